@@ -1,0 +1,178 @@
+//! The daemon's control socket: one JSON value a line, a request from the command, then events until one says it is
+//! the last. The socket lies in the mount's state directory, which only its owner can enter.
+
+use serde::{Deserialize, Serialize};
+
+/// What a command asks of a running daemon.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub enum Request {
+    /// One [`Event::Status`].
+    Status,
+    /// Stage what was written up to now: all of it, or what lies at these paths (repository paths, relative to the
+    /// mount's root; a directory means all below it). [`Event::Progress`] until [`Event::Done`].
+    Sync {
+        /// Empty means everything.
+        paths: Vec<String>,
+    },
+    /// Drain, then unmount and end the daemon. [`Event::Progress`], then [`Event::Done`] just before it ends.
+    /// Hanging up before that leaves the mount as it is, and the rest queued.
+    Unmount,
+    /// Unmount at once and end the daemon; the rest stays on record for the next mount.
+    Detach,
+    /// Freeze what was written up to now, stage it, commit it. [`Event::Progress`], then [`Event::Committed`].
+    Commit {
+        /// The branch; `None` is the mount's own.
+        branch: Option<String>,
+        /// Message.
+        message: String,
+        /// Author's name.
+        author: String,
+        /// Author's address.
+        email: String,
+    },
+}
+
+/// What the daemon answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// The state of the mount.
+    Status(Box<Status>),
+    /// Something moved, or a second passed.
+    Progress(Progress),
+    /// The request was carried out.
+    Done,
+    /// The commit was made.
+    Committed {
+        /// Its id; `None` when there was nothing to commit.
+        id: Option<String>,
+    },
+    /// The request was not carried out.
+    Failed(Failure),
+}
+
+/// An error in the three parts that a person needs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What could not be done, and why.
+    pub message: String,
+    /// The command or act that mends it.
+    pub hint: Option<String>,
+    /// Whether changes are still owed to the server (exit code 3).
+    pub owed: bool,
+}
+
+/// How far a drain is. Files and bytes count from the request on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Paths brought to their wanted state since the request.
+    pub files_done: u64,
+    /// Paths in all.
+    pub files_total: u64,
+    /// Content bytes of those done.
+    pub bytes_done: u64,
+    /// Content bytes in all.
+    pub bytes_total: u64,
+    /// Files that were given up for now with an error.
+    pub files_failed: u64,
+}
+
+/// One mount, as `oxenfs status --json` prints it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// Where it is mounted; `None` while a daemon only drains, or when none runs.
+    pub mountpoint: Option<String>,
+    /// Scheme, host and port.
+    pub server: String,
+    /// `NAMESPACE/NAME`.
+    pub repo: String,
+    /// The branch that a commit goes to.
+    pub branch: String,
+    /// The workspace's name.
+    pub workspace: String,
+    /// `mounted`, `draining` or `stopped`.
+    pub phase: String,
+    /// The daemon's process id; 0 when none runs.
+    pub pid: u32,
+    /// Server version.
+    pub server_version: String,
+    /// Protocol dialect.
+    pub dialect: String,
+    /// The commit under the workspace.
+    pub base: String,
+    /// Files and bytes per state.
+    pub counts: Counts,
+    /// Seconds since the oldest change that is not staged yet; `None` when all is.
+    pub oldest_unstaged_secs: Option<u64>,
+    /// Estimated seconds until all is staged, from the rate of the last minute; `None` when unknown or nothing is owed.
+    pub eta_secs: Option<u64>,
+    /// Content bytes sent since the daemon started.
+    pub sent_bytes: u64,
+    /// Content bytes staged by hash alone since the daemon started.
+    pub deduplicated_bytes: u64,
+    /// Bytes in the spool.
+    pub spool_bytes: u64,
+    /// The spool's limit in bytes; 0 is none but the disk's.
+    pub spool_limit_bytes: u64,
+    /// Why staging is paused: the server cannot be reached, say. `None` while it works.
+    pub stalled: Option<String>,
+    /// The last errors, newest first, at most 20.
+    pub errors: Vec<FileError>,
+    /// Paths that never travel, with the reason, at most 100.
+    pub local: Vec<LocalPath>,
+}
+
+/// Numbers per state of a file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counts {
+    /// Open for writing, or not settled yet.
+    pub dirty: Tally,
+    /// Being hashed, or waiting for it.
+    pub hashing: Tally,
+    /// Hashed and waiting.
+    pub queued: Tally,
+    /// On its way.
+    pub uploading: Tally,
+    /// Confirmed by the server, not committed.
+    pub staged: Tally,
+    /// Parked with an error.
+    pub failed: Tally,
+    /// Removals and moves that the server does not know of yet; no bytes.
+    pub removals: Tally,
+    /// What never travels.
+    pub local: Tally,
+}
+
+/// Files and their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// How many.
+    pub files: u64,
+    /// Their content's length.
+    pub bytes: u64,
+}
+
+/// A file that could not be staged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FileError {
+    /// Repository path.
+    pub path: String,
+    /// In words.
+    pub error: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// Whether it waits for somebody (parked) or will be tried again by itself.
+    pub parked: bool,
+}
+
+/// A path that stays local.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LocalPath {
+    /// Path from the mount's root, lossily printed.
+    pub path: String,
+    /// Why.
+    pub reason: String,
+}

@@ -1,0 +1,63 @@
+//! oxenfs mounts an Oxen workspace as a directory. Ordinary tools write datasets into it at the speed of the local
+//! disk; what they wrote is staged on the server in the background, by hash where the server has the bytes already.
+//!
+//! # Vocabulary
+//!
+//! - **Spool**: bytes and names that the server does not have yet. **Workspace**: what is staged on the server.
+//!   **Branch**: what is committed.
+//! - **Base**: the commit the workspace stands on; immutable, listed lazily.
+//! - **Generation**: one state of a file's bytes. A **sealed** generation does not change; a writer that meets one
+//!   makes the next.
+//! - **Ledger**: what base and workspace hold at each path that ever differed from the base.
+//! - **Settled**: a path nobody has written to for its quiet period; only settled paths are staged, unless a barrier
+//!   (`sync`, `commit`, `unmount`) asks for all of them.
+//! - **Drain**: bring every path to its wanted state.
+//!
+//! # Map
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`cli`] | arguments, every printed word, progress |
+//! | [`config`] | validated settings, credentials, state directories |
+//! | [`mount`] | a mount's life: preflight, recover, serve, drain, unmount; the one place that wires concrete types |
+//! | [`control`] | the daemon's socket: requests, answers, progress events |
+//! | [`fuse`] | the kernel adapter and the one errno table |
+//! | [`fs`] | what each POSIX operation means here; open handles |
+//! | [`namespace`] | the inode tree in memory, no I/O |
+//! | [`ledger`] | per path: base, staged, wanted, and the step that brings one to the other; no I/O |
+//! | [`spool`] | files with the bytes that the server lacks, and complete copies of those it has, by hash |
+//! | [`journal`] | the durable record of all that must survive a crash |
+//! | [`stager`] | the write-back queue: hash, ask, send, confirm |
+//! | [`workspace`] | the backend seam: trait, values, errors |
+//! | [`oxen`] | its HTTP implementation, dialects, retry |
+//! | [`hash`], [`path`] | content hashes; names and paths that are valid once built |
+//! | [`dev_server`] | an embedded Oxen-compatible server for trying and for tests |
+//!
+//! # Directions
+//!
+//! ```text
+//! cli ▸ mount ▸ { fuse, control, oxen }      fuse ▸ fs      control ▸ (types only)
+//! fs ▸ { namespace, ledger, spool, journal }      stager ▸ { fs, workspace, hash }
+//! namespace, ledger, spool, journal ▸ { path, hash, workspace (values) }
+//! leaves: path, hash
+//! ```
+//!
+//! Only `mount` names both `oxen` and `fs`; only `fuse` and `mount` name `fuser`; only `oxen` names `reqwest`; only
+//! `cli` prints. `scripts/check-layers` greps for it.
+
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod dev_server;
+pub mod fs;
+pub mod fuse;
+pub mod hash;
+pub mod journal;
+pub mod ledger;
+pub mod mount;
+pub mod namespace;
+pub mod oxen;
+pub mod path;
+pub mod spool;
+pub mod stager;
+pub mod workspace;

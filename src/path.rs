@@ -1,0 +1,276 @@
+//! Names and repository paths: checked once when built, so that no callee checks again.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The longest name Linux filesystems take, in bytes (`NAME_MAX` in `limits.h`).
+pub const NAME_MAX: usize = 255;
+
+/// One directory entry's name: 1 to 255 bytes, any but `/` and NUL, not `.` or `..`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(Box<[u8]>);
+
+/// Why a byte string is not a name or a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// No bytes, or `.`, `..`, `/`, NUL in it.
+    #[error("not a file name")]
+    Invalid,
+    /// Over [`NAME_MAX`] bytes.
+    #[error("name longer than {NAME_MAX} bytes")]
+    TooLong,
+    /// Valid here, but no name the server can hold: not UTF-8.
+    #[error("name is not UTF-8, which is all that Oxen can store")]
+    NotUtf8,
+    /// Valid here, but taken by Oxen for its own files.
+    #[error("the name .oxen belongs to Oxen itself")]
+    Reserved,
+}
+
+impl Name {
+    /// Checks and copies `bytes`.
+    ///
+    /// # Errors
+    /// [`PathError::Invalid`] or [`PathError::TooLong`].
+    pub fn new(bytes: &[u8]) -> Result<Self, PathError> {
+        if bytes.len() > NAME_MAX {
+            return Err(PathError::TooLong);
+        }
+        if bytes.is_empty() || bytes == b"." || bytes == b".." || bytes.iter().any(|b| matches!(b, b'/' | 0)) {
+            return Err(PathError::Invalid);
+        }
+        Ok(Self(bytes.into()))
+    }
+
+    /// The same, from what the kernel hands over.
+    ///
+    /// # Errors
+    /// As [`Name::new`].
+    pub fn from_os(name: &OsStr) -> Result<Self, PathError> {
+        Self::new(name.as_bytes())
+    }
+
+    /// The raw bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// As the standard library wants it.
+    pub fn as_os(&self) -> &OsStr {
+        OsStr::from_bytes(&self.0)
+    }
+
+    /// Whether the server can hold this name.
+    ///
+    /// # Errors
+    /// [`PathError::NotUtf8`] or [`PathError::Reserved`]: the file stays local.
+    pub fn storable(&self) -> Result<&str, PathError> {
+        let text = std::str::from_utf8(&self.0).map_err(|_| PathError::NotUtf8)?;
+        if text == ".oxen" {
+            Err(PathError::Reserved)
+        } else {
+            Ok(text)
+        }
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", String::from_utf8_lossy(&self.0))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.0))
+    }
+}
+
+/// A path inside a repository that the server can hold: UTF-8 components joined by `/`, none of them `.`, `..`,
+/// `.oxen`, empty or over [`NAME_MAX`] bytes. The empty path is the root.
+///
+/// Ordered by components, so that a directory's descendants directly follow it ([`RepoPath::cmp`]).
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
+pub struct RepoPath(Box<str>);
+
+impl RepoPath {
+    /// The repository's root.
+    pub fn root() -> Self {
+        Self::default()
+    }
+
+    /// Checks `text`; one leading and one trailing `/` are forgiven.
+    ///
+    /// # Errors
+    /// The first component that is no storable name.
+    pub fn parse(text: &str) -> Result<Self, PathError> {
+        let text = text.strip_prefix('/').unwrap_or(text);
+        let text = text.strip_suffix('/').unwrap_or(text);
+        if !text.is_empty() {
+            for part in text.split('/') {
+                Name::new(part.as_bytes())?.storable()?;
+            }
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The path of `name` in this directory.
+    ///
+    /// # Errors
+    /// When the server cannot hold `name`.
+    pub fn join(&self, name: &Name) -> Result<Self, PathError> {
+        let name = name.storable()?;
+        Ok(Self(if self.is_root() {
+            name.into()
+        } else {
+            format!("{}/{name}", self.0).into()
+        }))
+    }
+
+    /// This path with `below` under it.
+    pub fn concat(&self, below: &RepoPath) -> Self {
+        match (self.is_root(), below.is_root()) {
+            (true, _) => below.clone(),
+            (_, true) => self.clone(),
+            _ => Self(format!("{}/{}", self.0, below.0).into()),
+        }
+    }
+
+    /// Components joined by `/`, as the server writes them.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this is the root.
+    pub fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The directory it is in; `None` for the root.
+    pub fn parent(&self) -> Option<Self> {
+        if self.is_root() {
+            return None;
+        }
+        Some(Self(self.0.rsplit_once('/').map_or("", |(dir, _)| dir).into()))
+    }
+
+    /// The last component; empty for the root.
+    pub fn file_name(&self) -> &str {
+        self.0.rsplit_once('/').map_or(&*self.0, |(_, name)| name)
+    }
+
+    /// The components from the root down.
+    pub fn components(&self) -> impl Iterator<Item = &str> {
+        self.0.split('/').filter(|part| !part.is_empty())
+    }
+
+    /// Whether `self` is `dir` or lies below it.
+    pub fn is_in(&self, dir: &RepoPath) -> bool {
+        dir.is_root()
+            || self
+                .0
+                .strip_prefix(&*dir.0)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// What is left of `self` below `dir`; `None` when it does not lie there.
+    pub fn below(&self, dir: &RepoPath) -> Option<RepoPath> {
+        if !self.is_in(dir) {
+            return None;
+        }
+        let rest = &self.0[dir.0.len()..];
+        Some(Self(rest.strip_prefix('/').unwrap_or(rest).into()))
+    }
+}
+
+impl PartialOrd for RepoPath {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for RepoPath {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        // `/` sorts before every other byte, so `a`, `a/b`, `a.txt` come in tree order.
+        let key = |b: u8| if b == b'/' { 0 } else { b };
+        self.0.bytes().map(key).cmp(other.0.bytes().map(key))
+    }
+}
+
+impl fmt::Debug for RepoPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+impl fmt::Display for RepoPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_root() { "/" } else { &self.0 })
+    }
+}
+
+impl Serialize for RepoPath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for RepoPath {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        RepoPath::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> RepoPath {
+        RepoPath::parse(text).unwrap()
+    }
+
+    #[test]
+    fn names_that_would_escape_their_directory_are_refused() {
+        for bad in [&b""[..], b".", b"..", b"a/b", b"a\0b"] {
+            assert_eq!(Name::new(bad), Err(PathError::Invalid), "{bad:?}");
+        }
+        assert_eq!(Name::new(&[b'x'; 256]), Err(PathError::TooLong));
+        assert!(Name::new(&[b'x'; 255]).is_ok());
+        assert_eq!(Name::new(b"\xff").unwrap().storable(), Err(PathError::NotUtf8));
+        assert_eq!(Name::new(b".oxen").unwrap().storable(), Err(PathError::Reserved));
+    }
+
+    #[test]
+    fn paths_from_a_server_are_checked_by_component() {
+        for bad in ["a/../b", "a//b", "./a", "..", "a/.oxen/b", "a//"] {
+            assert!(RepoPath::parse(bad).is_err(), "{bad}");
+        }
+        assert_eq!(path("/a/b/").as_str(), "a/b");
+        assert!(path("/").is_root());
+    }
+
+    #[test]
+    fn descendants_directly_follow_their_directory() {
+        let mut paths = ["a.txt", "a/b", "a", "a-b", "a/b/c", "ab"].map(path);
+        paths.sort();
+        assert_eq!(
+            paths.map(|p| p.as_str().to_owned()),
+            ["a", "a/b", "a/b/c", "a-b", "a.txt", "ab"]
+        );
+    }
+
+    #[test]
+    fn below_and_parent_take_paths_apart() {
+        assert_eq!(path("a/b/c").below(&path("a/b")), Some(path("c")));
+        assert_eq!(path("ab").below(&path("a")), None);
+        assert_eq!(path("a").below(&path("a")), Some(RepoPath::root()));
+        assert_eq!(path("a/b").parent(), Some(path("a")));
+        assert_eq!(path("a").parent(), Some(RepoPath::root()));
+        assert_eq!(RepoPath::root().parent(), None);
+        assert_eq!(path("a/b").concat(&path("c/d")), path("a/b/c/d"));
+    }
+}

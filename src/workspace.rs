@@ -1,0 +1,375 @@
+//! The seam between oxenfs and whatever holds the workspace: one trait, its values and its errors.
+//!
+//! Implementations: `oxen::OxenWorkspace` over HTTP; in tests, a double in memory. No method keeps state that
+//! the caller would need after a crash: what must survive is returned, and the caller writes it down.
+
+use std::fs::File;
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::hash::{ContentHash, HashKind};
+use crate::path::RepoPath;
+
+/// What every method returns: a future that may be dropped at any time. Dropping one abandons its request; the effect
+/// on the server is then unknown, and repeating the call is safe (but for [`Workspace::commit`]).
+pub type Fut<'a, T> = Pin<Box<dyn Future<Output = Result<T, WorkspaceError>> + Send + 'a>>;
+
+/// A commit's id, as the server prints it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CommitId(pub Arc<str>);
+
+impl std::fmt::Display for CommitId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A file's content: what it is, not where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Object {
+    /// Hash of the whole content.
+    pub hash: ContentHash,
+    /// Length in bytes.
+    pub size: u64,
+}
+
+/// Where bytes can be read from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Source {
+    /// Which tree.
+    pub revision: Revision,
+    /// The file's path in it.
+    pub path: RepoPath,
+}
+
+/// A tree on the server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Revision {
+    /// A commit: immutable.
+    Commit(CommitId),
+    /// The workspace: its commit with the staged changes over it.
+    Workspace,
+}
+
+/// One entry of a committed directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its last path component; not yet checked, a server may send anything.
+    pub name: String,
+    /// What it is.
+    pub kind: EntryKind,
+    /// When the commit that last touched it was made, in seconds since the epoch; 0 when the server does not say.
+    pub modified_secs: i64,
+}
+
+/// A file's content, or a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EntryKind {
+    /// A regular file.
+    File(Object),
+    /// A directory.
+    Dir,
+}
+
+/// One staged change of the workspace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The file it is about.
+    pub path: RepoPath,
+    /// What is staged for it.
+    pub kind: ChangeKind,
+}
+
+/// How a staged change differs from the base commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// The base has no such file.
+    Added,
+    /// The base has other content there.
+    Modified,
+    /// The base has it; the workspace does not.
+    Removed,
+}
+
+/// Content to be staged at a path.
+#[derive(Debug, Clone)]
+pub struct Put {
+    /// Where.
+    pub path: RepoPath,
+    /// What.
+    pub object: Object,
+    /// The bytes: a sealed file that nothing changes while this value lives. `None` when they are not here, as after
+    /// a rename of remote content: then only asking by hash can stage it.
+    pub file: Option<Arc<File>>,
+}
+
+/// What became of one [`Put`] or one path.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The server confirmed it for this path; `sent_bytes` of content travelled for it.
+    Done {
+        /// Content bytes sent, before compression.
+        sent_bytes: u64,
+    },
+    /// The server does not hold this content: send the bytes.
+    NeedsBytes,
+    /// This one did not work; the others are not affected.
+    Failed(WorkspaceError),
+}
+
+/// How far a large upload got, in the form that survives a crash: written down by the caller, given back on resume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upload {
+    /// The server's name for it; empty where the protocol has none.
+    pub id: String,
+    /// Length of every part but the last, in bytes.
+    pub part_bytes: u64,
+    /// Parts the server acknowledged, from 0, ascending.
+    pub parts: Vec<u32>,
+}
+
+/// Receives a large upload's progress; called from the request's task, must not block.
+pub trait UploadProgress: Send + Sync {
+    /// The state to be written down for a resume.
+    fn checkpoint(&self, upload: &Upload);
+    /// `bytes` more were acknowledged.
+    fn sent(&self, bytes: u64);
+}
+
+/// What staging by hash costs and takes on this server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ByHash {
+    /// It cannot; bytes always travel.
+    Never,
+    /// One request for many files.
+    Batch,
+    /// One request a file.
+    Single,
+}
+
+/// What is known of the server after connecting.
+#[derive(Debug, Clone)]
+pub struct ServerInfo {
+    /// What the server says of itself, for example `0.65.2`.
+    pub version: String,
+    /// The protocol spoken with it, for example `0.65` or `documented`.
+    pub dialect: &'static str,
+    /// The function that names content.
+    pub hash_kind: HashKind,
+    /// How content can be staged without its bytes.
+    pub by_hash: ByHash,
+}
+
+/// A commit to be made of everything staged.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CommitRequest {
+    /// The branch it goes to.
+    pub branch: String,
+    /// Its message.
+    pub message: String,
+    /// Its author's name.
+    pub author: String,
+    /// Its author's address.
+    pub email: String,
+}
+
+/// A commit that was made.
+#[derive(Debug, Clone)]
+pub struct Committed {
+    /// The new commit, which the workspace now stands on.
+    pub id: CommitId,
+    /// The commits it follows.
+    pub parents: Vec<CommitId>,
+}
+
+/// A workspace and the repository around it.
+pub trait Workspace: Send + Sync + 'static {
+    /// What connecting found out.
+    fn info(&self) -> &ServerInfo;
+
+    /// The commit the workspace stands on now; asks the server.
+    fn base(&self) -> Fut<'_, CommitId>;
+
+    /// The entries of a directory of `commit`, unordered; empty when it is not there (a directory without committed
+    /// files does not exist on the server).
+    fn list<'a>(&'a self, commit: &'a CommitId, dir: &'a RepoPath) -> Fut<'a, Vec<Entry>>;
+
+    /// All staged changes, unordered.
+    fn changes(&self) -> Fut<'_, Vec<Change>>;
+
+    /// What is staged at a path that [`changes`](Workspace::changes) calls added or modified. Reads the whole staged
+    /// file where the server's metadata cannot be taken at its word.
+    fn staged_object<'a>(&'a self, change: &'a Change) -> Fut<'a, Object>;
+
+    /// Copies a whole file into `into`, from its start, and returns its length. The caller checks the hash.
+    fn fetch<'a>(&'a self, source: &'a Source, into: &'a File) -> Fut<'a, u64>;
+
+    /// `range` of a file, in bytes from its start; shorter where the file ends earlier.
+    fn read<'a>(&'a self, source: &'a Source, range: Range<u64>) -> Fut<'a, bytes::Bytes>;
+
+    /// Stages content that the server already holds. One outcome per item, in order: [`Outcome::NeedsBytes`] where it
+    /// does not hold it (always, under [`ByHash::Never`]). No content travels.
+    ///
+    /// # Errors
+    /// Only when nothing is known about any item.
+    fn stage_by_hash<'a>(&'a self, puts: &'a [Put]) -> Fut<'a, Vec<Outcome>>;
+
+    /// Sends small files in one request, streamed from disk. One outcome per item, in order; done only where the
+    /// answer names the path.
+    ///
+    /// # Errors
+    /// Only when nothing is known about any item.
+    fn send_small<'a>(&'a self, puts: &'a [Put]) -> Fut<'a, Vec<Outcome>>;
+
+    /// Sends one file in parts, several at once, after asking by hash where the protocol begins that way; goes on
+    /// with `resume` where the server still knows it, else begins anew. Empty files go through
+    /// [`send_small`](Workspace::send_small).
+    fn send_large<'a>(
+        &'a self,
+        put: &'a Put,
+        resume: Option<Upload>,
+        progress: &'a dyn UploadProgress,
+    ) -> Fut<'a, Outcome>;
+
+    /// Stages the removal of files. A path that neither base nor workspace has counts as done.
+    fn remove<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>>;
+
+    /// Drops what is staged for these paths, so that the base shows again. A path with nothing staged counts as done.
+    fn unstage<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>>;
+
+    /// Moves one staged or committed file on the server. Fails where `to` exists in the base.
+    fn rename<'a>(&'a self, from: &'a RepoPath, to: &'a RepoPath) -> Fut<'a, ()>;
+
+    /// Paths that were changed both here and on `branch` since the base; empty when a commit can go through.
+    fn conflicts<'a>(&'a self, branch: &'a str) -> Fut<'a, Vec<RepoPath>>;
+
+    /// Commits everything staged. Never repeated blindly: after a lost answer the branch's head tells whether it
+    /// happened.
+    fn commit<'a>(&'a self, request: &'a CommitRequest) -> Fut<'a, Committed>;
+}
+
+/// Why the server or the way to it said no.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkspaceError {
+    /// No connection, or it broke before an answer came.
+    #[error("cannot reach {server}: {cause}")]
+    Unreachable {
+        /// Scheme, host and port.
+        server: String,
+        /// The last link of the error chain, in words.
+        cause: String,
+    },
+    /// No answer in time.
+    #[error("no answer within {} s", .after.as_secs())]
+    TimedOut {
+        /// The deadline that passed.
+        after: Duration,
+    },
+    /// 429, or 503 with `Retry-After`.
+    #[error("the server is busy")]
+    Busy {
+        /// What `Retry-After` asked for.
+        retry_after: Option<Duration>,
+    },
+    /// 5xx.
+    #[error("the server failed: {status} {message}")]
+    Server {
+        /// HTTP status.
+        status: u16,
+        /// Its own words.
+        message: String,
+    },
+    /// 401: no token, or one that is not accepted.
+    #[error("the server does not accept the credentials")]
+    Unauthorized,
+    /// 403.
+    #[error("access denied: {message}")]
+    Forbidden {
+        /// Its own words.
+        message: String,
+    },
+    /// 404 for the repository, the branch, the workspace or the file that the request named.
+    #[error("not found: {what}")]
+    NotFound {
+        /// What was looked for.
+        what: String,
+    },
+    /// 409: something is there that excludes it, or the branch moved on.
+    #[error("conflict: {message}")]
+    Conflict {
+        /// Its own words.
+        message: String,
+    },
+    /// 413 or 507: too large, or the server's storage is used up.
+    #[error("the server has no room: {message}")]
+    NoSpace {
+        /// Its own words.
+        message: String,
+    },
+    /// Any other 4xx: repeating it will not help.
+    #[error("the server refused: {status} {message}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// Its own words.
+        message: String,
+    },
+    /// A 200 whose body does not confirm the effect. Repeating is safe.
+    #[error("the server did not confirm {what}")]
+    Unconfirmed {
+        /// The path or request.
+        what: String,
+    },
+    /// An answer that is no answer: bad JSON, a short body, content that does not have its hash.
+    #[error("unexpected answer: {detail}")]
+    Protocol {
+        /// What was wrong.
+        detail: String,
+    },
+    /// This dialect cannot do it.
+    #[error("this server cannot {what}")]
+    Unsupported {
+        /// The operation.
+        what: &'static str,
+    },
+    /// A local file could not be read or written.
+    #[error("local file: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl WorkspaceError {
+    /// Whether the same request may succeed later without anybody changing it: the only retry policy there is.
+    /// Expired credentials are transient: they are read again for every attempt.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. }
+            | Self::TimedOut { .. }
+            | Self::Busy { .. }
+            | Self::Server { .. }
+            | Self::Unauthorized
+            | Self::Unconfirmed { .. }
+            | Self::Protocol { .. } => true,
+            Self::Forbidden { .. }
+            | Self::NotFound { .. }
+            | Self::Conflict { .. }
+            | Self::NoSpace { .. }
+            | Self::Refused { .. }
+            | Self::Unsupported { .. }
+            | Self::Io(_) => false,
+        }
+    }
+
+    /// How long the server asked to be left alone.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Busy { retry_after } => *retry_after,
+            _ => None,
+        }
+    }
+}
