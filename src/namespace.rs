@@ -362,7 +362,10 @@ impl Namespace {
                 inode.recorded = true;
                 match (&record.body, &mut inode.body) {
                     // A directory's entries are never copied.
-                    (BodyRecord::Dir { based }, Body::Dir(dir)) => dir.based = *based,
+                    (BodyRecord::Dir { based }, Body::Dir(dir)) => {
+                        dir.based = *based;
+                        dir.listed |= !based;
+                    }
                     (_, old) => *old = body(Some(&*old)),
                 }
             }

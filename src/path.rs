@@ -94,7 +94,7 @@ impl fmt::Display for Name {
 ///
 /// Ordered by components, so that a directory's descendants directly follow it ([`RepoPath::cmp`]).
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
-pub struct RepoPath(Box<str>);
+pub struct RepoPath(std::sync::Arc<str>);
 
 impl RepoPath {
     /// The repository's root.
