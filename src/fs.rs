@@ -187,15 +187,8 @@ struct State {
 
 /// An open file or directory.
 enum Handle {
-    File {
-        ino: Ino,
-        read: bool,
-        write: bool,
-    },
-    Dir {
-        ino: Ino,
-        entries: Option<Arc<Vec<(Name, Ino)>>>,
-    },
+    File { ino: Ino, read: bool, write: bool },
+    Dir { ino: Ino, entries: Option<Arc<Vec<(Name, Ino)>>> },
 }
 
 /// What the open handles of one file share.
@@ -291,10 +284,7 @@ impl State {
 
     fn set_content(&mut self, ino: Ino, content: Content, size: u64) {
         if let Some(inode) = self.tree.get_mut(ino)
-            && let Body::File {
-                content: old,
-                size: old_size,
-            } = &mut inode.body
+            && let Body::File { content: old, size: old_size } = &mut inode.body
         {
             (*old, *old_size) = (content, size);
         }
@@ -310,13 +300,7 @@ impl State {
             (Content::Remote { hash, .. }, size) => Some(Object { hash: *hash, size }),
             (Content::Local { .. }, _) => None,
         });
-        self.apply(Change::Account {
-            path: path.clone(),
-            account: Some(Account {
-                base,
-                ..Account::default()
-            }),
-        });
+        self.apply(Change::Account { path: path.clone(), account: Some(Account { base, ..Account::default() }) });
     }
 
     /// Puts a path in the queue, or closes its account where nothing is or was owed for it.
@@ -327,10 +311,7 @@ impl State {
             && !self.queue.is_active(path)
         {
             self.queue.remove(path);
-            self.apply(Change::Account {
-                path: path.clone(),
-                account: None,
-            });
+            self.apply(Change::Account { path: path.clone(), account: None });
             return;
         }
         self.queue.touch(path, settle);
@@ -355,16 +336,10 @@ impl State {
         let paths = self.tree.file_paths(ino);
         let staged = |path: &&RepoPath| matches!(self.ledger.get(path).map(|a| a.staged), Some(crate::ledger::Staged::Put(o)) if o.hash == *hash);
         match paths.iter().find(staged) {
-            Some(path) => Some(Source {
-                revision: Revision::Workspace,
-                path: path.clone(),
-            }),
+            Some(path) => Some(Source { revision: Revision::Workspace, path: path.clone() }),
             None => {
                 let path = paths.into_iter().next()?;
-                Some(Source {
-                    revision: Revision::Commit(self.base.clone()),
-                    path,
-                })
+                Some(Source { revision: Revision::Commit(self.base.clone()), path })
             }
         }
     }
@@ -436,11 +411,7 @@ impl Fs {
     }
 
     fn writable_mount(&self) -> Op<()> {
-        if self.options.read_only {
-            Err(FsError::ReadOnly.into())
-        } else {
-            Ok(())
-        }
+        if self.options.read_only { Err(FsError::ReadOnly.into()) } else { Ok(()) }
     }
 
     /// Carries an operation through: gets what it needs until it is done.
@@ -510,17 +481,12 @@ impl Fs {
             let unlisted: Vec<Ino> = {
                 let state = self.lock();
                 let below = state.tree.walk(dir).into_iter().map(|(.., child)| child);
-                below
-                    .chain([dir])
-                    .filter(|ino| state.tree.dir(*ino).is_some_and(|dir| !dir.listed))
-                    .collect()
+                below.chain([dir]).filter(|ino| state.tree.dir(*ino).is_some_and(|dir| !dir.listed)).collect()
             };
             if unlisted.is_empty() {
                 return Ok(());
             }
-            let listings = stream::iter(unlisted)
-                .map(|ino| self.list(ino))
-                .buffer_unordered(LISTINGS_AT_ONCE);
+            let listings = stream::iter(unlisted).map(|ino| self.list(ino)).buffer_unordered(LISTINGS_AT_ONCE);
             listings.try_collect::<()>().await?;
         }
     }
@@ -573,10 +539,7 @@ impl Fs {
         self.blocking(move |fs| {
             let (found, _) = ContentHash::of_file(hash.kind(), &fetched.file, || true)?;
             if found != hash || length != size {
-                let detail = format!(
-                    "{} has content {found} of {length} bytes, not {hash} of {size}",
-                    source.path
-                );
+                let detail = format!("{} has content {found} of {length} bytes, not {hash} of {size}", source.path);
                 return Err(WorkspaceError::Protocol { detail }.into());
             }
             let file = fetched.file.clone();
@@ -601,17 +564,14 @@ impl Fs {
                             continue;
                         };
                         let frozen = state.is_frozen(*spool);
-                        state
-                            .held
-                            .get(spool)
-                            .map(|hold| (*spool, size, hold.cancel.clone(), frozen))
+                        state.held.get(spool).map(|hold| (*spool, size, hold.cancel.clone(), frozen))
                     };
                     match held {
                         None => {}
                         Some((spool, size, cancel, frozen)) => {
                             let copied = self
                                 .blocking(move |fs| {
-                                    let from = fs.spool.file(spool)?;
+                                    let Some(from) = fs.spool_file(ino, spool)? else { return Ok(true) };
                                     fs.take_copy_if(ino, spool, &from, size <= COPY_LIMIT_BYTES || frozen)
                                 })
                                 .await?;
@@ -671,7 +631,13 @@ impl Fs {
     /// Puts an empty spool file in the place of a file's content.
     fn empty(&self, ino: Ino) -> Result<(), FsError> {
         let (id, file) = self.spool.create()?;
-        self.install(ino, id, file, 0, |_| true)
+        self.install(ino, id, file, 0, |_| true)?;
+        // Unlike a copy, this is a change, whether or not a write follows.
+        let noted = self.change(|state| {
+            state.wrote(ino, |size| size, self);
+            Ok(())
+        });
+        staging::into_plain(noted)
     }
 
     /// Makes a spool file a file's content, if `expected` still holds of the old one.
@@ -701,15 +667,7 @@ impl Fs {
             }
             state.materialize(ino);
             let generation = state.fresh_generation();
-            state.set_content(
-                ino,
-                Content::Local {
-                    spool: id,
-                    generation,
-                    hash: None,
-                },
-                size,
-            );
+            state.set_content(ino, Content::Local { spool: id, generation, hash: None }, size);
             state.record(ino);
             if let Some(open) = state.open.get_mut(&ino) {
                 open.file = Some(Arc::new(file));
@@ -735,6 +693,19 @@ impl Fs {
             }
         }
         Ok(())
+    }
+
+    /// Opens a file's spool file; `None` when it has other content by now: a confirmation moves spool files away.
+    fn spool_file(&self, ino: Ino, spool: SpoolId) -> io::Result<Option<File>> {
+        match self.spool.file(spool) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let state = self.lock();
+                let same = matches!(state.content(ino), Some((Content::Local { spool: now, .. }, _)) if *now == spool);
+                if same { Err(error) } else { Ok(None) }
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes a spool file that its dead inode left, and frees what it counted for.
@@ -775,18 +746,9 @@ impl Fs {
 
 /// Sets a spool file's modification time, which is what counts after a crash.
 fn set_mtime(file: &File, Timestamp(secs, nanos): Timestamp) -> io::Result<()> {
-    let mtime = rustix::fs::Timespec {
-        tv_sec: secs,
-        tv_nsec: nanos.into(),
-    };
-    let omit = rustix::fs::Timespec {
-        tv_sec: 0,
-        tv_nsec: rustix::fs::UTIME_OMIT,
-    };
-    let times = rustix::fs::Timestamps {
-        last_access: omit,
-        last_modification: mtime,
-    };
+    let mtime = rustix::fs::Timespec { tv_sec: secs, tv_nsec: nanos.into() };
+    let omit = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
+    let times = rustix::fs::Timestamps { last_access: omit, last_modification: mtime };
     Ok(rustix::fs::futimens(file, &times)?)
 }
 
@@ -798,20 +760,10 @@ fn empty_tree(root_path: RepoPath, options: &Options) -> Namespace {
 /// The attributes of what the base has; it knows none but a time.
 fn base_attrs(options: &Options, dir: bool, time: Timestamp) -> Attrs {
     let mode = if dir { 0o777 } else { 0o666 } & !options.umask;
-    Attrs {
-        mode,
-        uid: options.uid,
-        gid: options.gid,
-        atime: time,
-        mtime: time,
-        ctime: time,
-    }
+    Attrs { mode, uid: options.uid, gid: options.gid, atime: time, mtime: time, ctime: time }
 }
 
 /// A directory that the base has and that has not been listed.
 fn unlisted_dir() -> Body {
-    Body::Dir(Dir {
-        based: true,
-        ..Dir::default()
-    })
+    Body::Dir(Dir { based: true, ..Dir::default() })
 }

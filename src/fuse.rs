@@ -65,11 +65,7 @@ pub fn serve(
     ready: impl FnOnce(Notifier),
 ) -> std::io::Result<()> {
     let mut config = Config::default();
-    config.acl = if allow_other {
-        SessionACL::All
-    } else {
-        SessionACL::Owner
-    };
+    config.acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     config.n_threads = Some(cores.clamp(2, 8));
     let session = Session::from_fd(Adapter { fs, runtime, waits }, device, config.acl, config)?;
@@ -115,21 +111,11 @@ macro_rules! answer {
 
 answer!(ReplyEmpty, (), |self, ()| self.ok());
 answer!(ReplyData, Vec<u8>, |self, bytes| self.data(&bytes));
-answer!(ReplyEntry, Stat, |self, stat| self.entry(
-    &TTL,
-    &attr(&stat),
-    Generation(0)
-));
+answer!(ReplyEntry, Stat, |self, stat| self.entry(&TTL, &attr(&stat), Generation(0)));
 answer!(ReplyAttr, Stat, |self, stat| self.attr(&TTL, &attr(&stat)));
 answer!(ReplyWrite, u32, |self, length| self.written(length));
 answer!(ReplyStatfs, Statfs, |self, stat| {
-    let Statfs {
-        block_bytes,
-        blocks,
-        free_blocks,
-        files,
-        free_files,
-    } = stat;
+    let Statfs { block_bytes, blocks, free_blocks, files, free_files } = stat;
     self.statfs(
         blocks,
         free_blocks,
@@ -151,14 +137,7 @@ fn code(error: &FsError) -> Errno {
 }
 
 fn attr(stat: &Stat) -> FileAttr {
-    let Attrs {
-        mode,
-        uid,
-        gid,
-        atime,
-        mtime,
-        ctime,
-    } = stat.attrs;
+    let Attrs { mode, uid, gid, atime, mtime, ctime } = stat.attrs;
     FileAttr {
         ino: INodeNo(stat.ino.0),
         size: stat.size,
@@ -192,13 +171,8 @@ fn kind(format: u32) -> FileType {
 
 fn system_time(Timestamp(secs, nanos): Timestamp) -> SystemTime {
     let whole = Duration::from_secs(secs.unsigned_abs());
-    let time = if secs < 0 {
-        UNIX_EPOCH.checked_sub(whole)
-    } else {
-        UNIX_EPOCH.checked_add(whole)
-    };
-    time.and_then(|time| time.checked_add(Duration::from_nanos(nanos.into())))
-        .unwrap_or(UNIX_EPOCH)
+    let time = if secs < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
+    time.and_then(|time| time.checked_add(Duration::from_nanos(nanos.into()))).unwrap_or(UNIX_EPOCH)
 }
 
 fn timestamp(time: TimeOrNow) -> Timestamp {
@@ -246,11 +220,7 @@ fn attrs_of(request: &Request, mode: u32) -> Attrs {
 
 fn open_flags(flags: i32) -> OpenFlags {
     let access = flags & libc::O_ACCMODE;
-    OpenFlags {
-        read: access != libc::O_WRONLY,
-        write: access != libc::O_RDONLY,
-        truncate: flags & libc::O_TRUNC != 0,
-    }
+    OpenFlags { read: access != libc::O_WRONLY, write: access != libc::O_RDONLY, truncate: flags & libc::O_TRUNC != 0 }
 }
 
 impl Adapter {
@@ -282,11 +252,7 @@ impl Adapter {
             return reply.error(Errno::EIO);
         };
         self.runtime.spawn(async move {
-            if waiting.reached().await.files_failed > 0 {
-                reply.error(Errno::EIO)
-            } else {
-                reply.ok()
-            }
+            if waiting.reached().await.files_failed > 0 { reply.error(Errno::EIO) } else { reply.ok() }
         });
     }
 }
@@ -303,9 +269,7 @@ impl Answer<u64> for (ReplyOpen, FopenFlags) {
 impl Answer<(Stat, u64)> for (ReplyCreate, FopenFlags) {
     fn answer(self, result: Result<(Stat, u64), FsError>) {
         match result {
-            Ok((stat, handle)) => self
-                .0
-                .created(&TTL, &attr(&stat), Generation(0), FileHandle(handle), self.1),
+            Ok((stat, handle)) => self.0.created(&TTL, &attr(&stat), Generation(0), FileHandle(handle), self.1),
             Err(error) => self.0.error(code(&error)),
         }
     }
@@ -394,9 +358,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let (entry, attrs) = (name(entry), attrs_of(request, mode));
-        self.run(reply, move |fs| {
-            fs.mknod(ino(parent), try_name(&entry)?, attrs, mode & libc::S_IFMT, rdev)
-        });
+        self.run(reply, move |fs| fs.mknod(ino(parent), try_name(&entry)?, attrs, mode & libc::S_IFMT, rdev));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, entry: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
@@ -417,9 +379,7 @@ impl fuser::Filesystem for Adapter {
     fn symlink(&self, request: &Request, parent: INodeNo, entry: &OsStr, target: &Path, reply: ReplyEntry) {
         let (entry, attrs) = (name(entry), attrs_of(request, 0o777));
         let target = target.as_os_str().as_bytes().to_vec();
-        self.run(reply, move |fs| {
-            fs.symlink(ino(parent), try_name(&entry)?, &target, attrs)
-        });
+        self.run(reply, move |fs| fs.symlink(ino(parent), try_name(&entry)?, &target, attrs));
     }
 
     fn rename(
@@ -440,13 +400,7 @@ impl fuser::Filesystem for Adapter {
         };
         let (entry, to_entry) = (name(entry), name(to_entry));
         self.run(reply, move |fs| {
-            fs.rename(
-                ino(parent),
-                try_name(&entry)?,
-                ino(to_parent),
-                try_name(&to_entry)?,
-                mode,
-            )
+            fs.rename(ino(parent), try_name(&entry)?, ino(to_parent), try_name(&to_entry)?, mode)
         });
     }
 
@@ -508,11 +462,7 @@ impl fuser::Filesystem for Adapter {
             Err(Stop::Need(need)) => {
                 let (fs, data) = (self.fs.clone(), data.to_vec());
                 self.runtime.spawn(async move {
-                    reply.answer(
-                        fs.run(need, move |fs| fs.write(handle.0, offset, &data))
-                            .await
-                            .map(|()| length),
-                    );
+                    reply.answer(fs.run(need, move |fs| fs.write(handle.0, offset, &data)).await.map(|()| length));
                 });
             }
         }
@@ -543,11 +493,7 @@ impl fuser::Filesystem for Adapter {
 
     fn fsync(&self, _request: &Request, _inode: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let (fs, runtime, waits) = (self.fs.clone(), self.runtime.clone(), self.waits);
-        let adapter = Adapter {
-            fs: fs.clone(),
-            runtime: runtime.clone(),
-            waits,
-        };
+        let adapter = Adapter { fs: fs.clone(), runtime: runtime.clone(), waits };
         runtime.spawn_blocking(move || match fs.fsync(handle.0) {
             Ok(paths) if waits.fsync => adapter.when_staged(paths, reply),
             Ok(_) => reply.ok(),
@@ -562,12 +508,7 @@ impl fuser::Filesystem for Adapter {
 
     fn readdir(&self, _request: &Request, _inode: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let listed = self.fs.readdir(handle.0, offset, false, |entry| {
-            reply.add(
-                INodeNo(entry.stat.ino.0),
-                entry.next,
-                kind(entry.stat.format),
-                OsStr::from_bytes(entry.name),
-            )
+            reply.add(INodeNo(entry.stat.ino.0), entry.next, kind(entry.stat.format), OsStr::from_bytes(entry.name))
         });
         match listed {
             Ok(()) => reply.ok(),
@@ -586,14 +527,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let listed = self.fs.readdir(handle.0, offset, true, |entry| {
             let number = INodeNo(entry.stat.ino.0);
-            reply.add(
-                number,
-                entry.next,
-                OsStr::from_bytes(entry.name),
-                &TTL,
-                &attr(&entry.stat),
-                Generation(0),
-            )
+            reply.add(number, entry.next, OsStr::from_bytes(entry.name), &TTL, &attr(&entry.stat), Generation(0))
         });
         match listed {
             Ok(()) => reply.ok(),

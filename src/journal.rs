@@ -260,11 +260,7 @@ impl Journal {
             room: Room::Until(bytes),
         };
         state.extend_room();
-        Ok(Self {
-            dir: dir.to_owned(),
-            state: Mutex::new(state),
-            moved: Condvar::new(),
-        })
+        Ok(Self { dir: dir.to_owned(), state: Mutex::new(state), moved: Condvar::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -316,9 +312,7 @@ impl Journal {
             let mut bytes = std::mem::take(&mut state.buffer);
             let file = state.file.clone();
             drop(state);
-            let done = (&*file)
-                .write_all(&bytes)
-                .and_then(|()| if durable { Ok(fdatasync(&*file)?) } else { Ok(()) });
+            let done = (&*file).write_all(&bytes).and_then(|()| if durable { Ok(fdatasync(&*file)?) } else { Ok(()) });
             state = self.lock();
             state.busy = false;
             match done {
@@ -416,10 +410,7 @@ fn segments(dir: &Path) -> io::Result<Vec<u64>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
-        if let Some(number) = name
-            .to_str()
-            .and_then(|name| name.strip_prefix("journal.")?.parse().ok())
-        {
+        if let Some(number) = name.to_str().and_then(|name| name.strip_prefix("journal.")?.parse().ok()) {
             found.push(number);
         }
     }
@@ -432,12 +423,7 @@ fn create_segment(dir: &Path, segment: u64) -> io::Result<File> {
     header.push(b'\n');
     // Complete under its name or not there at all: a header cut short would look foreign.
     let temporary = dir.join("journal.new");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
+    let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(&header)?;
     file.sync_all()?;
     fs::rename(&temporary, segment_path(dir, segment))?;
@@ -447,10 +433,7 @@ fn create_segment(dir: &Path, segment: u64) -> io::Result<File> {
 
 /// The intact frames of a segment, and whether it is complete. Cuts off what does not check.
 fn read_segment(path: &Path) -> Result<(Vec<Vec<Change>>, bool), JournalError> {
-    let io = |source| JournalError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let io = |source| JournalError::Io { path: path.to_owned(), source };
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
     let mut reader = BufReader::with_capacity(1 << 20, &file);
@@ -458,10 +441,7 @@ fn read_segment(path: &Path) -> Result<(Vec<Vec<Change>>, bool), JournalError> {
     reader.read_until(b'\n', &mut line).map_err(io)?;
     let header: Header = serde_json::from_slice(&line).map_err(|_| JournalError::Foreign { path: path.to_owned() })?;
     if header.oxenfs_journal > FORMAT {
-        return Err(JournalError::Newer {
-            path: path.to_owned(),
-            found: header.oxenfs_journal,
-        });
+        return Err(JournalError::Newer { path: path.to_owned(), found: header.oxenfs_journal });
     }
     let mut intact = line.len() as u64;
     let (mut frames, mut complete) = (Vec::new(), false);
@@ -508,11 +488,7 @@ fn decode(line: &[u8]) -> Option<Vec<Change>> {
     let line = line.strip_suffix(b"\n")?;
     let (sum, rest) = line.split_at_checked(SUM_DIGITS)?;
     let body = rest.strip_prefix(b" ")?;
-    if checksum(body) != sum {
-        None
-    } else {
-        serde_json::from_slice(body).ok()
-    }
+    if checksum(body) != sum { None } else { serde_json::from_slice(body).ok() }
 }
 
 fn checksum(body: &[u8]) -> [u8; SUM_DIGITS] {
@@ -541,10 +517,7 @@ pub mod bytes_as_text {
     pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
         match std::str::from_utf8(bytes) {
             Ok(text) => serializer.serialize_str(text),
-            Err(_) => Text::Raw {
-                b64: BASE64_STANDARD.encode(bytes),
-            }
-            .serialize(serializer),
+            Err(_) => Text::Raw { b64: BASE64_STANDARD.encode(bytes) }.serialize(serializer),
         }
     }
 
@@ -555,10 +528,7 @@ pub mod bytes_as_text {
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<[u8]>, D::Error> {
         match Text::deserialize(deserializer)? {
             Text::Plain(text) => Ok(text.into_bytes().into()),
-            Text::Raw { b64 } => BASE64_STANDARD
-                .decode(b64)
-                .map(Into::into)
-                .map_err(serde::de::Error::custom),
+            Text::Raw { b64 } => BASE64_STANDARD.decode(b64).map(Into::into).map_err(serde::de::Error::custom),
         }
     }
 }
@@ -580,11 +550,7 @@ mod tests {
     use super::*;
 
     fn link(n: u64) -> Change {
-        Change::Link {
-            parent: Ino(1),
-            name: Name::new(format!("f{n}\n\u{fc}").as_bytes()).unwrap(),
-            ino: Ino(n),
-        }
+        Change::Link { parent: Ino(1), name: Name::new(format!("f{n}\n\u{fc}").as_bytes()).unwrap(), ino: Ino(n) }
     }
 
     fn replayed(dir: &Path) -> Vec<Change> {
@@ -597,11 +563,7 @@ mod tests {
     fn what_was_committed_is_replayed_in_order() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path(), |_| panic!("a new journal is empty")).unwrap();
-        let raw = Change::Unlink {
-            parent: Ino(1),
-            name: Name::new(b"\xff").unwrap(),
-            hide: true,
-        };
+        let raw = Change::Unlink { parent: Ino(1), name: Name::new(b"\xff").unwrap(), hide: true };
         for n in 0..100 {
             let ticket = journal.append(&[link(n), raw.clone()]);
             journal.commit(ticket).unwrap();
@@ -687,11 +649,7 @@ mod tests {
                 scope.spawn(move || {
                     for n in 0..200 {
                         let ticket = journal.append(&[link(thread * 1000 + n)]);
-                        if n % 50 == 0 {
-                            journal.sync(ticket).unwrap()
-                        } else {
-                            journal.commit(ticket).unwrap()
-                        }
+                        if n % 50 == 0 { journal.sync(ticket).unwrap() } else { journal.commit(ticket).unwrap() }
                     }
                 });
             }

@@ -108,9 +108,7 @@ impl Ledger {
 
     /// The accounts of `dir` and below it, in tree order.
     pub fn below<'a>(&'a self, dir: &'a RepoPath) -> impl Iterator<Item = (&'a RepoPath, &'a Account)> {
-        self.accounts
-            .range(dir.clone()..)
-            .take_while(move |(path, _)| path.is_in(dir))
+        self.accounts.range(dir.clone()..).take_while(move |(path, _)| path.is_in(dir))
     }
 
     /// How many accounts are open.
@@ -131,10 +129,7 @@ impl Ledger {
                 Staged::Put(object) => Some(object),
                 Staged::Removed => None,
             };
-            *account = Account {
-                base,
-                staged: Staged::Nothing,
-            };
+            *account = Account { base, staged: Staged::Nothing };
         }
     }
 }
@@ -146,27 +141,18 @@ mod tests {
     use proptest::prelude::*;
 
     fn object(text: &str) -> Object {
-        Object {
-            hash: ContentHash::of(HashKind::Xxh3, text.as_bytes()),
-            size: text.len() as u64,
-        }
+        Object { hash: ContentHash::of(HashKind::Xxh3, text.as_bytes()), size: text.len() as u64 }
     }
 
     fn account(base: Option<&str>, staged: Staged) -> Account {
-        Account {
-            base: base.map(object),
-            staged,
-        }
+        Account { base: base.map(object), staged }
     }
 
     #[test]
     fn base_content_that_comes_back_is_unstaged_not_put() {
         let changed = account(Some("a"), Staged::Put(object("b")));
         assert_eq!(changed.step(Some(object("a"))), Step::Unstage);
-        assert_eq!(
-            account(Some("a"), Staged::Removed).step(Some(object("a"))),
-            Step::Unstage
-        );
+        assert_eq!(account(Some("a"), Staged::Removed).step(Some(object("a"))), Step::Unstage);
         assert_eq!(account(None, Staged::Put(object("b"))).step(None), Step::Unstage);
     }
 
@@ -174,10 +160,7 @@ mod tests {
     fn doubt_is_never_taken_for_the_wanted_state() {
         assert_eq!(account(Some("a"), Staged::Doubt).step(Some(object("a"))), Step::Unstage);
         assert_eq!(account(None, Staged::Doubt).step(None), Step::Unstage);
-        assert_eq!(
-            account(None, Staged::Doubt).step(Some(object("b"))),
-            Step::Put(object("b"))
-        );
+        assert_eq!(account(None, Staged::Doubt).step(Some(object("b"))), Step::Put(object("b")));
         assert_eq!(account(Some("a"), Staged::Doubt).step(None), Step::Remove);
     }
 

@@ -215,20 +215,13 @@ impl Namespace {
     pub fn new(root_path: RepoPath, attrs: Attrs) -> Self {
         let root = Inode {
             attrs,
-            body: Body::Dir(Dir {
-                based: true,
-                ..Dir::default()
-            }),
+            body: Body::Dir(Dir { based: true, ..Dir::default() }),
             links: Vec::new(),
             lookups: 1,
             opens: 0,
             recorded: true,
         };
-        Self {
-            inodes: HashMap::from([(ROOT, root)]),
-            next: ROOT.0 + 1,
-            root_path,
-        }
+        Self { inodes: HashMap::from([(ROOT, root)]), next: ROOT.0 + 1, root_path }
     }
 
     /// What the mount's root is in the repository.
@@ -291,14 +284,7 @@ impl Namespace {
     /// Adds an inode without names.
     pub fn insert(&mut self, ino: Ino, attrs: Attrs, body: Body, recorded: bool) {
         self.next = self.next.max(ino.0 + 1);
-        let inode = Inode {
-            attrs,
-            body,
-            links: Vec::new(),
-            lookups: 0,
-            opens: 0,
-            recorded,
-        };
+        let inode = Inode { attrs, body, links: Vec::new(), lookups: 0, opens: 0, recorded };
         self.inodes.insert(ino, inode);
     }
 
@@ -306,55 +292,27 @@ impl Namespace {
     /// the spool: the caller sets it.
     pub fn apply_record(&mut self, ino: Ino, record: &InodeRecord) {
         let body = |old: Option<&Body>| match &record.body {
-            BodyRecord::Remote { object, origin } => Body::File {
-                content: Content::Remote {
-                    hash: object.hash,
-                    origin: origin.clone(),
-                },
-                size: object.size,
-            },
+            BodyRecord::Remote { object, origin } => {
+                Body::File { content: Content::Remote { hash: object.hash, origin: origin.clone() }, size: object.size }
+            }
             BodyRecord::Spool(spool) => match old {
-                Some(Body::File {
-                    content:
-                        Content::Local {
-                            spool: same,
-                            generation,
-                            hash,
-                        },
-                    size,
-                }) if same == spool => {
-                    let content = Content::Local {
-                        spool: *spool,
-                        generation: *generation,
-                        hash: *hash,
-                    };
+                Some(Body::File { content: Content::Local { spool: same, generation, hash }, size })
+                    if same == spool =>
+                {
+                    let content = Content::Local { spool: *spool, generation: *generation, hash: *hash };
                     Body::File { content, size: *size }
                 }
                 _ => {
-                    let content = Content::Local {
-                        spool: *spool,
-                        generation: Generation(0),
-                        hash: None,
-                    };
+                    let content = Content::Local { spool: *spool, generation: Generation(0), hash: None };
                     Body::File { content, size: 0 }
                 }
             },
             BodyRecord::Dir { based } => match old {
-                Some(Body::Dir(dir)) => Body::Dir(Dir {
-                    based: *based,
-                    ..dir.clone()
-                }),
-                _ => Body::Dir(Dir {
-                    based: *based,
-                    listed: !*based,
-                    ..Dir::default()
-                }),
+                Some(Body::Dir(dir)) => Body::Dir(Dir { based: *based, ..dir.clone() }),
+                _ => Body::Dir(Dir { based: *based, listed: !*based, ..Dir::default() }),
             },
             BodyRecord::Symlink(target) => Body::Symlink(target.clone()),
-            BodyRecord::Special { format, rdev } => Body::Special {
-                format: *format,
-                rdev: *rdev,
-            },
+            BodyRecord::Special { format, rdev } => Body::Special { format: *format, rdev: *rdev },
         };
         match self.inodes.get_mut(&ino) {
             Some(inode) => {
@@ -377,31 +335,15 @@ impl Namespace {
     pub fn record(&self, ino: Ino) -> Option<InodeRecord> {
         let inode = self.get(ino)?;
         let body = match &inode.body {
-            Body::File {
-                content: Content::Remote { hash, origin },
-                size,
-            } => BodyRecord::Remote {
-                object: Object {
-                    hash: *hash,
-                    size: *size,
-                },
-                origin: origin.clone(),
-            },
-            Body::File {
-                content: Content::Local { spool, .. },
-                ..
-            } => BodyRecord::Spool(*spool),
+            Body::File { content: Content::Remote { hash, origin }, size } => {
+                BodyRecord::Remote { object: Object { hash: *hash, size: *size }, origin: origin.clone() }
+            }
+            Body::File { content: Content::Local { spool, .. }, .. } => BodyRecord::Spool(*spool),
             Body::Dir(dir) => BodyRecord::Dir { based: dir.based },
             Body::Symlink(target) => BodyRecord::Symlink(target.clone()),
-            Body::Special { format, rdev } => BodyRecord::Special {
-                format: *format,
-                rdev: *rdev,
-            },
+            Body::Special { format, rdev } => BodyRecord::Special { format: *format, rdev: *rdev },
         };
-        Some(InodeRecord {
-            attrs: inode.attrs,
-            body,
-        })
+        Some(InodeRecord { attrs: inode.attrs, body })
     }
 
     /// Gives `ino` the name `name` in `parent`. A name that stood there before loses its inode.
@@ -449,9 +391,7 @@ impl Namespace {
     /// Whether nothing holds the inode any more: no name, no handle, not the kernel.
     pub fn is_dead(&self, ino: Ino) -> bool {
         ino != ROOT
-            && self
-                .get(ino)
-                .is_some_and(|inode| inode.links.is_empty() && inode.opens == 0 && inode.lookups == 0)
+            && self.get(ino).is_some_and(|inode| inode.links.is_empty() && inode.opens == 0 && inode.lookups == 0)
     }
 
     /// The repository path of a directory's entry.
@@ -470,26 +410,17 @@ impl Namespace {
         let mut names = Vec::new();
         let mut at = dir;
         while at != ROOT {
-            let (parent, name) = self
-                .get(at)
-                .and_then(|inode| inode.links.first())
-                .ok_or(PathError::Invalid)?;
+            let (parent, name) = self.get(at).and_then(|inode| inode.links.first()).ok_or(PathError::Invalid)?;
             names.push(name);
             at = *parent;
         }
-        names
-            .iter()
-            .rev()
-            .try_fold(self.root_path.clone(), |path, name| path.join(name))
+        names.iter().rev().try_fold(self.root_path.clone(), |path, name| path.join(name))
     }
 
     /// Every repository path of a file; names that the server cannot hold are left out.
     pub fn file_paths(&self, ino: Ino) -> Vec<RepoPath> {
         let links = self.get(ino).map(|inode| inode.links.as_slice()).unwrap_or_default();
-        links
-            .iter()
-            .filter_map(|(parent, name)| self.path_in(*parent, name).ok())
-            .collect()
+        links.iter().filter_map(|(parent, name)| self.path_in(*parent, name).ok()).collect()
     }
 
     /// A path of any inode from the mount's root, lossily printed, for people.
@@ -585,14 +516,7 @@ mod tests {
 
     fn attrs() -> Attrs {
         let zero = Timestamp(0, 0);
-        Attrs {
-            mode: 0o755,
-            uid: 0,
-            gid: 0,
-            atime: zero,
-            mtime: zero,
-            ctime: zero,
-        }
+        Attrs { mode: 0o755, uid: 0, gid: 0, atime: zero, mtime: zero, ctime: zero }
     }
 
     fn name(text: &str) -> Name {
@@ -601,26 +525,14 @@ mod tests {
 
     fn dir(tree: &mut Namespace, parent: Ino, text: &str) -> Ino {
         let ino = tree.fresh_ino();
-        tree.insert(
-            ino,
-            attrs(),
-            Body::Dir(Dir {
-                listed: true,
-                ..Dir::default()
-            }),
-            false,
-        );
+        tree.insert(ino, attrs(), Body::Dir(Dir { listed: true, ..Dir::default() }), false);
         tree.link(parent, name(text), ino);
         ino
     }
 
     fn file(tree: &mut Namespace, parent: Ino, text: &str) -> Ino {
         let ino = tree.fresh_ino();
-        let content = Content::Local {
-            spool: SpoolId(ino.0),
-            generation: Generation(0),
-            hash: None,
-        };
+        let content = Content::Local { spool: SpoolId(ino.0), generation: Generation(0), hash: None };
         tree.insert(ino, attrs(), Body::File { content, size: 0 }, false);
         tree.link(parent, name(text), ino);
         ino

@@ -19,6 +19,8 @@ use crate::namespace::SpoolId;
 
 /// Directories that files are spread over, so that none grows past some thousands.
 const SHARDS: u64 = 256;
+/// Where the cache keeps what it is still fetching.
+const FETCHING: &str = "fetching";
 
 /// Files whose bytes the server lacks.
 pub struct Spool {
@@ -34,15 +36,8 @@ impl Spool {
     /// # Errors
     /// When the directory cannot be made or read.
     pub fn open(dir: &Path, limit: Option<u64>) -> io::Result<Self> {
-        for shard in 0..SHARDS {
-            fs::create_dir_all(dir.join(format!("{shard:02x}")))?;
-        }
-        let spool = Self {
-            dir: dir.to_owned(),
-            next: AtomicU64::new(1),
-            used: AtomicU64::new(0),
-            limit,
-        };
+        fs::create_dir_all(dir)?;
+        let spool = Self { dir: dir.to_owned(), next: AtomicU64::new(1), used: AtomicU64::new(0), limit };
         let highest = spool.ids()?.into_iter().map(|id| id.0).max().unwrap_or(0);
         spool.next.store(highest + 1, Ordering::Relaxed);
         Ok(spool)
@@ -50,13 +45,9 @@ impl Spool {
 
     fn ids(&self) -> io::Result<Vec<SpoolId>> {
         let mut ids = Vec::new();
-        for shard in 0..SHARDS {
-            for entry in fs::read_dir(self.dir.join(format!("{shard:02x}")))? {
-                if let Some(id) = entry?
-                    .file_name()
-                    .to_str()
-                    .and_then(|name| u64::from_str_radix(name, 16).ok())
-                {
+        for shard in fs::read_dir(&self.dir)? {
+            for entry in fs::read_dir(shard?.path())? {
+                if let Some(id) = entry?.file_name().to_str().and_then(|name| u64::from_str_radix(name, 16).ok()) {
                     ids.push(SpoolId(id));
                 }
             }
@@ -74,12 +65,10 @@ impl Spool {
     /// The filesystem's.
     pub fn create(&self) -> io::Result<(SpoolId, File)> {
         let id = SpoolId(self.next.fetch_add(1, Ordering::Relaxed));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(self.path(id))?;
+        let path = self.path(id);
+        let mut open = OpenOptions::new();
+        open.read(true).write(true).create_new(true).mode(0o600);
+        let file = with_parent(&path, || open.open(&path))?;
         Ok((id, file))
     }
 
@@ -140,9 +129,7 @@ impl Spool {
 
     /// Counts `bytes` as free again.
     pub fn release(&self, bytes: u64) {
-        let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-            Some(used.saturating_sub(bytes))
-        });
+        let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| Some(used.saturating_sub(bytes)));
     }
 
     /// Bytes in use.
@@ -176,21 +163,14 @@ impl Cache {
     /// # Errors
     /// When the directory cannot be made.
     pub fn open(dir: &Path, limit: u64) -> io::Result<Self> {
-        for shard in 0..SHARDS {
-            fs::create_dir_all(dir.join(format!("{shard:02x}")))?;
-        }
-        let fetching = dir.join("fetching");
+        fs::create_dir_all(dir)?;
+        let fetching = dir.join(FETCHING);
         if fetching.exists() {
             fs::remove_dir_all(&fetching)?;
         }
         fs::create_dir(&fetching)?;
         let known = Mutex::new((0, LruCache::unbounded()));
-        Ok(Self {
-            dir: dir.to_owned(),
-            limit,
-            known,
-            temporary: AtomicU64::new(0),
-        })
+        Ok(Self { dir: dir.to_owned(), limit, known, temporary: AtomicU64::new(0) })
     }
 
     /// Learns what earlier mounts left, oldest access first. Until it has run, those files serve reads but are not
@@ -200,13 +180,16 @@ impl Cache {
     /// When the cache cannot be listed.
     pub fn learn(&self) -> io::Result<()> {
         let mut found = Vec::new();
-        for shard in 0..SHARDS {
-            for entry in fs::read_dir(self.dir.join(format!("{shard:02x}")))? {
+        for shard in fs::read_dir(&self.dir)? {
+            let shard = shard?;
+            if shard.file_name() == FETCHING {
+                continue;
+            }
+            for entry in fs::read_dir(shard.path())? {
                 let entry = entry?;
-                let (Ok(metadata), Some(hash)) = (
-                    entry.metadata(),
-                    entry.file_name().to_str().and_then(|name| name.parse().ok()),
-                ) else {
+                let (Ok(metadata), Some(hash)) =
+                    (entry.metadata(), entry.file_name().to_str().and_then(|name| name.parse().ok()))
+                else {
                     continue;
                 };
                 found.push((metadata.accessed().ok(), hash, metadata.len()));
@@ -251,17 +234,9 @@ impl Cache {
     /// The filesystem's.
     pub fn begin(&self) -> io::Result<Fetching> {
         let number = self.temporary.fetch_add(1, Ordering::Relaxed);
-        let path = self.dir.join(format!("fetching/{number}"));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)?;
-        Ok(Fetching {
-            path: Some(path),
-            file: Arc::new(file),
-        })
+        let path = self.dir.join(format!("{FETCHING}/{number}"));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        Ok(Fetching { path: Some(path), file: Arc::new(file) })
     }
 
     /// Takes in a fetched file whose hash has been checked.
@@ -271,7 +246,8 @@ impl Cache {
     pub fn keep(&self, mut fetched: Fetching, hash: ContentHash) -> io::Result<()> {
         let size = fetched.file.metadata()?.len();
         if let Some(path) = fetched.path.take() {
-            fs::rename(&path, self.path(hash))?;
+            let to = self.path(hash);
+            with_parent(&to, || fs::rename(&path, &to))?;
         }
         self.note(hash, size);
         Ok(())
@@ -284,7 +260,8 @@ impl Cache {
     pub fn adopt(&self, spool: &Spool, id: SpoolId, hash: ContentHash) -> io::Result<()> {
         let from = spool.path(id);
         let size = fs::metadata(&from)?.len();
-        fs::rename(from, self.path(hash))?;
+        let to = self.path(hash);
+        with_parent(&to, || fs::rename(&from, &to))?;
         self.note(hash, size);
         Ok(())
     }
@@ -328,6 +305,17 @@ impl Drop for Fetching {
         if let Some(path) = &self.path {
             let _ = fs::remove_file(path);
         }
+    }
+}
+
+/// Makes the directory of `path` when `work` finds that it is not there.
+fn with_parent<T>(path: &Path, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match (work(), path.parent()) {
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound && !parent.exists() => {
+            fs::create_dir_all(parent)?;
+            work()
+        }
+        (done, _) => done,
     }
 }
 

@@ -41,9 +41,20 @@ const MIDDLE_REQUESTS: usize = 8;
 const LIST_PATHS: usize = 1000;
 /// Requests of that kind at once.
 const LIST_REQUESTS: usize = 2;
-/// Delays between attempts: doubled from the first to the second, a random part of it taken.
-const FIRST_DELAY: Duration = Duration::from_millis(200);
-const LAST_DELAY: Duration = Duration::from_secs(30);
+/// Delays between attempts: doubled from the first to the last, a random half of it taken off.
+#[derive(Debug, Clone, Copy)]
+pub struct Delays {
+    /// After the first failure, and for what waits for another path.
+    pub first: Duration,
+    /// After many.
+    pub last: Duration,
+}
+
+impl Default for Delays {
+    fn default() -> Self {
+        Self { first: Duration::from_millis(200), last: Duration::from_secs(30) }
+    }
+}
 
 /// What the engine tells a status.
 #[derive(Debug, Default)]
@@ -82,10 +93,7 @@ impl Meter {
             Some((at, sum)) if now.duration_since(*at) < Duration::from_secs(1) => *sum += bytes,
             _ => pace.push_back((now, bytes)),
         }
-        while pace
-            .front()
-            .is_some_and(|(at, _)| now.duration_since(*at) > Duration::from_secs(60))
-        {
+        while pace.front().is_some_and(|(at, _)| now.duration_since(*at) > Duration::from_secs(60)) {
             pace.pop_front();
         }
     }
@@ -104,11 +112,7 @@ impl Meter {
 enum Done {
     Hashed(Capture, std::io::Result<(ContentHash, u64)>),
     Fetched(Capture, Result<Arc<std::fs::File>, FsError>),
-    Request {
-        kind: Kind,
-        items: Vec<Item>,
-        result: Result<Vec<Outcome>, WorkspaceError>,
-    },
+    Request { kind: Kind, items: Vec<Item>, result: Result<Vec<Outcome>, WorkspaceError> },
 }
 
 /// What a request was.
@@ -151,11 +155,12 @@ pub struct Stager {
     /// Nothing is sent before this, after a request that told nothing.
     quiet_until: Option<Instant>,
     failures: u32,
+    delays: Delays,
 }
 
 impl Stager {
     /// An engine that has not started.
-    pub fn new(fs: Arc<Fs>, meter: Arc<Meter>) -> Self {
+    pub fn new(fs: Arc<Fs>, meter: Arc<Meter>, delays: Delays) -> Self {
         let workspace = fs.workspace().clone();
         let by_hash = workspace.info().by_hash;
         Self {
@@ -172,6 +177,7 @@ impl Stager {
             sending: HashSet::new(),
             quiet_until: None,
             failures: 0,
+            delays,
         }
     }
 
@@ -183,10 +189,7 @@ impl Stager {
             let next_due = self.take();
             self.start();
             let quiet = self.quiet_until.filter(|_| !self.ready.is_empty());
-            let timer = [next_due.filter(|_| self.in_hand < IN_HAND), quiet]
-                .into_iter()
-                .flatten()
-                .min();
+            let timer = [next_due.filter(|_| self.in_hand < IN_HAND), quiet].into_iter().flatten().min();
             let timer = async {
                 match timer {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -225,12 +228,7 @@ impl Stager {
         };
         let step = capture.account.step(wanted);
         self.fs.set_phase(&capture.path, Phase::Ready);
-        let item = Item {
-            capture,
-            step,
-            asked,
-            fetched,
-        };
+        let item = Item { capture, step, asked, fetched };
         if step == Step::Nothing {
             self.confirm(vec![item]);
         } else {
@@ -274,7 +272,7 @@ impl Stager {
             if !self.may_go(&item) {
                 // Not kept in hand: what it waits for must find room there.
                 self.in_hand -= 1;
-                self.fs.put_back(&item.capture.path, FIRST_DELAY);
+                self.fs.put_back(&item.capture.path, self.delays.first);
                 continue;
             }
             if let Step::Put(object) = item.step {
@@ -338,7 +336,7 @@ impl Stager {
             // Without the record a crash could leave the server in a state that nobody knows of.
             for item in items {
                 self.drop_item(&item);
-                self.fs.failed(&item.capture.path, &error.to_string(), Some(LAST_DELAY));
+                self.fs.failed(&item.capture.path, &error.to_string(), Some(self.delays.last));
             }
             return;
         }
@@ -373,27 +371,14 @@ impl Stager {
     }
 
     fn hashed(&mut self, capture: Capture, result: std::io::Result<(ContentHash, u64)>) {
-        let Want::Sealed {
-            ino,
-            generation,
-            size,
-            ref held,
-            ..
-        } = capture.want
-        else {
+        let Want::Sealed { ino, generation, size, ref held, .. } = capture.want else {
             return;
         };
         match result {
             Ok((found, length)) if length == size => {
                 self.fs.hashed(ino, generation, found);
                 let held = held.clone();
-                let want = Want::Sealed {
-                    ino,
-                    generation,
-                    hash: Some(found),
-                    size,
-                    held,
-                };
+                let want = Want::Sealed { ino, generation, hash: Some(found), size, held };
                 self.decide(Capture { want, ..capture }, None, false);
             }
             // A writer wants the file, or it is longer or shorter than when it was captured: look again.
@@ -401,15 +386,14 @@ impl Stager {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => self.put_back(&capture.path),
             Err(error) => {
                 self.in_hand -= 1;
-                self.fs
-                    .failed(&capture.path, &format!("cannot read the spooled bytes: {error}"), None);
+                self.fs.failed(&capture.path, &format!("cannot read the spooled bytes: {error}"), None);
             }
         }
     }
 
     fn put_back(&mut self, path: &RepoPath) {
         self.in_hand -= 1;
-        self.fs.put_back(path, FIRST_DELAY);
+        self.fs.put_back(path, self.delays.first);
     }
 
     /// The item is no longer in hand.
@@ -428,10 +412,7 @@ impl Stager {
         if let Err(error) = self.fs.confirmed(&steps) {
             tracing::error!(%error, "confirmed, but not on record; staged again after the next mount");
         }
-        let bytes = steps
-            .iter()
-            .map(|(_, step)| if let Step::Put(object) = step { object.size } else { 0 })
-            .sum();
+        let bytes = steps.iter().map(|(_, step)| if let Step::Put(object) = step { object.size } else { 0 }).sum();
         self.meter.progressed(bytes);
     }
 
@@ -491,7 +472,7 @@ impl Stager {
             && held.cancelled().is_cancelled()
         {
             // A writer wanted the file; what it writes is staged instead.
-            self.fs.put_back(path, FIRST_DELAY);
+            self.fs.put_back(path, self.delays.first);
             return;
         }
         let attempts = self.fs.attempts(path);
@@ -508,7 +489,7 @@ impl Stager {
         {
             for item in items {
                 self.drop_item(&item);
-                self.fs.put_back(&item.capture.path, FIRST_DELAY);
+                self.fs.put_back(&item.capture.path, self.delays.first);
             }
             return;
         }
@@ -543,7 +524,7 @@ impl Stager {
 
     /// Doubled with every failure, up to a limit, with full jitter but for what the server asked for.
     fn delay(&self, failures: u32, asked: Option<Duration>) -> Duration {
-        let ceiling = FIRST_DELAY.saturating_mul(1 << failures.min(16)).min(LAST_DELAY);
+        let ceiling = self.delays.first.saturating_mul(1 << failures.min(16)).min(self.delays.last);
         let jittered = ceiling.mul_f64(0.5 + fastrand::f64() / 2.0);
         asked.map_or(jittered, |asked| asked.max(jittered))
     }
@@ -579,9 +560,7 @@ async fn request(kind: Kind, items: Vec<Item>, fs: Arc<Fs>, workspace: Arc<dyn W
         Kind::Ask => workspace.stage_by_hash(&puts()).await,
         Kind::Small => workspace.send_small(&puts()).await,
         Kind::Middle | Kind::Large => match (items.first(), puts().into_iter().next()) {
-            (Some(item), Some(put)) => send_large(item, &put, &fs, &*workspace, &meter)
-                .await
-                .map(|done| vec![done]),
+            (Some(item), Some(put)) => send_large(item, &put, &fs, &*workspace, &meter).await.map(|done| vec![done]),
             _ => Ok(Vec::new()),
         },
     };
@@ -595,17 +574,8 @@ async fn send_large(
     workspace: &dyn Workspace,
     meter: &Meter,
 ) -> Result<Outcome, WorkspaceError> {
-    let resume = item
-        .capture
-        .upload
-        .as_ref()
-        .filter(|upload| upload.hash == put.object.hash);
-    let progress = Recorder {
-        fs,
-        meter,
-        path: &put.path,
-        hash: put.object.hash,
-    };
+    let resume = item.capture.upload.as_ref().filter(|upload| upload.hash == put.object.hash);
+    let progress = Recorder { fs, meter, path: &put.path, hash: put.object.hash };
     let sending = workspace.send_large(put, resume.map(|upload| upload.state.clone()), &progress);
     match &item.capture.want {
         Want::Sealed { held, .. } => tokio::select! {
@@ -623,11 +593,7 @@ fn put(item: &Item) -> Option<Put> {
         Want::Sealed { held, .. } => Some(held.file.clone()),
         _ => item.fetched.clone(),
     };
-    Some(Put {
-        path: item.capture.path.clone(),
-        object,
-        file,
-    })
+    Some(Put { path: item.capture.path.clone(), object, file })
 }
 
 /// Writes a large upload's progress down.
@@ -640,13 +606,7 @@ struct Recorder<'a> {
 
 impl UploadProgress for Recorder<'_> {
     fn checkpoint(&self, upload: &Upload) {
-        self.fs.note_upload(
-            self.path,
-            Some(PathUpload {
-                hash: self.hash,
-                state: upload.clone(),
-            }),
-        );
+        self.fs.note_upload(self.path, Some(PathUpload { hash: self.hash, state: upload.clone() }));
     }
 
     fn sent(&self, bytes: u64) {

@@ -54,13 +54,7 @@ impl State {
         if let Some(account) = self.ledger.get(&path).copied() {
             // Changed here: the listing says what it differs from.
             if account.base != object {
-                self.apply(Change::Account {
-                    path,
-                    account: Some(Account {
-                        base: object,
-                        ..account
-                    }),
-                });
+                self.apply(Change::Account { path, account: Some(Account { base: object, ..account }) });
             }
             return;
         }
@@ -69,14 +63,7 @@ impl State {
             if let (Some(object), Some((Content::Remote { hash, .. }, size))) = (object, self.content(child))
                 && (*hash, size) != (object.hash, object.size)
             {
-                self.set_content(
-                    child,
-                    Content::Remote {
-                        hash: object.hash,
-                        origin: None,
-                    },
-                    object.size,
-                );
+                self.set_content(child, Content::Remote { hash: object.hash, origin: None }, object.size);
                 if self.tree.get(child).is_some_and(|inode| inode.recorded) {
                     self.record(child);
                 }
@@ -87,13 +74,9 @@ impl State {
             return;
         }
         let body = match object {
-            Some(object) => Body::File {
-                content: Content::Remote {
-                    hash: object.hash,
-                    origin: None,
-                },
-                size: object.size,
-            },
+            Some(object) => {
+                Body::File { content: Content::Remote { hash: object.hash, origin: None }, size: object.size }
+            }
             None => unlisted_dir(),
         };
         let attrs = base_attrs(options, object.is_none(), Timestamp(entry.modified_secs, 0));
@@ -110,13 +93,9 @@ impl State {
             .iter()
             .filter(|(name, _)| !seen.contains(*name))
             .filter(|(name, ino)| match self.tree.get(**ino).map(|inode| &inode.body) {
-                Some(Body::File {
-                    content: Content::Remote { .. },
-                    ..
-                }) => self
-                    .tree
-                    .path_in(dir, name)
-                    .is_ok_and(|path| self.ledger.get(&path).is_none()),
+                Some(Body::File { content: Content::Remote { .. }, .. }) => {
+                    self.tree.path_in(dir, name).is_ok_and(|path| self.ledger.get(&path).is_none())
+                }
                 Some(Body::Dir(below)) => {
                     below.children.is_empty() && !self.tree.get(**ino).is_some_and(|i| i.recorded)
                 }
@@ -126,11 +105,7 @@ impl State {
             .collect();
         for (name, ino) in gone {
             if self.tree.get(ino).is_some_and(|inode| inode.recorded) {
-                self.apply(Change::Unlink {
-                    parent: dir,
-                    name,
-                    hide: false,
-                });
+                self.apply(Change::Unlink { parent: dir, name, hide: false });
             } else {
                 self.tree.unlink(dir, &name, false);
             }
@@ -145,16 +120,10 @@ impl State {
         let inodes: Vec<Ino> = self.tree.iter().map(|(ino, _)| ino).collect();
         for ino in inodes {
             match self.tree.get_mut(ino).map(|inode| &mut inode.body) {
-                Some(Body::File {
-                    content: Content::Remote {
-                        origin: Some(origin), ..
-                    },
-                    ..
-                }) if origin.revision == Revision::Workspace => {
-                    let source = Source {
-                        revision: Revision::Commit(commit.clone()),
-                        path: origin.path.clone(),
-                    };
+                Some(Body::File { content: Content::Remote { origin: Some(origin), .. }, .. })
+                    if origin.revision == Revision::Workspace =>
+                {
+                    let source = Source { revision: Revision::Commit(commit.clone()), path: origin.path.clone() };
                     *origin = std::sync::Arc::new(source);
                 }
                 Some(Body::Dir(dir)) => {
@@ -164,11 +133,8 @@ impl State {
                 _ => {}
             }
         }
-        let accounts: Vec<(RepoPath, Account)> = self
-            .ledger
-            .iter()
-            .map(|(path, account)| (path.clone(), *account))
-            .collect();
+        let accounts: Vec<(RepoPath, Account)> =
+            self.ledger.iter().map(|(path, account)| (path.clone(), *account)).collect();
         for (path, account) in accounts {
             if account.base.is_some() && self.tree.resolve(&path) != Resolved::AsBase {
                 self.hide(&path);

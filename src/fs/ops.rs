@@ -117,14 +117,7 @@ impl State {
             Body::Symlink(_) => (libc::S_IFLNK, 0),
             Body::Special { format, rdev } => (*format, *rdev),
         };
-        Ok(Stat {
-            ino,
-            attrs: inode.attrs,
-            format,
-            size: inode.size(),
-            nlink: inode.nlink(),
-            rdev,
-        })
+        Ok(Stat { ino, attrs: inode.attrs, format, size: inode.size(), nlink: inode.nlink(), rdev })
     }
 
     /// The entry of a directory; `None` when there is none for sure.
@@ -207,11 +200,7 @@ impl State {
         self.stamp_dir(parent, time);
         self.materialize(ino);
         let hide = self.base_has(parent, name, ino);
-        self.apply(Change::Unlink {
-            parent,
-            name: name.clone(),
-            hide,
-        });
+        self.apply(Change::Unlink { parent, name: name.clone(), hide });
         if let Some(inode) = self.tree.get_mut(ino) {
             inode.attrs.ctime = time;
         }
@@ -230,14 +219,7 @@ impl State {
         if let Some((Content::Remote { hash, origin: None }, size)) = self.content(ino) {
             let hash = *hash;
             if let Some(source) = self.source(ino) {
-                self.set_content(
-                    ino,
-                    Content::Remote {
-                        hash,
-                        origin: Some(Arc::new(source)),
-                    },
-                    size,
-                );
+                self.set_content(ino, Content::Remote { hash, origin: Some(Arc::new(source)) }, size);
             }
         }
     }
@@ -246,11 +228,7 @@ impl State {
     fn transplant(&mut self, from: (Ino, &Name), ino: Ino, to: (Ino, &Name), fs: &Fs) {
         let (old_parent, old_name) = from;
         // Files below, by their old paths, before anything moves.
-        let below = if self.tree.dir(ino).is_some() {
-            self.tree.walk(ino)
-        } else {
-            Vec::new()
-        };
+        let below = if self.tree.dir(ino).is_some() { self.tree.walk(ino) } else { Vec::new() };
         let mut files: Vec<(Ino, Name, Ino)> = vec![(old_parent, old_name.clone(), ino)];
         files.extend(below.iter().cloned());
         let mut old_paths: Vec<RepoPath> = Vec::new();
@@ -280,16 +258,8 @@ impl State {
             }
             self.record(dir);
         }
-        self.apply(Change::Unlink {
-            parent: old_parent,
-            name: old_name.clone(),
-            hide,
-        });
-        self.apply(Change::Link {
-            parent: to.0,
-            name: to.1.clone(),
-            ino,
-        });
+        self.apply(Change::Unlink { parent: old_parent, name: old_name.clone(), hide });
+        self.apply(Change::Link { parent: to.0, name: to.1.clone(), ino });
         if let Some(inode) = self.tree.get_mut(ino) {
             inode.attrs.ctime = time;
         }
@@ -499,11 +469,7 @@ impl Fs {
     fn plant_file(&self, state: &mut State, parent: Ino, name: &Name, attrs: Attrs, id: SpoolId) -> Op<Stat> {
         state.vacancy(parent, name)?;
         let generation = state.fresh_generation();
-        let content = Content::Local {
-            spool: id,
-            generation,
-            hash: None,
-        };
+        let content = Content::Local { spool: id, generation, hash: None };
         let stat = state.plant(parent, name.clone(), attrs, Body::File { content, size: 0 })?;
         if let Ok(path) = state.tree.path_in(parent, name) {
             state.open_account(&path, None);
@@ -543,15 +509,7 @@ impl Fs {
         self.admit()?;
         self.change(|state| {
             state.vacancy(parent, name)?;
-            state.plant(
-                parent,
-                name.clone(),
-                attrs,
-                Body::Dir(Dir {
-                    listed: true,
-                    ..Dir::default()
-                }),
-            )
+            state.plant(parent, name.clone(), attrs, Body::Dir(Dir { listed: true, ..Dir::default() }))
         })
     }
 
@@ -588,11 +546,7 @@ impl Fs {
             state.materialize(ino);
             let time = now();
             state.stamp_dir(parent, time);
-            state.apply(Change::Link {
-                parent,
-                name: name.clone(),
-                ino,
-            });
+            state.apply(Change::Link { parent, name: name.clone(), ino });
             if let Some(inode) = state.tree.get_mut(ino) {
                 inode.attrs.ctime = time;
                 inode.lookups += 1;
@@ -736,7 +690,10 @@ impl Fs {
                 content
             };
             let file = match &content {
-                Content::Local { spool, .. } => self.spool.file(*spool)?,
+                Content::Local { spool, .. } => match self.spool_file(ino, *spool)? {
+                    Some(file) => file,
+                    None => continue,
+                },
                 Content::Remote { hash, .. } => self.cache.file(*hash).ok_or(super::Stop::Need(Need::Fetch(ino)))?,
             };
             let mut state = self.lock();
@@ -803,12 +760,7 @@ impl Fs {
                 }
                 Content::Local { .. } => {}
             }
-            let Some(OpenFile {
-                file: Some(file),
-                writing,
-                ..
-            }) = state.open.get_mut(&ino)
-            else {
+            let Some(OpenFile { file: Some(file), writing, .. }) = state.open.get_mut(&ino) else {
                 return Err(FsError::BadHandle.into());
             };
             let grown = end.saturating_sub(size);
@@ -954,15 +906,9 @@ impl Fs {
             *entries = Some(Arc::new(children.map(|(name, child)| (name.clone(), *child)).collect()));
         }
         let Some(snapshot) = entries.clone() else { return Ok(()) };
-        let parent = state
-            .tree
-            .get(ino)
-            .and_then(|inode| inode.links.first())
-            .map_or(ino, |(parent, _)| *parent);
+        let parent = state.tree.get(ino).and_then(|inode| inode.links.first()).map_or(ino, |(parent, _)| *parent);
         let dots: [(&[u8], Ino); 2] = [(b".", ino), (b"..", parent)];
-        let all = dots
-            .into_iter()
-            .chain(snapshot.iter().map(|(name, child)| (name.as_bytes(), *child)));
+        let all = dots.into_iter().chain(snapshot.iter().map(|(name, child)| (name.as_bytes(), *child)));
         for (next, (name, child)) in (1..).zip(all).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
             // Gone since the snapshot.
             let Ok(stat) = state.stat(child) else { continue };
@@ -1009,14 +955,7 @@ impl State {
 
     fn open_handle(&mut self, ino: Ino, flags: OpenFlags) -> u64 {
         let handle = self.fresh_handle();
-        self.handles.insert(
-            handle,
-            Handle::File {
-                ino,
-                read: flags.read,
-                write: flags.write,
-            },
-        );
+        self.handles.insert(handle, Handle::File { ino, read: flags.read, write: flags.write });
         let open = self.open.entry(ino).or_default();
         open.handles += 1;
         open.writers += u32::from(flags.write);
@@ -1036,7 +975,7 @@ impl State {
     }
 
     /// The content changed: a new generation, new times, and the paths are owed again.
-    fn wrote(&mut self, ino: Ino, length: impl FnOnce(u64) -> u64, fs: &Fs) {
+    pub(super) fn wrote(&mut self, ino: Ino, length: impl FnOnce(u64) -> u64, fs: &Fs) {
         let generation = self.fresh_generation();
         let time = now();
         let Some(inode) = self.tree.get_mut(ino) else { return };
@@ -1044,13 +983,7 @@ impl State {
         if let Some(mode) = cleared_set_ids(inode.attrs.mode, true) {
             inode.attrs.mode = mode;
         }
-        if let Body::File {
-            content: Content::Local {
-                generation: old, hash, ..
-            },
-            size,
-        } = &mut inode.body
-        {
+        if let Body::File { content: Content::Local { generation: old, hash, .. }, size } = &mut inode.body {
             (*old, *hash) = (generation, None);
             *size = length(*size);
         }
@@ -1069,11 +1002,7 @@ impl State {
         if !dir.children.is_empty() {
             return Err(FsError::NotEmpty.into());
         }
-        if !dir.listed {
-            Err(super::Stop::Need(Need::List(ino)))
-        } else {
-            Ok(())
-        }
+        if !dir.listed { Err(super::Stop::Need(Need::List(ino))) } else { Ok(()) }
     }
 
     /// A name that nothing in `dir` has and that never travels.

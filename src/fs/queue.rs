@@ -117,9 +117,7 @@ impl Queue {
 
     /// Whether the stager has the path in hand.
     pub fn is_active(&self, path: &RepoPath) -> bool {
-        self.entries
-            .get(path)
-            .is_some_and(|entry| entry.phase != Phase::Waiting)
+        self.entries.get(path).is_some_and(|entry| entry.phase != Phase::Waiting)
     }
 
     /// When the next path is due.
@@ -246,9 +244,7 @@ impl Queue {
 
     /// How far a barrier is, and whether it is reached.
     pub fn barrier_progress(&self, id: u64) -> (Progress, bool) {
-        self.barriers.get(&id).map_or((Progress::default(), true), |barrier| {
-            (barrier.progress, barrier.remaining == 0)
-        })
+        self.barriers.get(&id).map_or((Progress::default(), true), |barrier| (barrier.progress, barrier.remaining == 0))
     }
 
     /// Nobody waits for this barrier any more.

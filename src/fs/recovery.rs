@@ -11,7 +11,7 @@ use super::staging::into_plain;
 use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, unlisted_dir};
 use crate::journal::{Change, Journal, JournalError};
 use crate::ledger::{Account, Ledger, Staged};
-use crate::namespace::{Body, Content, Ino, ROOT, SpoolId, Timestamp};
+use crate::namespace::{Body, Content, Ino, ROOT, Resolved, SpoolId, Timestamp};
 use crate::path::{Name, RepoPath};
 use crate::spool::{Cache, Spool};
 use crate::workspace::{Change as StagedChange, ChangeKind, CommitId, EntryKind, Object, Workspace};
@@ -103,36 +103,19 @@ impl Fs {
     pub async fn reconcile(&self) -> Result<(), FsError> {
         let base = self.workspace.base().await?;
         let known = self.base();
-        let staged: HashMap<RepoPath, StagedChange> = self
-            .workspace
-            .changes()
-            .await?
-            .into_iter()
-            .map(|change| (change.path.clone(), change))
-            .collect();
+        let staged: HashMap<RepoPath, StagedChange> =
+            self.workspace.changes().await?.into_iter().map(|change| (change.path.clone(), change)).collect();
         let moved = !known.0.is_empty() && known != base;
         if moved {
             tracing::warn!(%known, %base, "the workspace stands on another commit than at the last mount");
         }
-        let accounts: Vec<(RepoPath, Account)> = self
-            .lock()
-            .ledger
-            .iter()
-            .map(|(path, account)| (path.clone(), *account))
-            .collect();
-        let mut listings = Listings {
-            fs: self,
-            commit: base.clone(),
-            known: HashMap::new(),
-        };
+        let accounts: Vec<(RepoPath, Account)> =
+            self.lock().ledger.iter().map(|(path, account)| (path.clone(), *account)).collect();
+        let mut listings = Listings { fs: self, commit: base.clone(), known: HashMap::new() };
         let mut updates = Vec::new();
         let mut conflicts = Vec::new();
         for (path, account) in &accounts {
-            let base = if moved {
-                listings.object(path).await?
-            } else {
-                account.base
-            };
+            let base = if moved { listings.object(path).await? } else { account.base };
             let now_staged = match (account.staged, staged.get(path).map(|change| change.kind)) {
                 (_, None) => Staged::Nothing,
                 (Staged::Put(object), Some(ChangeKind::Added | ChangeKind::Modified)) => Staged::Put(object),
@@ -151,28 +134,15 @@ impl Fs {
             if moved && hash(base) != hash(account.base) && hash(base) != ours && !self.lock().agrees(path, base) {
                 conflicts.push((path.clone(), "was also changed on the branch"));
             }
-            updates.push((
-                path.clone(),
-                Account {
-                    base,
-                    staged: now_staged,
-                },
-            ));
+            updates.push((path.clone(), Account { base, staged: now_staged }));
         }
         let mut foreign = Vec::new();
-        for change in staged
-            .values()
-            .filter(|change| self.lock().ledger.get(&change.path).is_none())
-        {
+        for change in staged.values().filter(|change| self.lock().ledger.get(&change.path).is_none()) {
             let staged = match change.kind {
                 ChangeKind::Removed => None,
                 ChangeKind::Added | ChangeKind::Modified => Some(self.workspace.staged_object(change).await?),
             };
-            foreign.push(Foreign {
-                path: change.path.clone(),
-                base: listings.object(&change.path).await?,
-                staged,
-            });
+            foreign.push(Foreign { path: change.path.clone(), base: listings.object(&change.path).await?, staged });
         }
         into_plain(self.change(|state| {
             if state.base != base {
@@ -180,10 +150,7 @@ impl Fs {
             }
             for (path, account) in updates {
                 if state.ledger.get(&path) != Some(&account) {
-                    state.apply(Change::Account {
-                        path,
-                        account: Some(account),
-                    });
+                    state.apply(Change::Account { path, account: Some(account) });
                 }
             }
             for change in &foreign {
@@ -214,16 +181,9 @@ impl Fs {
         let (inodes, paths) = {
             let state = self.lock();
             self.journal.start_segment()?;
-            let inodes: Vec<Ino> = state
-                .tree
-                .iter()
-                .filter(|(_, i)| i.recorded)
-                .map(|(ino, _)| ino)
-                .collect();
+            let inodes: Vec<Ino> = state.tree.iter().filter(|(_, i)| i.recorded).map(|(ino, _)| ino).collect();
             let paths: Vec<RepoPath> = state.ledger.iter().map(|(path, _)| path.clone()).collect();
-            self.journal.append(&[Change::Base {
-                commit: state.base.clone(),
-            }]);
+            self.journal.append(&[Change::Base { commit: state.base.clone() }]);
             (inodes, paths)
         };
         // First all inodes, then all names, so that no name is replayed before what it stands for.
@@ -243,11 +203,7 @@ impl Fs {
                         changes.extend(hidden.map(|name| Change::Hide { parent: *ino, name }));
                     }
                     let links = inode.links.iter().cloned();
-                    changes.extend(links.map(|(parent, name)| Change::Link {
-                        parent,
-                        name,
-                        ino: *ino,
-                    }));
+                    changes.extend(links.map(|(parent, name)| Change::Link { parent, name, ino: *ino }));
                 }
                 changes
             })?;
@@ -256,15 +212,9 @@ impl Fs {
             self.append_state(|state| {
                 let mut changes = Vec::new();
                 for path in portion {
-                    changes.push(Change::Account {
-                        path: path.clone(),
-                        account: state.ledger.get(path).copied(),
-                    });
+                    changes.push(Change::Account { path: path.clone(), account: state.ledger.get(path).copied() });
                     if let Some(upload) = state.uploads.get(path) {
-                        changes.push(Change::Upload {
-                            path: path.clone(),
-                            upload: Some(upload.clone()),
-                        });
+                        changes.push(Change::Upload { path: path.clone(), upload: Some(upload.clone()) });
                     }
                 }
                 changes
@@ -301,11 +251,7 @@ impl Listings<'_> {
             });
             self.known.insert(dir.clone(), files.collect());
         }
-        Ok(self
-            .known
-            .get(&dir)
-            .and_then(|files| files.get(path.file_name()))
-            .copied())
+        Ok(self.known.get(&dir).and_then(|files| files.get(path.file_name())).copied())
     }
 }
 
@@ -325,10 +271,7 @@ impl State {
             .tree
             .iter()
             .filter_map(|(ino, inode)| match &inode.body {
-                Body::File {
-                    content: Content::Local { spool, .. },
-                    ..
-                } => Some((ino, *spool)),
+                Body::File { content: Content::Local { spool, .. }, .. } => Some((ino, *spool)),
                 _ => None,
             })
             .collect();
@@ -339,15 +282,7 @@ impl State {
                     keep.insert(id);
                     spool.charge(found.len());
                     let generation = self.fresh_generation();
-                    self.set_content(
-                        ino,
-                        Content::Local {
-                            spool: id,
-                            generation,
-                            hash: None,
-                        },
-                        found.len(),
-                    );
+                    self.set_content(ino, Content::Local { spool: id, generation, hash: None }, found.len());
                     if let Some(inode) = self.tree.get_mut(ino) {
                         let mtime = found.modified().ok().map(|time| match time.duration_since(UNIX_EPOCH) {
                             Ok(since) => Timestamp(since.as_secs() as i64, since.subsec_nanos()),
@@ -371,11 +306,8 @@ impl State {
     /// Queues every path whose wanted state the workspace does not have, and closes the accounts of those that agree
     /// with the base.
     fn queue_owed(&mut self) {
-        let accounts: Vec<(RepoPath, Account)> = self
-            .ledger
-            .iter()
-            .map(|(path, account)| (path.clone(), *account))
-            .collect();
+        let accounts: Vec<(RepoPath, Account)> =
+            self.ledger.iter().map(|(path, account)| (path.clone(), *account)).collect();
         for (path, account) in accounts {
             let shown = match account.staged {
                 Staged::Nothing => Some(account.base),
@@ -383,7 +315,11 @@ impl State {
                 Staged::Removed => Some(None),
                 Staged::Doubt => None,
             };
-            let settled = shown.is_some_and(|shown| self.agrees(&path, shown));
+            let settled = match self.tree.resolve(&path) {
+                // Wanted is what the base has, whatever is staged.
+                Resolved::AsBase => shown == Some(account.base),
+                _ => shown.is_some_and(|shown| self.agrees(&path, shown)),
+            };
             if !settled {
                 self.queue.touch(&path, Duration::ZERO);
             } else if account.staged == Staged::Nothing {
@@ -395,21 +331,12 @@ impl State {
     /// Shows a change that somebody else staged.
     fn import(&mut self, change: &Foreign, options: &Options) {
         let staged = change.staged.map_or(Staged::Removed, Staged::Put);
-        let account = Account {
-            base: change.base,
-            staged,
-        };
-        self.apply(Change::Account {
-            path: change.path.clone(),
-            account: Some(account),
-        });
+        let account = Account { base: change.base, staged };
+        self.apply(Change::Account { path: change.path.clone(), account: Some(account) });
         let Some(below) = change.path.below(self.tree.root_path()) else {
             return;
         };
-        let mut parts: Vec<Name> = below
-            .components()
-            .filter_map(|part| Name::new(part.as_bytes()).ok())
-            .collect();
+        let mut parts: Vec<Name> = below.components().filter_map(|part| Name::new(part.as_bytes()).ok()).collect();
         let Some(last) = parts.pop() else { return };
         let mut at = ROOT;
         for name in parts {
@@ -418,8 +345,7 @@ impl State {
                 Some(_) => return,
                 None => {
                     let ino = self.tree.fresh_ino();
-                    self.tree
-                        .insert(ino, base_attrs(options, true, now()), unlisted_dir(), true);
+                    self.tree.insert(ino, base_attrs(options, true, now()), unlisted_dir(), true);
                     self.materialize(at);
                     self.record(ino);
                     self.apply(Change::Link { parent: at, name, ino });
@@ -429,28 +355,14 @@ impl State {
         }
         self.materialize(at);
         match change.staged {
-            None => self.apply(Change::Unlink {
-                parent: at,
-                name: last,
-                hide: true,
-            }),
+            None => self.apply(Change::Unlink { parent: at, name: last, hide: true }),
             Some(object) => {
-                let content = Content::Remote {
-                    hash: object.hash,
-                    origin: None,
-                };
+                let content = Content::Remote { hash: object.hash, origin: None };
                 let ino = self.tree.fresh_ino();
-                let body = Body::File {
-                    content,
-                    size: object.size,
-                };
+                let body = Body::File { content, size: object.size };
                 self.tree.insert(ino, base_attrs(options, false, now()), body, true);
                 self.record(ino);
-                self.apply(Change::Link {
-                    parent: at,
-                    name: last,
-                    ino,
-                });
+                self.apply(Change::Link { parent: at, name: last, ino });
             }
         }
     }

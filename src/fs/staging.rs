@@ -172,9 +172,7 @@ impl Drop for Waiting {
 impl State {
     pub(super) fn is_frozen(&self, spool: SpoolId) -> bool {
         let frozen = self.frozen.as_ref().map(HashMap::values).into_iter().flatten();
-        frozen
-            .into_iter()
-            .any(|capture| matches!(&capture.want, Want::Sealed { held, .. } if held.spool == spool))
+        frozen.into_iter().any(|capture| matches!(&capture.want, Want::Sealed { held, .. } if held.spool == spool))
     }
 
     fn hold(&mut self, fs: &Fs, spool: SpoolId, file: Arc<File>) -> Arc<Held> {
@@ -184,12 +182,7 @@ impl State {
             orphan: false,
         });
         hold.count += 1;
-        Arc::new(Held {
-            fs: fs.this.clone(),
-            spool,
-            file,
-            cancel: hold.cancel.clone(),
-        })
+        Arc::new(Held { fs: fs.this.clone(), spool, file, cancel: hold.cancel.clone() })
     }
 }
 
@@ -210,18 +203,13 @@ impl Fs {
             let mut state = self.lock();
             let state = &mut *state;
             let frozen = state.frozen.as_ref();
-            state.queue.take_due(Instant::now(), limit, |path| {
-                frozen.is_none_or(|frozen| frozen.contains_key(path))
-            })
+            state.queue.take_due(Instant::now(), limit, |path| frozen.is_none_or(|frozen| frozen.contains_key(path)))
         };
         let captures = paths.iter().filter_map(|path| self.capture(path)).collect();
         let state = self.lock();
         // While a commit waits, the paths that are not part of it are not due, however long ago they were.
         let soon = Instant::now() + RECHECK;
-        let next = state
-            .queue
-            .next_due()
-            .map(|due| if state.frozen.is_some() { due.max(soon) } else { due });
+        let next = state.queue.next_due().map(|due| if state.frozen.is_some() { due.max(soon) } else { due });
         (captures, next)
     }
 
@@ -270,14 +258,7 @@ impl Fs {
                 let (seq, forced, alone) = (entry.seq, entry.forced, entry.alone);
                 let account = state.ledger.get(path).copied().unwrap_or_default();
                 let upload = state.uploads.get(path).cloned();
-                let capture = |want| Capture {
-                    path: path.clone(),
-                    seq,
-                    account,
-                    want,
-                    alone,
-                    upload,
-                };
+                let capture = |want| Capture { path: path.clone(), seq, account, want, alone, upload };
                 let ino = match state.tree.resolve(path) {
                     Resolved::Absent => return Ok(Some(capture(Want::Absent))),
                     Resolved::AsBase => return Ok(Some(capture(Want::AsBase))),
@@ -292,11 +273,7 @@ impl Fs {
                         let source = state.source(ino);
                         return Ok(Some(capture(Want::Remote { ino, object, source })));
                     }
-                    Content::Local {
-                        spool,
-                        generation,
-                        hash,
-                    } => {
+                    Content::Local { spool, generation, hash } => {
                         let (spool, generation, hash) = (*spool, *generation, *hash);
                         let open = state.open.get_mut(&ino);
                         if let Some(open) = &open {
@@ -313,13 +290,7 @@ impl Fs {
                         }) {
                             Some(file) => {
                                 let held = state.hold(self, spool, file);
-                                return Ok(Some(capture(Want::Sealed {
-                                    ino,
-                                    generation,
-                                    hash,
-                                    size,
-                                    held,
-                                })));
+                                return Ok(Some(capture(Want::Sealed { ino, generation, hash, size, held })));
                             }
                             None => (ino, spool, generation, hash, size, seq, account, alone),
                         }
@@ -327,7 +298,7 @@ impl Fs {
                 }
             };
             let (ino, spool, generation, hash, size, seq, account, alone) = missing;
-            let file = Arc::new(self.spool.file(spool).map_err(Miss::Lost)?);
+            let Some(file) = self.spool_file(ino, spool).map_err(Miss::Lost)?.map(Arc::new) else { continue };
             let mut state = self.lock();
             let same = matches!(state.content(ino), Some((Content::Local { spool: s, generation: g, .. }, _))
                 if (*s, *g) == (spool, generation));
@@ -335,21 +306,8 @@ impl Fs {
             if same && !writing && state.queue.get(path).is_some_and(|entry| entry.seq == seq) {
                 let held = state.hold(self, spool, file);
                 let upload = state.uploads.get(path).cloned();
-                let want = Want::Sealed {
-                    ino,
-                    generation,
-                    hash,
-                    size,
-                    held,
-                };
-                return Ok(Some(Capture {
-                    path: path.clone(),
-                    seq,
-                    account,
-                    want,
-                    alone,
-                    upload,
-                }));
+                let want = Want::Sealed { ino, generation, hash, size, held };
+                return Ok(Some(Capture { path: path.clone(), seq, account, want, alone, upload }));
             }
         }
     }
@@ -360,11 +318,7 @@ impl Fs {
             let Some(hold) = state.held.get_mut(&spool) else { return };
             hold.count -= 1;
             let ended = hold.count == 0;
-            if ended {
-                state.held.remove(&spool).is_some_and(|hold| hold.orphan)
-            } else {
-                false
-            }
+            if ended { state.held.remove(&spool).is_some_and(|hold| hold.orphan) } else { false }
         };
         self.unheld.notify_waiters();
         if remove {
@@ -376,12 +330,7 @@ impl Fs {
     pub fn hashed(&self, ino: Ino, generation: Generation, found: ContentHash) {
         let mut state = self.lock();
         if let Some(inode) = state.tree.get_mut(ino)
-            && let Body::File {
-                content: Content::Local {
-                    generation: now, hash, ..
-                },
-                ..
-            } = &mut inode.body
+            && let Body::File { content: Content::Local { generation: now, hash, .. }, .. } = &mut inode.body
             && *now == generation
         {
             *hash = Some(found);
@@ -402,14 +351,8 @@ impl Fs {
             for path in paths {
                 let account = state.ledger.get(path).copied().unwrap_or_default();
                 if account.staged != Staged::Doubt {
-                    let account = Account {
-                        staged: Staged::Doubt,
-                        ..account
-                    };
-                    state.apply(Change::Account {
-                        path: path.clone(),
-                        account: Some(account),
-                    });
+                    let account = Account { staged: Staged::Doubt, ..account };
+                    state.apply(Change::Account { path: path.clone(), account: Some(account) });
                 }
             }
             Ok(())
@@ -423,14 +366,16 @@ impl Fs {
     /// When the journal cannot be written; the steps are repeated after the next mount, which does no harm.
     pub fn confirmed(&self, steps: &[(Capture, Step)]) -> Result<(), FsError> {
         let mut adopt = Vec::new();
+        // Letting go of a spool file takes the lock, so captures are dropped when it is free again.
+        let mut thawed = Vec::new();
         let done = self.change(|state| {
             for (capture, step) in steps {
-                if let Some(adopted) = state.confirm(capture, *step) {
-                    adopt.push(adopted);
-                }
+                adopt.extend(state.confirm(capture, *step));
+                thawed.extend(state.thaw(capture));
             }
             Ok(())
         });
+        drop(thawed);
         for (spool, hash, size) in adopt {
             self.spool.release(size);
             if let Err(error) = self.cache.adopt(&self.spool, spool, hash) {
@@ -490,20 +435,14 @@ impl Fs {
             }
             above = dir.parent();
         }
-        !state
-            .ledger
-            .below(path)
-            .any(|(below, account)| below != path && shows(account))
+        !state.ledger.below(path).any(|(below, account)| below != path && shows(account))
     }
 
     /// Writes down how far the upload of a path is; `None`: it is over.
     pub fn note_upload(&self, path: &RepoPath, upload: Option<PathUpload>) {
         let noted = self.change(|state| {
             if upload.is_some() || state.uploads.contains_key(path) {
-                state.apply(Change::Upload {
-                    path: path.clone(),
-                    upload,
-                });
+                state.apply(Change::Upload { path: path.clone(), upload });
             }
             Ok(())
         });
@@ -574,10 +513,7 @@ impl Fs {
     /// What is staged and not committed.
     pub fn staged_paths(&self) -> Vec<RepoPath> {
         let state = self.lock();
-        let staged = state
-            .ledger
-            .iter()
-            .filter(|(_, account)| account.staged != Staged::Nothing);
+        let staged = state.ledger.iter().filter(|(_, account)| account.staged != Staged::Nothing);
         staged.map(|(path, _)| path.clone()).collect()
     }
 
@@ -660,48 +596,22 @@ impl State {
     fn confirm(&mut self, capture: &Capture, step: Step) -> Option<(SpoolId, ContentHash, u64)> {
         let path = &capture.path;
         let account = self.ledger.get(path).copied().unwrap_or_default();
-        let account = Account {
-            staged: account.after(step),
-            ..account
-        };
+        let account = Account { staged: account.after(step), ..account };
         let settled = account.staged == Staged::Nothing;
-        self.apply(Change::Account {
-            path: path.clone(),
-            account: (!settled).then_some(account),
-        });
+        self.apply(Change::Account { path: path.clone(), account: (!settled).then_some(account) });
         if self.uploads.contains_key(path) {
-            self.apply(Change::Upload {
-                path: path.clone(),
-                upload: None,
-            });
-        }
-        if let Some(frozen) = &mut self.frozen {
-            // Its hold ends with the caller's capture, outside the lock.
-            frozen.remove(path);
+            self.apply(Change::Upload { path: path.clone(), upload: None });
         }
         let mut adopted = None;
         match &capture.want {
-            Want::Sealed {
-                ino,
-                generation,
-                size,
-                held,
-                ..
-            } => {
+            Want::Sealed { ino, generation, size, held, .. } => {
                 let object = capture.want.object();
                 let same = matches!(self.content(*ino), Some((Content::Local { spool, generation: now, .. }, _))
                     if *spool == held.spool && now == generation);
                 if let Some(object) = object
                     && same
                 {
-                    self.set_content(
-                        *ino,
-                        Content::Remote {
-                            hash: object.hash,
-                            origin: None,
-                        },
-                        *size,
-                    );
+                    self.set_content(*ino, Content::Remote { hash: object.hash, origin: None }, *size);
                     self.record(*ino);
                     adopted = Some((held.spool, object.hash, *size));
                 }
@@ -710,14 +620,7 @@ impl State {
                 if let Some((Content::Remote { hash, origin: Some(_) }, size)) = self.content(*ino)
                     && *hash == object.hash
                 {
-                    self.set_content(
-                        *ino,
-                        Content::Remote {
-                            hash: object.hash,
-                            origin: None,
-                        },
-                        size,
-                    );
+                    self.set_content(*ino, Content::Remote { hash: object.hash, origin: None }, size);
                     self.record(*ino);
                 }
             }
@@ -725,13 +628,17 @@ impl State {
         }
         // A path that changed meanwhile still needs its account, to know what it differs from.
         if settled && self.queue.get(path).is_some_and(|entry| entry.seq != capture.seq) {
-            self.apply(Change::Account {
-                path: path.clone(),
-                account: Some(account),
-            });
+            self.apply(Change::Account { path: path.clone(), account: Some(account) });
         }
         self.queue.done(path, capture.seq);
         adopted
+    }
+
+    /// Takes a confirmed path out of the set that a commit waits for; a confirmation of an older state leaves it there.
+    fn thaw(&mut self, confirmed: &Capture) -> Option<Capture> {
+        let frozen = self.frozen.as_mut()?;
+        let same = frozen.get(&confirmed.path).is_some_and(|capture| capture.seq == confirmed.seq);
+        if same { frozen.remove(&confirmed.path) } else { None }
     }
 
     /// What never travels, and why.
@@ -755,10 +662,7 @@ impl State {
                 tally.files += 1;
                 tally.bytes += inode.size();
                 if shown.len() < SHOWN_LOCAL {
-                    shown.push(LocalPath {
-                        path: self.tree.display_path(ino),
-                        reason,
-                    });
+                    shown.push(LocalPath { path: self.tree.display_path(ino), reason });
                 }
             }
         }

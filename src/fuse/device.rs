@@ -59,13 +59,7 @@ fn by_system_call(mountpoint: &Path, options: &MountOptions) -> io::Result<Owned
         flags |= MountFlags::RDONLY;
     }
     let data = std::ffi::CString::new(data)?;
-    mount(
-        options.source.as_str(),
-        mountpoint,
-        format!("fuse.{SUBTYPE}"),
-        flags,
-        data.as_c_str(),
-    )?;
+    mount(options.source.as_str(), mountpoint, format!("fuse.{SUBTYPE}"), flags, data.as_c_str())?;
     Ok(device)
 }
 
@@ -112,12 +106,7 @@ fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     loop {
-        match recvmsg(
-            socket.as_fd(),
-            &mut [IoSliceMut::new(&mut byte)],
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC,
-        ) {
+        match recvmsg(socket.as_fd(), &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
             Ok(_) => break,
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
