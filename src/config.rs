@@ -1,1 +1,452 @@
-//! To be written.
+//! Settings that are valid once built: from the command line, `-o` options, the environment and the Oxen CLI's files.
+//!
+//! The command fills a [`MountInput`] with plain text; [`MountSettings::new`] checks all of it, so that a value from
+//! `/etc/fstab` and one from the command line meet the same rules and the same words.
+
+mod address;
+mod credentials;
+mod environment;
+mod options;
+mod secret;
+pub mod units;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use address::{RepoId, Scheme, ServerUrl, resolve};
+pub use credentials::{Author, CredentialSource, OxenConfig};
+pub use environment::Environment;
+pub use secret::Secret;
+
+use crate::path::RepoPath;
+
+/// How long a path must have been left alone before it is staged, unless `--settle` says otherwise: long enough for
+/// the usual write-then-rename of editors and download tools, short enough not to be noticed.
+pub const DEFAULT_SETTLE: Duration = Duration::from_secs(1);
+
+/// Space for copies of what the server has, unless `--cache-limit` says otherwise.
+pub const DEFAULT_CACHE_LIMIT_BYTES: u64 = 10 << 30;
+
+/// Why settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A value that does not have the form it must have.
+    #[error("{what} {value:?} is not {expected}")]
+    Invalid {
+        /// The option or argument, as the user typed it.
+        what: &'static str,
+        /// Its value.
+        value: String,
+        /// What would do.
+        expected: &'static str,
+    },
+    /// Two settings that exclude each other, or one that needs another.
+    #[error("{0}")]
+    Conflict(String),
+    /// A key in `-o` that means nothing here.
+    #[error("unknown mount option {0:?}")]
+    UnknownOption(String),
+    /// Neither the command, nor the environment, nor the Oxen configuration names a server.
+    #[error("no server is named")]
+    NoServer,
+    /// A token or password inside a URL, which other users can read in the process list.
+    #[error("{0} contains credentials, which other users could read in the process list")]
+    CredentialsInUrl(&'static str),
+    /// No home directory to keep state in.
+    #[error("there is no home directory to keep data in that the server does not have yet")]
+    NoHome,
+    /// A configuration file that cannot be read.
+    #[error("cannot read {}: {source}", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A configuration file that is not TOML of the expected form. The parser's own words are left out: they may
+    /// quote a token.
+    #[error("{} is not a valid Oxen configuration{}", .path.display(), .line.map(|n| format!(" (line {n})")).unwrap_or_default())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where, counted from 1.
+        line: Option<usize>,
+    },
+}
+
+impl ConfigError {
+    /// Whether the command was typed wrongly, as opposed to a file or the machine being at fault.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Invalid { .. }
+            | Self::Conflict(_)
+            | Self::UnknownOption(_)
+            | Self::NoServer
+            | Self::CredentialsInUrl(_) => true,
+            Self::NoHome | Self::Unreadable { .. } | Self::Malformed { .. } => false,
+        }
+    }
+}
+
+/// What `mount` was asked for, unchecked. `None` is "not said".
+#[derive(Debug, Clone, Default)]
+pub struct MountInput {
+    /// `NAMESPACE/NAME` or a whole URL.
+    pub repo: String,
+    /// Where to mount.
+    pub mountpoint: PathBuf,
+    /// `--server`.
+    pub server: Option<String>,
+    /// `--branch`.
+    pub branch: Option<String>,
+    /// `--workspace`.
+    pub workspace: Option<String>,
+    /// `--create`.
+    pub create: bool,
+    /// `--description`.
+    pub description: Option<String>,
+    /// `--public`.
+    pub public: bool,
+    /// `--storage`.
+    pub storage: Option<String>,
+    /// `--subdir`.
+    pub subdir: Option<String>,
+    /// `--read-only`.
+    pub read_only: bool,
+    /// `--foreground`.
+    pub foreground: bool,
+    /// `--state-dir`.
+    pub state_dir: Option<PathBuf>,
+    /// `--spool-limit`.
+    pub spool_limit: Option<String>,
+    /// `--cache-limit`.
+    pub cache_limit: Option<String>,
+    /// `--fsync`.
+    pub fsync: Option<String>,
+    /// `--write-through`.
+    pub write_through: bool,
+    /// `--settle`.
+    pub settle: Option<String>,
+    /// `--allow-other`.
+    pub allow_other: bool,
+    /// `-o noexec`.
+    pub noexec: bool,
+    /// `--uid`.
+    pub uid: Option<String>,
+    /// `--gid`.
+    pub gid: Option<String>,
+    /// `--umask`.
+    pub umask: Option<String>,
+}
+
+/// A mount, checked.
+#[derive(Debug, Clone)]
+pub struct MountSettings {
+    /// Where; absolute. Preflight resolves its symbolic links.
+    pub mountpoint: PathBuf,
+    /// The server.
+    pub server: ServerUrl,
+    /// The repository on it.
+    pub repo: RepoId,
+    /// The branch that the workspace starts from and commits go to.
+    pub branch: String,
+    /// The workspace's name, which is also its id.
+    pub workspace: String,
+    /// To be made when the repository does not exist; `None`: that is an error.
+    pub create: Option<CreateRepo>,
+    /// The directory of the repository that is the mount's root.
+    pub subdir: RepoPath,
+    /// Refuse every change.
+    pub read_only: bool,
+    /// Stay in the foreground, log to standard error.
+    pub foreground: bool,
+    /// The directory with one state directory a mount.
+    pub state_root: PathBuf,
+    /// Most bytes that wait for the server before writes get ENOSPC; 0 is none but the disk's.
+    pub spool_limit_bytes: u64,
+    /// Most bytes of copies of what the server has.
+    pub cache_limit_bytes: u64,
+    /// What `fsync` waits for.
+    pub fsync: FsyncPolicy,
+    /// `close` returns when the file is staged, with its error.
+    pub write_through: bool,
+    /// How long a path must be left alone before it is staged.
+    pub settle: Duration,
+    /// Who sees the mount, and as whose.
+    pub access: Access,
+    /// Where the token comes from; asked for every request.
+    pub credentials: CredentialSource,
+}
+
+/// Who sees the mount, and as whose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    /// Others than its owner may enter.
+    pub allow_other: bool,
+    /// No program on it can be run.
+    pub noexec: bool,
+    /// Owner of files that nobody gave another.
+    pub uid: u32,
+    /// Group of files that nobody gave another.
+    pub gid: u32,
+    /// Permission bits that files from the server do not have.
+    pub umask: u32,
+}
+
+/// What `fsync` waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FsyncPolicy {
+    /// The local disk.
+    Local,
+    /// The server.
+    Staged,
+}
+
+/// A repository to be made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CreateRepo {
+    /// In words.
+    pub description: Option<String>,
+    /// Everybody may read it.
+    pub public: bool,
+    /// Where the server keeps its content; `None` is the server's own choice.
+    pub storage: Option<Storage>,
+}
+
+/// Where a server keeps content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Storage {
+    /// On its disk.
+    Local,
+    /// In an S3 bucket.
+    S3 {
+        /// The bucket.
+        bucket: String,
+        /// What its keys begin with.
+        prefix: String,
+    },
+}
+
+impl std::str::FromStr for Storage {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        if text == "local" {
+            return Ok(Self::Local);
+        }
+        match text.strip_prefix("s3:") {
+            Some(place) if !place.is_empty() && !place.starts_with('/') => {
+                let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+                Ok(Self::S3 {
+                    bucket: bucket.to_owned(),
+                    prefix: prefix.to_owned(),
+                })
+            }
+            _ => Err(ConfigError::Invalid {
+                what: "--storage",
+                value: text.to_owned(),
+                expected: "local or s3:BUCKET/PREFIX",
+            }),
+        }
+    }
+}
+
+impl MountInput {
+    /// What of `--description`, `--public` and `--storage` was said, if `--create` was.
+    fn create_repo(&self) -> Result<Option<CreateRepo>, ConfigError> {
+        if !self.create {
+            let said = [
+                ("--description", self.description.is_some()),
+                ("--public", self.public),
+                ("--storage", self.storage.is_some()),
+            ];
+            return match said.iter().find(|(_, said)| *said) {
+                Some((option, _)) => Err(ConfigError::Conflict(format!("{option} needs --create"))),
+                None => Ok(None),
+            };
+        }
+        Ok(Some(CreateRepo {
+            description: self.description.clone(),
+            public: self.public,
+            storage: self.storage.as_deref().map(str::parse).transpose()?,
+        }))
+    }
+}
+
+impl MountSettings {
+    /// Checks `input` and fills in what it does not say.
+    ///
+    /// # Errors
+    /// The first setting that cannot be used.
+    pub fn new(input: MountInput, environment: &Environment) -> Result<Self, ConfigError> {
+        let oxen = OxenConfig::new(environment);
+        let (server, repo) = resolve(&input.repo, input.server.as_deref(), environment, &oxen)?;
+        let create = input.create_repo()?;
+        let branch = checked_branch(input.branch.as_deref().unwrap_or("main"))?;
+        let workspace = match &input.workspace {
+            Some(name) => checked_workspace(name)?,
+            None => default_workspace(&environment.user, &environment.host, &branch),
+        };
+        let subdir = input.subdir.as_deref().unwrap_or("");
+        let subdir = RepoPath::parse(subdir).map_err(|_| ConfigError::Invalid {
+            what: "--subdir",
+            value: subdir.to_owned(),
+            expected: "a path inside the repository",
+        })?;
+        if input.read_only && input.create {
+            return Err(ConfigError::Conflict(
+                "--create and --read-only exclude each other".into(),
+            ));
+        }
+        if input.read_only && input.write_through {
+            return Err(ConfigError::Conflict(
+                "--write-through and --read-only exclude each other".into(),
+            ));
+        }
+        let fsync = match input.fsync.as_deref() {
+            None | Some("local") => FsyncPolicy::Local,
+            Some("staged") => FsyncPolicy::Staged,
+            Some(other) => {
+                return Err(ConfigError::Invalid {
+                    what: "--fsync",
+                    value: other.to_owned(),
+                    expected: "local or staged",
+                });
+            }
+        };
+        let bytes = |what, text: &Option<String>, default| match text {
+            Some(text) => units::parse_bytes(text).ok_or_else(|| ConfigError::Invalid {
+                what,
+                value: text.clone(),
+                expected: "a size such as 512MiB or 10G",
+            }),
+            None => Ok(default),
+        };
+        let settle = match &input.settle {
+            Some(text) => units::parse_duration(text).ok_or_else(|| ConfigError::Invalid {
+                what: "--settle",
+                value: text.clone(),
+                expected: "a time such as 0.5 or 2s",
+            })?,
+            None => DEFAULT_SETTLE,
+        };
+        let id = |what, text: &Option<String>, own| match text {
+            Some(text) => text.parse().map_err(|_| ConfigError::Invalid {
+                what,
+                value: text.clone(),
+                expected: "a number",
+            }),
+            None => Ok(own),
+        };
+        let umask = match &input.umask {
+            Some(text) => match u32::from_str_radix(text, 8) {
+                Ok(mask) if mask <= 0o777 => mask,
+                _ => {
+                    return Err(ConfigError::Invalid {
+                        what: "--umask",
+                        value: text.clone(),
+                        expected: "an octal number from 0 to 777",
+                    });
+                }
+            },
+            None => 0o022,
+        };
+        let state_root = match &input.state_dir {
+            Some(dir) => absolute(dir.clone())?,
+            None => environment.state_root()?,
+        };
+        Ok(Self {
+            mountpoint: absolute(input.mountpoint)?,
+            credentials: CredentialSource::new(environment, &server),
+            server,
+            repo,
+            branch,
+            workspace,
+            create,
+            subdir,
+            read_only: input.read_only,
+            foreground: input.foreground,
+            state_root,
+            spool_limit_bytes: bytes("--spool-limit", &input.spool_limit, 0)?,
+            cache_limit_bytes: bytes("--cache-limit", &input.cache_limit, DEFAULT_CACHE_LIMIT_BYTES)?,
+            fsync,
+            write_through: input.write_through,
+            settle,
+            access: Access {
+                allow_other: input.allow_other,
+                noexec: input.noexec,
+                uid: id("--uid", &input.uid, environment.uid)?,
+                gid: id("--gid", &input.gid, environment.gid)?,
+                umask,
+            },
+        })
+    }
+}
+
+/// `path` from the root; the daemon's working directory is not the command's.
+fn absolute(path: PathBuf) -> Result<PathBuf, ConfigError> {
+    std::path::absolute(&path).map_err(|source| ConfigError::Unreadable { path, source })
+}
+
+/// A branch name that can stand in a URL and a request.
+pub(crate) fn checked_branch(name: &str) -> Result<String, ConfigError> {
+    let bad = name.is_empty()
+        || name.len() > 200
+        || name.starts_with(['/', '-'])
+        || name.ends_with('/')
+        || name.contains("..")
+        || name.chars().any(|c| c.is_control() || c.is_whitespace());
+    if bad {
+        return Err(ConfigError::Invalid {
+            what: "--branch",
+            value: name.to_owned(),
+            expected: "a branch name",
+        });
+    }
+    Ok(name.to_owned())
+}
+
+/// A workspace name is a segment of URLs.
+fn checked_workspace(name: &str) -> Result<String, ConfigError> {
+    if is_segment(name) && name.len() <= 200 {
+        return Ok(name.to_owned());
+    }
+    Err(ConfigError::Invalid {
+        what: "--workspace",
+        value: name.to_owned(),
+        expected: "a name of letters, digits, '.', '_' and '-'",
+    })
+}
+
+/// Whether `text` is a path segment that no server and no proxy takes for something else.
+fn is_segment(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+}
+
+/// The same name for the same user, host and branch, so that a remount goes on where the last one stopped, and for no
+/// others: where a character had to be replaced, part of a hash of the original is added.
+fn default_workspace(user: &str, host: &str, branch: &str) -> String {
+    let plain = format!("oxenfs-{user}-{host}-{branch}");
+    let name: String = plain
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') {
+                c
+            } else {
+                '-'
+            }
+        })
+        .take(100)
+        .collect();
+    if name == plain {
+        return name;
+    }
+    let hash = crate::hash::ContentHash::of(crate::hash::HashKind::Sha256, plain.as_bytes()).to_string();
+    format!("{name}-{}", &hash[..8])
+}

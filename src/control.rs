@@ -1,6 +1,8 @@
 //! The daemon's control socket: one JSON value a line, a request from the command, then events until one says it is
 //! the last. The socket lies in the mount's state directory, which only its owner can enter.
 
+pub mod client;
+
 use serde::{Deserialize, Serialize};
 
 /// What a command asks of a running daemon.

@@ -1,0 +1,293 @@
+//! What is checked before anything is mounted, each failure with the act that mends it; and unmounting.
+
+pub mod mountinfo;
+mod unmount;
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+pub use unmount::{How, UnmountError, User, unmount, users_of};
+
+use super::state_dir::{self, StateError};
+use crate::config::MountSettings;
+
+/// The filesystem's subtype, so that the kernel's table says `fuse.oxenfs`.
+pub const FS_NAME: &str = "oxenfs";
+
+/// The source that the kernel's table shows for a mount of `repo` on `server`.
+pub fn fs_source(settings: &MountSettings) -> String {
+    format!("{FS_NAME}:{}/{}", settings.server, settings.repo)
+}
+
+/// Why nothing can be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum PreflightError {
+    /// No such directory.
+    #[error("{} does not exist", .0.display())]
+    Missing(PathBuf),
+    /// Something else.
+    #[error("{} is not a directory", .0.display())]
+    NotADirectory(PathBuf),
+    /// A mount would hide what is in it.
+    #[error("{} is not empty", .0.display())]
+    NotEmpty(PathBuf),
+    /// A mount of ours is there.
+    #[error("oxenfs is already mounted at {}", .0.display())]
+    AlreadyMounted(PathBuf),
+    /// Another mount is there.
+    #[error("{} is already a mount point, of type {fs_type}", .path.display())]
+    ForeignMount {
+        /// The directory.
+        path: PathBuf,
+        /// What is mounted there.
+        fs_type: String,
+    },
+    /// A mount whose process is gone, and not one of ours.
+    #[error("{} holds a broken mount of type {fs_type}", .path.display())]
+    ForeignStale {
+        /// The directory.
+        path: PathBuf,
+        /// What was mounted there.
+        fs_type: String,
+    },
+    /// A mount of ours whose daemon is gone, and that could not be taken away.
+    #[error("cannot remove the broken mount at {}: {source}", .path.display())]
+    Stale {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: UnmountError,
+    },
+    /// The directory is not ours to write, which `fusermount3` demands.
+    #[error("you may not write to {}", .0.display())]
+    NotWritable(PathBuf),
+    /// The kernel has no FUSE, or the container was not given it.
+    #[error("/dev/fuse does not exist")]
+    NoDevice,
+    /// The device is there and cannot be opened.
+    #[error("/dev/fuse cannot be opened: {0}")]
+    DeviceRefused(io::Error),
+    /// Root in a container that was not given the right to mount.
+    #[error("this process has no right to mount (CAP_SYS_ADMIN)")]
+    NoRight,
+    /// Not root, and no helper.
+    #[error("fusermount3 is not installed")]
+    NoHelper,
+    /// `--allow-other` needs the administrator's consent.
+    #[error("/etc/fuse.conf does not allow --allow-other")]
+    OthersNotAllowed,
+    /// The place for data that the server lacks.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The directory cannot be examined.
+    #[error("cannot examine {}: {source}", .path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Where a mount may begin, and what the user should know.
+#[derive(Debug)]
+pub struct Checked {
+    /// The mount point without symbolic links.
+    pub mountpoint: PathBuf,
+    /// The state root without symbolic links.
+    pub state_root: PathBuf,
+    /// What to tell the user.
+    pub warnings: Vec<Warning>,
+}
+
+/// What does not prevent a mount.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Warning {
+    /// About the place for data that the server lacks.
+    #[error(transparent)]
+    State(state_dir::Warning),
+    /// A mount of ours was there whose daemon had died.
+    #[error("removed the broken mount that an oxenfs which ended left at {}", .0.display())]
+    RemovedStale(PathBuf),
+    /// The token can be read on the way.
+    #[error("the token travels unencrypted to {0}")]
+    TokenExposed(String),
+}
+
+/// Checks everything that can be checked without the server. The one thing it changes is to take away a mount of ours
+/// at the mount point whose daemon is gone; and it makes the state root.
+///
+/// # Errors
+/// The first check that fails.
+pub fn check(settings: &MountSettings) -> Result<Checked, PreflightError> {
+    let mut warnings = Vec::new();
+    check_device()?;
+    let mountpoint = check_mountpoint(&settings.mountpoint, &mut warnings)?;
+    if !rustix::process::geteuid().is_root() {
+        check_helper()?;
+        if rustix::fs::access(&mountpoint, rustix::fs::Access::WRITE_OK).is_err() {
+            return Err(PreflightError::NotWritable(mountpoint));
+        }
+        if settings.access.allow_other && !others_allowed() {
+            return Err(PreflightError::OthersNotAllowed);
+        }
+    }
+    let (state_root, about_state) = state_dir::prepare_root(&settings.state_root, &mountpoint)?;
+    warnings.extend(about_state.into_iter().map(Warning::State));
+    if settings.server.is_exposed() && settings.credentials.read().is_some() {
+        warnings.push(Warning::TokenExposed(settings.server.to_string()));
+    }
+    Ok(Checked {
+        mountpoint,
+        state_root,
+        warnings,
+    })
+}
+
+/// `path` without symbolic links, also when a mount there is broken: its own name is then taken as it is.
+///
+/// # Errors
+/// When it, or the directory it is in, cannot be found.
+pub fn resolve(path: &Path) -> io::Result<PathBuf> {
+    let error = match path.canonicalize() {
+        Ok(real) => return Ok(real),
+        Err(error) => error,
+    };
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if error.kind() != io::ErrorKind::NotFound => {
+            let parent = if parent.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                parent
+            };
+            Ok(parent.canonicalize()?.join(name))
+        }
+        _ => Err(error),
+    }
+}
+
+fn check_mountpoint(path: &Path, warnings: &mut Vec<Warning>) -> Result<PathBuf, PreflightError> {
+    let io_at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| PreflightError::Io { path, source }
+    };
+    let mountpoint = match resolve(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(PreflightError::Missing(path.to_owned())),
+        other => other.map_err(io_at(path))?,
+    };
+    // Mounts can lie on each other; each broken one of ours is taken away.
+    while let Some(mount) = mountinfo::top(&mountpoint).map_err(io_at(&mountpoint))? {
+        let stale = is_stale(&mountpoint);
+        match (mount.is_ours(), stale) {
+            (true, false) => return Err(PreflightError::AlreadyMounted(mountpoint)),
+            (true, true) => {
+                unmount(&mountpoint, How::Lazily).map_err(|source| PreflightError::Stale {
+                    path: mountpoint.clone(),
+                    source,
+                })?;
+                warnings.push(Warning::RemovedStale(mountpoint.clone()));
+            }
+            (false, true) => {
+                return Err(PreflightError::ForeignStale {
+                    path: mountpoint,
+                    fs_type: mount.fs_type,
+                });
+            }
+            (false, false) => {
+                return Err(PreflightError::ForeignMount {
+                    path: mountpoint,
+                    fs_type: mount.fs_type,
+                });
+            }
+        }
+    }
+    let metadata = std::fs::metadata(&mountpoint).map_err(io_at(&mountpoint))?;
+    if !metadata.is_dir() {
+        return Err(PreflightError::NotADirectory(mountpoint));
+    }
+    match std::fs::read_dir(&mountpoint).map_err(io_at(&mountpoint))?.next() {
+        None => Ok(mountpoint),
+        Some(_) => Err(PreflightError::NotEmpty(mountpoint)),
+    }
+}
+
+/// Whether the process behind the FUSE mount at `path` is gone: the kernel then answers everything with ENOTCONN
+/// ("Transport endpoint is not connected").
+pub fn is_stale(path: &Path) -> bool {
+    match std::fs::metadata(path) {
+        Ok(_) => false,
+        Err(error) => error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()),
+    }
+}
+
+fn check_device() -> Result<(), PreflightError> {
+    let opened = std::fs::File::options().read(true).write(true).open("/dev/fuse");
+    match opened {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(PreflightError::NoDevice),
+        // ENODEV and ENXIO: the node is there, the kernel's part is not loaded.
+        Err(error) if matches!(error.raw_os_error(), Some(6 | 19)) => return Err(PreflightError::NoDevice),
+        Err(error) => return Err(PreflightError::DeviceRefused(error)),
+    }
+    if rustix::process::geteuid().is_root() && !may_mount() {
+        return Err(PreflightError::NoRight);
+    }
+    Ok(())
+}
+
+/// Whether this process has CAP_SYS_ADMIN; `true` when the kernel does not say.
+fn may_mount() -> bool {
+    const CAP_SYS_ADMIN: u32 = 21; // linux/capability.h
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    effective.is_none_or(|set| set >> CAP_SYS_ADMIN & 1 == 1)
+}
+
+fn check_helper() -> Result<(), PreflightError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|dir| {
+        let file = dir.join("fusermount3");
+        std::fs::metadata(file).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    });
+    if found { Ok(()) } else { Err(PreflightError::NoHelper) }
+}
+
+/// Whether the administrator lets users open their mounts to others (`mount.fuse3(8)`).
+fn others_allowed() -> bool {
+    let text = std::fs::read_to_string("/etc/fuse.conf").unwrap_or_default();
+    text.lines().any(|line| line.trim() == "user_allow_other")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(path: &Path) -> Result<PathBuf, PreflightError> {
+        check_mountpoint(path, &mut Vec::new())
+    }
+
+    #[test]
+    fn a_mount_point_is_an_empty_directory_that_nothing_is_mounted_on() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().canonicalize().unwrap();
+        assert!(matches!(
+            checked(&root.join("no/such")),
+            Err(PreflightError::Missing(_))
+        ));
+        assert!(matches!(
+            checked(Path::new("/proc")),
+            Err(PreflightError::ForeignMount { .. })
+        ));
+        std::fs::write(root.join("file"), "").unwrap();
+        assert!(matches!(
+            checked(&root.join("file")),
+            Err(PreflightError::NotADirectory(_))
+        ));
+        assert!(matches!(checked(&root), Err(PreflightError::NotEmpty(_))));
+        std::fs::create_dir(root.join("dir")).unwrap();
+        std::os::unix::fs::symlink("dir", root.join("link")).unwrap();
+        assert_eq!(checked(&root.join("link")).unwrap(), root.join("dir"));
+    }
+}

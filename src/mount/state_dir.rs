@@ -1,0 +1,707 @@
+//! Where a mount keeps what the server does not have yet: one directory a mount, locked by one daemon.
+//!
+//! ```text
+//! <root>/                        0700, ours
+//!   README
+//!   <name>-<hash of server, repository, workspace, subdirectory>/
+//!     README  meta.json  lock  log  control.sock      ... and what spool and journal keep
+//!   <such a name> -> /elsewhere/<such a name>         a mount with another root, so that `status` finds it
+//! ```
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use super::preflight::mountinfo;
+use crate::hash::{ContentHash, HashKind};
+
+const META: &str = "meta.json";
+const LOCK: &str = "lock";
+const LOG: &str = "log";
+const README: &str = "README";
+const SOCKET: &str = "control.sock";
+
+/// A log past this length is set aside when the next daemon starts: one old log and one new stay under 32 MiB.
+const LOG_LIMIT_BYTES: u64 = 16 << 20;
+
+/// How long a lock may be held by somebody who only looks, or by a daemon that is just ending.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
+/// The README of each directory.
+const README_TEXT: &str = "\
+This directory belongs to oxenfs. Do not delete it: it holds data not yet on the server.
+
+What waits here is shown by `oxenfs status` and sent by mounting again; meta.json says what and where.
+When nothing is owed to the server and nothing of it is mounted, it may be removed.
+";
+
+/// What a state directory is for. The first four fields name it; the others may change from mount to mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Scheme, host and port.
+    pub server: String,
+    /// `NAMESPACE/NAME`.
+    pub repo: String,
+    /// The workspace's name.
+    pub workspace: String,
+    /// The directory of the repository that is mounted; empty is all of it.
+    pub subdir: String,
+    /// The branch that a commit goes to.
+    pub branch: String,
+    /// Where it is, or was last, mounted.
+    pub mountpoint: PathBuf,
+}
+
+/// `meta.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    /// What the directory is for.
+    #[serde(flatten)]
+    pub identity: Identity,
+    /// The last daemon's process id; the lock tells whether it lives.
+    pub pid: u32,
+    /// The version of oxenfs that wrote this.
+    pub version: String,
+}
+
+/// Why a state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Another daemon has it.
+    #[error("it is in use by process {pid}, mounted at {}", .mountpoint.display())]
+    Locked {
+        /// The state directory.
+        path: PathBuf,
+        /// The holder; 0 when it did not say.
+        pid: u32,
+        /// The holder's mount point.
+        mountpoint: PathBuf,
+    },
+    /// Somebody else's directory.
+    #[error("the state directory {} belongs to user {owner}, not to user {us}", .path.display())]
+    NotOurs {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner's id.
+        owner: u32,
+        /// Our id.
+        us: u32,
+    },
+    /// A directory with other things in it that others can read; its mode is not ours to change.
+    #[error("others can enter the state directory {}, and it holds more than oxenfs put there", .path.display())]
+    Exposed {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Data that the server lacks would lie on a filesystem that may vanish with it.
+    #[error("the state directory {} is on a FUSE filesystem", .path.display())]
+    OnFuse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The mount would cover it.
+    #[error("the state directory {} and the mount point lie inside each other", .path.display())]
+    InsideMount {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A system call failed.
+    #[error("cannot {action} {}: {source}", .path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A `meta.json` that no oxenfs wrote.
+    #[error("{} is damaged: {reason}", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        reason: String,
+    },
+}
+
+/// What a user should know about a root that can be used all the same.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Warning {
+    /// A restart of the machine loses what the server lacks.
+    #[error("the state directory {} is in memory: a restart of this machine loses what is not staged yet", .0.display())]
+    InMemory(PathBuf),
+    /// Locks and flushes are as good as that server's.
+    #[error("the state directory {} is on a network filesystem: a crash may lose what is not staged yet", .0.display())]
+    OnNetwork(PathBuf),
+    /// Little space.
+    #[error("only {} MiB are free for the state directory {}", .free_bytes >> 20, .path.display())]
+    LittleSpace {
+        /// The root.
+        path: PathBuf,
+        /// What is free.
+        free_bytes: u64,
+    },
+}
+
+/// Free space under which [`Warning::LittleSpace`] is given.
+const LITTLE_SPACE_BYTES: u64 = 1 << 30;
+
+/// Attaches what was tried to an error of the system.
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    let path = path.to_owned();
+    move |source| StateError::Io { action, path, source }
+}
+
+/// Makes `root` if it is not there and checks that data is safe in it: ours, closed to others, on a disk, and not
+/// covered by `mountpoint`. Returns its real path.
+///
+/// # Errors
+/// When it is not.
+pub fn prepare_root(root: &Path, mountpoint: &Path) -> Result<(PathBuf, Vec<Warning>), StateError> {
+    // Before anything is made: a root inside the mount point would make that non-empty.
+    refuse_nested(&resolve_existing(root), mountpoint)?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(root)
+        .map_err(io_error("create", root))?;
+    let root = root.canonicalize().map_err(io_error("resolve", root))?;
+    refuse_nested(&root, mountpoint)?;
+    check_owner(&root)?;
+    let mode = std::fs::metadata(&root).map_err(io_error("read", &root))?.mode();
+    if mode & 0o077 != 0 {
+        let mut names = std::fs::read_dir(&root).map_err(io_error("read", &root))?;
+        if !root.join(README).exists() && names.next().is_some() {
+            return Err(StateError::Exposed { path: root });
+        }
+        std::fs::set_permissions(&root, PermissionsExt::from_mode(0o700))
+            .map_err(io_error("close to others", &root))?;
+    }
+    write_readme(&root)?;
+    let warnings = check_filesystem(&root)?;
+    Ok((root, warnings))
+}
+
+/// `path` with the symbolic links of the part that exists resolved.
+fn resolve_existing(path: &Path) -> PathBuf {
+    let mut missing = Vec::new();
+    let mut here = path;
+    loop {
+        if let Ok(real) = here.canonicalize() {
+            return missing.iter().rev().fold(real, |real, name| real.join(name));
+        }
+        match (here.parent(), here.file_name()) {
+            (Some(parent), Some(name)) => {
+                missing.push(name);
+                here = parent;
+            }
+            _ => return path.to_owned(),
+        }
+    }
+}
+
+fn refuse_nested(root: &Path, mountpoint: &Path) -> Result<(), StateError> {
+    if root.starts_with(mountpoint) || mountpoint.starts_with(root) {
+        return Err(StateError::InsideMount { path: root.to_owned() });
+    }
+    Ok(())
+}
+
+fn check_owner(path: &Path) -> Result<(), StateError> {
+    let owner = std::fs::symlink_metadata(path).map_err(io_error("read", path))?.uid();
+    let us = rustix::process::geteuid().as_raw();
+    if owner != us {
+        return Err(StateError::NotOurs {
+            path: path.to_owned(),
+            owner,
+            us,
+        });
+    }
+    Ok(())
+}
+
+fn check_filesystem(root: &Path) -> Result<Vec<Warning>, StateError> {
+    // From linux/magic.h.
+    const FUSE: u64 = 0x6573_5546;
+    const TMPFS: u64 = 0x0102_1994;
+    const RAMFS: u64 = 0x8584_58f6;
+    const NFS: u64 = 0x6969;
+    const SMB2: u64 = 0xfe53_4d42;
+    const CIFS: u64 = 0xff53_4d42;
+    let facts = rustix::fs::statfs(root).map_err(|errno| io_error("read", root)(errno.into()))?;
+    let mut warnings = Vec::new();
+    match facts.f_type as u64 & 0xffff_ffff {
+        FUSE => return Err(StateError::OnFuse { path: root.to_owned() }),
+        TMPFS | RAMFS => warnings.push(Warning::InMemory(root.to_owned())),
+        NFS | SMB2 | CIFS => warnings.push(Warning::OnNetwork(root.to_owned())),
+        _ => {}
+    }
+    let free_bytes = facts.f_bavail.saturating_mul(facts.f_bsize as u64);
+    if free_bytes < LITTLE_SPACE_BYTES {
+        warnings.push(Warning::LittleSpace {
+            path: root.to_owned(),
+            free_bytes,
+        });
+    }
+    Ok(warnings)
+}
+
+fn write_readme(dir: &Path) -> Result<(), StateError> {
+    let path = dir.join(README);
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+        Ok(mut file) => file.write_all(README_TEXT.as_bytes()).map_err(io_error("write", &path)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(io_error("create", &path)(error)),
+    }
+}
+
+impl Identity {
+    /// The directory's name: what a person recognizes, then a hash of all that tells mounts apart.
+    fn dir_name(&self) -> String {
+        let named = [&*self.server, &self.repo, &self.workspace, &self.subdir].join("\0");
+        let hash = ContentHash::of(HashKind::Sha256, named.as_bytes()).to_string();
+        let slug: String = self
+            .repo
+            .chars()
+            .map(|c| {
+                if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') {
+                    c
+                } else {
+                    '-'
+                }
+            })
+            .take(60)
+            .collect();
+        format!("{slug}-{}", &hash[..12])
+    }
+}
+
+/// One mount's state directory, held by this process. The lock belongs to the open file: it passes to a forked child
+/// and ends with the last process that has it.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    dir: OwnedFd,
+    lock: File,
+    meta: Meta,
+}
+
+impl StateDir {
+    /// Makes or reopens the directory for `identity` below `root` (a path from [`prepare_root`]) and locks it. Where
+    /// [`announce`](Self::announce) left a link, the directory it leads to.
+    ///
+    /// # Errors
+    /// [`StateError::Locked`] when another daemon has it.
+    pub fn open(root: &Path, identity: &Identity) -> Result<Self, StateError> {
+        let mut path = root.join(identity.dir_name());
+        if path.is_symlink() {
+            // Left by `announce`: this mount's state is elsewhere, and data may wait there.
+            match path.canonicalize() {
+                Ok(elsewhere) => path = elsewhere,
+                Err(_) => std::fs::remove_file(&path).map_err(io_error("remove the link", &path))?,
+            }
+        }
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io_error("create", &path)(error)),
+            _ => {}
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir =
+            rustix::fs::open(&path, flags, Mode::empty()).map_err(|errno| io_error("open", &path)(errno.into()))?;
+        check_owner(&path)?;
+        rustix::fs::fchmod(&dir, Mode::RWXU).map_err(|errno| io_error("close to others", &path)(errno.into()))?;
+        let lock = lock(&path)?;
+        write_readme(&path)?;
+        let mut state = Self {
+            path,
+            dir,
+            lock,
+            meta: Meta {
+                identity: identity.clone(),
+                pid: 0,
+                version: String::new(),
+            },
+        };
+        state.claim()?;
+        Ok(state)
+    }
+
+    /// Writes down that this process has the directory: to be called again after a fork, in the child.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn claim(&mut self) -> Result<(), StateError> {
+        self.meta.pid = std::process::id();
+        self.meta.version = env!("CARGO_PKG_VERSION").to_owned();
+        let lock_path = self.path.join(LOCK);
+        let written = self
+            .lock
+            .set_len(0)
+            .and_then(|()| self.lock.rewind())
+            .and_then(|()| writeln!(self.lock, "{}", self.meta.pid));
+        written.map_err(io_error("write", &lock_path))?;
+        let path = self.path.join(META);
+        let text = serde_json::to_vec_pretty(&self.meta).map_err(|error| StateError::Damaged {
+            path: path.clone(),
+            reason: error.to_string(),
+        })?;
+        replace(&path, &text).map_err(io_error("write", &path))
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it is for.
+    pub fn identity(&self) -> &Identity {
+        &self.meta.identity
+    }
+
+    /// Where the daemon's log is.
+    pub fn log_path(&self) -> PathBuf {
+        self.path.join(LOG)
+    }
+
+    /// The log, to be appended to; a long one is set aside first.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn open_log(&self) -> Result<File, StateError> {
+        let path = self.log_path();
+        if std::fs::metadata(&path).is_ok_and(|log| log.len() > LOG_LIMIT_BYTES) {
+            let old = self.path.join("log.1");
+            std::fs::rename(&path, &old).map_err(io_error("set aside", &path))?;
+        }
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io_error("open", &path))
+    }
+
+    /// Listens on the control socket. What lies at its place is from a daemon that is gone: we hold the lock.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn bind_control(&self) -> Result<UnixListener, StateError> {
+        let path = self.path.join(SOCKET);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("replace", &path)(error)),
+            _ => {}
+        }
+        UnixListener::bind(through(&self.dir)).map_err(io_error("listen on", &path))
+    }
+
+    /// Leaves a link to this directory in `default_root`, where `status` and `unmount` look when nobody tells them
+    /// about another root.
+    ///
+    /// # Errors
+    /// When the root cannot be used or the link cannot be made; the mount works all the same.
+    pub fn announce(&self, default_root: &Path) -> Result<(), StateError> {
+        let (root, _) = prepare_root(default_root, &self.meta.identity.mountpoint)?;
+        let link = root.join(self.meta.identity.dir_name());
+        if link.canonicalize().is_ok_and(|known| known == self.path) {
+            return Ok(());
+        }
+        if std::fs::symlink_metadata(&link).is_ok_and(|there| there.is_dir()) {
+            // State of the same mount in the default root: it may hold data, so it keeps its name.
+            return Ok(());
+        }
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(&self.path, &link).map_err(io_error("create the link", &link))
+    }
+}
+
+/// Writes a file so that a crash leaves the old or the new one.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    match path.parent() {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Takes the lock, patiently: a `status` that looks, or a daemon that ends, holds it for a moment.
+fn lock(dir: &Path) -> Result<File, StateError> {
+    let path = dir.join(LOCK);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(io_error("open", &path))?;
+    let deadline = std::time::Instant::now() + LOCK_PATIENCE;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if std::time::Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mountpoint = read_meta(dir).map(|meta| meta.identity.mountpoint).unwrap_or_default();
+                return Err(StateError::Locked {
+                    path: dir.to_owned(),
+                    pid: holder_of(&file),
+                    mountpoint,
+                });
+            }
+            Err(errno) => return Err(io_error("lock", &path)(errno.into())),
+        }
+    }
+}
+
+/// The process id in a lock file; 0 when there is none.
+fn holder_of(lock: &File) -> u32 {
+    let mut text = String::new();
+    // A process id has at most seven digits.
+    let _ = lock.take(16).read_to_string(&mut text);
+    text.trim().parse().unwrap_or(0)
+}
+
+fn read_meta(dir: &Path) -> Result<Meta, StateError> {
+    let path = dir.join(META);
+    let text = std::fs::read(&path).map_err(io_error("read", &path))?;
+    serde_json::from_slice(&text).map_err(|error| StateError::Damaged {
+        path,
+        reason: error.to_string(),
+    })
+}
+
+/// The control socket's address, short however long the directory's path is: a socket address has 107 bytes.
+fn through(dir: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))
+}
+
+/// Connects to the daemon that has the state directory `dir`.
+///
+/// # Errors
+/// [`io::ErrorKind::NotFound`] or [`io::ErrorKind::ConnectionRefused`] when none runs.
+pub fn connect_control(dir: &Path) -> io::Result<UnixStream> {
+    let dir: OwnedFd = File::open(dir)?.into();
+    UnixStream::connect(through(&dir))
+}
+
+/// A state directory as others see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// The directory.
+    pub path: PathBuf,
+    /// Its `meta.json`.
+    pub meta: Meta,
+}
+
+impl Known {
+    /// The process that holds the lock; `None` when none does.
+    pub fn holder(&self) -> Option<u32> {
+        let file = File::open(self.path.join(LOCK)).ok()?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => None, // and closing the file gives it back
+            Err(_) => Some(holder_of(&file)),
+        }
+    }
+}
+
+/// All state directories of a root, in the order of their mount points.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Those that can be read.
+    pub known: Vec<Known>,
+    /// Those that cannot, with the reason: they may hold data.
+    pub unreadable: Vec<(PathBuf, StateError)>,
+}
+
+impl StateDir {
+    /// The state directories below `root`; none when there is no such root. Links to directories elsewhere count;
+    /// links to nowhere do not.
+    ///
+    /// # Errors
+    /// When the root is there and cannot be read.
+    pub fn list(root: &Path) -> Result<Listing, StateError> {
+        let entries = match std::fs::read_dir(root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Listing::default()),
+            Err(error) => return Err(io_error("read", root)(error)),
+        };
+        let mut listing = Listing::default();
+        for entry in entries {
+            let path = entry.map_err(io_error("read", root))?.path();
+            let Ok(path) = path.canonicalize() else { continue };
+            if !path.is_dir() {
+                continue;
+            }
+            match read_meta(&path) {
+                Ok(meta) => listing.known.push(Known { path, meta }),
+                Err(error) => listing.unreadable.push((path, error)),
+            }
+        }
+        listing.known.sort_by(|a, b| {
+            let key = |known: &Known| (known.meta.identity.mountpoint.clone(), known.path.clone());
+            key(a).cmp(&key(b))
+        });
+        listing.known.dedup_by(|a, b| a.path == b.path);
+        Ok(listing)
+    }
+}
+
+/// Whether a mount of ours is at `mountpoint` now, from the kernel's table.
+pub fn is_mounted(mountpoint: &Path) -> bool {
+    mountinfo::top(mountpoint).is_ok_and(|mount| mount.is_some_and(|mount| mount.is_ours()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(mountpoint: &str) -> Identity {
+        Identity {
+            server: "http://127.0.0.1:3000".into(),
+            repo: "ox/cats".into(),
+            workspace: "w".into(),
+            subdir: String::new(),
+            branch: "main".into(),
+            mountpoint: mountpoint.into(),
+        }
+    }
+
+    fn prepared(root: &Path) -> PathBuf {
+        prepare_root(root, Path::new("/nowhere")).unwrap().0
+    }
+
+    #[test]
+    fn one_daemon_has_a_state_directory() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = prepared(&temp.path().join("state"));
+        let held = StateDir::open(&root, &identity("/mnt/a")).unwrap();
+        match StateDir::open(&root, &identity("/mnt/b")) {
+            Err(StateError::Locked { pid, mountpoint, .. }) => {
+                assert_eq!(pid, std::process::id());
+                assert_eq!(mountpoint, Path::new("/mnt/a"));
+            }
+            other => panic!("{other:?}"),
+        }
+        let listing = StateDir::list(&root).unwrap();
+        assert_eq!(listing.known.len(), 1);
+        assert_eq!(listing.known[0].holder(), Some(std::process::id()));
+        drop(held);
+        assert_eq!(listing.known[0].holder(), None);
+        let again = StateDir::open(&root, &identity("/mnt/b")).unwrap();
+        assert_eq!(again.path(), listing.known[0].path);
+    }
+
+    #[test]
+    fn mounts_that_differ_in_what_they_show_do_not_share_state() {
+        let base = identity("/mnt/a");
+        let mut others = vec![base.clone(); 4];
+        others[0].server.push('0');
+        others[1].repo.push('x');
+        others[2].workspace.push('x');
+        others[3].subdir.push('x');
+        for other in others {
+            assert_ne!(base.dir_name(), other.dir_name());
+        }
+        let moved = identity("/mnt/b");
+        assert_eq!(base.dir_name(), moved.dir_name());
+    }
+
+    #[test]
+    fn roots_and_directories_are_closed_to_others() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("deep/state");
+        let root = prepared(&root);
+        let state = StateDir::open(&root, &identity("/mnt/a")).unwrap();
+        for dir in [root.as_path(), state.path()] {
+            assert_eq!(std::fs::metadata(dir).unwrap().mode() & 0o777, 0o700, "{dir:?}");
+        }
+        std::fs::set_permissions(&root, PermissionsExt::from_mode(0o755)).unwrap();
+        prepared(&root);
+        assert_eq!(std::fs::metadata(&root).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_directory_with_other_things_that_others_can_enter_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(temp.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::write(temp.path().join("thesis.txt"), "x").unwrap();
+        let refused = prepare_root(temp.path(), Path::new("/nowhere"));
+        assert!(matches!(refused, Err(StateError::Exposed { .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn a_root_inside_the_mount_point_is_refused_before_it_is_made() {
+        let temp = tempfile::tempdir().unwrap();
+        let mountpoint = temp.path().canonicalize().unwrap();
+        let root = mountpoint.join("a/state");
+        let refused = prepare_root(&root, &mountpoint);
+        assert!(matches!(refused, Err(StateError::InsideMount { .. })), "{refused:?}");
+        assert!(!mountpoint.join("a").exists());
+    }
+
+    #[test]
+    fn the_control_socket_works_under_a_path_too_long_for_an_address() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = prepared(&temp.path().join("x".repeat(150)));
+        let state = StateDir::open(&root, &identity("/mnt/a")).unwrap();
+        let gone = connect_control(state.path()).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
+        let listener = state.bind_control().unwrap();
+        connect_control(state.path()).unwrap();
+        listener.accept().unwrap();
+        drop(listener);
+        let gone = connect_control(state.path()).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::ConnectionRefused);
+        state.bind_control().unwrap();
+    }
+
+    #[test]
+    fn a_mount_with_another_root_is_found_from_the_default_one() {
+        let temp = tempfile::tempdir().unwrap();
+        let (root, default) = (prepared(&temp.path().join("a")), temp.path().join("b"));
+        let state = StateDir::open(&root, &identity("/mnt/a")).unwrap();
+        state.announce(&default).unwrap();
+        state.announce(&default).unwrap();
+        let listing = StateDir::list(&default).unwrap();
+        assert_eq!(listing.known[0].path, state.path());
+        // Mounted without naming the other root again, it goes on where the data is.
+        drop(state);
+        let default = prepared(&default);
+        let again = StateDir::open(&default, &identity("/mnt/a")).unwrap();
+        assert!(again.path().starts_with(&root));
+        drop(again);
+        std::fs::remove_dir_all(&root).unwrap();
+        assert!(StateDir::list(&default).unwrap().known.is_empty());
+        let anew = StateDir::open(&default, &identity("/mnt/a")).unwrap();
+        assert!(anew.path().starts_with(&default));
+    }
+
+    #[test]
+    fn a_directory_without_its_description_is_reported_not_hidden() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = prepared(temp.path());
+        let state = StateDir::open(&root, &identity("/mnt/a")).unwrap();
+        std::fs::write(state.path().join(META), "{").unwrap();
+        let listing = StateDir::list(&root).unwrap();
+        assert!(listing.known.is_empty());
+        assert_eq!(listing.unreadable[0].0, state.path());
+    }
+}
