@@ -32,7 +32,7 @@ use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceE
 
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, Stat, Statfs};
 pub use queue::Phase;
-pub use recovery::{Foreign, Limits};
+pub use recovery::{Foreign, Limits, survey};
 pub use staging::{Capture, Frozen, Waiting, Want};
 
 /// A file of at most this size is copied when a writer meets its sealed generation; a larger one makes its upload
@@ -164,6 +164,8 @@ pub struct Fs {
     pub progress: Notify,
     /// A spool file is no longer held.
     unheld: Notify,
+    /// Told what the kernel must look up anew.
+    watcher: Mutex<Option<std::sync::mpsc::Sender<Stale>>>,
     /// Downloads under way, so that many readers of one content share one.
     fetching: Mutex<HashMap<ContentHash, Weak<tokio::sync::Mutex<()>>>>,
 }
@@ -183,6 +185,17 @@ struct State {
     next_generation: u64,
     /// Changes made and not yet appended.
     frame: Vec<Change>,
+    /// What others changed, for the kernel.
+    stale: Vec<Stale>,
+}
+
+/// Something that the kernel may have cached and that changed without it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stale {
+    /// A file's content and size.
+    Content(Ino),
+    /// What a name stands for.
+    Name(Ino, Name),
 }
 
 /// An open file or directory.
@@ -246,7 +259,7 @@ impl State {
             }
             Change::Base { commit } if self.base == *commit => {}
             Change::Base { commit } => self.move_base(commit),
-            Change::Rebase { commit } => self.rebase(commit),
+            Change::Rebase { commit, alone } => self.rebase(commit, *alone),
             Change::Complete => {}
         }
     }
@@ -390,11 +403,17 @@ impl Fs {
         let mut state = self.lock();
         let out = op(&mut state);
         let frame = std::mem::take(&mut state.frame);
+        let stale = std::mem::take(&mut state.stale);
+        let ticket = self.journal.append(&frame);
+        drop(state);
+        if !stale.is_empty() {
+            let watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
+            // A mount that ends needs to know no more.
+            stale.into_iter().for_each(|stale| drop(watcher.as_ref().map(|watcher| watcher.send(stale))));
+        }
         if frame.is_empty() {
             return out;
         }
-        let ticket = self.journal.append(&frame);
-        drop(state);
         self.journal.commit(ticket).map_err(FsError::from)?;
         out
     }
@@ -716,6 +735,36 @@ impl Fs {
         if let Some(spool) = free {
             self.spool.remove(spool);
         }
+    }
+
+    /// Calls `tell`, on a thread of its own, for everything that others change behind the kernel's back.
+    pub fn watch_staleness(&self, tell: impl Fn(Stale) + Send + 'static) {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        *self.watcher.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        let spawned =
+            std::thread::Builder::new().name("invalidate".into()).spawn(move || receiver.iter().for_each(tell));
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "what others change shows up only when the kernel's caches expire");
+        }
+    }
+
+    /// What the mount's root is in the repository.
+    pub fn root_path(&self) -> RepoPath {
+        self.lock().tree.root_path().clone()
+    }
+
+    /// Lists every known directory anew, after the base moved.
+    ///
+    /// # Errors
+    /// The server's; what is not listed then is listed when it is needed.
+    pub async fn relist(&self) -> Result<(), FsError> {
+        use futures_util::{StreamExt, TryStreamExt, stream};
+        let known: Vec<Ino> = {
+            let state = self.lock();
+            let unlisted = state.tree.iter().filter(|(_, inode)| matches!(&inode.body, Body::Dir(dir) if !dir.listed));
+            unlisted.filter(|(_, inode)| inode.lookups > 0).map(|(ino, _)| ino).collect()
+        };
+        stream::iter(known).map(|dir| self.list(dir)).buffer_unordered(LISTINGS_AT_ONCE).try_collect().await
     }
 
     /// The commit under the workspace.

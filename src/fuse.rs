@@ -22,7 +22,7 @@ use fuser::{
 };
 use tokio::runtime::Handle;
 
-use crate::fs::{Fs, FsError, Op, OpenFlags, RenameMode, SetAttr, Stat, Statfs, Stop};
+use crate::fs::{Fs, FsError, Op, OpenFlags, RenameMode, SetAttr, Stale, Stat, Statfs, Stop};
 use crate::namespace::{Attrs, Ino, Timestamp};
 use crate::path::{Name, PathError};
 
@@ -77,16 +77,14 @@ pub fn serve(
 pub struct Notifier(fuser::Notifier);
 
 impl Notifier {
-    /// Drops cached attributes and pages of an inode. May wait for reads under way: never call it from a FUSE thread
-    /// or under a lock.
-    pub fn content_changed(&self, ino: Ino) {
+    /// Drops what the kernel cached. May wait for reads under way: never to be called from a FUSE thread or under a
+    /// lock.
+    pub fn tell(&self, stale: &Stale) {
         // ENOENT: the kernel did not know it.
-        let _ = self.0.inval_inode(INodeNo(ino.0), 0, 0);
-    }
-
-    /// Drops a cached name.
-    pub fn name_changed(&self, parent: Ino, name: &Name) {
-        let _ = self.0.inval_entry(INodeNo(parent.0), name.as_os());
+        let _ = match stale {
+            Stale::Content(ino) => self.0.inval_inode(INodeNo(ino.0), 0, 0),
+            Stale::Name(parent, name) => self.0.inval_entry(INodeNo(parent.0), name.as_os()),
+        };
     }
 }
 

@@ -126,6 +126,9 @@ pub enum Change {
         /// Which.
         #[serde(rename = "c")]
         commit: CommitId,
+        /// Whether it differs from the old base in nothing else.
+        #[serde(rename = "o")]
+        alone: bool,
     },
     /// This segment holds the whole state: older ones are not needed.
     #[serde(rename = "complete")]
@@ -221,20 +224,7 @@ impl Journal {
             move |source| JournalError::Io { path, source }
         };
         fs::create_dir_all(dir).map_err(io(dir))?;
-        let mut segments = segments(dir).map_err(io(dir))?;
-        let mut frames: Vec<(u64, Vec<Vec<Change>>)> = Vec::new();
-        for &segment in &segments {
-            let path = segment_path(dir, segment);
-            let (read, complete) = read_segment(&path)?;
-            if complete {
-                frames.clear();
-            }
-            frames.push((segment, read));
-        }
-        let first = frames.first().map(|(segment, _)| *segment);
-        for change in frames.into_iter().flat_map(|(_, frames)| frames).flatten() {
-            replay(change);
-        }
+        let (mut segments, first) = replay_segments(dir, true, &mut replay)?;
         for old in segments.extract_if(.., |segment| Some(*segment) < first) {
             fs::remove_file(segment_path(dir, old)).map_err(io(dir))?;
         }
@@ -261,6 +251,14 @@ impl Journal {
         };
         state.extend_room();
         Ok(Self { dir: dir.to_owned(), state: Mutex::new(state), moved: Condvar::new() })
+    }
+
+    /// Hands every change to `replay` as [`open`](Self::open) does, and changes nothing.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn read(dir: &Path, mut replay: impl FnMut(Change)) -> Result<(), JournalError> {
+        replay_segments(dir, false, &mut replay).map(|_| ())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -431,10 +429,30 @@ fn create_segment(dir: &Path, segment: u64) -> io::Result<File> {
     OpenOptions::new().append(true).open(segment_path(dir, segment))
 }
 
-/// The intact frames of a segment, and whether it is complete. Cuts off what does not check.
-fn read_segment(path: &Path) -> Result<(Vec<Vec<Change>>, bool), JournalError> {
+/// Replays what counts: the last complete segment and those after it. Returns all segments and the first that counts.
+fn replay_segments(
+    dir: &Path,
+    cut: bool,
+    replay: &mut dyn FnMut(Change),
+) -> Result<(Vec<u64>, Option<u64>), JournalError> {
+    let segments = segments(dir).map_err(|source| JournalError::Io { path: dir.to_owned(), source })?;
+    let mut frames: Vec<(u64, Vec<Vec<Change>>)> = Vec::new();
+    for &segment in &segments {
+        let (read, complete) = read_segment(&segment_path(dir, segment), cut)?;
+        if complete {
+            frames.clear();
+        }
+        frames.push((segment, read));
+    }
+    let first = frames.first().map(|(segment, _)| *segment);
+    frames.into_iter().flat_map(|(_, frames)| frames).flatten().for_each(replay);
+    Ok((segments, first))
+}
+
+/// The intact frames of a segment, and whether it is complete. With `cut`, cuts off what does not check.
+fn read_segment(path: &Path, cut: bool) -> Result<(Vec<Vec<Change>>, bool), JournalError> {
     let io = |source| JournalError::Io { path: path.to_owned(), source };
-    let file = OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
+    let file = OpenOptions::new().read(true).write(cut).open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
     let mut reader = BufReader::with_capacity(1 << 20, &file);
     let mut line = Vec::new();
@@ -455,7 +473,7 @@ fn read_segment(path: &Path) -> Result<(Vec<Vec<Change>>, bool), JournalError> {
         complete |= changes.contains(&Change::Complete);
         frames.push(changes);
     }
-    if intact < length {
+    if cut && intact < length {
         tracing::warn!(path = %path.display(), bytes = length - intact, "cutting off the journal's torn tail");
         let mut torn = path.as_os_str().to_owned();
         torn.push(".torn");

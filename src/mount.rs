@@ -1,5 +1,361 @@
-//! To be written.
+//! A mount's life: connect, recover, serve, drain, unmount. The one place that wires concrete types together.
+//!
+//! The order makes every exit safe. Nothing is mounted before the server, the workspace and the record have been
+//! found good; a drain comes before the unmount, while reads are still served; whatever is not staged when the daemon
+//! ends stays on the journal, and the next mount goes on with it.
 
 pub mod daemon;
 pub mod preflight;
 pub mod state_dir;
+
+mod commit;
+mod serve;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::config::{FsyncPolicy, MountSettings};
+use crate::control::Status;
+use crate::fs::{Fs, FsError, Limits, Options};
+use crate::fuse;
+use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
+use crate::journal::JournalError;
+use crate::oxen;
+use crate::stager::{Delays, Meter, Stager};
+use crate::workspace::{ServerInfo, Workspace, WorkspaceError};
+use daemon::{Notifier, Ready};
+use preflight::{How, unmount};
+use state_dir::{StateDir, StateError};
+
+/// How long a daemon that is told to end (SIGTERM) goes on staging: well within the 90 s that systemd grants.
+const TERM_DRAIN: Duration = Duration::from_secs(20);
+/// How often the journal's length is looked at.
+const COMPACTION_CHECK: Duration = Duration::from_secs(60);
+
+/// Why there is no mount, or why it ended.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The server or the way to it said no.
+    #[error(transparent)]
+    Server(#[from] WorkspaceError),
+    /// The repository does not exist, and was not to be made.
+    #[error("the repository {repo} does not exist on {server}")]
+    NoRepository {
+        /// `NAMESPACE/NAME`.
+        repo: String,
+        /// Scheme, host and port.
+        server: String,
+    },
+    /// The record cannot be read or written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Agreeing with the server on what is staged failed.
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    /// The kernel or the helper refused the mount.
+    #[error("the mount was refused: {0}")]
+    Attach(std::io::Error),
+    /// Threads, signals or pipes could not be set up.
+    #[error("{0}")]
+    Setup(std::io::Error),
+}
+
+/// How a mount ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Paths that the server does not have yet; they are safe on this disk.
+    pub owed: usize,
+}
+
+/// What a daemon is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Serving the mount.
+    Mounted,
+    /// The mount is gone; what is left is being staged.
+    Draining,
+    /// To end now.
+    Ending,
+}
+
+/// What the parts of a daemon share.
+struct Daemon {
+    fs: Arc<Fs>,
+    meter: Arc<Meter>,
+    info: ServerInfo,
+    server: String,
+    repo: String,
+    branch: String,
+    workspace: String,
+    mountpoint: PathBuf,
+    phase: watch::Sender<Phase>,
+}
+
+impl Daemon {
+    fn status(&self) -> Status {
+        let (counts, oldest_unstaged_secs, errors, local) = self.fs.report();
+        let owed = [counts.dirty, counts.hashing, counts.queued, counts.uploading];
+        let phase = *self.phase.borrow();
+        Status {
+            mountpoint: (phase == Phase::Mounted).then(|| self.mountpoint.display().to_string()),
+            server: self.server.clone(),
+            repo: self.repo.clone(),
+            branch: self.branch.clone(),
+            workspace: self.workspace.clone(),
+            phase: if phase == Phase::Mounted { "mounted" } else { "draining" }.to_owned(),
+            pid: std::process::id(),
+            server_version: self.info.version.clone(),
+            dialect: self.info.dialect.to_owned(),
+            base: self.fs.base().to_string(),
+            counts,
+            oldest_unstaged_secs,
+            eta_secs: self.meter.eta_secs(owed.iter().map(|tally| tally.bytes).sum()),
+            sent_bytes: self.meter.sent_bytes(),
+            deduplicated_bytes: self.meter.deduplicated_bytes(),
+            spool_bytes: self.fs.spool().used(),
+            spool_limit_bytes: self.fs.spool().limit().unwrap_or(0),
+            stalled: self.meter.stalled(),
+            errors,
+            local,
+        }
+    }
+}
+
+/// Serves a mount until it is unmounted or told to end; tells `notifier` when it answers.
+///
+/// # Errors
+/// Why there is no mount; nothing is mounted then.
+pub fn run(settings: &MountSettings, mut state: StateDir, notifier: &Notifier) -> Result<Ended, MountError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("oxenfs")
+        .enable_all()
+        .build()
+        .map_err(MountError::Setup)?;
+    let ended = runtime.block_on(serve_mount(settings, &mut state, notifier));
+    // Whatever still runs is abandoned: all that matters is on record.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &Notifier) -> Result<Ended, MountError> {
+    let (workspace, created) = connect(settings).await?;
+    let info = workspace.info().clone();
+    let options = Options {
+        read_only: settings.read_only,
+        settle: settings.settle,
+        uid: settings.access.uid,
+        gid: settings.access.gid,
+        umask: (settings.access.umask & 0o777) as u16,
+    };
+    let limits = Limits {
+        spool: (settings.spool_limit_bytes > 0).then_some(settings.spool_limit_bytes),
+        cache: settings.cache_limit_bytes,
+    };
+    let fs = Fs::recover(state.path(), settings.subdir.clone(), options, limits, workspace)?;
+    fs.reconcile().await?;
+    let meter = Arc::new(Meter::default());
+    let (phase, mut phases) = watch::channel(Phase::Mounted);
+    let daemon = Arc::new(Daemon {
+        fs: fs.clone(),
+        meter: meter.clone(),
+        info: info.clone(),
+        server: settings.server.to_string(),
+        repo: settings.repo.to_string(),
+        branch: settings.branch.clone(),
+        workspace: settings.workspace.clone(),
+        mountpoint: settings.mountpoint.clone(),
+        phase,
+    });
+    let resumed = daemon.status().counts;
+    let mut signals = Signals::new().map_err(MountError::Setup)?;
+    let listener = state.bind_control()?;
+    let control = serve::listen(listener, daemon.clone()).map_err(MountError::Setup)?;
+    let served = match start_serving(settings, &fs, daemon.clone()) {
+        Ok(served) => served,
+        Err(error) => return Err(MountError::Attach(error)),
+    };
+    let stager = tokio::spawn(Stager::new(fs.clone(), meter, Delays::default()).run());
+    let housekeeping = tokio::spawn(keep_house(fs.clone()));
+    let owed = [resumed.dirty, resumed.hashing, resumed.queued, resumed.uploading];
+    let ready = Ready {
+        server_version: info.version,
+        dialect: info.dialect.to_owned(),
+        created,
+        resumed_files: owed.iter().map(|tally| tally.files).sum::<u64>() + resumed.removals.files,
+        resumed_bytes: owed.iter().map(|tally| tally.bytes).sum(),
+        warnings: Vec::new(),
+    };
+    if let Err(error) = notifier.ready(ready) {
+        tracing::warn!(%error, "nobody waits for the mount any more");
+    }
+    tracing::info!(mountpoint = %settings.mountpoint.display(), repo = %settings.repo, "mounted");
+
+    tokio::select! {
+        () = phase_is(&mut phases, Phase::Ending) => {}
+        () = served.ended() => {
+            // Unmounted from outside: go on staging; `status`, `unmount` and the next mount find this daemon.
+            if *daemon.phase.borrow() == Phase::Mounted {
+                tracing::info!("unmounted; staging what is left");
+                daemon.phase.send_replace(Phase::Draining);
+            }
+            tokio::select! {
+                () = drained(&fs) => {}
+                () = phase_is(&mut phases, Phase::Ending) => {}
+                () = signals.terminate() => {}
+            }
+        }
+        () = signals.terminate() => {
+            tracing::info!(bound = ?TERM_DRAIN, "told to end: staging what is left, then unmounting");
+            let _ = tokio::time::timeout(TERM_DRAIN, drained(&fs)).await;
+        }
+    }
+    if *daemon.phase.borrow() != Phase::Draining {
+        detach(&settings.mountpoint, How::Lazily).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), served.ended()).await;
+    }
+    stager.abort();
+    housekeeping.abort();
+    control.abort();
+    let owed = fs.owed();
+    tracing::info!(owed, "ended");
+    Ok(Ended { owed })
+}
+
+/// Connects, and makes repository and workspace where they are wanted and absent. Says whether the repository was
+/// made.
+async fn connect(settings: &MountSettings) -> Result<(Arc<dyn Workspace>, bool), MountError> {
+    let opened = oxen::connect(settings).await?;
+    match opened {
+        Some((workspace, created)) => Ok((workspace, created)),
+        None => Err(MountError::NoRepository { repo: settings.repo.to_string(), server: settings.server.to_string() }),
+    }
+}
+
+/// The FUSE side of a mount.
+struct Served {
+    over: watch::Receiver<bool>,
+}
+
+impl Served {
+    /// Completes when the kernel has ended the connection.
+    async fn ended(&self) {
+        let mut over = self.over.clone();
+        let _ = over.wait_for(|over| *over).await;
+    }
+}
+
+fn start_serving(settings: &MountSettings, fs: &Arc<Fs>, daemon: Arc<Daemon>) -> std::io::Result<Served> {
+    let source = preflight::fs_source(settings);
+    let (read_only, allow_other) = (settings.read_only, settings.access.allow_other);
+    let no_exec = settings.access.noexec;
+    let device = attach(&settings.mountpoint, &MountOptions { source, read_only, allow_other, no_exec })?;
+    let waits = fuse::Waits { close: settings.write_through, fsync: settings.fsync == FsyncPolicy::Staged };
+    let (fs, runtime) = (fs.clone(), tokio::runtime::Handle::current());
+    let (over, receiver) = watch::channel(false);
+    let (started, start) = std::sync::mpsc::channel();
+    std::thread::Builder::new().name("fuse".into()).spawn(move || {
+        let ready = |notifier: fuse::Notifier| {
+            daemon.fs.watch_staleness(move |stale| notifier.tell(&stale));
+            let _ = started.send(());
+        };
+        if let Err(error) = fuse::serve(device, fs, runtime, waits, allow_other, ready) {
+            tracing::error!(%error, "the connection to the kernel broke");
+        }
+        over.send_replace(true);
+    })?;
+    // The handshake with the kernel; when it fails the sender is gone.
+    if start.recv_timeout(Duration::from_secs(10)).is_err() {
+        let _ = unmount(&settings.mountpoint, How::Lazily);
+        return Err(std::io::Error::other("the kernel did not answer"));
+    }
+    widen_read_ahead(&settings.mountpoint);
+    Ok(Served { over: receiver })
+}
+
+/// Unmounts, off the threads that serve it.
+async fn detach(mountpoint: &Path, how: How) -> Option<preflight::UnmountError> {
+    let mountpoint = mountpoint.to_owned();
+    match tokio::task::spawn_blocking(move || unmount(&mountpoint, how)).await {
+        Ok(Ok(()) | Err(preflight::UnmountError::NotMounted)) => None,
+        Ok(Err(error)) => Some(error),
+        Err(error) => Some(preflight::UnmountError::Failed(std::io::Error::other(error))),
+    }
+}
+
+async fn phase_is(phases: &mut watch::Receiver<Phase>, wanted: Phase) {
+    // The sender lives as long as the daemon.
+    if phases.wait_for(|phase| *phase == wanted).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Completes when nothing is owed.
+async fn drained(fs: &Arc<Fs>) {
+    loop {
+        let Some(waiting) = fs.barrier(|_| true) else { return };
+        let failed = waiting.reached().await.files_failed;
+        if fs.is_drained() || failed > 0 && fs.all_parked() {
+            return;
+        }
+    }
+}
+
+/// Learns what the cache holds, and keeps the journal short.
+async fn keep_house(fs: Arc<Fs>) {
+    let work = |fs: &Arc<Fs>, work: fn(&Fs)| {
+        let fs = fs.clone();
+        tokio::task::spawn_blocking(move || work(&fs))
+    };
+    let _ = work(&fs, |fs| {
+        if let Err(error) = fs.cache().learn() {
+            tracing::warn!(%error, "the cache of earlier mounts cannot be listed");
+        }
+    })
+    .await;
+    let mut next = Instant::now();
+    loop {
+        next += COMPACTION_CHECK;
+        tokio::time::sleep_until(next.into()).await;
+        let _ = work(&fs, |fs| {
+            if let Err(error) = fs.compact(false) {
+                tracing::warn!(%error, "the journal could not be compacted");
+            }
+        })
+        .await;
+    }
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn terminate(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// What a state directory without a daemon owes the server. Changes nothing.
+///
+/// # Errors
+/// When its journal cannot be read.
+pub fn offline_status(dir: &Path) -> Result<Status, MountError> {
+    let (counts, local, base) = crate::fs::survey(dir)?;
+    Ok(Status { phase: "stopped".to_owned(), base: base.to_string(), counts, local, ..Status::default() })
+}

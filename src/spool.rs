@@ -56,7 +56,12 @@ impl Spool {
     }
 
     fn path(&self, id: SpoolId) -> PathBuf {
-        self.dir.join(format!("{:02x}/{:x}", id.0 % SHARDS, id.0))
+        path_in(&self.dir, id)
+    }
+
+    /// Length of a file of the spool in `dir`, in bytes; 0 when it is not there.
+    pub fn length(dir: &Path, id: SpoolId) -> u64 {
+        fs::metadata(path_in(dir, id)).map_or(0, |file| file.len())
     }
 
     /// Makes an empty file.
@@ -306,6 +311,10 @@ impl Drop for Fetching {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+fn path_in(dir: &Path, id: SpoolId) -> PathBuf {
+    dir.join(format!("{:02x}/{:x}", id.0 % SHARDS, id.0))
 }
 
 /// Makes the directory of `path` when `work` finds that it is not there.

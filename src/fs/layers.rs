@@ -1,6 +1,6 @@
 //! How the base shows through: taking in its listings, and moving to a new base.
 
-use super::{Fs, State, base_attrs, unlisted_dir};
+use super::{Fs, Stale, State, base_attrs, unlisted_dir};
 use crate::journal::Change;
 use crate::ledger::{Account, Staged};
 use crate::namespace::{Body, Content, Ino, ROOT, Resolved, Timestamp};
@@ -64,6 +64,7 @@ impl State {
                 && (*hash, size) != (object.hash, object.size)
             {
                 self.set_content(child, Content::Remote { hash: object.hash, origin: None }, object.size);
+                self.stale.push(Stale::Content(child));
                 if self.tree.get(child).is_some_and(|inode| inode.recorded) {
                     self.record(child);
                 }
@@ -104,6 +105,7 @@ impl State {
             .map(|(name, ino)| (name.clone(), *ino))
             .collect();
         for (name, ino) in gone {
+            self.stale.push(Stale::Name(dir, name.clone()));
             if self.tree.get(ino).is_some_and(|inode| inode.recorded) {
                 self.apply(Change::Unlink { parent: dir, name, hide: false });
             } else {
@@ -113,8 +115,9 @@ impl State {
         }
     }
 
-    /// What was staged has become `commit`, which is the base from now on.
-    pub(super) fn rebase(&mut self, commit: &CommitId) {
+    /// What was staged has become `commit`, which is the base from now on. Unless it did so `alone`, the base may have
+    /// changed elsewhere too.
+    pub(super) fn rebase(&mut self, commit: &CommitId, alone: bool) {
         self.base = commit.clone();
         self.ledger.rebase();
         let inodes: Vec<Ino> = self.tree.iter().map(|(ino, _)| ino).collect();
@@ -128,6 +131,7 @@ impl State {
                 }
                 Some(Body::Dir(dir)) => {
                     dir.based = true;
+                    dir.listed &= alone;
                     dir.hidden.clear();
                 }
                 _ => {}

@@ -9,9 +9,10 @@ use tokio::sync::Notify;
 
 use super::staging::into_plain;
 use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, unlisted_dir};
+use crate::control::{Counts, LocalPath};
 use crate::journal::{Change, Journal, JournalError};
 use crate::ledger::{Account, Ledger, Staged};
-use crate::namespace::{Body, Content, Ino, ROOT, Resolved, SpoolId, Timestamp};
+use crate::namespace::{Body, Content, Ino, Namespace, ROOT, Resolved, SpoolId, Timestamp};
 use crate::path::{Name, RepoPath};
 use crate::spool::{Cache, Spool};
 use crate::workspace::{Change as StagedChange, ChangeKind, CommitId, EntryKind, Object, Workspace};
@@ -57,20 +58,7 @@ impl Fs {
             let path = path.to_owned();
             move |source| JournalError::Io { path, source }
         };
-        let mut state = State {
-            tree: empty_tree(root_path, &options),
-            ledger: Ledger::default(),
-            queue: super::queue::Queue::default(),
-            base: CommitId("".into()),
-            uploads: HashMap::new(),
-            handles: HashMap::new(),
-            open: HashMap::new(),
-            held: HashMap::new(),
-            frozen: None,
-            next_handle: 0,
-            next_generation: 0,
-            frame: Vec::new(),
-        };
+        let mut state = State::empty(empty_tree(root_path, &options));
         let journal = Journal::open(&dir.join("journal"), |change| state.replay(&change))?;
         let spool_dir = dir.join("spool");
         let spool = Spool::open(&spool_dir, limits.spool).map_err(io(&spool_dir))?;
@@ -90,6 +78,7 @@ impl Fs {
             wake: Notify::new(),
             progress: Notify::new(),
             unheld: Notify::new(),
+            watcher: Mutex::new(None),
             fetching: Mutex::new(HashMap::new()),
         });
         Ok(fs)
@@ -255,7 +244,73 @@ impl Listings<'_> {
     }
 }
 
+/// What a state directory that no daemon uses owes the server: counts, what stays local, and the base. Changes nothing.
+///
+/// # Errors
+/// [`JournalError`].
+pub fn survey(dir: &Path) -> Result<(Counts, Vec<LocalPath>, CommitId), JournalError> {
+    let options = Options { read_only: true, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
+    let mut state = State::empty(empty_tree(RepoPath::root(), &options));
+    Journal::read(&dir.join("journal"), |change| state.replay(&change))?;
+    let mut counts = Counts::default();
+    for (path, account) in state.ledger.iter() {
+        let (found, size) = match state.tree.resolve(path) {
+            Resolved::AsBase => (account.base.is_some(), 0),
+            Resolved::Absent => (false, 0),
+            Resolved::Inode(ino) => match state.content(ino) {
+                Some((Content::Local { spool, .. }, _)) => (true, Spool::length(&dir.join("spool"), *spool)),
+                Some((_, size)) => (true, size),
+                None => (false, 0),
+            },
+        };
+        let tally = match (state.owes(path, account), found, account.staged) {
+            (true, true, _) => &mut counts.dirty,
+            (true, false, _) => &mut counts.removals,
+            (false, _, Staged::Put(_) | Staged::Removed) => &mut counts.staged,
+            (false, ..) => continue,
+        };
+        tally.files += 1;
+        tally.bytes += size;
+    }
+    let local = state.local_paths(&mut counts.local);
+    Ok((counts, local, state.base))
+}
+
 impl State {
+    /// Nothing known but the root.
+    fn empty(tree: Namespace) -> Self {
+        Self {
+            tree,
+            ledger: Ledger::default(),
+            queue: super::queue::Queue::default(),
+            base: CommitId("".into()),
+            uploads: HashMap::new(),
+            handles: HashMap::new(),
+            open: HashMap::new(),
+            held: HashMap::new(),
+            frozen: None,
+            next_handle: 0,
+            next_generation: 0,
+            frame: Vec::new(),
+            stale: Vec::new(),
+        }
+    }
+
+    /// Whether the workspace has something else at a path than the tree wants there.
+    fn owes(&self, path: &RepoPath, account: &Account) -> bool {
+        let shown = match account.staged {
+            Staged::Nothing => Some(account.base),
+            Staged::Put(object) => Some(Some(object)),
+            Staged::Removed => Some(None),
+            Staged::Doubt => None,
+        };
+        match self.tree.resolve(path) {
+            // Wanted is what the base has, whatever is staged.
+            Resolved::AsBase => shown != Some(account.base),
+            _ => !shown.is_some_and(|shown| self.agrees(path, shown)),
+        }
+    }
+
     /// Finds the spooled bytes of every file, drops what has no name, and says which spool files are in use.
     fn recover(&mut self, spool: &Spool) -> HashSet<SpoolId> {
         let nameless: Vec<Ino> = self
@@ -309,18 +364,7 @@ impl State {
         let accounts: Vec<(RepoPath, Account)> =
             self.ledger.iter().map(|(path, account)| (path.clone(), *account)).collect();
         for (path, account) in accounts {
-            let shown = match account.staged {
-                Staged::Nothing => Some(account.base),
-                Staged::Put(object) => Some(Some(object)),
-                Staged::Removed => Some(None),
-                Staged::Doubt => None,
-            };
-            let settled = match self.tree.resolve(&path) {
-                // Wanted is what the base has, whatever is staged.
-                Resolved::AsBase => shown == Some(account.base),
-                _ => shown.is_some_and(|shown| self.agrees(&path, shown)),
-            };
-            if !settled {
+            if self.owes(&path, &account) {
                 self.queue.touch(&path, Duration::ZERO);
             } else if account.staged == Staged::Nothing {
                 self.apply(Change::Account { path, account: None });

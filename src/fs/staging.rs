@@ -517,13 +517,13 @@ impl Fs {
         staged.map(|(path, _)| path.clone()).collect()
     }
 
-    /// The staged changes have become `commit`.
+    /// The staged changes have become `commit`; `alone`: it holds nothing else over the old base.
     ///
     /// # Errors
     /// When the journal cannot be written.
-    pub fn rebased(&self, commit: CommitId) -> Result<(), FsError> {
+    pub fn rebased(&self, commit: CommitId, alone: bool) -> Result<(), FsError> {
         into_plain(self.change(|state| {
-            state.apply(Change::Rebase { commit });
+            state.apply(Change::Rebase { commit, alone });
             Ok(())
         }))
     }
@@ -531,6 +531,11 @@ impl Fs {
     /// Whether nothing is owed to the server.
     pub fn is_drained(&self) -> bool {
         self.lock().queue.iter().next().is_none()
+    }
+
+    /// Whether all that is owed waits for somebody to act.
+    pub fn all_parked(&self) -> bool {
+        self.lock().queue.iter().all(|(_, entry)| entry.parked)
     }
 
     /// How many paths are owed.
@@ -642,7 +647,7 @@ impl State {
     }
 
     /// What never travels, and why.
-    fn local_paths(&self, tally: &mut Tally) -> Vec<LocalPath> {
+    pub(super) fn local_paths(&self, tally: &mut Tally) -> Vec<LocalPath> {
         let mut shown = Vec::new();
         let empty: BTreeSet<Name> = BTreeSet::new();
         for (ino, inode) in self.tree.iter().filter(|(_, inode)| inode.recorded) {

@@ -25,6 +25,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Other users may enter; root only, or with `user_allow_other` in `/etc/fuse.conf`.
     pub allow_other: bool,
+    /// No program on it can be run.
+    pub no_exec: bool,
 }
 
 /// The subtype: mounts show as `fuse.oxenfs`.
@@ -58,6 +60,9 @@ fn by_system_call(mountpoint: &Path, options: &MountOptions) -> io::Result<Owned
     if options.read_only {
         flags |= MountFlags::RDONLY;
     }
+    if options.no_exec {
+        flags |= MountFlags::NOEXEC;
+    }
     let data = std::ffi::CString::new(data)?;
     mount(options.source.as_str(), mountpoint, format!("fuse.{SUBTYPE}"), flags, data.as_c_str())?;
     Ok(device)
@@ -71,6 +76,9 @@ fn by_helper(mountpoint: &Path, options: &MountOptions) -> io::Result<OwnedFd> {
     list.push_str(if options.read_only { ",ro" } else { ",rw" });
     if options.allow_other {
         list.push_str(",allow_other");
+    }
+    if options.no_exec {
+        list.push_str(",noexec");
     }
     // The helper finds the socket by number, so that must survive the exec: a duplicate without close-on-exec, made
     // just for it.

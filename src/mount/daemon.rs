@@ -87,10 +87,7 @@ pub struct Notifier {
 impl Notifier {
     /// For a mount in the foreground, where nobody waits.
     pub fn foreground() -> Self {
-        Self {
-            pipe: Mutex::new(None),
-            background: false,
-        }
+        Self { pipe: Mutex::new(None), background: false }
     }
 
     /// Says that the mount answers. From here on the daemon outlives the command.
@@ -157,10 +154,7 @@ pub fn daemonize(log: &Path) -> io::Result<Fork> {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             drop(from_child);
-            let notifier = Notifier {
-                pipe: Mutex::new(Some(to_parent)),
-                background: true,
-            };
+            let notifier = Notifier { pipe: Mutex::new(Some(to_parent)), background: true };
             match leave_terminal(&log_file, parent) {
                 Ok(()) => Ok(Fork::Child(notifier)),
                 Err(error) => {
@@ -219,9 +213,7 @@ fn close_inherited() -> io::Result<()> {
 fn await_word(pipe: OwnedFd, child: i32, log: &Path, log_start: u64) -> io::Result<Outcome> {
     let mut line = Vec::new();
     // A message is a few hundred bytes; a child gone mad must not fill the command's memory.
-    BufReader::new(File::from(pipe))
-        .take(1 << 20)
-        .read_until(b'\n', &mut line)?;
+    BufReader::new(File::from(pipe)).take(1 << 20).read_until(b'\n', &mut line)?;
     match serde_json::from_slice(&line) {
         Ok(Message::Ready(ready)) => Ok(Outcome::Ready(ready)),
         Ok(Message::Failed(report)) => Ok(Outcome::Failed(report)),
@@ -267,16 +259,8 @@ mod tests {
     #[test]
     fn a_message_arrives_as_it_was_sent() {
         let (from_child, to_parent) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        let notifier = Notifier {
-            pipe: Mutex::new(Some(to_parent)),
-            background: true,
-        };
-        let report = Report {
-            what: "cannot mount ox/cats".into(),
-            cause: "a\nb".into(),
-            hint: None,
-            exit: 1,
-        };
+        let notifier = Notifier { pipe: Mutex::new(Some(to_parent)), background: true };
+        let report = Report { what: "cannot mount ox/cats".into(), cause: "a\nb".into(), hint: None, exit: 1 };
         notifier.failed(report.clone()).unwrap();
         assert!(!notifier.is_waited_for());
         notifier.failed(report.clone()).unwrap();

@@ -337,7 +337,7 @@ impl World {
         let request =
             CommitRequest { branch: "main".into(), message: "m".into(), author: "a".into(), email: "e".into() };
         let committed = self.memory.commit(&request).await.unwrap();
-        self.fs.rebased(committed.id).unwrap();
+        self.fs.rebased(committed.id, true).unwrap();
         drop(frozen);
         self.committed = self.model.files();
         let tree: std::collections::BTreeMap<String, Vec<u8>> = self

@@ -1,0 +1,82 @@
+//! A commit: freeze what was written, stage it, look for conflicts, commit, stand on the new base.
+
+use std::io;
+
+use super::Daemon;
+use super::serve::{Listener, follow, unstaged};
+use crate::control::Failure;
+use crate::fs::FsError;
+use crate::workspace::{CommitId, CommitRequest, WorkspaceError};
+
+/// How many conflicting paths an error names.
+const SHOWN_CONFLICTS: usize = 5;
+
+/// Commits what was written up to now; writers go on, and what they write waits for the next commit. `None`: there
+/// was nothing to commit. The outer error is that of the connection to the command.
+pub(super) async fn commit(
+    daemon: &Daemon,
+    request: &CommitRequest,
+    listener: &mut Listener,
+) -> io::Result<Result<Option<CommitId>, Failure>> {
+    let failed = |message: String, hint: Option<&str>| Failure {
+        message,
+        hint: hint.map(str::to_owned),
+        owed: !daemon.fs.is_drained(),
+    };
+    let frozen = match daemon.fs.freeze().await {
+        Ok(frozen) => frozen,
+        Err(FsError::Exists) => {
+            return Ok(Err(failed("another commit is under way".into(), Some("repeat the command when it is done"))));
+        }
+        Err(error) => return Ok(Err(failed(error.to_string(), None))),
+    };
+    let progress = follow(&frozen.waiting, listener).await?;
+    if let Some(failure) = unstaged(daemon, &progress) {
+        return Ok(Err(failure));
+    }
+    if daemon.fs.staged_paths().is_empty() {
+        return Ok(Ok(None));
+    }
+    let workspace = daemon.fs.workspace();
+    match workspace.conflicts(&request.branch).await {
+        Ok(conflicts) if conflicts.is_empty() => {}
+        Ok(conflicts) => {
+            let shown: Vec<String> = conflicts.iter().take(SHOWN_CONFLICTS).map(ToString::to_string).collect();
+            let more = conflicts.len().saturating_sub(SHOWN_CONFLICTS);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let message =
+                format!("{} changed here and on {}: {}{more}", many(conflicts.len()), request.branch, shown.join(", "));
+            let hint = "commit to a branch of its own: oxenfs commit --branch NAME, and merge there";
+            return Ok(Err(failed(message, Some(hint))));
+        }
+        Err(error) => return Ok(Err(failed(error.to_string(), None))),
+    }
+    let base = daemon.fs.base();
+    let committed = match workspace.commit(request).await {
+        Ok(committed) => committed,
+        Err(error @ WorkspaceError::Conflict { .. }) => {
+            let hint = "commit to a branch of its own: oxenfs commit --branch NAME, and merge there";
+            return Ok(Err(failed(error.to_string(), Some(hint))));
+        }
+        Err(error) => return Ok(Err(failed(error.to_string(), None))),
+    };
+    // Others' commits may have been merged in: then the new base is more than the old one with our changes.
+    let alone = committed.parents == [base];
+    if let Err(error) = daemon.fs.rebased(committed.id.clone(), alone) {
+        tracing::error!(%error, "committed, but not on record; the next mount finds out");
+    }
+    drop(frozen);
+    if !alone {
+        let fs = daemon.fs.clone();
+        tokio::spawn(async move {
+            if let Err(error) = fs.relist().await {
+                tracing::warn!(%error, "the new base could not be listed yet");
+            }
+        });
+    }
+    Ok(Ok(Some(committed.id)))
+}
+
+fn many(files: usize) -> String {
+    if files == 1 { "1 file was".to_owned() } else { format!("{files} files were") }
+}

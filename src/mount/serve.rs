@@ -1,0 +1,192 @@
+//! The daemon's side of the control socket.
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+
+use super::preflight::{How, UnmountError};
+use super::{Daemon, Phase, commit, detach};
+use crate::control::{Event, Failure, Progress, Request};
+use crate::fs::Waiting;
+use crate::path::RepoPath;
+use crate::workspace::CommitRequest;
+
+/// How often progress is told while something moves, and while nothing does.
+const TELL_EVERY: Duration = Duration::from_millis(200);
+/// The longest request: a list of paths.
+const REQUEST_BYTES: u64 = 16 << 20;
+
+/// Accepts commands until aborted.
+pub(super) fn listen(listener: UnixListener, daemon: Arc<Daemon>) -> io::Result<JoinHandle<()>> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    Ok(tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let daemon = daemon.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = answer(stream, &daemon).await {
+                            tracing::debug!(%error, "a command hung up");
+                        }
+                    });
+                }
+                Err(error) => {
+                    // Out of descriptors, most likely: others will close theirs.
+                    tracing::warn!(%error, "a command could not connect");
+                    tokio::time::sleep(TELL_EVERY).await;
+                }
+            }
+        }
+    }))
+}
+
+/// Where events go.
+pub(super) struct Listener {
+    stream: tokio::net::unix::OwnedWriteHalf,
+}
+
+impl Listener {
+    pub(super) async fn tell(&mut self, event: &Event) -> io::Result<()> {
+        let mut line = serde_json::to_vec(event)?;
+        line.push(b'\n');
+        self.stream.write_all(&line).await
+    }
+}
+
+async fn answer(stream: UnixStream, daemon: &Arc<Daemon>) -> io::Result<()> {
+    let (reader, writer) = stream.into_split();
+    let mut listener = Listener { stream: writer };
+    let mut reader = BufReader::new(reader.take(REQUEST_BYTES));
+    let mut line = String::new();
+    reader.read_line(&mut line).await?;
+    let request = match serde_json::from_str(&line) {
+        Ok(request) => request,
+        Err(error) => {
+            let message = format!("the request is not understood: {error}");
+            let hint = Some("use the same version of oxenfs for the command and the mount".to_owned());
+            return listener.tell(&Event::Failed(Failure { message, hint, owed: false })).await;
+        }
+    };
+    let mut nothing = [0];
+    tokio::select! {
+        done = carry_out(request, daemon, &mut listener) => done,
+        // The command is gone: what it waited for goes on by itself, its wishes do not.
+        _ = reader.read(&mut nothing) => Ok(()),
+    }
+}
+
+async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listener) -> io::Result<()> {
+    match request {
+        Request::Status => listener.tell(&Event::Status(Box::new(daemon.status()))).await,
+        Request::Sync { paths } => {
+            let done = sync(&paths, daemon, listener).await?;
+            listener.tell(&done).await
+        }
+        Request::Unmount => {
+            let done = drain_and_unmount(daemon, listener).await?;
+            let over = done == Event::Done;
+            let told = listener.tell(&done).await;
+            if over {
+                daemon.phase.send_replace(Phase::Ending);
+            }
+            told
+        }
+        Request::Detach => {
+            let told = listener.tell(&Event::Done).await;
+            daemon.phase.send_replace(Phase::Ending);
+            told
+        }
+        Request::Commit { branch, message, author, email } => {
+            let branch = branch.unwrap_or_else(|| daemon.branch.clone());
+            let request = CommitRequest { branch, message, author, email };
+            let done = match commit::commit(daemon, &request, listener).await? {
+                Ok(id) => Event::Committed { id: id.map(|id| id.to_string()) },
+                Err(failure) => Event::Failed(failure),
+            };
+            listener.tell(&done).await
+        }
+    }
+}
+
+/// Tells how far a barrier is until it is reached.
+pub(super) async fn follow(waiting: &Waiting, listener: &mut Listener) -> io::Result<Progress> {
+    loop {
+        let (progress, over) = waiting.progress();
+        listener.tell(&Event::Progress(progress)).await?;
+        if over {
+            return Ok(progress);
+        }
+        let _ = tokio::time::timeout(TELL_EVERY, waiting.reached()).await;
+    }
+}
+
+async fn sync(paths: &[String], daemon: &Daemon, listener: &mut Listener) -> io::Result<Event> {
+    let mut wanted = Vec::new();
+    for path in paths {
+        match RepoPath::parse(path) {
+            Ok(path) => wanted.push(daemon.fs.root_path().concat(&path)),
+            Err(error) => {
+                let message = format!("{path}: {error}: it stays local");
+                return Ok(Event::Failed(Failure { message, hint: None, owed: false }));
+            }
+        }
+    }
+    let chosen = |path: &RepoPath| wanted.is_empty() || wanted.iter().any(|dir| path.is_in(dir));
+    let Some(waiting) = daemon.fs.barrier(chosen) else { return Ok(Event::Done) };
+    let progress = follow(&waiting, listener).await?;
+    Ok(match unstaged(daemon, &progress) {
+        Some(failure) => Event::Failed(failure),
+        None => Event::Done,
+    })
+}
+
+/// The failure of a barrier that some paths did not reach.
+pub(super) fn unstaged(daemon: &Daemon, progress: &Progress) -> Option<Failure> {
+    if progress.files_failed == 0 {
+        return None;
+    }
+    let first = daemon.fs.report().2.into_iter().find(|error| error.parked);
+    let example = first.map(|error| format!(", the first is {}: {}", error.path, error.error)).unwrap_or_default();
+    Some(Failure {
+        message: format!("{} could not be staged{example}", plural(progress.files_failed)),
+        hint: Some(format!("oxenfs status {}", daemon.mountpoint.display())),
+        owed: true,
+    })
+}
+
+fn plural(files: u64) -> String {
+    if files == 1 { "1 file".to_owned() } else { format!("{files} files") }
+}
+
+async fn drain_and_unmount(daemon: &Arc<Daemon>, listener: &mut Listener) -> io::Result<Event> {
+    loop {
+        let Some(waiting) = daemon.fs.barrier(|_| true) else { return Ok(Event::Done) };
+        let progress = follow(&waiting, listener).await?;
+        if let Some(failure) = unstaged(daemon, &progress) {
+            return Ok(Event::Failed(failure));
+        }
+        let phase = *daemon.phase.borrow();
+        if phase == Phase::Mounted {
+            match detach(&daemon.mountpoint, How::Idle).await {
+                None => {
+                    daemon.phase.send_replace(Phase::Draining);
+                }
+                Some(error) => {
+                    let busy = matches!(error, UnmountError::Busy { .. });
+                    let message = error.to_string();
+                    let hint = busy
+                        .then(|| "close what is open there, leave the directory, and repeat the command".to_owned());
+                    return Ok(Event::Failed(Failure { message, hint, owed: !daemon.fs.is_drained() }));
+                }
+            }
+        } else if daemon.fs.is_drained() {
+            return Ok(Event::Done);
+        }
+    }
+}
