@@ -191,7 +191,7 @@ pub fn prepare_root(root: &Path, mountpoint: &Path) -> Result<(PathBuf, Vec<Warn
 }
 
 /// `path` with the symbolic links of the part that exists resolved.
-fn resolve_existing(path: &Path) -> PathBuf {
+pub fn resolve_existing(path: &Path) -> PathBuf {
     let mut missing = Vec::new();
     let mut here = path;
     loop {
