@@ -130,13 +130,7 @@ impl From<ConfigError> for Failure {
             ConfigError::NoHome => "name a directory: --state-dir DIR".into(),
             ConfigError::Unreadable { path, .. } => format!("look at its permissions: ls -ld {}", quoted(path)),
             ConfigError::Malformed { .. } => "write it anew: oxen config --auth HOST TOKEN".into(),
-            ConfigError::Invalid { .. } | ConfigError::Conflict(_) => {
-                let exit = if error.is_usage() { USAGE } else { FAILED };
-                return Self {
-                    exit,
-                    ..Self::new(error)
-                };
-            }
+            ConfigError::Invalid { .. } | ConfigError::Conflict(_) => "oxenfs --help, or oxenfs mount --help".into(),
         };
         let exit = if error.is_usage() { USAGE } else { FAILED };
         Self {

@@ -35,7 +35,7 @@ pub struct GaveUp {
 #[derive(Debug)]
 enum Why {
     Interrupted,
-    TimedOut(Duration),
+    TimedOut,
 }
 
 /// What was interrupted, and how much of it is left.
@@ -43,7 +43,7 @@ impl std::fmt::Display for GaveUp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.why {
             Why::Interrupted => f.write_str("interrupted")?,
-            Why::TimedOut(after) => write!(f, "not done within {} s", after.as_secs_f64())?,
+            Why::TimedOut => f.write_str("timed out")?,
         }
         let files = self.left.files_total.saturating_sub(self.left.files_done);
         let content = self.left.bytes_total.saturating_sub(self.left.bytes_done);
@@ -71,7 +71,7 @@ pub fn follow(stream: UnixStream, request: &Request, timeout: Option<Duration>) 
     loop {
         let given_up = match timeout {
             _ if interrupt::seen() => Some(Why::Interrupted),
-            Some(timeout) if began.elapsed() >= timeout => Some(Why::TimedOut(timeout)),
+            Some(timeout) if began.elapsed() >= timeout => Some(Why::TimedOut),
             _ => None,
         };
         if let Some(why) = given_up {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::args::{HelperArgs, MountArgs};
 use super::failure::{Doing, Failure, quoted};
 use super::find::status_of;
-use super::output::{bytes, count, note, printable, warn};
+use super::output::{bytes, count, note, printable, warn, without_credentials};
 use super::seams;
 use crate::config::{Environment, MountInput, MountSettings};
 use crate::control::Request;
@@ -22,7 +22,7 @@ const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(30);
 pub fn mount(args: MountArgs, state_dir: Option<PathBuf>, environment: &Environment) -> Result<u8, Failure> {
     let options = args.options.clone();
     let mut input = args.into_input(state_dir);
-    let what = format!("cannot mount {}", printable(&input.repo));
+    let what = format!("cannot mount {}", without_credentials(&input.repo));
     for list in &options {
         input.apply_options(list, false).doing(|| &what)?;
     }
@@ -36,7 +36,7 @@ pub fn helper(args: HelperArgs, environment: &Environment) -> Result<u8, Failure
         mountpoint: args.mountpoint,
         ..MountInput::default()
     };
-    let what = format!("cannot mount {}", printable(&input.repo));
+    let what = format!("cannot mount {}", without_credentials(&input.repo));
     for list in &args.options {
         input.apply_options(list, args.sloppy).doing(|| &what)?;
     }

@@ -50,6 +50,14 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// A REPO argument as it may be shown: what stands before an `@` in it could be a password.
+pub fn without_credentials(repo: &str) -> String {
+    match repo.rsplit_once('@') {
+        Some((_, rest)) => format!("...@{}", printable(rest)),
+        None => printable(repo).into_owned(),
+    }
+}
+
 /// `1 file`, `12,000 files`.
 pub fn count(number: u64, noun: &str) -> String {
     format!("{} {noun}{}", thousands(number), if number == 1 { "" } else { "s" })
@@ -116,5 +124,11 @@ mod tests {
     fn a_name_cannot_command_the_terminal() {
         assert_eq!(printable("a\x1b[2Jb"), "a\\u{1b}[2Jb");
         assert_eq!(printable("Größe"), "Größe");
+    }
+
+    #[test]
+    fn what_may_be_a_password_is_not_shown() {
+        assert_eq!(without_credentials("http://u:p@h/ox/cats"), "...@h/ox/cats");
+        assert_eq!(without_credentials("ox/cats"), "ox/cats");
     }
 }
