@@ -68,7 +68,11 @@ fn start(input: MountInput, environment: &Environment, fake: bool) -> Result<u8,
     announce(&state, environment);
     let said = format!("mounted {} at {}", settings.repo, quoted(&settings.mountpoint));
     if settings.foreground {
-        seams::run(settings, state, &Notifier::foreground())?;
+        seams::run(
+            &settings,
+            state,
+            &Notifier::foreground(move |ready| welcome(&ready, &said)),
+        )?;
         return Ok(0);
     }
     let log = state.log_path();
@@ -85,7 +89,7 @@ fn serve(settings: MountSettings, mut state: StateDir, notifier: &Notifier) -> u
     let served = state
         .claim()
         .map_err(Failure::from)
-        .and_then(|()| seams::run(settings, state, notifier));
+        .and_then(|()| seams::run(&settings, state, notifier));
     let Err(failure) = served else { return 0 };
     let exit = failure.exit;
     if notifier.is_waited_for() {

@@ -12,7 +12,7 @@ use crate::mount::state_dir::StateDir;
 ///
 /// # Errors
 /// Before that: why there is no mount. After it: why it ended, exit code 3 when changes are owed.
-pub fn run(settings: MountSettings, state: StateDir, notifier: &Notifier) -> Result<(), Failure> {
+pub fn run(settings: &MountSettings, state: StateDir, notifier: &Notifier) -> Result<(), Failure> {
     let _ = (settings, state, notifier);
     Err(Failure::new("mounting is not part of this build"))
 }

@@ -10,7 +10,7 @@ use oxenfs::mount::state_dir::{Identity, StateDir, prepare_root};
 
 /// Lives until dropped; then its socket refuses and its lock is free.
 pub struct Daemon {
-    pub state: StateDir,
+    _state: StateDir,
     /// Requests in the order they came.
     pub requests: Receiver<Request>,
 }
@@ -42,7 +42,10 @@ impl Daemon {
         let listener = state.bind_control().unwrap();
         let (seen, requests) = channel();
         std::thread::spawn(move || serve(&listener, script, |request| drop(seen.send(request))));
-        Self { state, requests }
+        Self {
+            _state: state,
+            requests,
+        }
     }
 }
 
