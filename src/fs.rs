@@ -1,1 +1,769 @@
-//! To be written.
+//! What each POSIX operation means here, over one tree that is always in memory and never waits for the network.
+//!
+//! An operation either completes from what is known, or stops with the one thing it [needs](Need): a listing, a
+//! file's bytes, a spool file to write to. [`Fs::run`] gets it and begins the operation again, so an operation is plain
+//! synchronous code that sees one consistent state, and the FUSE thread that met a need is free at once.
+//!
+//! Every change is made under one lock, written as one journal frame, and acknowledged once that frame is in the
+//! kernel. The lock is held for memory work alone: not across a write, a copy or a request.
+
+mod layers;
+mod ops;
+mod queue;
+mod recovery;
+mod staging;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::hash::{ContentHash, HashKind};
+use crate::journal::{Change, Journal, PathUpload};
+use crate::ledger::{Account, Ledger};
+use crate::namespace::{Attrs, Body, Content, Dir, Generation, Ino, Namespace, SpoolId, Timestamp};
+use crate::path::{Name, RepoPath};
+use crate::spool::{Cache, Spool, copy_content};
+use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceError};
+
+pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, Stat, Statfs};
+pub use queue::Phase;
+pub use recovery::{Foreign, Limits};
+pub use staging::{Capture, Frozen, Waiting, Want};
+
+/// A file of at most this size is copied when a writer meets its sealed generation; a larger one makes its upload
+/// stop instead, unless the filesystem shares blocks. 16 MiB copies in a few milliseconds.
+const COPY_LIMIT_BYTES: u64 = 16 << 20;
+/// Directories listed at a time when a whole subtree is needed.
+const LISTINGS_AT_ONCE: usize = 8;
+
+/// Why an operation cannot be done.
+#[derive(Debug, thiserror::Error)]
+pub enum FsError {
+    /// No such file or directory.
+    #[error("not found")]
+    NotFound,
+    /// The name is taken.
+    #[error("exists already")]
+    Exists,
+    /// A directory was expected.
+    #[error("not a directory")]
+    NotDir,
+    /// Anything but a directory was expected.
+    #[error("is a directory")]
+    IsDir,
+    /// The directory still has entries.
+    #[error("directory not empty")]
+    NotEmpty,
+    /// An argument makes no sense.
+    #[error("invalid argument")]
+    Invalid,
+    /// The name is over 255 bytes.
+    #[error("name too long")]
+    NameTooLong,
+    /// Mounted read-only.
+    #[error("read-only mount")]
+    ReadOnly,
+    /// The caller may not.
+    #[error("not permitted")]
+    NotPermitted,
+    /// The spool's limit or the local disk is reached.
+    #[error("no space left in the spool")]
+    NoSpace,
+    /// Not an open handle, or not open for this.
+    #[error("bad file handle")]
+    BadHandle,
+    /// The inode is gone.
+    #[error("stale handle")]
+    Stale,
+    /// Not on this kind of file, or not with these flags.
+    #[error("not supported")]
+    Unsupported,
+    /// The server or the way to it said no.
+    #[error(transparent)]
+    Remote(#[from] WorkspaceError),
+    /// The local filesystem said no.
+    #[error("local filesystem: {0}")]
+    Io(io::Error),
+}
+
+impl From<io::Error> for FsError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+/// What an operation lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Need {
+    /// The base's entries of a directory.
+    List(Ino),
+    /// The base's entries of a directory and all below it.
+    ListAll(Ino),
+    /// A file's bytes, to read.
+    Fetch(Ino),
+    /// A spool file with a file's bytes, to change.
+    Own(Ino),
+    /// An empty spool file in place of a file's bytes.
+    Empty(Ino),
+}
+
+/// Why an operation stopped.
+#[derive(Debug)]
+pub enum Stop {
+    /// It cannot be done.
+    Error(FsError),
+    /// It can, once this is there.
+    Need(Need),
+}
+
+impl<E: Into<FsError>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+/// What an operation answers.
+pub type Op<T> = Result<T, Stop>;
+
+/// How a mount behaves.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Nothing may be changed.
+    pub read_only: bool,
+    /// How long a path must rest before it is staged.
+    pub settle: Duration,
+    /// Owner of what the base has.
+    pub uid: u32,
+    /// Group of what the base has.
+    pub gid: u32,
+    /// Bits taken from the modes of what the base has: 0666 for files, 0777 for directories.
+    pub umask: u16,
+}
+
+/// The filesystem.
+pub struct Fs {
+    this: Weak<Fs>,
+    options: Options,
+    hash_kind: HashKind,
+    workspace: Arc<dyn Workspace>,
+    journal: Journal,
+    spool: Spool,
+    cache: Cache,
+    state: Mutex<State>,
+    /// Something may be due for staging.
+    pub wake: Notify,
+    /// A path was confirmed, failed or given up: barriers look again.
+    pub progress: Notify,
+    /// A spool file is no longer held.
+    unheld: Notify,
+    /// Downloads under way, so that many readers of one content share one.
+    fetching: Mutex<HashMap<ContentHash, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+/// All that changes, under one lock.
+struct State {
+    tree: Namespace,
+    ledger: Ledger,
+    queue: queue::Queue,
+    base: CommitId,
+    uploads: HashMap<RepoPath, PathUpload>,
+    handles: HashMap<u64, Handle>,
+    open: HashMap<Ino, OpenFile>,
+    held: HashMap<SpoolId, Hold>,
+    frozen: Option<HashMap<RepoPath, Capture>>,
+    next_handle: u64,
+    next_generation: u64,
+    /// Changes made and not yet appended.
+    frame: Vec<Change>,
+}
+
+/// An open file or directory.
+enum Handle {
+    File { ino: Ino, read: bool, write: bool },
+    Dir { ino: Ino, entries: Option<Arc<Vec<(Name, Ino)>>> },
+}
+
+/// What the open handles of one file share.
+#[derive(Default)]
+struct OpenFile {
+    file: Option<Arc<File>>,
+    writers: u32,
+    handles: u32,
+    /// Writes between leaving and retaking the lock.
+    writing: u32,
+    /// Changed since it was last put in the queue.
+    modified: bool,
+}
+
+/// A spool file that the stager is reading.
+struct Hold {
+    count: u32,
+    cancel: CancellationToken,
+    /// No file has this content any more: remove it when the last hold ends.
+    orphan: bool,
+}
+
+/// The time now, as `stat` shows it.
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(since.as_secs() as i64, since.subsec_nanos())
+}
+
+impl State {
+    /// Makes a change, in memory and in the frame. The same code replays the journal.
+    fn apply(&mut self, change: Change) {
+        self.replay(&change);
+        self.frame.push(change);
+    }
+
+    fn replay(&mut self, change: &Change) {
+        match change {
+            Change::Inode { ino, record } => self.tree.apply_record(*ino, record),
+            Change::Link { parent, name, ino } => self.tree.link(*parent, name.clone(), *ino),
+            Change::Unlink { parent, name, hide } => {
+                self.tree.unlink(*parent, name, *hide);
+            }
+            Change::Hide { parent, name } => {
+                if let Some(dir) = self.tree.dir_mut(*parent) {
+                    dir.hidden.insert(name.clone());
+                }
+            }
+            Change::Drop { ino } => self.tree.drop_inode(*ino),
+            Change::Account { path, account } => self.ledger.set(path.clone(), *account),
+            Change::Upload { path, upload } => {
+                match upload {
+                    Some(upload) => self.uploads.insert(path.clone(), upload.clone()),
+                    None => self.uploads.remove(path),
+                };
+            }
+            Change::Base { commit } if self.base == *commit => {}
+            Change::Base { commit } => self.move_base(commit),
+            Change::Rebase { commit } => self.rebase(commit),
+            Change::Complete => {}
+        }
+    }
+
+    /// Puts an inode on record as it is now.
+    fn record(&mut self, ino: Ino) {
+        if let Some(record) = self.tree.record(ino) {
+            self.apply(Change::Inode { ino, record });
+        }
+    }
+
+    /// Puts an inode of the base on record, with the directories above it.
+    fn materialize(&mut self, ino: Ino) {
+        let Some(inode) = self.tree.get(ino) else { return };
+        if inode.recorded {
+            return;
+        }
+        let links = inode.links.clone();
+        for (parent, _) in &links {
+            self.materialize(*parent);
+        }
+        self.record(ino);
+        for (parent, name) in links {
+            self.frame.push(Change::Link { parent, name, ino });
+        }
+    }
+
+    /// The content of a regular file.
+    fn content(&self, ino: Ino) -> Option<(&Content, u64)> {
+        match &self.tree.get(ino)?.body {
+            Body::File { content, size } => Some((content, *size)),
+            _ => None,
+        }
+    }
+
+    fn set_content(&mut self, ino: Ino, content: Content, size: u64) {
+        if let Some(inode) = self.tree.get_mut(ino)
+            && let Body::File { content: old, size: old_size } = &mut inode.body
+        {
+            (*old, *old_size) = (content, size);
+        }
+    }
+
+    /// Opens the account of a path that is about to differ from the base. What stands there now tells what the base
+    /// has, since without an account tree and base agree.
+    fn open_account(&mut self, path: &RepoPath, stands: Option<Ino>) {
+        if self.ledger.get(path).is_some() {
+            return;
+        }
+        let base = stands.and_then(|ino| match self.content(ino)? {
+            (Content::Remote { hash, .. }, size) => Some(Object { hash: *hash, size }),
+            (Content::Local { .. }, _) => None,
+        });
+        self.apply(Change::Account { path: path.clone(), account: Some(Account { base, ..Account::default() }) });
+    }
+
+    /// Puts a path in the queue, or closes its account where nothing is or was owed for it.
+    fn touch(&mut self, path: &RepoPath, settle: Duration) {
+        if let Some(account) = self.ledger.get(path)
+            && *account == Account::default()
+            && !matches!(self.tree.resolve(path), crate::namespace::Resolved::Inode(ino) if self.content(ino).is_some())
+            && !self.queue.is_active(path)
+        {
+            self.queue.remove(path);
+            self.apply(Change::Account { path: path.clone(), account: None });
+            return;
+        }
+        self.queue.touch(path, settle);
+    }
+
+    /// Puts every path of a file in the queue.
+    fn touch_file(&mut self, ino: Ino, settle: Duration) {
+        for path in self.tree.file_paths(ino) {
+            self.open_account(&path, Some(ino));
+            self.touch(&path, settle);
+        }
+    }
+
+    /// Where a file's remote bytes can be read.
+    fn source(&self, ino: Ino) -> Option<Source> {
+        let (Content::Remote { hash, origin }, _) = self.content(ino)? else {
+            return None;
+        };
+        if let Some(origin) = origin {
+            return Some((**origin).clone());
+        }
+        let paths = self.tree.file_paths(ino);
+        let staged = |path: &&RepoPath| matches!(self.ledger.get(path).map(|a| a.staged), Some(crate::ledger::Staged::Put(o)) if o.hash == *hash);
+        match paths.iter().find(staged) {
+            Some(path) => Some(Source { revision: Revision::Workspace, path: path.clone() }),
+            None => {
+                let path = paths.into_iter().next()?;
+                Some(Source { revision: Revision::Commit(self.base.clone()), path })
+            }
+        }
+    }
+
+    /// Lets go of a file's spool file: removed by the caller, now or when the stager lets go of it. The bytes counted
+    /// for it are free.
+    fn abandon(&mut self, spool: SpoolId) -> Option<SpoolId> {
+        match self.held.get_mut(&spool) {
+            Some(hold) => {
+                hold.orphan = true;
+                None
+            }
+            None => Some(spool),
+        }
+    }
+
+    /// Forgets an inode that nothing holds, and returns its spool file for removal.
+    fn bury(&mut self, ino: Ino) -> Option<(SpoolId, u64)> {
+        if !self.tree.is_dead(ino) {
+            return None;
+        }
+        let spool = match self.content(ino) {
+            Some((Content::Local { spool, .. }, size)) => Some((*spool, size)),
+            _ => None,
+        };
+        if self.tree.get(ino).is_some_and(|inode| inode.recorded) {
+            self.apply(Change::Drop { ino });
+        } else {
+            self.tree.drop_inode(ino);
+        }
+        spool
+    }
+
+    fn fresh_generation(&mut self) -> Generation {
+        self.next_generation += 1;
+        Generation(self.next_generation)
+    }
+}
+
+impl Fs {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while the lock was held leaves the tree as it was then; going on is better than losing the mount.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes changes under the lock, and returns once they are in the kernel.
+    fn change<T>(&self, op: impl FnOnce(&mut State) -> Op<T>) -> Op<T> {
+        let mut state = self.lock();
+        let out = op(&mut state);
+        let frame = std::mem::take(&mut state.frame);
+        if frame.is_empty() {
+            return out;
+        }
+        let ticket = self.journal.append(&frame);
+        drop(state);
+        self.journal.commit(ticket).map_err(FsError::from)?;
+        out
+    }
+
+    /// Refuses what makes something new when the record or the spool has no room for it.
+    fn admit(&self) -> Op<()> {
+        if self.options.read_only {
+            return Err(FsError::ReadOnly.into());
+        }
+        if !self.journal.has_room() || self.spool.limit().is_some_and(|limit| self.spool.used() >= limit) {
+            return Err(FsError::NoSpace.into());
+        }
+        Ok(())
+    }
+
+    fn writable_mount(&self) -> Op<()> {
+        if self.options.read_only { Err(FsError::ReadOnly.into()) } else { Ok(()) }
+    }
+
+    /// Carries an operation through: gets what it needs until it is done.
+    ///
+    /// # Errors
+    /// The operation's own, or that a need could not be met.
+    pub async fn run<T>(&self, mut stopped: Need, op: impl Fn(&Fs) -> Op<T>) -> Result<T, FsError> {
+        loop {
+            self.satisfy(stopped).await?;
+            match op(self) {
+                Ok(out) => return Ok(out),
+                Err(Stop::Error(error)) => return Err(error),
+                Err(Stop::Need(need)) => stopped = need,
+            }
+        }
+    }
+
+    /// Gets one thing that an operation needs.
+    ///
+    /// # Errors
+    /// From the server for listings and bytes, from the local filesystem for spool files.
+    pub async fn satisfy(&self, need: Need) -> Result<(), FsError> {
+        match need {
+            Need::List(dir) => self.list(dir).await,
+            Need::ListAll(dir) => self.list_all(dir).await,
+            Need::Fetch(ino) => self.fetch(ino).await.map(|_| ()),
+            Need::Own(ino) => self.own(ino).await,
+            Need::Empty(ino) => self.blocking(move |fs| fs.empty(ino)).await,
+        }
+    }
+
+    /// Runs work that waits for the local disk off the caller's thread.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Fs) -> Result<T, FsError> + Send + 'static,
+    ) -> Result<T, FsError> {
+        let Some(fs) = self.this.upgrade() else {
+            return Err(FsError::Stale);
+        };
+        match tokio::task::spawn_blocking(move || work(&fs)).await {
+            Ok(done) => done,
+            Err(error) => Err(FsError::Io(io::Error::other(error))),
+        }
+    }
+
+    async fn list(&self, dir: Ino) -> Result<(), FsError> {
+        let (base, path) = {
+            let state = self.lock();
+            match state.tree.dir(dir) {
+                None => return Err(FsError::Stale),
+                Some(here) if here.listed => return Ok(()),
+                Some(_) => {}
+            }
+            match state.tree.dir_path(dir) {
+                Ok(path) => (state.base.clone(), path),
+                Err(_) => return Err(FsError::Stale),
+            }
+        };
+        let entries = self.workspace.list(&base, &path).await?;
+        self.absorb(dir, &base, &path, entries);
+        Ok(())
+    }
+
+    async fn list_all(&self, dir: Ino) -> Result<(), FsError> {
+        use futures_util::{StreamExt, TryStreamExt, stream};
+        loop {
+            let unlisted: Vec<Ino> = {
+                let state = self.lock();
+                let below = state.tree.walk(dir).into_iter().map(|(.., child)| child);
+                below.chain([dir]).filter(|ino| state.tree.dir(*ino).is_some_and(|dir| !dir.listed)).collect()
+            };
+            if unlisted.is_empty() {
+                return Ok(());
+            }
+            let listings = stream::iter(unlisted).map(|ino| self.list(ino)).buffer_unordered(LISTINGS_AT_ONCE);
+            listings.try_collect::<()>().await?;
+        }
+    }
+
+    /// A file's remote content as a local file, downloaded if need be. `None` when its bytes are in the spool.
+    async fn fetch(&self, ino: Ino) -> Result<Option<Arc<File>>, FsError> {
+        let (hash, size, source) = {
+            let state = self.lock();
+            match state.content(ino) {
+                None => return Err(FsError::Stale),
+                Some((Content::Local { .. }, _)) => return Ok(None),
+                Some((Content::Remote { hash, .. }, size)) => (*hash, size, state.source(ino)),
+            }
+        };
+        self.fetch_content(hash, size, source).await.map(Some)
+    }
+
+    /// Content that the server has, as a local file.
+    ///
+    /// # Errors
+    /// When it cannot be downloaded, or what arrives does not have the hash.
+    pub(crate) async fn fetch_content(
+        &self,
+        hash: ContentHash,
+        size: u64,
+        source: Option<Source>,
+    ) -> Result<Arc<File>, FsError> {
+        if let Some(file) = self.cache.file(hash) {
+            return Ok(Arc::new(file));
+        }
+        let turn = {
+            let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+            fetching.retain(|_, turn| turn.strong_count() > 0);
+            match fetching.get(&hash).and_then(Weak::upgrade) {
+                Some(turn) => turn,
+                None => {
+                    let turn = Arc::new(tokio::sync::Mutex::new(()));
+                    fetching.insert(hash, Arc::downgrade(&turn));
+                    turn
+                }
+            }
+        };
+        let _turn = turn.lock().await;
+        if let Some(file) = self.cache.file(hash) {
+            return Ok(Arc::new(file));
+        }
+        let source = source.ok_or(FsError::Stale)?;
+        let fetched = self.cache.begin()?;
+        let length = self.workspace.fetch(&source, &fetched.file).await?;
+        self.blocking(move |fs| {
+            let (found, _) = ContentHash::of_file(hash.kind(), &fetched.file, || true)?;
+            if found != hash || length != size {
+                let detail = format!("{} has content {found} of {length} bytes, not {hash} of {size}", source.path);
+                return Err(WorkspaceError::Protocol { detail }.into());
+            }
+            let file = fetched.file.clone();
+            fs.cache.keep(fetched, hash)?;
+            Ok(file)
+        })
+        .await
+    }
+
+    /// Gives a file a spool file of its own that nobody else reads, with its bytes in it.
+    async fn own(&self, ino: Ino) -> Result<(), FsError> {
+        loop {
+            let remote = self.fetch(ino).await?;
+            let unheld = self.unheld.notified();
+            let mut waited = false;
+            match remote {
+                Some(from) => self.blocking(move |fs| fs.take_copy(ino, None, &from)).await?,
+                None => {
+                    let held = {
+                        let state = self.lock();
+                        let Some((Content::Local { spool, .. }, size)) = state.content(ino) else {
+                            continue;
+                        };
+                        let frozen = state.is_frozen(*spool);
+                        state.held.get(spool).map(|hold| (*spool, size, hold.cancel.clone(), frozen))
+                    };
+                    match held {
+                        None => {}
+                        Some((spool, size, cancel, frozen)) => {
+                            let copied = self
+                                .blocking(move |fs| {
+                                    let Some(from) = fs.spool_file(ino, spool)? else { return Ok(true) };
+                                    fs.take_copy_if(ino, spool, &from, size <= COPY_LIMIT_BYTES || frozen)
+                                })
+                                .await?;
+                            if !copied {
+                                cancel.cancel();
+                                waited = true;
+                            }
+                        }
+                    }
+                }
+            }
+            if waited {
+                // The reader lets go within a mebibyte's work; the timer only guards against a lost race.
+                let _ = tokio::time::timeout(Duration::from_secs(1), unheld).await;
+            }
+            let state = self.lock();
+            match state.content(ino) {
+                None => return Err(FsError::Stale),
+                Some((Content::Local { spool, .. }, _)) if !state.held.contains_key(spool) => return Ok(()),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Copies when the filesystem shares blocks or `whatever_it_costs`; says whether it did.
+    fn take_copy_if(&self, ino: Ino, from_id: SpoolId, from: &File, whatever_it_costs: bool) -> Result<bool, FsError> {
+        if !whatever_it_costs {
+            let (probe, file) = self.spool.create()?;
+            let shares = rustix::fs::ioctl_ficlone(&file, from).is_ok();
+            self.spool.remove(probe);
+            if !shares {
+                return Ok(false);
+            }
+        }
+        self.take_copy(ino, Some(from_id), from).map(|()| true)
+    }
+
+    /// Puts a copy of `from` in the place of a file's content, unless that changed meanwhile. `old` is the spool file
+    /// it is now; `None` for remote content.
+    fn take_copy(&self, ino: Ino, old: Option<SpoolId>, from: &File) -> Result<(), FsError> {
+        let size = from.metadata()?.len();
+        self.spool.reserve(size)?;
+        let (id, to) = self.spool.create()?;
+        let copied = copy_content(from, &to);
+        if let Err(error) = copied {
+            self.spool.remove(id);
+            self.spool.release(size);
+            return Err(error.into());
+        }
+        self.install(ino, id, to, size, |content| match (content, old) {
+            (Content::Remote { .. }, None) => true,
+            (Content::Local { spool, .. }, Some(old)) => *spool == old,
+            _ => false,
+        })
+    }
+
+    /// Puts an empty spool file in the place of a file's content.
+    fn empty(&self, ino: Ino) -> Result<(), FsError> {
+        let (id, file) = self.spool.create()?;
+        self.install(ino, id, file, 0, |_| true)?;
+        // Unlike a copy, this is a change, whether or not a write follows.
+        let noted = self.change(|state| {
+            state.wrote(ino, |size| size, self);
+            Ok(())
+        });
+        staging::into_plain(noted)
+    }
+
+    /// Makes a spool file a file's content, if `expected` still holds of the old one.
+    fn install(
+        &self,
+        ino: Ino,
+        id: SpoolId,
+        file: File,
+        size: u64,
+        expected: impl FnOnce(&Content) -> bool,
+    ) -> Result<(), FsError> {
+        let mut free = None;
+        let mtime = {
+            let state = self.lock();
+            state.tree.get(ino).map(|inode| inode.attrs.mtime)
+        };
+        if let Some(Timestamp(secs, nanos)) = mtime {
+            set_mtime(&file, Timestamp(secs, nanos))?;
+        }
+        let done = self.change(|state| {
+            let old = match state.content(ino) {
+                Some((content, size)) if expected(content) => (content.clone(), size),
+                _ => return Ok(false),
+            };
+            for path in state.tree.file_paths(ino) {
+                state.open_account(&path, Some(ino));
+            }
+            state.materialize(ino);
+            let generation = state.fresh_generation();
+            state.set_content(ino, Content::Local { spool: id, generation, hash: None }, size);
+            state.record(ino);
+            if let Some(open) = state.open.get_mut(&ino) {
+                open.file = Some(Arc::new(file));
+            }
+            if let (Content::Local { spool, .. }, size) = old {
+                free = Some((state.abandon(spool), size));
+            }
+            Ok(true)
+        });
+        match done {
+            Ok(true) => {}
+            Ok(false) => {
+                self.spool.remove(id);
+                self.spool.release(size);
+            }
+            Err(Stop::Error(error)) => return Err(error),
+            Err(Stop::Need(_)) => return Err(FsError::Stale),
+        }
+        if let Some((spool, size)) = free {
+            self.spool.release(size);
+            if let Some(spool) = spool {
+                self.spool.remove(spool);
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a file's spool file; `None` when it has other content by now: a confirmation moves spool files away.
+    fn spool_file(&self, ino: Ino, spool: SpoolId) -> io::Result<Option<File>> {
+        match self.spool.file(spool) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let state = self.lock();
+                let same = matches!(state.content(ino), Some((Content::Local { spool: now, .. }, _)) if *now == spool);
+                if same { Err(error) } else { Ok(None) }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a spool file that its dead inode left, and frees what it counted for.
+    fn discard_spool(&self, left: Option<(SpoolId, u64)>) {
+        let Some((spool, size)) = left else { return };
+        self.spool.release(size);
+        let free = self.lock().abandon(spool);
+        if let Some(spool) = free {
+            self.spool.remove(spool);
+        }
+    }
+
+    /// The commit under the workspace.
+    pub fn base(&self) -> CommitId {
+        self.lock().base.clone()
+    }
+
+    /// The backend.
+    pub fn workspace(&self) -> &Arc<dyn Workspace> {
+        &self.workspace
+    }
+
+    /// The function that names content.
+    pub fn hash_kind(&self) -> HashKind {
+        self.hash_kind
+    }
+
+    /// The spool, to ask what it holds.
+    pub fn spool(&self) -> &Spool {
+        &self.spool
+    }
+
+    /// The cache, to [learn](Cache::learn) what it holds.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+}
+
+/// Sets a spool file's modification time, which is what counts after a crash.
+fn set_mtime(file: &File, Timestamp(secs, nanos): Timestamp) -> io::Result<()> {
+    let mtime = rustix::fs::Timespec { tv_sec: secs, tv_nsec: nanos.into() };
+    let omit = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
+    let times = rustix::fs::Timestamps { last_access: omit, last_modification: mtime };
+    Ok(rustix::fs::futimens(file, &times)?)
+}
+
+/// The tree before anything is known: an unlisted root.
+fn empty_tree(root_path: RepoPath, options: &Options) -> Namespace {
+    Namespace::new(root_path, base_attrs(options, true, now()))
+}
+
+/// The attributes of what the base has; it knows none but a time.
+fn base_attrs(options: &Options, dir: bool, time: Timestamp) -> Attrs {
+    let mode = if dir { 0o777 } else { 0o666 } & !options.umask;
+    Attrs { mode, uid: options.uid, gid: options.gid, atime: time, mtime: time, ctime: time }
+}
+
+/// A directory that the base has and that has not been listed.
+fn unlisted_dir() -> Body {
+    Body::Dir(Dir { based: true, ..Dir::default() })
+}

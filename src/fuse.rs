@@ -1,1 +1,567 @@
-//! To be written.
+//! The kernel adapter: decodes a request, calls [`Fs`], answers. Thin on purpose; what an operation means is decided
+//! there. The only module beside `mount` that knows fuser.
+//!
+//! An operation that must wait, for the network or a copy, goes on in a task that owns the reply: no FUSE thread ever
+//! waits for it. fuser 0.18 cannot interrupt requests, so nothing here may take unbounded time either: the client's
+//! deadlines bound every wait.
+
+pub mod device;
+mod errno;
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    Config, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
+    OpenFlags as FuseOpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+};
+use tokio::runtime::Handle;
+
+use crate::fs::{Fs, FsError, Op, OpenFlags, RenameMode, SetAttr, Stat, Statfs, Stop};
+use crate::namespace::{Attrs, Ino, Timestamp};
+use crate::path::{Name, PathError};
+
+/// How long the kernel may take an answer for granted. Everything changes through it, but for what others commit.
+const TTL: Duration = Duration::from_secs(60);
+/// The longest write request that the kernel sends by default (`fs.fuse.max_pages_limit`, 256 pages).
+const MAX_WRITE_BYTES: u32 = 1 << 20;
+/// Requests that the kernel may have under way without waiting: read-ahead and releases.
+const MAX_BACKGROUND: u16 = 64;
+/// Block size that `stat` shows, and the unit of `st_blocks` (`stat(2)`).
+const BLOCK_BYTES: u32 = 4096;
+const STAT_BLOCK_BYTES: u64 = 512;
+
+/// What a close or fsync waits for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Waits {
+    /// `close` waits until the file is staged, and reports its error.
+    pub close: bool,
+    /// `fsync` does.
+    pub fsync: bool,
+}
+
+/// Serves one mount.
+struct Adapter {
+    fs: Arc<Fs>,
+    runtime: Handle,
+    waits: Waits,
+}
+
+/// Serves the connection until it is unmounted. Blocks.
+///
+/// # Errors
+/// When the kernel speaks another protocol, or the connection breaks.
+pub fn serve(
+    device: OwnedFd,
+    fs: Arc<Fs>,
+    runtime: Handle,
+    waits: Waits,
+    allow_other: bool,
+    ready: impl FnOnce(Notifier),
+) -> std::io::Result<()> {
+    let mut config = Config::default();
+    config.acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    config.n_threads = Some(cores.clamp(2, 8));
+    let session = Session::from_fd(Adapter { fs, runtime, waits }, device, config.acl, config)?;
+    ready(Notifier(session.notifier()));
+    session.run()
+}
+
+/// Tells the kernel what it must look up anew.
+pub struct Notifier(fuser::Notifier);
+
+impl Notifier {
+    /// Drops cached attributes and pages of an inode. May wait for reads under way: never call it from a FUSE thread
+    /// or under a lock.
+    pub fn content_changed(&self, ino: Ino) {
+        // ENOENT: the kernel did not know it.
+        let _ = self.0.inval_inode(INodeNo(ino.0), 0, 0);
+    }
+
+    /// Drops a cached name.
+    pub fn name_changed(&self, parent: Ino, name: &Name) {
+        let _ = self.0.inval_entry(INodeNo(parent.0), name.as_os());
+    }
+}
+
+/// A reply that takes an operation's result: the only place where errors become numbers.
+trait Answer<T>: Send + 'static {
+    fn answer(self, result: Result<T, FsError>);
+}
+
+/// `reply.error` or what `$ok` does.
+macro_rules! answer {
+    ($reply:ty, $value:ty, |$self:ident, $ok:pat_param| $done:expr) => {
+        impl Answer<$value> for $reply {
+            fn answer($self, result: Result<$value, FsError>) {
+                match result {
+                    Ok($ok) => $done,
+                    Err(error) => $self.error(code(&error)),
+                }
+            }
+        }
+    };
+}
+
+answer!(ReplyEmpty, (), |self, ()| self.ok());
+answer!(ReplyData, Vec<u8>, |self, bytes| self.data(&bytes));
+answer!(ReplyEntry, Stat, |self, stat| self.entry(&TTL, &attr(&stat), Generation(0)));
+answer!(ReplyAttr, Stat, |self, stat| self.attr(&TTL, &attr(&stat)));
+answer!(ReplyWrite, u32, |self, length| self.written(length));
+answer!(ReplyStatfs, Statfs, |self, stat| {
+    let Statfs { block_bytes, blocks, free_blocks, files, free_files } = stat;
+    self.statfs(
+        blocks,
+        free_blocks,
+        free_blocks,
+        files,
+        free_files,
+        block_bytes,
+        crate::path::NAME_MAX as u32,
+        block_bytes,
+    );
+});
+
+fn code(error: &FsError) -> Errno {
+    match error {
+        FsError::Remote(_) | FsError::Io(_) => tracing::warn!(%error, "an operation failed"),
+        _ => tracing::trace!(%error, "refused"),
+    }
+    errno::errno(error)
+}
+
+fn attr(stat: &Stat) -> FileAttr {
+    let Attrs { mode, uid, gid, atime, mtime, ctime } = stat.attrs;
+    FileAttr {
+        ino: INodeNo(stat.ino.0),
+        size: stat.size,
+        blocks: stat.size.div_ceil(STAT_BLOCK_BYTES),
+        atime: system_time(atime),
+        mtime: system_time(mtime),
+        ctime: system_time(ctime),
+        crtime: UNIX_EPOCH,
+        kind: kind(stat.format),
+        perm: mode,
+        nlink: stat.nlink,
+        uid,
+        gid,
+        rdev: stat.rdev,
+        blksize: BLOCK_BYTES,
+        flags: 0,
+    }
+}
+
+fn kind(format: u32) -> FileType {
+    match format {
+        libc::S_IFDIR => FileType::Directory,
+        libc::S_IFLNK => FileType::Symlink,
+        libc::S_IFIFO => FileType::NamedPipe,
+        libc::S_IFSOCK => FileType::Socket,
+        libc::S_IFCHR => FileType::CharDevice,
+        libc::S_IFBLK => FileType::BlockDevice,
+        _ => FileType::RegularFile,
+    }
+}
+
+fn system_time(Timestamp(secs, nanos): Timestamp) -> SystemTime {
+    let whole = Duration::from_secs(secs.unsigned_abs());
+    let time = if secs < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
+    time.and_then(|time| time.checked_add(Duration::from_nanos(nanos.into()))).unwrap_or(UNIX_EPOCH)
+}
+
+fn timestamp(time: TimeOrNow) -> Timestamp {
+    let time = match time {
+        TimeOrNow::SpecificTime(time) => time,
+        TimeOrNow::Now => SystemTime::now(),
+    };
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => Timestamp(since.as_secs() as i64, since.subsec_nanos()),
+        Err(before) => {
+            let before = before.duration();
+            match before.subsec_nanos() {
+                0 => Timestamp(-(before.as_secs() as i64), 0),
+                nanos => Timestamp(-(before.as_secs() as i64) - 1, 1_000_000_000 - nanos),
+            }
+        }
+    }
+}
+
+fn name(name: &OsStr) -> Op<Name> {
+    Name::from_os(name).map_err(|error| {
+        Stop::Error(match error {
+            PathError::TooLong => FsError::NameTooLong,
+            PathError::Invalid | PathError::NotUtf8 | PathError::Reserved => FsError::Invalid,
+        })
+    })
+}
+
+fn ino(ino: INodeNo) -> Ino {
+    Ino(ino.0)
+}
+
+/// The attributes of something that `request` makes; times are set where it is made.
+fn attrs_of(request: &Request, mode: u32) -> Attrs {
+    let zero = Timestamp(0, 0);
+    Attrs {
+        mode: (mode & 0o7777) as u16,
+        uid: request.uid(),
+        gid: request.gid(),
+        atime: zero,
+        mtime: zero,
+        ctime: zero,
+    }
+}
+
+fn open_flags(flags: i32) -> OpenFlags {
+    let access = flags & libc::O_ACCMODE;
+    OpenFlags { read: access != libc::O_WRONLY, write: access != libc::O_RDONLY, truncate: flags & libc::O_TRUNC != 0 }
+}
+
+impl Adapter {
+    /// Does an operation now if it can be done from what is known, else in a task that answers later.
+    fn run<T: Send + 'static, R: Answer<T>>(&self, reply: R, op: impl Fn(&Fs) -> Op<T> + Send + Sync + 'static) {
+        match op(&self.fs) {
+            Ok(done) => reply.answer(Ok(done)),
+            Err(Stop::Error(error)) => reply.answer(Err(error)),
+            Err(Stop::Need(need)) => {
+                let fs = self.fs.clone();
+                self.runtime.spawn(async move { reply.answer(fs.run(need, op).await) });
+            }
+        }
+    }
+
+    /// Pages stay cached over opens: what changes them goes through the kernel, or is told to it. Closing needs no
+    /// request of its own unless it waits for the server.
+    fn opened_flags(&self) -> FopenFlags {
+        let mut flags = FopenFlags::FOPEN_KEEP_CACHE;
+        if !self.waits.close {
+            flags |= FopenFlags::FOPEN_NOFLUSH;
+        }
+        flags
+    }
+
+    /// Answers when the paths of an open file are staged.
+    fn when_staged(&self, paths: Vec<crate::path::RepoPath>, reply: ReplyEmpty) {
+        let Some(waiting) = self.fs.barrier(|path| paths.contains(path)) else {
+            return reply.error(Errno::EIO);
+        };
+        self.runtime.spawn(async move {
+            if waiting.reached().await.files_failed > 0 { reply.error(Errno::EIO) } else { reply.ok() }
+        });
+    }
+}
+
+impl Answer<u64> for (ReplyOpen, FopenFlags) {
+    fn answer(self, result: Result<u64, FsError>) {
+        match result {
+            Ok(handle) => self.0.opened(FileHandle(handle), self.1),
+            Err(error) => self.0.error(code(&error)),
+        }
+    }
+}
+
+impl Answer<(Stat, u64)> for (ReplyCreate, FopenFlags) {
+    fn answer(self, result: Result<(Stat, u64), FsError>) {
+        match result {
+            Ok((stat, handle)) => self.0.created(&TTL, &attr(&stat), Generation(0), FileHandle(handle), self.1),
+            Err(error) => self.0.error(code(&error)),
+        }
+    }
+}
+
+impl fuser::Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        // Each by itself: a kernel without one still serves without it. Not FUSE_HANDLE_KILLPRIV_V2,
+        // FUSE_SETXATTR_EXT or FUSE_ALLOW_IDMAP, which fuser 0.18 cannot answer rightly.
+        for wanted in [
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_HANDLE_KILLPRIV,
+        ] {
+            if let Err(missing) = config.add_capabilities(wanted) {
+                tracing::info!(?missing, "the kernel does not offer this");
+            }
+        }
+        if let Err(nearest) = config.set_max_write(MAX_WRITE_BYTES) {
+            tracing::info!(nearest, "writes are shorter than wanted");
+        }
+        if let Err(nearest) = config.set_max_background(MAX_BACKGROUND) {
+            tracing::info!(nearest, "fewer requests in the background than wanted");
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEntry) {
+        let entry = name(entry);
+        self.run(reply, move |fs| fs.lookup(ino(parent), try_name(&entry)?));
+    }
+
+    fn forget(&self, _request: &Request, inode: INodeNo, count: u64) {
+        self.fs.forget(ino(inode), count);
+    }
+
+    fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        self.run(reply, move |fs| fs.getattr(ino(inode)));
+    }
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttr {
+            mode: mode.map(|mode| (mode & 0o7777) as u16),
+            uid,
+            gid,
+            size,
+            atime: atime.map(timestamp),
+            mtime: mtime.map(timestamp),
+        };
+        self.run(reply, move |fs| fs.setattr(ino(inode), &set));
+    }
+
+    fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
+        self.run(reply, move |fs| fs.readlink(ino(inode)));
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        entry: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let (entry, attrs) = (name(entry), attrs_of(request, mode));
+        self.run(reply, move |fs| fs.mknod(ino(parent), try_name(&entry)?, attrs, mode & libc::S_IFMT, rdev));
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, entry: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let (entry, attrs) = (name(entry), attrs_of(request, mode));
+        self.run(reply, move |fs| fs.mkdir(ino(parent), try_name(&entry)?, attrs));
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
+        let entry = name(entry);
+        self.run(reply, move |fs| fs.unlink(ino(parent), try_name(&entry)?));
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
+        let entry = name(entry);
+        self.run(reply, move |fs| fs.rmdir(ino(parent), try_name(&entry)?));
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, entry: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (entry, attrs) = (name(entry), attrs_of(request, 0o777));
+        let target = target.as_os_str().as_bytes().to_vec();
+        self.run(reply, move |fs| fs.symlink(ino(parent), try_name(&entry)?, &target, attrs));
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        entry: &OsStr,
+        to_parent: INodeNo,
+        to_entry: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match flags {
+            RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
+            RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
+            flags if flags.is_empty() => RenameMode::Replace,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let (entry, to_entry) = (name(entry), name(to_entry));
+        self.run(reply, move |fs| {
+            fs.rename(ino(parent), try_name(&entry)?, ino(to_parent), try_name(&to_entry)?, mode)
+        });
+    }
+
+    fn link(&self, _request: &Request, inode: INodeNo, parent: INodeNo, entry: &OsStr, reply: ReplyEntry) {
+        let entry = name(entry);
+        self.run(reply, move |fs| fs.link(ino(inode), ino(parent), try_name(&entry)?));
+    }
+
+    fn open(&self, _request: &Request, inode: INodeNo, flags: FuseOpenFlags, reply: ReplyOpen) {
+        let flags = open_flags(flags.0);
+        self.run((reply, self.opened_flags()), move |fs| fs.open(ino(inode), flags));
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        entry: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (entry, attrs, flags) = (name(entry), attrs_of(request, mode), open_flags(flags));
+        let reply = (reply, self.opened_flags());
+        self.run(reply, move |fs| fs.create(ino(parent), try_name(&entry)?, attrs, flags));
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: FuseOpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.run(reply, move |fs| fs.read(handle.0, offset, size as usize));
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: FuseOpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let length = data.len() as u32;
+        match self.fs.write(handle.0, offset, data) {
+            Ok(()) => reply.written(length),
+            Err(Stop::Error(error)) => reply.answer(Err(error)),
+            Err(Stop::Need(need)) => {
+                let (fs, data) = (self.fs.clone(), data.to_vec());
+                self.runtime.spawn(async move {
+                    reply.answer(fs.run(need, move |fs| fs.write(handle.0, offset, &data)).await.map(|()| length));
+                });
+            }
+        }
+    }
+
+    fn flush(&self, _request: &Request, _inode: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        // May come many times an open, for every duplicate that is closed; finalizes nothing.
+        if self.waits.close {
+            self.when_staged(self.fs.handle_paths(handle.0), reply);
+        } else {
+            reply.ok();
+        }
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        _flags: FuseOpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.release(handle.0);
+        reply.ok();
+    }
+
+    fn fsync(&self, _request: &Request, _inode: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let (fs, runtime, waits) = (self.fs.clone(), self.runtime.clone(), self.waits);
+        let adapter = Adapter { fs: fs.clone(), runtime: runtime.clone(), waits };
+        runtime.spawn_blocking(move || match fs.fsync(handle.0) {
+            Ok(paths) if waits.fsync => adapter.when_staged(paths, reply),
+            Ok(_) => reply.ok(),
+            Err(Stop::Error(error)) => reply.answer(Err(error)),
+            Err(Stop::Need(_)) => reply.error(Errno::EIO),
+        });
+    }
+
+    fn opendir(&self, _request: &Request, inode: INodeNo, _flags: FuseOpenFlags, reply: ReplyOpen) {
+        self.run((reply, FopenFlags::empty()), move |fs| fs.opendir(ino(inode)));
+    }
+
+    fn readdir(&self, _request: &Request, _inode: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let listed = self.fs.readdir(handle.0, offset, false, |entry| {
+            reply.add(INodeNo(entry.stat.ino.0), entry.next, kind(entry.stat.format), OsStr::from_bytes(entry.name))
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(Stop::Error(error)) => reply.error(code(&error)),
+            Err(Stop::Need(_)) => reply.error(Errno::EIO),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let listed = self.fs.readdir(handle.0, offset, true, |entry| {
+            let number = INodeNo(entry.stat.ino.0);
+            reply.add(number, entry.next, OsStr::from_bytes(entry.name), &TTL, &attr(&entry.stat), Generation(0))
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(Stop::Error(error)) => reply.error(code(&error)),
+            Err(Stop::Need(_)) => reply.error(Errno::EIO),
+        }
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        _flags: FuseOpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.release(handle.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, request: &Request, inode: INodeNo, handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.fsync(request, inode, handle, datasync, reply);
+    }
+
+    fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
+        self.run(reply, Fs::statfs);
+    }
+}
+
+/// A name that was checked when the request came in.
+fn try_name(name: &Op<Name>) -> Op<&Name> {
+    match name {
+        Ok(name) => Ok(name),
+        Err(Stop::Error(FsError::NameTooLong)) => Err(FsError::NameTooLong.into()),
+        Err(_) => Err(FsError::Invalid.into()),
+    }
+}

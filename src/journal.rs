@@ -1,1 +1,660 @@
-//! To be written.
+//! The durable record of all that must survive a crash: the changed part of the tree, the ledger, upload progress.
+//!
+//! An append-only log of **frames**, a line each: 32 hex digits of the frame's SHA-256 (its first 128 bits), a space,
+//! a JSON array of [`Change`]s that hold together or not at all. Every change states what *is*, not what happened, so
+//! replaying one twice, or over a newer state that a later frame restores, does no harm.
+//!
+//! Acknowledgement follows the write, not the flush: [`Journal::commit`] returns when the frame is in the kernel,
+//! which `kill -9` does not undo; [`Journal::sync`] when it is on stable storage. Many callers share one write and
+//! one flush. A torn tail is cut off at the first frame that does not check, and kept beside the log.
+//!
+//! The log lies in numbered segments. To compact it, the owner starts a segment, appends the present state in
+//! portions between ordinary frames, and marks it complete; replay starts at the last complete segment. Nothing
+//! stops meanwhile, and a crash in the middle finds the older segments still there.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{FallocateFlags, fallocate, fdatasync};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::ledger::Account;
+use crate::namespace::{Ino, InodeRecord};
+use crate::path::{Name, RepoPath};
+use crate::workspace::{CommitId, Upload};
+
+/// What this code writes. A reader refuses anything newer.
+const FORMAT: u32 = 1;
+/// Hex digits of the checksum: 128 bits of SHA-256.
+const SUM_DIGITS: usize = 32;
+/// Room asked of the filesystem at a time, ahead of the end, so that a full disk is met before the change is made.
+const ROOM_BYTES: u64 = 8 << 20;
+/// What is kept back for removals, which must work on a full disk.
+const RESERVE_BYTES: u64 = 2 << 20;
+
+/// One fact. The last one about a thing wins.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "k")]
+pub enum Change {
+    /// An inode is this.
+    #[serde(rename = "inode")]
+    Inode {
+        /// Which.
+        #[serde(rename = "i")]
+        ino: Ino,
+        /// What.
+        #[serde(flatten)]
+        record: InodeRecord,
+    },
+    /// A name stands for an inode.
+    #[serde(rename = "link")]
+    Link {
+        /// Directory.
+        #[serde(rename = "p")]
+        parent: Ino,
+        /// Entry.
+        #[serde(rename = "n")]
+        name: Name,
+        /// What it stands for.
+        #[serde(rename = "i")]
+        ino: Ino,
+    },
+    /// A name stands for nothing.
+    #[serde(rename = "unlink")]
+    Unlink {
+        /// Directory.
+        #[serde(rename = "p")]
+        parent: Ino,
+        /// Entry.
+        #[serde(rename = "n")]
+        name: Name,
+        /// Whether the base has it, so that it must be hidden.
+        #[serde(rename = "h")]
+        hide: bool,
+    },
+    /// A base name does not show.
+    #[serde(rename = "hide")]
+    Hide {
+        /// Directory.
+        #[serde(rename = "p")]
+        parent: Ino,
+        /// Entry.
+        #[serde(rename = "n")]
+        name: Name,
+    },
+    /// An inode is gone.
+    #[serde(rename = "drop")]
+    Drop {
+        /// Which.
+        #[serde(rename = "i")]
+        ino: Ino,
+    },
+    /// A path's account; `None` closes it.
+    #[serde(rename = "account")]
+    Account {
+        /// Which.
+        #[serde(rename = "p")]
+        path: RepoPath,
+        /// Its state.
+        #[serde(rename = "a")]
+        account: Option<Account>,
+    },
+    /// How far the upload of a path's content is; `None` when it is over.
+    #[serde(rename = "upload")]
+    Upload {
+        /// Which path.
+        #[serde(rename = "p")]
+        path: RepoPath,
+        /// Content and progress.
+        #[serde(rename = "u")]
+        upload: Option<PathUpload>,
+    },
+    /// The workspace stands on this commit; accounts and hidden names have not moved.
+    #[serde(rename = "base")]
+    Base {
+        /// Which.
+        #[serde(rename = "c")]
+        commit: CommitId,
+    },
+    /// What was staged has become this commit, and the workspace stands on it.
+    #[serde(rename = "rebase")]
+    Rebase {
+        /// Which.
+        #[serde(rename = "c")]
+        commit: CommitId,
+    },
+    /// This segment holds the whole state: older ones are not needed.
+    #[serde(rename = "complete")]
+    Complete,
+}
+
+/// A large upload under way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PathUpload {
+    /// What is being sent.
+    #[serde(rename = "h")]
+    pub hash: crate::hash::ContentHash,
+    /// How far it is.
+    #[serde(rename = "s")]
+    pub state: Upload,
+}
+
+/// Why a journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// Reading or writing failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// Written by a newer version.
+    #[error("{path} was written by a newer oxenfs (format {found}, this one reads up to {FORMAT})")]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// The first line is no header of ours.
+    #[error("{path} is not an oxenfs journal")]
+    Foreign {
+        /// Which file.
+        path: PathBuf,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    oxenfs_journal: u32,
+}
+
+/// Names one appended frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(u64);
+
+/// The log. All methods take `&self`; see [`append`](Journal::append) for what must be serialized by the caller.
+pub struct Journal {
+    dir: PathBuf,
+    state: Mutex<State>,
+    moved: Condvar,
+}
+
+struct State {
+    segment: u64,
+    file: std::sync::Arc<File>,
+    /// Encoded frames that are not in the kernel yet.
+    buffer: Vec<u8>,
+    appended: u64,
+    written: u64,
+    synced: u64,
+    /// A caller is writing or flushing for the others.
+    busy: bool,
+    /// The first error; nothing is acknowledged after it.
+    broken: Option<io::ErrorKind>,
+    bytes: u64,
+    room: Room,
+}
+
+/// How far the segment's room reaches.
+enum Room {
+    /// This many bytes are allocated.
+    Until(u64),
+    /// The filesystem cannot tell.
+    Unknown,
+}
+
+impl Journal {
+    /// Opens the log in `dir`, and hands every change of every intact frame to `replay`, oldest first.
+    ///
+    /// # Errors
+    /// [`JournalError`]; a torn tail is none: it is cut off and kept as `*.torn`.
+    pub fn open(dir: &Path, mut replay: impl FnMut(Change)) -> Result<Self, JournalError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| JournalError::Io { path, source }
+        };
+        fs::create_dir_all(dir).map_err(io(dir))?;
+        let mut segments = segments(dir).map_err(io(dir))?;
+        let mut frames: Vec<(u64, Vec<Vec<Change>>)> = Vec::new();
+        for &segment in &segments {
+            let path = segment_path(dir, segment);
+            let (read, complete) = read_segment(&path)?;
+            if complete {
+                frames.clear();
+            }
+            frames.push((segment, read));
+        }
+        let first = frames.first().map(|(segment, _)| *segment);
+        for change in frames.into_iter().flat_map(|(_, frames)| frames).flatten() {
+            replay(change);
+        }
+        for old in segments.extract_if(.., |segment| Some(*segment) < first) {
+            fs::remove_file(segment_path(dir, old)).map_err(io(dir))?;
+        }
+        let segment = segments.last().copied();
+        let (segment, file) = match segment {
+            Some(segment) => {
+                let path = segment_path(dir, segment);
+                (segment, OpenOptions::new().append(true).open(&path).map_err(io(&path))?)
+            }
+            None => (1, create_segment(dir, 1).map_err(io(dir))?),
+        };
+        let bytes = file.metadata().map_err(io(dir))?.len();
+        let mut state = State {
+            segment,
+            file: std::sync::Arc::new(file),
+            buffer: Vec::new(),
+            appended: 0,
+            written: 0,
+            synced: 0,
+            busy: false,
+            broken: None,
+            bytes,
+            room: Room::Until(bytes),
+        };
+        state.extend_room();
+        Ok(Self { dir: dir.to_owned(), state: Mutex::new(state), moved: Condvar::new() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a frame in; no system call. Frames are replayed in the order of these calls: the caller makes them under
+    /// the lock that orders the changes themselves.
+    pub fn append(&self, changes: &[Change]) -> Ticket {
+        let mut state = self.lock();
+        if !changes.is_empty() {
+            encode(changes, &mut state.buffer);
+            state.appended += 1;
+        }
+        Ticket(state.appended)
+    }
+
+    /// Returns when the frame, and all before it, are in the kernel: `kill -9` does not undo them.
+    ///
+    /// # Errors
+    /// The write failed, now or before. Nothing is acknowledged from then on.
+    pub fn commit(&self, ticket: Ticket) -> io::Result<()> {
+        self.advance(ticket, false)
+    }
+
+    /// Returns when the frame, and all before it, are on stable storage.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub fn sync(&self, ticket: Ticket) -> io::Result<()> {
+        self.advance(ticket, true)
+    }
+
+    fn advance(&self, ticket: Ticket, durable: bool) -> io::Result<()> {
+        let mut state = self.lock();
+        loop {
+            if let Some(kind) = state.broken {
+                return Err(kind.into());
+            }
+            if state.written >= ticket.0 && (!durable || state.synced >= ticket.0) {
+                return Ok(());
+            }
+            if state.busy {
+                state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            state.busy = true;
+            let upto = state.appended;
+            let mut bytes = std::mem::take(&mut state.buffer);
+            let file = state.file.clone();
+            drop(state);
+            let done = (&*file).write_all(&bytes).and_then(|()| if durable { Ok(fdatasync(&*file)?) } else { Ok(()) });
+            state = self.lock();
+            state.busy = false;
+            match done {
+                Ok(()) => {
+                    state.bytes += bytes.len() as u64;
+                    state.written = upto;
+                    if durable {
+                        state.synced = upto;
+                    }
+                    if state.buffer.is_empty() {
+                        bytes.clear();
+                        state.buffer = bytes;
+                    }
+                    state.extend_room();
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the journal cannot be written: nothing more is acknowledged");
+                    state.broken = Some(error.kind());
+                }
+            }
+            self.moved.notify_all();
+        }
+    }
+
+    /// Whether there is room for changes that make something new.
+    pub fn has_room(&self) -> bool {
+        let mut state = self.lock();
+        state.extend_room();
+        state.broken.is_none()
+            && match state.room {
+                Room::Until(end) => end >= state.bytes + state.buffer.len() as u64 + RESERVE_BYTES,
+                Room::Unknown => true,
+            }
+    }
+
+    /// Length of the segment that is written to, in bytes.
+    pub fn segment_bytes(&self) -> u64 {
+        self.lock().bytes
+    }
+
+    /// Starts a segment. The caller then appends the whole state, in any portions between other frames, and calls
+    /// [`complete_segment`](Self::complete_segment). To be called under the lock that orders the changes.
+    ///
+    /// # Errors
+    /// The old segment could not be finished or the new one not be made; the old one stays in use.
+    pub fn start_segment(&self) -> io::Result<()> {
+        let ticket = Ticket(self.lock().appended);
+        self.sync(ticket)?;
+        let mut state = self.lock();
+        // Nobody can have appended: the caller holds the lock under which that happens.
+        let segment = state.segment + 1;
+        let file = create_segment(&self.dir, segment)?;
+        state.bytes = file.metadata()?.len();
+        state.file = std::sync::Arc::new(file);
+        state.segment = segment;
+        state.room = Room::Until(state.bytes);
+        state.extend_room();
+        Ok(())
+    }
+
+    /// Marks the segment as holding the whole state, and removes the older ones.
+    ///
+    /// # Errors
+    /// When it could not be flushed or they could not be removed; both are tried again at the next open.
+    pub fn complete_segment(&self) -> io::Result<()> {
+        let ticket = self.append(&[Change::Complete]);
+        self.sync(ticket)?;
+        let current = self.lock().segment;
+        for old in segments(&self.dir)?.into_iter().filter(|segment| *segment < current) {
+            fs::remove_file(segment_path(&self.dir, old))?;
+        }
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+impl State {
+    fn extend_room(&mut self) {
+        if let Room::Until(end) = self.room
+            && end < self.bytes + self.buffer.len() as u64 + ROOM_BYTES / 2
+        {
+            match fallocate(&*self.file, FallocateFlags::KEEP_SIZE, end, ROOM_BYTES) {
+                Ok(()) => self.room = Room::Until(end + ROOM_BYTES),
+                Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => {}
+                Err(_) => self.room = Room::Unknown,
+            }
+        }
+    }
+}
+
+fn segment_path(dir: &Path, segment: u64) -> PathBuf {
+    dir.join(format!("journal.{segment:08}"))
+}
+
+fn segments(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        if let Some(number) = name.to_str().and_then(|name| name.strip_prefix("journal.")?.parse().ok()) {
+            found.push(number);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+fn create_segment(dir: &Path, segment: u64) -> io::Result<File> {
+    let mut header = serde_json::to_vec(&Header { oxenfs_journal: FORMAT })?;
+    header.push(b'\n');
+    // Complete under its name or not there at all: a header cut short would look foreign.
+    let temporary = dir.join("journal.new");
+    let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(&header)?;
+    file.sync_all()?;
+    fs::rename(&temporary, segment_path(dir, segment))?;
+    File::open(dir)?.sync_all()?;
+    OpenOptions::new().append(true).open(segment_path(dir, segment))
+}
+
+/// The intact frames of a segment, and whether it is complete. Cuts off what does not check.
+fn read_segment(path: &Path) -> Result<(Vec<Vec<Change>>, bool), JournalError> {
+    let io = |source| JournalError::Io { path: path.to_owned(), source };
+    let file = OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    let mut reader = BufReader::with_capacity(1 << 20, &file);
+    let mut line = Vec::new();
+    reader.read_until(b'\n', &mut line).map_err(io)?;
+    let header: Header = serde_json::from_slice(&line).map_err(|_| JournalError::Foreign { path: path.to_owned() })?;
+    if header.oxenfs_journal > FORMAT {
+        return Err(JournalError::Newer { path: path.to_owned(), found: header.oxenfs_journal });
+    }
+    let mut intact = line.len() as u64;
+    let (mut frames, mut complete) = (Vec::new(), false);
+    loop {
+        line.clear();
+        if reader.read_until(b'\n', &mut line).map_err(io)? == 0 {
+            break;
+        }
+        let Some(changes) = decode(&line) else { break };
+        intact += line.len() as u64;
+        complete |= changes.contains(&Change::Complete);
+        frames.push(changes);
+    }
+    if intact < length {
+        tracing::warn!(path = %path.display(), bytes = length - intact, "cutting off the journal's torn tail");
+        let mut torn = path.as_os_str().to_owned();
+        torn.push(".torn");
+        let mut rest = vec![0; (length - intact).min(64 << 20) as usize];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut rest, intact).map_err(io)?;
+        fs::write(Path::new(&torn), rest).map_err(io)?;
+        file.set_len(intact).map_err(io)?;
+        file.sync_all().map_err(io)?;
+    }
+    Ok((frames, complete))
+}
+
+fn encode(changes: &[Change], buffer: &mut Vec<u8>) {
+    let start = buffer.len();
+    buffer.resize(start + SUM_DIGITS, b' ');
+    buffer.push(b' ');
+    let body = buffer.len();
+    // Serializing plain data into memory cannot fail; were it to, the frame would not check and replay would stop
+    // there, so it is replaced by an empty one.
+    if serde_json::to_writer(&mut *buffer, changes).is_err() {
+        buffer.truncate(body);
+        buffer.extend_from_slice(b"[]");
+    }
+    let sum = checksum(&buffer[body..]);
+    buffer[start..start + SUM_DIGITS].copy_from_slice(&sum);
+    buffer.push(b'\n');
+}
+
+fn decode(line: &[u8]) -> Option<Vec<Change>> {
+    let line = line.strip_suffix(b"\n")?;
+    let (sum, rest) = line.split_at_checked(SUM_DIGITS)?;
+    let body = rest.strip_prefix(b" ")?;
+    if checksum(body) != sum { None } else { serde_json::from_slice(body).ok() }
+}
+
+fn checksum(body: &[u8]) -> [u8; SUM_DIGITS] {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let digest: [u8; 32] = Sha256::digest(body).into();
+    std::array::from_fn(|i| HEX[usize::from(digest[i / 2] >> (4 * (1 - i % 2))) & 15])
+}
+
+/// Bytes as JSON: a string where they are UTF-8, else an object with their base64.
+pub mod bytes_as_text {
+    use base64::Engine;
+    use base64::prelude::BASE64_STANDARD;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Text {
+        Plain(String),
+        Raw { b64: String },
+    }
+
+    /// For `serde(with)`.
+    ///
+    /// # Errors
+    /// The serializer's.
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => serializer.serialize_str(text),
+            Err(_) => Text::Raw { b64: BASE64_STANDARD.encode(bytes) }.serialize(serializer),
+        }
+    }
+
+    /// For `serde(with)`.
+    ///
+    /// # Errors
+    /// The deserializer's, and bad base64.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<[u8]>, D::Error> {
+        match Text::deserialize(deserializer)? {
+            Text::Plain(text) => Ok(text.into_bytes().into()),
+            Text::Raw { b64 } => BASE64_STANDARD.decode(b64).map(Into::into).map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+impl Serialize for Name {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        bytes_as_text::serialize(self.as_bytes(), serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Name::new(&bytes_as_text::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(n: u64) -> Change {
+        Change::Link { parent: Ino(1), name: Name::new(format!("f{n}\n\u{fc}").as_bytes()).unwrap(), ino: Ino(n) }
+    }
+
+    fn replayed(dir: &Path) -> Vec<Change> {
+        let mut seen = Vec::new();
+        Journal::open(dir, |change| seen.push(change)).unwrap();
+        seen
+    }
+
+    #[test]
+    fn what_was_committed_is_replayed_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), |_| panic!("a new journal is empty")).unwrap();
+        let raw = Change::Unlink { parent: Ino(1), name: Name::new(b"\xff").unwrap(), hide: true };
+        for n in 0..100 {
+            let ticket = journal.append(&[link(n), raw.clone()]);
+            journal.commit(ticket).unwrap();
+        }
+        drop(journal);
+        let expected: Vec<_> = (0..100).flat_map(|n| [link(n), raw.clone()]).collect();
+        assert_eq!(replayed(dir.path()), expected);
+    }
+
+    #[test]
+    fn every_cut_leaves_whole_frames_and_the_log_goes_on_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), |_| ()).unwrap();
+        for n in 0..3 {
+            let ticket = journal.append(&[link(n), link(n + 10)]);
+            journal.sync(ticket).unwrap();
+        }
+        drop(journal);
+        let path = segment_path(dir.path(), 1);
+        let whole = fs::read(&path).unwrap();
+        let header = whole.iter().position(|b| *b == b'\n').unwrap() + 1;
+        for cut in header..whole.len() {
+            fs::write(&path, &whole[..cut]).unwrap();
+            let seen = replayed(dir.path());
+            assert_eq!(seen.len() % 2, 0, "half a frame after a cut at {cut}");
+            let journal = Journal::open(dir.path(), |_| ()).unwrap();
+            let ticket = journal.append(&[link(77)]);
+            journal.commit(ticket).unwrap();
+            drop(journal);
+            assert_eq!(replayed(dir.path()).len(), seen.len() + 1, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), |_| ()).unwrap();
+        let ticket = journal.append(&[link(1)]);
+        journal.commit(ticket).unwrap();
+        drop(journal);
+        let path = segment_path(dir.path(), 1);
+        let mut bytes = fs::read(&path).unwrap();
+        let last = bytes.len() - 4;
+        bytes[last] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(replayed(dir.path()), []);
+        assert!(dir.path().join("journal.00000001.torn").exists());
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_in_words() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(segment_path(dir.path(), 1), "{\"oxenfs_journal\":99}\n").unwrap();
+        let error = Journal::open(dir.path(), |_| ()).err().unwrap();
+        assert!(matches!(error, JournalError::Newer { found: 99, .. }), "{error}");
+    }
+
+    #[test]
+    fn an_unfinished_compaction_keeps_the_old_segments_and_a_finished_one_drops_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), |_| ()).unwrap();
+        journal.append(&[link(1)]);
+        journal.start_segment().unwrap();
+        journal.commit(journal.append(&[link(2)])).unwrap();
+        drop(journal);
+        assert_eq!(replayed(dir.path()), [link(1), link(2)]);
+        let journal = Journal::open(dir.path(), |_| ()).unwrap();
+        journal.start_segment().unwrap();
+        journal.append(&[link(3)]);
+        journal.complete_segment().unwrap();
+        drop(journal);
+        assert_eq!(replayed(dir.path()), [link(3), Change::Complete]);
+        assert_eq!(segments(dir.path()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn threads_share_writes_and_lose_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), |_| ()).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let journal = &journal;
+                scope.spawn(move || {
+                    for n in 0..200 {
+                        let ticket = journal.append(&[link(thread * 1000 + n)]);
+                        if n % 50 == 0 { journal.sync(ticket).unwrap() } else { journal.commit(ticket).unwrap() }
+                    }
+                });
+            }
+        });
+        drop(journal);
+        assert_eq!(replayed(dir.path()).len(), 800);
+    }
+}

@@ -1,1 +1,593 @@
-//! To be written.
+//! The inode tree in memory: names, attributes, what each file's content is. No I/O, no locks, no clock.
+//!
+//! Two layers show as one. The **base** layer is a commit's tree, listed a directory at a time; its inodes are
+//! *transient*: forgotten at the end of the mount, listed again by the next. Whatever was changed here is *recorded*:
+//! its inode is on the journal, and wins over the base entry of the same name. A base name that was removed or moved
+//! away is *hidden*.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::hash::ContentHash;
+use crate::path::{Name, PathError, RepoPath};
+use crate::workspace::{Object, Source};
+
+/// An inode number. Never reused while a daemon lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Ino(pub u64);
+
+/// The mount's root, as FUSE wants it (`FUSE_ROOT_ID`).
+pub const ROOT: Ino = Ino(1);
+
+/// A file in the spool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SpoolId(pub u64);
+
+/// One state of a file's bytes; grows with every change that follows a seal.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Generation(pub u64);
+
+/// Seconds and nanoseconds since the epoch, as the kernel counts them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Timestamp(pub i64, pub u32);
+
+/// What `stat` shows beside type, size and link count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attrs {
+    /// Permission bits with set-id and sticky, `07777`.
+    #[serde(rename = "m")]
+    pub mode: u16,
+    /// Owner.
+    #[serde(rename = "u")]
+    pub uid: u32,
+    /// Group.
+    #[serde(rename = "g")]
+    pub gid: u32,
+    /// Last access.
+    #[serde(rename = "a")]
+    pub atime: Timestamp,
+    /// Last change of the content.
+    #[serde(rename = "t")]
+    pub mtime: Timestamp,
+    /// Last change of anything.
+    #[serde(rename = "c")]
+    pub ctime: Timestamp,
+}
+
+/// Where a regular file's bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// On the server; perhaps also in the cache, under its hash.
+    Remote {
+        /// Names the bytes.
+        hash: ContentHash,
+        /// Where they can be read; `None` is the file's own path in the workspace's view.
+        origin: Option<Arc<Source>>,
+    },
+    /// In a spool file, which is the truth about size and modification time after a crash.
+    Local {
+        /// Which.
+        spool: SpoolId,
+        /// Of this daemon's life; not recorded.
+        generation: Generation,
+        /// Hash of this generation once known; not recorded, since a later write need not be on record.
+        hash: Option<ContentHash>,
+    },
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone)]
+pub enum Body {
+    /// A regular file.
+    File {
+        /// Its bytes.
+        content: Content,
+        /// Their length.
+        size: u64,
+    },
+    /// A directory.
+    Dir(Dir),
+    /// A symbolic link and its target; stays local.
+    Symlink(Box<[u8]>),
+    /// A FIFO, socket or device node; stays local.
+    Special {
+        /// `S_IFIFO`, `S_IFSOCK`, `S_IFCHR` or `S_IFBLK`.
+        format: u32,
+        /// Device number; 0 for the first two.
+        rdev: u32,
+    },
+}
+
+/// A directory's entries.
+#[derive(Debug, Clone, Default)]
+pub struct Dir {
+    /// Those known.
+    pub children: BTreeMap<Name, Ino>,
+    /// How many of them are directories.
+    pub subdirs: u32,
+    /// Base names that do not show. An entry of `children` wins over it.
+    pub hidden: BTreeSet<Name>,
+    /// Whether the base may have a directory at this path.
+    pub based: bool,
+    /// Whether the base's entries have been taken in; always true where not `based`.
+    pub listed: bool,
+}
+
+/// One file, directory or other thing.
+#[derive(Debug, Clone)]
+pub struct Inode {
+    /// What `stat` shows.
+    pub attrs: Attrs,
+    /// What it is.
+    pub body: Body,
+    /// The names it has: directory and entry. Directories have one, the root none.
+    pub links: Vec<(Ino, Name)>,
+    /// How many times the kernel was told of it and has not forgotten.
+    pub lookups: u64,
+    /// Open handles.
+    pub opens: u32,
+    /// Whether it is on the journal.
+    pub recorded: bool,
+}
+
+impl Inode {
+    /// `stat`'s link count.
+    pub fn nlink(&self) -> u32 {
+        match &self.body {
+            Body::Dir(dir) => 2 + dir.subdirs,
+            _ => self.links.len() as u32,
+        }
+    }
+
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        matches!(self.body, Body::Dir(_))
+    }
+
+    /// Length of the content, of a symlink's target, or 0.
+    pub fn size(&self) -> u64 {
+        match &self.body {
+            Body::File { size, .. } => *size,
+            Body::Symlink(target) => target.len() as u64,
+            Body::Dir(_) | Body::Special { .. } => 0,
+        }
+    }
+}
+
+/// An inode as the journal holds it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InodeRecord {
+    /// What `stat` shows.
+    #[serde(rename = "at")]
+    pub attrs: Attrs,
+    /// What it is.
+    #[serde(rename = "b")]
+    pub body: BodyRecord,
+}
+
+/// [`Body`] as the journal holds it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum BodyRecord {
+    /// A regular file whose bytes the server has.
+    #[serde(rename = "remote")]
+    Remote {
+        /// What.
+        object: Object,
+        /// Where, if not at its own path.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        origin: Option<Arc<Source>>,
+    },
+    /// A regular file whose bytes are in the spool.
+    #[serde(rename = "spool")]
+    Spool(SpoolId),
+    /// A directory; whether the base may have it.
+    #[serde(rename = "dir")]
+    Dir {
+        /// See [`Dir::based`].
+        based: bool,
+    },
+    /// A symbolic link's target.
+    #[serde(rename = "symlink", with = "crate::journal::bytes_as_text")]
+    Symlink(Box<[u8]>),
+    /// See [`Body::Special`].
+    #[serde(rename = "special")]
+    Special {
+        /// File format bits.
+        format: u32,
+        /// Device number.
+        rdev: u32,
+    },
+}
+
+/// The tree.
+#[derive(Debug)]
+pub struct Namespace {
+    inodes: HashMap<Ino, Inode>,
+    next: u64,
+    /// What the mount's root is in the repository.
+    root_path: RepoPath,
+}
+
+impl Namespace {
+    /// A tree with nothing but an unlisted root, which shows `root_path` of the base.
+    pub fn new(root_path: RepoPath, attrs: Attrs) -> Self {
+        let root = Inode {
+            attrs,
+            body: Body::Dir(Dir { based: true, ..Dir::default() }),
+            links: Vec::new(),
+            lookups: 1,
+            opens: 0,
+            recorded: true,
+        };
+        Self { inodes: HashMap::from([(ROOT, root)]), next: ROOT.0 + 1, root_path }
+    }
+
+    /// What the mount's root is in the repository.
+    pub fn root_path(&self) -> &RepoPath {
+        &self.root_path
+    }
+
+    /// A number that no inode has had.
+    pub fn fresh_ino(&mut self) -> Ino {
+        self.next += 1;
+        Ino(self.next - 1)
+    }
+
+    /// How many inodes there are.
+    pub fn len(&self) -> usize {
+        self.inodes.len()
+    }
+
+    /// Never: there is always a root.
+    pub fn is_empty(&self) -> bool {
+        self.inodes.is_empty()
+    }
+
+    /// The inode of that number.
+    pub fn get(&self, ino: Ino) -> Option<&Inode> {
+        self.inodes.get(&ino)
+    }
+
+    /// The same, to change what is not structure.
+    pub fn get_mut(&mut self, ino: Ino) -> Option<&mut Inode> {
+        self.inodes.get_mut(&ino)
+    }
+
+    /// The directory of that number.
+    pub fn dir(&self, ino: Ino) -> Option<&Dir> {
+        match &self.get(ino)?.body {
+            Body::Dir(dir) => Some(dir),
+            _ => None,
+        }
+    }
+
+    /// The same, to change.
+    pub fn dir_mut(&mut self, ino: Ino) -> Option<&mut Dir> {
+        match &mut self.get_mut(ino)?.body {
+            Body::Dir(dir) => Some(dir),
+            _ => None,
+        }
+    }
+
+    /// The entry `name` of a directory, as far as is known.
+    pub fn child(&self, parent: Ino, name: &Name) -> Option<Ino> {
+        self.dir(parent)?.children.get(name).copied()
+    }
+
+    /// All inodes, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (Ino, &Inode)> {
+        self.inodes.iter().map(|(ino, inode)| (*ino, inode))
+    }
+
+    /// Adds an inode without names.
+    pub fn insert(&mut self, ino: Ino, attrs: Attrs, body: Body, recorded: bool) {
+        self.next = self.next.max(ino.0 + 1);
+        let inode = Inode { attrs, body, links: Vec::new(), lookups: 0, opens: 0, recorded };
+        self.inodes.insert(ino, inode);
+    }
+
+    /// Sets what the journal knows of an inode; makes it when it is new. A spool file's size comes from
+    /// the spool: the caller sets it.
+    pub fn apply_record(&mut self, ino: Ino, record: &InodeRecord) {
+        let body = |old: Option<&Body>| match &record.body {
+            BodyRecord::Remote { object, origin } => {
+                Body::File { content: Content::Remote { hash: object.hash, origin: origin.clone() }, size: object.size }
+            }
+            BodyRecord::Spool(spool) => match old {
+                Some(Body::File { content: Content::Local { spool: same, generation, hash }, size })
+                    if same == spool =>
+                {
+                    let content = Content::Local { spool: *spool, generation: *generation, hash: *hash };
+                    Body::File { content, size: *size }
+                }
+                _ => {
+                    let content = Content::Local { spool: *spool, generation: Generation(0), hash: None };
+                    Body::File { content, size: 0 }
+                }
+            },
+            BodyRecord::Dir { based } => match old {
+                Some(Body::Dir(dir)) => Body::Dir(Dir { based: *based, ..dir.clone() }),
+                _ => Body::Dir(Dir { based: *based, listed: !*based, ..Dir::default() }),
+            },
+            BodyRecord::Symlink(target) => Body::Symlink(target.clone()),
+            BodyRecord::Special { format, rdev } => Body::Special { format: *format, rdev: *rdev },
+        };
+        match self.inodes.get_mut(&ino) {
+            Some(inode) => {
+                inode.attrs = record.attrs;
+                inode.recorded = true;
+                match (&record.body, &mut inode.body) {
+                    // A directory's entries are never copied.
+                    (BodyRecord::Dir { based }, Body::Dir(dir)) => {
+                        dir.based = *based;
+                        dir.listed |= !based;
+                    }
+                    (_, old) => *old = body(Some(&*old)),
+                }
+            }
+            None => self.insert(ino, record.attrs, body(None), true),
+        }
+    }
+
+    /// What the journal should know of an inode.
+    pub fn record(&self, ino: Ino) -> Option<InodeRecord> {
+        let inode = self.get(ino)?;
+        let body = match &inode.body {
+            Body::File { content: Content::Remote { hash, origin }, size } => {
+                BodyRecord::Remote { object: Object { hash: *hash, size: *size }, origin: origin.clone() }
+            }
+            Body::File { content: Content::Local { spool, .. }, .. } => BodyRecord::Spool(*spool),
+            Body::Dir(dir) => BodyRecord::Dir { based: dir.based },
+            Body::Symlink(target) => BodyRecord::Symlink(target.clone()),
+            Body::Special { format, rdev } => BodyRecord::Special { format: *format, rdev: *rdev },
+        };
+        Some(InodeRecord { attrs: inode.attrs, body })
+    }
+
+    /// Gives `ino` the name `name` in `parent`. A name that stood there before loses its inode.
+    pub fn link(&mut self, parent: Ino, name: Name, ino: Ino) {
+        if self.child(parent, &name) == Some(ino) {
+            return;
+        }
+        self.unlink(parent, &name, false);
+        let Some(is_dir) = self.get(ino).map(Inode::is_dir) else {
+            return;
+        };
+        let Some(dir) = self.dir_mut(parent) else { return };
+        dir.children.insert(name.clone(), ino);
+        dir.subdirs += u32::from(is_dir);
+        if let Some(inode) = self.get_mut(ino) {
+            inode.links.push((parent, name));
+        }
+    }
+
+    /// Takes a name away, and hides the base's entry of that name if `hide`. Returns the inode it stood for, which
+    /// stays, even without names, until [`drop_inode`](Self::drop_inode).
+    pub fn unlink(&mut self, parent: Ino, name: &Name, hide: bool) -> Option<Ino> {
+        let dir = self.dir_mut(parent)?;
+        if hide {
+            dir.hidden.insert(name.clone());
+        }
+        let ino = dir.children.remove(name)?;
+        let inode = self.inodes.get_mut(&ino)?;
+        inode.links.retain(|(at, entry)| *at != parent || entry != name);
+        if inode.is_dir()
+            && let Some(dir) = self.dir_mut(parent)
+        {
+            dir.subdirs -= 1;
+        }
+        Some(ino)
+    }
+
+    /// Forgets an inode without names.
+    pub fn drop_inode(&mut self, ino: Ino) {
+        if ino != ROOT && self.get(ino).is_some_and(|inode| inode.links.is_empty()) {
+            self.inodes.remove(&ino);
+        }
+    }
+
+    /// Whether nothing holds the inode any more: no name, no handle, not the kernel.
+    pub fn is_dead(&self, ino: Ino) -> bool {
+        ino != ROOT
+            && self.get(ino).is_some_and(|inode| inode.links.is_empty() && inode.opens == 0 && inode.lookups == 0)
+    }
+
+    /// The repository path of a directory's entry.
+    ///
+    /// # Errors
+    /// When a name on the way is none that the server can hold.
+    pub fn path_in(&self, parent: Ino, name: &Name) -> Result<RepoPath, PathError> {
+        self.dir_path(parent)?.join(name)
+    }
+
+    /// The repository path of a directory.
+    ///
+    /// # Errors
+    /// As [`path_in`](Self::path_in); [`PathError::Invalid`] when it has been removed.
+    pub fn dir_path(&self, dir: Ino) -> Result<RepoPath, PathError> {
+        let mut names = Vec::new();
+        let mut at = dir;
+        while at != ROOT {
+            let (parent, name) = self.get(at).and_then(|inode| inode.links.first()).ok_or(PathError::Invalid)?;
+            names.push(name);
+            at = *parent;
+        }
+        names.iter().rev().try_fold(self.root_path.clone(), |path, name| path.join(name))
+    }
+
+    /// Every repository path of a file; names that the server cannot hold are left out.
+    pub fn file_paths(&self, ino: Ino) -> Vec<RepoPath> {
+        let links = self.get(ino).map(|inode| inode.links.as_slice()).unwrap_or_default();
+        links.iter().filter_map(|(parent, name)| self.path_in(*parent, name).ok()).collect()
+    }
+
+    /// A path of any inode from the mount's root, lossily printed, for people.
+    pub fn display_path(&self, ino: Ino) -> String {
+        let mut names = Vec::new();
+        let mut at = ino;
+        while let Some((parent, name)) = self.get(at).and_then(|inode| inode.links.first()) {
+            names.push(name.to_string());
+            at = *parent;
+        }
+        names.reverse();
+        names.join("/")
+    }
+
+    /// What stands at a repository path.
+    pub fn resolve(&self, path: &RepoPath) -> Resolved {
+        let Some(below) = path.below(&self.root_path) else {
+            return Resolved::AsBase;
+        };
+        let mut at = ROOT;
+        for part in below.components() {
+            let Some(dir) = self.dir(at) else {
+                return Resolved::Absent;
+            };
+            let Ok(name) = Name::new(part.as_bytes()) else {
+                return Resolved::Absent;
+            };
+            match dir.children.get(&name) {
+                Some(child) => at = *child,
+                None if dir.listed || dir.hidden.contains(&name) => return Resolved::Absent,
+                None => return Resolved::AsBase,
+            }
+        }
+        Resolved::Inode(at)
+    }
+
+    /// Whether `ino` is `dir` or lies below it.
+    pub fn is_below(&self, mut ino: Ino, dir: Ino) -> bool {
+        loop {
+            if ino == dir {
+                return true;
+            }
+            match self.get(ino).and_then(|inode| inode.links.first()) {
+                Some((parent, _)) => ino = *parent,
+                None => return false,
+            }
+        }
+    }
+
+    /// Every name below a directory, parents before children.
+    pub fn walk(&self, dir: Ino) -> Vec<(Ino, Name, Ino)> {
+        let mut found = Vec::new();
+        let mut todo = vec![dir];
+        while let Some(at) = todo.pop() {
+            for (name, child) in self.dir(at).into_iter().flat_map(|dir| &dir.children) {
+                found.push((at, name.clone(), *child));
+                if self.dir(*child).is_some() {
+                    todo.push(*child);
+                }
+            }
+        }
+        found
+    }
+
+    /// The first directory below `dir`, itself included, whose base entries have not been taken in.
+    pub fn first_unlisted(&self, dir: Ino) -> Option<Ino> {
+        let mut todo = vec![dir];
+        while let Some(at) = todo.pop() {
+            let here = self.dir(at)?;
+            if !here.listed {
+                return Some(at);
+            }
+            todo.extend(here.children.values().filter(|child| self.dir(**child).is_some()));
+        }
+        None
+    }
+}
+
+/// The answer of [`Namespace::resolve`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolved {
+    /// An inode known here.
+    Inode(Ino),
+    /// Nothing.
+    Absent,
+    /// Not listed yet and not changed here: whatever the base has.
+    AsBase,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attrs() -> Attrs {
+        let zero = Timestamp(0, 0);
+        Attrs { mode: 0o755, uid: 0, gid: 0, atime: zero, mtime: zero, ctime: zero }
+    }
+
+    fn name(text: &str) -> Name {
+        Name::new(text.as_bytes()).unwrap()
+    }
+
+    fn dir(tree: &mut Namespace, parent: Ino, text: &str) -> Ino {
+        let ino = tree.fresh_ino();
+        tree.insert(ino, attrs(), Body::Dir(Dir { listed: true, ..Dir::default() }), false);
+        tree.link(parent, name(text), ino);
+        ino
+    }
+
+    fn file(tree: &mut Namespace, parent: Ino, text: &str) -> Ino {
+        let ino = tree.fresh_ino();
+        let content = Content::Local { spool: SpoolId(ino.0), generation: Generation(0), hash: None };
+        tree.insert(ino, attrs(), Body::File { content, size: 0 }, false);
+        tree.link(parent, name(text), ino);
+        ino
+    }
+
+    fn tree() -> Namespace {
+        Namespace::new(RepoPath::parse("data").unwrap(), attrs())
+    }
+
+    #[test]
+    fn a_file_with_two_names_has_two_paths_and_two_links() {
+        let mut tree = tree();
+        let sub = dir(&mut tree, ROOT, "sub");
+        let ino = file(&mut tree, ROOT, "a");
+        tree.link(sub, name("b"), ino);
+        assert_eq!(tree.get(ino).unwrap().nlink(), 2);
+        let paths: Vec<_> = tree.file_paths(ino).iter().map(|p| p.as_str().to_owned()).collect();
+        assert_eq!(paths, ["data/a", "data/sub/b"]);
+        tree.unlink(ROOT, &name("a"), false);
+        assert_eq!(tree.get(ino).unwrap().nlink(), 1);
+    }
+
+    #[test]
+    fn link_counts_of_directories_follow_their_subdirectories() {
+        let mut tree = tree();
+        let a = dir(&mut tree, ROOT, "a");
+        dir(&mut tree, a, "b");
+        assert_eq!(tree.get(a).unwrap().nlink(), 3);
+        tree.unlink(a, &name("b"), false);
+        assert_eq!(tree.get(a).unwrap().nlink(), 2);
+    }
+
+    #[test]
+    fn an_unlisted_directory_shows_the_base_but_for_what_changed() {
+        let mut tree = tree();
+        let path = |text: &str| RepoPath::parse(text).unwrap();
+        assert_eq!(tree.resolve(&path("data/x")), Resolved::AsBase);
+        assert_eq!(tree.resolve(&path("elsewhere")), Resolved::AsBase);
+        tree.unlink(ROOT, &name("x"), true);
+        assert_eq!(tree.resolve(&path("data/x/below")), Resolved::Absent);
+        let ino = file(&mut tree, ROOT, "y");
+        assert_eq!(tree.resolve(&path("data/y")), Resolved::Inode(ino));
+        assert_eq!(tree.resolve(&path("data/y/below")), Resolved::Absent);
+    }
+
+    #[test]
+    fn an_inode_lives_until_name_handle_and_kernel_let_go() {
+        let mut tree = tree();
+        let ino = file(&mut tree, ROOT, "a");
+        tree.get_mut(ino).unwrap().lookups = 1;
+        tree.unlink(ROOT, &name("a"), false);
+        assert!(!tree.is_dead(ino));
+        tree.get_mut(ino).unwrap().lookups = 0;
+        assert!(tree.is_dead(ino));
+        tree.drop_inode(ino);
+        assert!(tree.get(ino).is_none());
+    }
+}

@@ -69,11 +69,7 @@ impl Name {
     /// [`PathError::NotUtf8`] or [`PathError::Reserved`]: the file stays local.
     pub fn storable(&self) -> Result<&str, PathError> {
         let text = std::str::from_utf8(&self.0).map_err(|_| PathError::NotUtf8)?;
-        if text == ".oxen" {
-            Err(PathError::Reserved)
-        } else {
-            Ok(text)
-        }
+        if text == ".oxen" { Err(PathError::Reserved) } else { Ok(text) }
     }
 }
 
@@ -94,7 +90,7 @@ impl fmt::Display for Name {
 ///
 /// Ordered by components, so that a directory's descendants directly follow it ([`RepoPath::cmp`]).
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
-pub struct RepoPath(Box<str>);
+pub struct RepoPath(std::sync::Arc<str>);
 
 impl RepoPath {
     /// The repository's root.
@@ -123,11 +119,7 @@ impl RepoPath {
     /// When the server cannot hold `name`.
     pub fn join(&self, name: &Name) -> Result<Self, PathError> {
         let name = name.storable()?;
-        Ok(Self(if self.is_root() {
-            name.into()
-        } else {
-            format!("{}/{name}", self.0).into()
-        }))
+        Ok(Self(if self.is_root() { name.into() } else { format!("{}/{name}", self.0).into() }))
     }
 
     /// This path with `below` under it.
@@ -169,11 +161,7 @@ impl RepoPath {
 
     /// Whether `self` is `dir` or lies below it.
     pub fn is_in(&self, dir: &RepoPath) -> bool {
-        dir.is_root()
-            || self
-                .0
-                .strip_prefix(&*dir.0)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        dir.is_root() || self.0.strip_prefix(&*dir.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
     /// What is left of `self` below `dir`; `None` when it does not lie there.
@@ -257,10 +245,7 @@ mod tests {
     fn descendants_directly_follow_their_directory() {
         let mut paths = ["a.txt", "a/b", "a", "a-b", "a/b/c", "ab"].map(path);
         paths.sort();
-        assert_eq!(
-            paths.map(|p| p.as_str().to_owned()),
-            ["a", "a/b", "a/b/c", "a-b", "a.txt", "ab"]
-        );
+        assert_eq!(paths.map(|p| p.as_str().to_owned()), ["a", "a/b", "a/b/c", "a-b", "a.txt", "ab"]);
     }
 
     #[test]

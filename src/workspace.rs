@@ -3,6 +3,8 @@
 //! Implementations: `oxen::OxenWorkspace` over HTTP; in tests, a double in memory. No method keeps state that
 //! the caller would need after a crash: what must survive is returned, and the caller writes it down.
 
+pub mod memory;
+
 use std::fs::File;
 use std::future::Future;
 use std::ops::Range;

@@ -1,0 +1,192 @@
+//! How the base shows through: taking in its listings, and moving to a new base.
+
+use super::{Fs, State, base_attrs, unlisted_dir};
+use crate::journal::Change;
+use crate::ledger::{Account, Staged};
+use crate::namespace::{Body, Content, Ino, ROOT, Resolved, Timestamp};
+use crate::path::{Name, RepoPath};
+use crate::workspace::{CommitId, Entry, EntryKind, Object, Revision, Source};
+
+impl Fs {
+    /// Takes in the base's entries of a directory, unless the base or the directory moved meanwhile.
+    pub(super) fn absorb(&self, dir: Ino, base: &CommitId, path: &RepoPath, entries: Vec<Entry>) {
+        let absorbed = self.change(|state| {
+            let here = state.tree.dir(dir);
+            if here.is_none_or(|here| here.listed)
+                || state.base != *base
+                || state.tree.dir_path(dir).ok().as_ref() != Some(path)
+            {
+                return Ok(());
+            }
+            let mut seen = std::collections::HashSet::new();
+            for entry in entries {
+                let name = match Name::new(entry.name.as_bytes()) {
+                    Ok(name) if name.storable().is_ok() => name,
+                    _ => {
+                        tracing::warn!(dir = %path, name = ?entry.name, "the server lists a name that cannot be shown");
+                        continue;
+                    }
+                };
+                seen.insert(name.clone());
+                state.absorb_entry(dir, name, &entry, &self.options);
+            }
+            state.drop_vanished(dir, &seen);
+            if let Some(dir) = state.tree.dir_mut(dir) {
+                dir.listed = true;
+            }
+            Ok(())
+        });
+        if let Err(stop) = absorbed {
+            tracing::error!(?stop, "a listing could not be put on record");
+        }
+    }
+}
+
+impl State {
+    fn absorb_entry(&mut self, dir: Ino, name: Name, entry: &Entry, options: &super::Options) {
+        let Ok(path) = self.tree.path_in(dir, &name) else {
+            return;
+        };
+        let object = match entry.kind {
+            EntryKind::File(object) => Some(object),
+            EntryKind::Dir => None,
+        };
+        if let Some(account) = self.ledger.get(&path).copied() {
+            // Changed here: the listing says what it differs from.
+            if account.base != object {
+                self.apply(Change::Account { path, account: Some(Account { base: object, ..account }) });
+            }
+            return;
+        }
+        if let Some(child) = self.tree.child(dir, &name) {
+            // Unchanged here since an earlier base.
+            if let (Some(object), Some((Content::Remote { hash, .. }, size))) = (object, self.content(child))
+                && (*hash, size) != (object.hash, object.size)
+            {
+                self.set_content(child, Content::Remote { hash: object.hash, origin: None }, object.size);
+                if self.tree.get(child).is_some_and(|inode| inode.recorded) {
+                    self.record(child);
+                }
+            }
+            return;
+        }
+        if self.tree.dir(dir).is_some_and(|dir| dir.hidden.contains(&name)) {
+            return;
+        }
+        let body = match object {
+            Some(object) => {
+                Body::File { content: Content::Remote { hash: object.hash, origin: None }, size: object.size }
+            }
+            None => unlisted_dir(),
+        };
+        let attrs = base_attrs(options, object.is_none(), Timestamp(entry.modified_secs, 0));
+        let ino = self.tree.fresh_ino();
+        self.tree.insert(ino, attrs, body, false);
+        self.tree.link(dir, name, ino);
+    }
+
+    /// Takes away what an earlier base had and this one has not, where nothing was changed here.
+    fn drop_vanished(&mut self, dir: Ino, seen: &std::collections::HashSet<Name>) {
+        let Some(here) = self.tree.dir(dir) else { return };
+        let gone: Vec<(Name, Ino)> = here
+            .children
+            .iter()
+            .filter(|(name, _)| !seen.contains(*name))
+            .filter(|(name, ino)| match self.tree.get(**ino).map(|inode| &inode.body) {
+                Some(Body::File { content: Content::Remote { .. }, .. }) => {
+                    self.tree.path_in(dir, name).is_ok_and(|path| self.ledger.get(&path).is_none())
+                }
+                Some(Body::Dir(below)) => {
+                    below.children.is_empty() && !self.tree.get(**ino).is_some_and(|i| i.recorded)
+                }
+                _ => false,
+            })
+            .map(|(name, ino)| (name.clone(), *ino))
+            .collect();
+        for (name, ino) in gone {
+            if self.tree.get(ino).is_some_and(|inode| inode.recorded) {
+                self.apply(Change::Unlink { parent: dir, name, hide: false });
+            } else {
+                self.tree.unlink(dir, &name, false);
+            }
+            self.bury(ino);
+        }
+    }
+
+    /// What was staged has become `commit`, which is the base from now on.
+    pub(super) fn rebase(&mut self, commit: &CommitId) {
+        self.base = commit.clone();
+        self.ledger.rebase();
+        let inodes: Vec<Ino> = self.tree.iter().map(|(ino, _)| ino).collect();
+        for ino in inodes {
+            match self.tree.get_mut(ino).map(|inode| &mut inode.body) {
+                Some(Body::File { content: Content::Remote { origin: Some(origin), .. }, .. })
+                    if origin.revision == Revision::Workspace =>
+                {
+                    let source = Source { revision: Revision::Commit(commit.clone()), path: origin.path.clone() };
+                    *origin = std::sync::Arc::new(source);
+                }
+                Some(Body::Dir(dir)) => {
+                    dir.based = true;
+                    dir.hidden.clear();
+                }
+                _ => {}
+            }
+        }
+        let accounts: Vec<(RepoPath, Account)> =
+            self.ledger.iter().map(|(path, account)| (path.clone(), *account)).collect();
+        for (path, account) in accounts {
+            if account.base.is_some() && self.tree.resolve(&path) != Resolved::AsBase {
+                self.hide(&path);
+            }
+            if account.staged == Staged::Nothing && self.agrees(&path, account.base) {
+                self.ledger.set(path, None);
+            }
+        }
+    }
+
+    /// The base is `commit`, and may differ anywhere: every listing is taken in again when it is needed.
+    pub(super) fn move_base(&mut self, commit: &CommitId) {
+        self.base = commit.clone();
+        let inodes: Vec<Ino> = self.tree.iter().map(|(ino, _)| ino).collect();
+        for ino in inodes {
+            if let Some(dir) = self.tree.dir_mut(ino) {
+                (dir.based, dir.listed) = (true, false);
+            }
+        }
+    }
+
+    /// Whether the tree shows at `path` just what the base has.
+    pub(super) fn agrees(&self, path: &RepoPath, base: Option<Object>) -> bool {
+        match self.tree.resolve(path) {
+            Resolved::AsBase => true,
+            Resolved::Absent => base.is_none(),
+            Resolved::Inode(ino) => match self.content(ino) {
+                Some((Content::Remote { hash, .. }, _)) => base.is_some_and(|base| base.hash == *hash),
+                Some((Content::Local { .. }, _)) => false,
+                None => base.is_none(),
+            },
+        }
+    }
+
+    /// Makes sure that a base file at `path`, which the tree does not have there, does not show through.
+    fn hide(&mut self, path: &RepoPath) {
+        let Some(below) = path.below(self.tree.root_path()) else {
+            return;
+        };
+        let mut at = ROOT;
+        for part in below.components() {
+            let Ok(name) = Name::new(part.as_bytes()) else { return };
+            match self.tree.child(at, &name) {
+                Some(child) if self.tree.dir(child).is_some() => at = child,
+                Some(_) => return,
+                None => {
+                    if let Some(dir) = self.tree.dir_mut(at) {
+                        dir.hidden.insert(name);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+}

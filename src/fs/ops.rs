@@ -1,0 +1,1040 @@
+//! The POSIX operations.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use super::{Fs, FsError, Handle, Need, Op, OpenFile, State, now, set_mtime};
+use crate::journal::Change;
+use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
+use crate::path::{Name, RepoPath};
+
+/// The longest symlink target (`PATH_MAX` less its NUL).
+const TARGET_MAX: usize = 4095;
+
+/// What `stat` shows.
+#[derive(Debug, Clone, Copy)]
+pub struct Stat {
+    /// Number.
+    pub ino: Ino,
+    /// Modes, owners, times.
+    pub attrs: Attrs,
+    /// `S_IFREG` and so on.
+    pub format: u32,
+    /// Length in bytes.
+    pub size: u64,
+    /// Link count.
+    pub nlink: u32,
+    /// Device number of a device node.
+    pub rdev: u32,
+}
+
+/// What `setattr` changes; `None` stays.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub mode: Option<u16>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length in bytes.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<Timestamp>,
+    /// Last modification.
+    pub mtime: Option<Timestamp>,
+}
+
+/// What an open asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct OpenFlags {
+    /// To read.
+    pub read: bool,
+    /// To write.
+    pub write: bool,
+    /// To empty it.
+    pub truncate: bool,
+}
+
+/// `renameat2`'s flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RenameMode {
+    /// What stands at the new name goes.
+    Replace,
+    /// `RENAME_NOREPLACE`: nothing may stand there.
+    NoReplace,
+    /// `RENAME_EXCHANGE`: the two change places.
+    Exchange,
+}
+
+/// One entry of a directory listing.
+#[derive(Debug)]
+pub struct DirEntry<'a> {
+    /// Its name.
+    pub name: &'a [u8],
+    /// What it stands for.
+    pub stat: Stat,
+    /// Where the listing goes on after it.
+    pub next: u64,
+}
+
+/// What `statfs` shows, in bytes and files.
+#[derive(Debug, Clone, Copy)]
+pub struct Statfs {
+    /// Block size.
+    pub block_bytes: u32,
+    /// Size in blocks.
+    pub blocks: u64,
+    /// Blocks that can still be written.
+    pub free_blocks: u64,
+    /// Inodes in all.
+    pub files: u64,
+    /// Inodes that can still be made.
+    pub free_files: u64,
+}
+
+/// Removes a fresh spool file unless it was put to use.
+struct Fresh<'a> {
+    fs: &'a Fs,
+    id: Option<SpoolId>,
+}
+
+impl Drop for Fresh<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.fs.spool.remove(id);
+        }
+    }
+}
+
+impl State {
+    pub(super) fn stat(&self, ino: Ino) -> Op<Stat> {
+        let inode = self.tree.get(ino).ok_or(FsError::Stale)?;
+        let (format, rdev) = match &inode.body {
+            Body::File { .. } => (libc::S_IFREG, 0),
+            Body::Dir(_) => (libc::S_IFDIR, 0),
+            Body::Symlink(_) => (libc::S_IFLNK, 0),
+            Body::Special { format, rdev } => (*format, *rdev),
+        };
+        Ok(Stat { ino, attrs: inode.attrs, format, size: inode.size(), nlink: inode.nlink(), rdev })
+    }
+
+    /// The entry of a directory; `None` when there is none for sure.
+    fn entry(&self, parent: Ino, name: &Name) -> Op<Option<Ino>> {
+        let dir = match self.tree.get(parent).map(|inode| &inode.body) {
+            None => return Err(FsError::Stale.into()),
+            Some(Body::Dir(dir)) => dir,
+            Some(_) => return Err(FsError::NotDir.into()),
+        };
+        match dir.children.get(name) {
+            Some(ino) => Ok(Some(*ino)),
+            None if dir.listed || dir.hidden.contains(name) => Ok(None),
+            None => Err(super::Stop::Need(Need::List(parent))),
+        }
+    }
+
+    /// Checks that `name` can be made in `parent`.
+    fn vacancy(&self, parent: Ino, name: &Name) -> Op<()> {
+        if self.entry(parent, name)?.is_some() {
+            return Err(FsError::Exists.into());
+        }
+        // A directory that was removed while it was open takes no entries.
+        if parent != ROOT && self.tree.get(parent).is_none_or(|inode| inode.links.is_empty()) {
+            return Err(FsError::NotFound.into());
+        }
+        Ok(())
+    }
+
+    /// Times of a directory whose entries changed.
+    fn stamp_dir(&mut self, dir: Ino, time: Timestamp) {
+        self.materialize(dir);
+        if let Some(inode) = self.tree.get_mut(dir) {
+            (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
+        }
+        self.record(dir);
+    }
+
+    /// Adds an inode under a name, and tells the kernel of it.
+    fn plant(&mut self, parent: Ino, name: Name, mut attrs: Attrs, body: Body) -> Op<Stat> {
+        let time = now();
+        (attrs.atime, attrs.mtime, attrs.ctime) = (time, time, time);
+        if let Some(dir) = self.tree.get(parent)
+            && u32::from(dir.attrs.mode) & libc::S_ISGID != 0
+        {
+            // A set-group-id directory hands its group down, and to directories the bit itself (inode(7)).
+            attrs.gid = dir.attrs.gid;
+            if matches!(body, Body::Dir(_)) {
+                attrs.mode |= libc::S_ISGID as u16;
+            }
+        }
+        self.stamp_dir(parent, time);
+        let ino = self.tree.fresh_ino();
+        self.tree.insert(ino, attrs, body, true);
+        self.record(ino);
+        self.apply(Change::Link { parent, name, ino });
+        if let Some(inode) = self.tree.get_mut(ino) {
+            inode.lookups += 1;
+        }
+        self.stat(ino)
+    }
+
+    /// Whether the base has something at this entry, so that removing it must hide it.
+    fn base_has(&self, parent: Ino, name: &Name, ino: Ino) -> bool {
+        match self.tree.get(ino).map(|inode| &inode.body) {
+            Some(Body::Dir(dir)) => dir.based,
+            _ => match self.tree.path_in(parent, name) {
+                Ok(path) => self.ledger.get(&path).is_some_and(|account| account.base.is_some()),
+                Err(_) => false,
+            },
+        }
+    }
+
+    /// Takes an entry away, with its account and its place in the queue.
+    fn uproot(&mut self, parent: Ino, name: &Name, ino: Ino, fs: &Fs) {
+        let time = now();
+        let path = self.tree.path_in(parent, name);
+        if let (Ok(path), Some(_)) = (&path, self.content(ino)) {
+            self.open_account(path, Some(ino));
+        }
+        self.stamp_dir(parent, time);
+        self.materialize(ino);
+        let hide = self.base_has(parent, name, ino);
+        self.apply(Change::Unlink { parent, name: name.clone(), hide });
+        if let Some(inode) = self.tree.get_mut(ino) {
+            inode.attrs.ctime = time;
+        }
+        if self.tree.get(ino).is_some_and(|inode| !inode.links.is_empty()) {
+            self.record(ino);
+        }
+        if let Ok(path) = &path
+            && self.ledger.get(path).is_some()
+        {
+            self.touch(path, fs.options.settle);
+        }
+    }
+
+    /// Fixes where the bytes of remote files can be read, before their paths change.
+    fn pin_source(&mut self, ino: Ino) {
+        if let Some((Content::Remote { hash, origin: None }, size)) = self.content(ino) {
+            let hash = *hash;
+            if let Some(source) = self.source(ino) {
+                self.set_content(ino, Content::Remote { hash, origin: Some(Arc::new(source)) }, size);
+            }
+        }
+    }
+
+    /// Moves an entry to another name, with all below it.
+    fn transplant(&mut self, from: (Ino, &Name), ino: Ino, to: (Ino, &Name), fs: &Fs) {
+        let (old_parent, old_name) = from;
+        // Files below, by their old paths, before anything moves.
+        let below = if self.tree.dir(ino).is_some() { self.tree.walk(ino) } else { Vec::new() };
+        let mut files: Vec<(Ino, Name, Ino)> = vec![(old_parent, old_name.clone(), ino)];
+        files.extend(below.iter().cloned());
+        let mut old_paths: Vec<RepoPath> = Vec::new();
+        for (parent, name, file) in &files {
+            if self.content(*file).is_none() {
+                continue;
+            }
+            if let Ok(path) = self.tree.path_in(*parent, name) {
+                self.pin_source(*file);
+                self.open_account(&path, Some(*file));
+                old_paths.push(path);
+            }
+        }
+        let hide = self.base_has(old_parent, old_name, ino);
+        let time = now();
+        self.stamp_dir(old_parent, time);
+        self.stamp_dir(to.0, time);
+        // All of it goes on record: the base does not have it where it will be.
+        self.materialize(ino);
+        for (.., child) in &below {
+            self.materialize(*child);
+        }
+        for dir in below.iter().map(|(.., child)| *child).chain([ino]) {
+            if let Some(dir) = self.tree.dir_mut(dir) {
+                (dir.based, dir.listed) = (false, true);
+                dir.hidden.clear();
+            }
+            self.record(dir);
+        }
+        self.apply(Change::Unlink { parent: old_parent, name: old_name.clone(), hide });
+        self.apply(Change::Link { parent: to.0, name: to.1.clone(), ino });
+        if let Some(inode) = self.tree.get_mut(ino) {
+            inode.attrs.ctime = time;
+        }
+        self.record(ino);
+        for path in &old_paths {
+            self.touch(path, fs.options.settle);
+        }
+        let files = files.iter().map(|(.., child)| *child);
+        for file in files.filter(|file| self.content(*file).is_some()).collect::<Vec<_>>() {
+            for path in self.tree.file_paths(file) {
+                self.open_account(&path, None);
+                self.touch(&path, fs.options.settle);
+            }
+        }
+    }
+}
+
+impl Fs {
+    /// Finds an entry, and counts the kernel's knowledge of it.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`].
+    pub fn lookup(&self, parent: Ino, name: &Name) -> Op<Stat> {
+        let mut state = self.lock();
+        let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
+        if let Some(inode) = state.tree.get_mut(ino) {
+            inode.lookups += 1;
+        }
+        state.stat(ino)
+    }
+
+    /// The kernel has forgotten `count` lookups.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        let mut left = None;
+        let done = self.change(|state| {
+            if let Some(inode) = state.tree.get_mut(ino) {
+                inode.lookups = inode.lookups.saturating_sub(count);
+            }
+            left = state.bury(ino);
+            Ok(())
+        });
+        if done.is_ok() {
+            self.discard_spool(left);
+        }
+    }
+
+    /// What `stat` shows.
+    ///
+    /// # Errors
+    /// [`FsError::Stale`].
+    pub fn getattr(&self, ino: Ino) -> Op<Stat> {
+        self.lock().stat(ino)
+    }
+
+    /// Changes attributes; a size truncates or extends.
+    ///
+    /// # Errors
+    /// What truncating gives.
+    pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Op<Stat> {
+        self.writable_mount()?;
+        if let Some(size) = set.size {
+            self.truncate(ino, size)?;
+        }
+        let mut spool = None;
+        let stat = self.change(|state| {
+            state.stat(ino)?;
+            state.materialize(ino);
+            let Some(inode) = state.tree.get_mut(ino) else {
+                return Err(FsError::Stale.into());
+            };
+            let attrs = &mut inode.attrs;
+            let time = now();
+            if set.uid.is_some() || set.gid.is_some() {
+                if let Some(mode) = cleared_set_ids(attrs.mode, inode.body_is_file()) {
+                    inode.attrs.mode = mode;
+                }
+                let attrs = &mut inode.attrs;
+                attrs.uid = set.uid.unwrap_or(attrs.uid);
+                attrs.gid = set.gid.unwrap_or(attrs.gid);
+            }
+            let attrs = &mut inode.attrs;
+            attrs.mode = set.mode.unwrap_or(attrs.mode) & 0o7777;
+            attrs.atime = set.atime.unwrap_or(attrs.atime);
+            attrs.mtime = set.mtime.unwrap_or(attrs.mtime);
+            attrs.ctime = time;
+            if set.mtime.is_some()
+                && let Some((Content::Local { spool: id, .. }, _)) = state.content(ino)
+            {
+                spool = Some((*id, state.open.get(&ino).and_then(|open| open.file.clone())));
+            }
+            state.record(ino);
+            state.stat(ino)
+        })?;
+        if let (Some((id, file)), Some(mtime)) = (spool, set.mtime) {
+            // After a crash the spool file's own time is what counts.
+            match file {
+                Some(file) => set_mtime(&file, mtime)?,
+                None => {
+                    if let Ok(file) = self.spool.file(id) {
+                        set_mtime(&file, mtime)?;
+                    }
+                }
+            }
+        }
+        Ok(stat)
+    }
+
+    fn truncate(&self, ino: Ino, size: u64) -> Op<()> {
+        if i64::try_from(size).is_err() {
+            return Err(FsError::Invalid.into());
+        }
+        let (file, spool, old) = {
+            let mut state = self.lock();
+            match state.tree.get(ino).map(|inode| &inode.body) {
+                None => return Err(FsError::Stale.into()),
+                Some(Body::File { .. }) => {}
+                Some(Body::Dir(_)) => return Err(FsError::IsDir.into()),
+                Some(_) => return Err(FsError::Invalid.into()),
+            }
+            let Some((content, old)) = state.content(ino) else {
+                return Err(FsError::Stale.into());
+            };
+            match content {
+                Content::Remote { .. } if old == size => {
+                    drop(state);
+                    return self.touch_times(ino);
+                }
+                Content::Remote { .. } => return Err(need_bytes(ino, size)),
+                Content::Local { spool, .. } => {
+                    let spool = *spool;
+                    if state.held.contains_key(&spool) {
+                        return Err(need_bytes(ino, size));
+                    }
+                    let open = state.open.entry(ino).or_default();
+                    open.writing += 1;
+                    (open.file.clone(), spool, old)
+                }
+            }
+        };
+        let grown = size.saturating_sub(old);
+        let done = self.spool.reserve(grown).and_then(|()| {
+            let file = match file {
+                Some(file) => file,
+                None => Arc::new(self.spool.file(spool)?),
+            };
+            file.set_len(size)
+        });
+        let ok = done.is_ok();
+        self.change(|state| {
+            state.end_writing(ino);
+            if ok {
+                state.wrote(ino, |_| size, self);
+            }
+            Ok(())
+        })?;
+        if ok {
+            self.spool.release(old.saturating_sub(size));
+        }
+        Ok(done?)
+    }
+
+    /// A change of nothing: only the times move.
+    fn touch_times(&self, ino: Ino) -> Op<()> {
+        self.change(|state| {
+            state.materialize(ino);
+            let time = now();
+            if let Some(inode) = state.tree.get_mut(ino) {
+                (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
+            }
+            state.record(ino);
+            Ok(())
+        })
+    }
+
+    /// A symlink's target.
+    ///
+    /// # Errors
+    /// [`FsError::Invalid`] for anything else.
+    pub fn readlink(&self, ino: Ino) -> Op<Vec<u8>> {
+        match self.lock().tree.get(ino).map(|inode| &inode.body) {
+            Some(Body::Symlink(target)) => Ok(target.to_vec()),
+            Some(_) => Err(FsError::Invalid.into()),
+            None => Err(FsError::Stale.into()),
+        }
+    }
+
+    /// Makes and opens a regular file.
+    ///
+    /// # Errors
+    /// [`FsError::Exists`], [`FsError::NoSpace`].
+    pub fn create(&self, parent: Ino, name: &Name, attrs: Attrs, flags: OpenFlags) -> Op<(Stat, u64)> {
+        self.admit()?;
+        self.lock().vacancy(parent, name)?;
+        let (id, file) = self.spool.create()?;
+        let mut fresh = Fresh { fs: self, id: Some(id) };
+        let file = Arc::new(file);
+        self.change(|state| {
+            let stat = self.plant_file(state, parent, name, attrs, id)?;
+            fresh.id = None;
+            let open = state.open.entry(stat.ino).or_default();
+            open.file = Some(file);
+            let handle = state.open_handle(stat.ino, flags);
+            Ok((stat, handle))
+        })
+    }
+
+    fn plant_file(&self, state: &mut State, parent: Ino, name: &Name, attrs: Attrs, id: SpoolId) -> Op<Stat> {
+        state.vacancy(parent, name)?;
+        let generation = state.fresh_generation();
+        let content = Content::Local { spool: id, generation, hash: None };
+        let stat = state.plant(parent, name.clone(), attrs, Body::File { content, size: 0 })?;
+        if let Ok(path) = state.tree.path_in(parent, name) {
+            state.open_account(&path, None);
+            state.queue.touch(&path, self.options.settle);
+        }
+        self.wake.notify_one();
+        Ok(stat)
+    }
+
+    /// Makes a file that is not a directory or symlink; only regular ones travel.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn mknod(&self, parent: Ino, name: &Name, attrs: Attrs, format: u32, rdev: u32) -> Op<Stat> {
+        self.admit()?;
+        if format != libc::S_IFREG && format != 0 {
+            return self.change(|state| {
+                state.vacancy(parent, name)?;
+                state.plant(parent, name.clone(), attrs, Body::Special { format, rdev })
+            });
+        }
+        self.lock().vacancy(parent, name)?;
+        let (id, _) = self.spool.create()?;
+        let mut fresh = Fresh { fs: self, id: Some(id) };
+        self.change(|state| {
+            let stat = self.plant_file(state, parent, name, attrs, id)?;
+            fresh.id = None;
+            Ok(stat)
+        })
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn mkdir(&self, parent: Ino, name: &Name, attrs: Attrs) -> Op<Stat> {
+        self.admit()?;
+        self.change(|state| {
+            state.vacancy(parent, name)?;
+            state.plant(parent, name.clone(), attrs, Body::Dir(Dir { listed: true, ..Dir::default() }))
+        })
+    }
+
+    /// Makes a symbolic link; it stays local.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create); [`FsError::NameTooLong`] for the target.
+    pub fn symlink(&self, parent: Ino, name: &Name, target: &[u8], attrs: Attrs) -> Op<Stat> {
+        self.admit()?;
+        if target.len() > TARGET_MAX {
+            return Err(FsError::NameTooLong.into());
+        }
+        self.change(|state| {
+            state.vacancy(parent, name)?;
+            state.plant(parent, name.clone(), attrs, Body::Symlink(target.into()))
+        })
+    }
+
+    /// Gives a file another name. On the server that is another path with the same content.
+    ///
+    /// # Errors
+    /// [`FsError::NotPermitted`] for a directory.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &Name) -> Op<Stat> {
+        self.admit()?;
+        let stat = self.change(|state| {
+            state.vacancy(parent, name)?;
+            let inode = state.tree.get(ino).ok_or(FsError::Stale)?;
+            if inode.is_dir() {
+                return Err(FsError::NotPermitted.into());
+            }
+            if inode.links.is_empty() {
+                return Err(FsError::NotFound.into());
+            }
+            state.materialize(ino);
+            let time = now();
+            state.stamp_dir(parent, time);
+            state.apply(Change::Link { parent, name: name.clone(), ino });
+            if let Some(inode) = state.tree.get_mut(ino) {
+                inode.attrs.ctime = time;
+                inode.lookups += 1;
+            }
+            state.record(ino);
+            if state.content(ino).is_some()
+                && let Ok(path) = state.tree.path_in(parent, name)
+            {
+                state.open_account(&path, None);
+                state.touch(&path, self.options.settle);
+            }
+            state.stat(ino)
+        })?;
+        self.wake.notify_one();
+        Ok(stat)
+    }
+
+    /// Removes a name of anything but a directory.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], [`FsError::IsDir`].
+    pub fn unlink(&self, parent: Ino, name: &Name) -> Op<()> {
+        self.writable_mount()?;
+        let mut left = None;
+        self.change(|state| {
+            let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
+            if state.tree.dir(ino).is_some() {
+                return Err(FsError::IsDir.into());
+            }
+            state.uproot(parent, name, ino, self);
+            left = state.bury(ino);
+            Ok(())
+        })?;
+        self.discard_spool(left);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// [`FsError::NotEmpty`], [`FsError::NotDir`].
+    pub fn rmdir(&self, parent: Ino, name: &Name) -> Op<()> {
+        self.writable_mount()?;
+        self.change(|state| {
+            let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
+            state.check_empty(ino)?;
+            state.uproot(parent, name, ino, self);
+            state.bury(ino);
+            Ok(())
+        })
+    }
+
+    /// Moves an entry to another name.
+    ///
+    /// # Errors
+    /// As `rename(2)` has them.
+    pub fn rename(&self, parent: Ino, name: &Name, to_parent: Ino, to_name: &Name, mode: RenameMode) -> Op<()> {
+        self.writable_mount()?;
+        let mut left = None;
+        self.change(|state| {
+            let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
+            let target = state.entry(to_parent, to_name)?;
+            if to_parent != ROOT && state.tree.get(to_parent).is_none_or(|dir| dir.links.is_empty()) {
+                return Err(FsError::NotFound.into());
+            }
+            let is_dir = state.tree.dir(ino).is_some();
+            if is_dir && state.tree.is_below(to_parent, ino) {
+                return Err(FsError::Invalid.into());
+            }
+            match (mode, target) {
+                (RenameMode::NoReplace, Some(_)) => return Err(FsError::Exists.into()),
+                (RenameMode::Exchange, None) => return Err(FsError::NotFound.into()),
+                (RenameMode::Exchange, Some(target)) => {
+                    if target == ino {
+                        return Ok(());
+                    }
+                    if state.tree.dir(target).is_some() && state.tree.is_below(parent, target) {
+                        return Err(FsError::Invalid.into());
+                    }
+                    for dir in [ino, target] {
+                        if state.tree.dir(dir).is_some() && state.tree.first_unlisted(dir).is_some() {
+                            return Err(super::Stop::Need(Need::ListAll(dir)));
+                        }
+                    }
+                    // Through a name that nobody can have: it is no UTF-8, so nothing is owed for it on the way.
+                    let aside = state.aside_name(parent);
+                    state.transplant((parent, name), ino, (parent, &aside), self);
+                    state.transplant((to_parent, to_name), target, (parent, name), self);
+                    state.transplant((parent, &aside), ino, (to_parent, to_name), self);
+                    return Ok(());
+                }
+                (_, Some(target)) if target == ino => return Ok(()),
+                (_, Some(target)) => match (is_dir, state.tree.dir(target).is_some()) {
+                    (true, false) => return Err(FsError::NotDir.into()),
+                    (false, true) => return Err(FsError::IsDir.into()),
+                    (true, true) => state.check_empty(target)?,
+                    (false, false) => {}
+                },
+                (_, None) => {}
+            }
+            if is_dir && state.tree.first_unlisted(ino).is_some() {
+                return Err(super::Stop::Need(Need::ListAll(ino)));
+            }
+            if let Some(target) = target {
+                state.uproot(to_parent, to_name, target, self);
+                left = state.bury(target);
+            }
+            state.transplant((parent, name), ino, (to_parent, to_name), self);
+            Ok(())
+        })?;
+        self.discard_spool(left);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Opens a regular file.
+    ///
+    /// # Errors
+    /// [`FsError::IsDir`]; the server's when its bytes must be fetched.
+    pub fn open(&self, ino: Ino, flags: OpenFlags) -> Op<u64> {
+        if flags.write {
+            self.writable_mount()?;
+        }
+        loop {
+            let content = {
+                let mut state = self.lock();
+                let (content, size) = match state.tree.get(ino).map(|inode| &inode.body) {
+                    Some(Body::File { content, size }) => (content.clone(), *size),
+                    Some(Body::Dir(_)) => return Err(FsError::IsDir.into()),
+                    Some(_) => return Err(FsError::Unsupported.into()),
+                    None => return Err(FsError::Stale.into()),
+                };
+                if flags.truncate && flags.write && size > 0 {
+                    return Err(super::Stop::Need(Need::Empty(ino)));
+                }
+                let attached = state.open.get(&ino).is_some_and(|open| open.file.is_some());
+                if attached || (!flags.read && matches!(content, Content::Remote { .. })) {
+                    return Ok(state.open_handle(ino, flags));
+                }
+                content
+            };
+            let file = match &content {
+                Content::Local { spool, .. } => match self.spool_file(ino, *spool)? {
+                    Some(file) => file,
+                    None => continue,
+                },
+                Content::Remote { hash, .. } => self.cache.file(*hash).ok_or(super::Stop::Need(Need::Fetch(ino)))?,
+            };
+            let mut state = self.lock();
+            if state.content(ino).is_some_and(|(now, _)| *now == content) {
+                state.open.entry(ino).or_default().file = Some(Arc::new(file));
+                return Ok(state.open_handle(ino, flags));
+            }
+        }
+    }
+
+    /// Bytes of an open file; shorter at its end.
+    ///
+    /// # Errors
+    /// [`FsError::BadHandle`]; the server's when the bytes must be fetched.
+    pub fn read(&self, handle: u64, offset: u64, length: usize) -> Op<Vec<u8>> {
+        let (file, size) = {
+            let state = self.lock();
+            let Some(Handle::File { ino, read: true, .. }) = state.handles.get(&handle) else {
+                return Err(FsError::BadHandle.into());
+            };
+            let (_, size) = state.content(*ino).ok_or(FsError::Stale)?;
+            (self.attached(&state, *ino)?, size)
+        };
+        let length = length.min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX));
+        let mut bytes = vec![0; length];
+        let mut filled = 0;
+        while filled < length {
+            match file.read_at(&mut bytes[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        bytes.truncate(filled);
+        Ok(bytes)
+    }
+
+    /// The local file behind an open one.
+    fn attached(&self, state: &State, ino: Ino) -> Op<Arc<File>> {
+        match state.open.get(&ino).and_then(|open| open.file.clone()) {
+            Some(file) => Ok(file),
+            None => Err(super::Stop::Need(Need::Fetch(ino))),
+        }
+    }
+
+    /// Writes to an open file. The bytes are in the spool file, in the kernel, when this returns.
+    ///
+    /// # Errors
+    /// [`FsError::NoSpace`] when the spool's limit or the disk is reached.
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Op<()> {
+        let end = offset.checked_add(data.len() as u64).ok_or(FsError::Invalid)?;
+        let (ino, file, grown) = {
+            let mut state = self.lock();
+            let Some(Handle::File { ino, write: true, .. }) = state.handles.get(&handle) else {
+                return Err(FsError::BadHandle.into());
+            };
+            let ino = *ino;
+            let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
+            match content {
+                Content::Remote { .. } => return Err(super::Stop::Need(Need::Own(ino))),
+                Content::Local { spool, .. } if state.held.contains_key(spool) => {
+                    return Err(super::Stop::Need(Need::Own(ino)));
+                }
+                Content::Local { .. } => {}
+            }
+            let Some(OpenFile { file: Some(file), writing, .. }) = state.open.get_mut(&ino) else {
+                return Err(FsError::BadHandle.into());
+            };
+            let grown = end.saturating_sub(size);
+            self.spool.reserve(grown)?;
+            *writing += 1;
+            (ino, file.clone(), grown)
+        };
+        let done = file.write_all_at(data, offset);
+        let ok = done.is_ok();
+        self.change(|state| {
+            state.end_writing(ino);
+            if ok {
+                state.wrote(ino, |size| size.max(end), self);
+            }
+            Ok(())
+        })?;
+        if !ok {
+            self.spool.release(grown);
+        }
+        Ok(done?)
+    }
+
+    /// Flushes a file, its name and the record to stable storage; returns the paths whose staging a caller may want
+    /// to wait for.
+    ///
+    /// # Errors
+    /// The local filesystem's.
+    pub fn fsync(&self, handle: u64) -> Op<Vec<RepoPath>> {
+        let (file, spool, paths) = {
+            let state = self.lock();
+            match state.handles.get(&handle) {
+                Some(Handle::File { ino, .. }) => {
+                    let spool = match state.content(*ino) {
+                        Some((Content::Local { spool, .. }, _)) => Some(*spool),
+                        _ => None,
+                    };
+                    let file = state.open.get(ino).and_then(|open| open.file.clone());
+                    (file, spool, state.tree.file_paths(*ino))
+                }
+                Some(Handle::Dir { .. }) => (None, None, Vec::new()),
+                None => return Err(FsError::BadHandle.into()),
+            }
+        };
+        if let (Some(file), Some(spool)) = (file, spool) {
+            // A concurrent confirmation may have moved the file to the cache; its bytes are on the server then.
+            file.sync_all()?;
+            self.spool.sync_name(spool)?;
+        }
+        let ticket = self.journal.append(&[]);
+        self.journal.sync(ticket)?;
+        Ok(paths)
+    }
+
+    /// The paths of an open file.
+    pub fn handle_paths(&self, handle: u64) -> Vec<RepoPath> {
+        let state = self.lock();
+        match state.handles.get(&handle) {
+            Some(Handle::File { ino, .. }) => state.tree.file_paths(*ino),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Closes a handle. The last writer's makes the file due for staging after its quiet period.
+    pub fn release(&self, handle: u64) {
+        let mut left = None;
+        let mut closed = None;
+        let done = self.change(|state| {
+            let (ino, write) = match state.handles.remove(&handle) {
+                Some(Handle::File { ino, write, .. }) => (ino, write),
+                Some(Handle::Dir { ino, .. }) => (ino, false),
+                None => return Ok(()),
+            };
+            if let Some(inode) = state.tree.get_mut(ino) {
+                inode.opens = inode.opens.saturating_sub(1);
+            }
+            if let Some(open) = state.open.get_mut(&ino) {
+                open.handles = open.handles.saturating_sub(1);
+                open.writers = open.writers.saturating_sub(u32::from(write));
+                let settled = write && open.writers == 0 && open.modified;
+                if settled {
+                    open.modified = false;
+                }
+                // The file closes outside the lock.
+                if open.handles == 0 {
+                    closed = state.open.remove(&ino);
+                }
+                if settled {
+                    state.touch_file(ino, self.options.settle);
+                }
+            }
+            left = state.bury(ino);
+            Ok(())
+        });
+        drop(closed);
+        if done.is_ok() {
+            self.discard_spool(left);
+        }
+        self.wake.notify_one();
+    }
+
+    /// Opens a directory.
+    ///
+    /// # Errors
+    /// [`FsError::NotDir`]; the server's when it must be listed.
+    pub fn opendir(&self, ino: Ino) -> Op<u64> {
+        let mut state = self.lock();
+        match state.tree.get_mut(ino) {
+            None => return Err(FsError::Stale.into()),
+            Some(inode) => match &inode.body {
+                Body::Dir(dir) if !dir.listed => return Err(super::Stop::Need(Need::List(ino))),
+                Body::Dir(_) => inode.opens += 1,
+                _ => return Err(FsError::NotDir.into()),
+            },
+        }
+        let handle = state.fresh_handle();
+        state.handles.insert(handle, Handle::Dir { ino, entries: None });
+        Ok(handle)
+    }
+
+    /// Hands the entries from `offset` on to `take` until it says that it is full. With `count`, those it took count
+    /// as looked up, but for `.` and `..`.
+    ///
+    /// A listing that starts at 0 shows the directory as it is then; it goes on over the same snapshot, so that no
+    /// entry is missed or seen twice however the directory changes meanwhile.
+    ///
+    /// # Errors
+    /// [`FsError::BadHandle`].
+    pub fn readdir(
+        &self,
+        handle: u64,
+        offset: u64,
+        count: bool,
+        mut take: impl FnMut(&DirEntry<'_>) -> bool,
+    ) -> Op<()> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let Some(Handle::Dir { ino, entries }) = state.handles.get_mut(&handle) else {
+            return Err(FsError::BadHandle.into());
+        };
+        let ino = *ino;
+        if offset == 0 || entries.is_none() {
+            let children = state.tree.dir(ino).map(|dir| &dir.children).into_iter().flatten();
+            *entries = Some(Arc::new(children.map(|(name, child)| (name.clone(), *child)).collect()));
+        }
+        let Some(snapshot) = entries.clone() else { return Ok(()) };
+        let parent = state.tree.get(ino).and_then(|inode| inode.links.first()).map_or(ino, |(parent, _)| *parent);
+        let dots: [(&[u8], Ino); 2] = [(b".", ino), (b"..", parent)];
+        let all = dots.into_iter().chain(snapshot.iter().map(|(name, child)| (name.as_bytes(), *child)));
+        for (next, (name, child)) in (1..).zip(all).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+            // Gone since the snapshot.
+            let Ok(stat) = state.stat(child) else { continue };
+            if take(&DirEntry { name, stat, next }) {
+                break;
+            }
+            if count
+                && next > 2
+                && let Some(inode) = state.tree.get_mut(child)
+            {
+                inode.lookups += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Room in the spool: what the disk and the limit leave.
+    ///
+    /// # Errors
+    /// The local filesystem's.
+    pub fn statfs(&self) -> Op<Statfs> {
+        let disk = rustix::fs::statvfs(self.spool.dir()).map_err(std::io::Error::from)?;
+        let block = disk.f_frsize.max(1);
+        let (mut blocks, mut free) = (disk.f_blocks, disk.f_bavail);
+        if let Some(limit) = self.spool.limit() {
+            blocks = blocks.min(limit / block);
+            free = free.min(limit.saturating_sub(self.spool.used()) / block);
+        }
+        Ok(Statfs {
+            block_bytes: u32::try_from(block).unwrap_or(4096),
+            blocks,
+            free_blocks: free,
+            files: disk.f_files,
+            free_files: disk.f_favail,
+        })
+    }
+}
+
+impl State {
+    fn fresh_handle(&mut self) -> u64 {
+        self.next_handle += 1;
+        self.next_handle
+    }
+
+    fn open_handle(&mut self, ino: Ino, flags: OpenFlags) -> u64 {
+        let handle = self.fresh_handle();
+        self.handles.insert(handle, Handle::File { ino, read: flags.read, write: flags.write });
+        let open = self.open.entry(ino).or_default();
+        open.handles += 1;
+        open.writers += u32::from(flags.write);
+        if let Some(inode) = self.tree.get_mut(ino) {
+            inode.opens += 1;
+        }
+        handle
+    }
+
+    fn end_writing(&mut self, ino: Ino) {
+        if let Some(open) = self.open.get_mut(&ino) {
+            open.writing = open.writing.saturating_sub(1);
+            if open.handles == 0 && open.writing == 0 {
+                self.open.remove(&ino);
+            }
+        }
+    }
+
+    /// The content changed: a new generation, new times, and the paths are owed again.
+    pub(super) fn wrote(&mut self, ino: Ino, length: impl FnOnce(u64) -> u64, fs: &Fs) {
+        let generation = self.fresh_generation();
+        let time = now();
+        let Some(inode) = self.tree.get_mut(ino) else { return };
+        (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
+        if let Some(mode) = cleared_set_ids(inode.attrs.mode, true) {
+            inode.attrs.mode = mode;
+        }
+        if let Body::File { content: Content::Local { generation: old, hash, .. }, size } = &mut inode.body {
+            (*old, *hash) = (generation, None);
+            *size = length(*size);
+        }
+        let first = match self.open.get_mut(&ino) {
+            Some(open) if open.writers > 0 => !std::mem::replace(&mut open.modified, true),
+            _ => true,
+        };
+        if first {
+            self.touch_file(ino, fs.options.settle);
+            fs.wake.notify_one();
+        }
+    }
+
+    fn check_empty(&self, ino: Ino) -> Op<()> {
+        let dir = self.tree.dir(ino).ok_or(FsError::NotDir)?;
+        if !dir.children.is_empty() {
+            return Err(FsError::NotEmpty.into());
+        }
+        if !dir.listed { Err(super::Stop::Need(Need::List(ino))) } else { Ok(()) }
+    }
+
+    /// A name that nothing in `dir` has and that never travels.
+    fn aside_name(&self, dir: Ino) -> Name {
+        let mut number = 0u64;
+        loop {
+            // Sixteen digits after bytes that are no UTF-8 always make a name.
+            let bytes = [b"\xff\xfe.exchange.", format!("{number:016x}").as_bytes()].concat();
+            match Name::new(&bytes) {
+                Ok(name) if self.tree.child(dir, &name).is_none() => return name,
+                _ => number += 1,
+            }
+        }
+    }
+}
+
+impl crate::namespace::Inode {
+    fn body_is_file(&self) -> bool {
+        matches!(self.body, Body::File { .. })
+    }
+}
+
+/// What a change of owner or content leaves of a file's mode: set-user-id goes, and set-group-id where the group may
+/// execute (without that it means mandatory locking). `None`: nothing goes.
+fn cleared_set_ids(mode: u16, file: bool) -> Option<u16> {
+    let mut left = mode & !(libc::S_ISUID as u16);
+    if mode & 0o010 != 0 {
+        left &= !(libc::S_ISGID as u16);
+    }
+    (file && left != mode).then_some(left)
+}
+
+fn need_bytes(ino: Ino, size: u64) -> super::Stop {
+    super::Stop::Need(if size == 0 { Need::Empty(ino) } else { Need::Own(ino) })
+}

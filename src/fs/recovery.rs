@@ -1,0 +1,377 @@
+//! From the record to a filesystem that serves: replay, then agree with the server on what it has.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, UNIX_EPOCH};
+
+use tokio::sync::Notify;
+
+use super::staging::into_plain;
+use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, unlisted_dir};
+use crate::journal::{Change, Journal, JournalError};
+use crate::ledger::{Account, Ledger, Staged};
+use crate::namespace::{Body, Content, Ino, ROOT, Resolved, SpoolId, Timestamp};
+use crate::path::{Name, RepoPath};
+use crate::spool::{Cache, Spool};
+use crate::workspace::{Change as StagedChange, ChangeKind, CommitId, EntryKind, Object, Workspace};
+
+/// Inodes put on record in one frame while the journal is compacted: a fraction of a millisecond under the lock.
+const COMPACTION_PORTION: usize = 1000;
+/// A journal segment below this length is not worth compacting.
+const COMPACTION_MIN_BYTES: u64 = 64 << 20;
+
+/// A change of the workspace that is not on our record, with what is needed to show it.
+#[derive(Debug, Clone)]
+pub struct Foreign {
+    /// Which path.
+    pub path: RepoPath,
+    /// What the base has there.
+    pub base: Option<Object>,
+    /// What is staged; `None`: its removal.
+    pub staged: Option<Object>,
+}
+
+/// Limits of the local disk use, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Of the spool; `None`: the disk's.
+    pub spool: Option<u64>,
+    /// Of the cache.
+    pub cache: u64,
+}
+
+impl Fs {
+    /// Opens the state in `dir`, or makes it: replays the journal, finds the spooled bytes, and queues what is owed.
+    ///
+    /// # Errors
+    /// [`JournalError`], also for a spool or cache that cannot be opened.
+    pub fn recover(
+        dir: &Path,
+        root_path: RepoPath,
+        options: Options,
+        limits: Limits,
+        workspace: Arc<dyn Workspace>,
+    ) -> Result<Arc<Self>, JournalError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| JournalError::Io { path, source }
+        };
+        let mut state = State {
+            tree: empty_tree(root_path, &options),
+            ledger: Ledger::default(),
+            queue: super::queue::Queue::default(),
+            base: CommitId("".into()),
+            uploads: HashMap::new(),
+            handles: HashMap::new(),
+            open: HashMap::new(),
+            held: HashMap::new(),
+            frozen: None,
+            next_handle: 0,
+            next_generation: 0,
+            frame: Vec::new(),
+        };
+        let journal = Journal::open(&dir.join("journal"), |change| state.replay(&change))?;
+        let spool_dir = dir.join("spool");
+        let spool = Spool::open(&spool_dir, limits.spool).map_err(io(&spool_dir))?;
+        let cache_dir = dir.join("cache");
+        let cache = Cache::open(&cache_dir, limits.cache).map_err(io(&cache_dir))?;
+        let keep = state.recover(&spool);
+        spool.sweep(&keep).map_err(io(&spool_dir))?;
+        let fs = Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            options,
+            hash_kind: workspace.info().hash_kind,
+            workspace,
+            journal,
+            spool,
+            cache,
+            state: Mutex::new(state),
+            wake: Notify::new(),
+            progress: Notify::new(),
+            unheld: Notify::new(),
+            fetching: Mutex::new(HashMap::new()),
+        });
+        Ok(fs)
+    }
+
+    /// Compares the record with the server: notices a base that moved, answers that were lost, and what others
+    /// staged. To be called once, before anything is served or staged.
+    ///
+    /// # Errors
+    /// The server's, or the journal's.
+    pub async fn reconcile(&self) -> Result<(), FsError> {
+        let base = self.workspace.base().await?;
+        let known = self.base();
+        let staged: HashMap<RepoPath, StagedChange> =
+            self.workspace.changes().await?.into_iter().map(|change| (change.path.clone(), change)).collect();
+        let moved = !known.0.is_empty() && known != base;
+        if moved {
+            tracing::warn!(%known, %base, "the workspace stands on another commit than at the last mount");
+        }
+        let accounts: Vec<(RepoPath, Account)> =
+            self.lock().ledger.iter().map(|(path, account)| (path.clone(), *account)).collect();
+        let mut listings = Listings { fs: self, commit: base.clone(), known: HashMap::new() };
+        let mut updates = Vec::new();
+        let mut conflicts = Vec::new();
+        for (path, account) in &accounts {
+            let base = if moved { listings.object(path).await? } else { account.base };
+            let now_staged = match (account.staged, staged.get(path).map(|change| change.kind)) {
+                (_, None) => Staged::Nothing,
+                (Staged::Put(object), Some(ChangeKind::Added | ChangeKind::Modified)) => Staged::Put(object),
+                (Staged::Removed, Some(ChangeKind::Removed)) => Staged::Removed,
+                (Staged::Nothing, Some(_)) => {
+                    conflicts.push((path.clone(), "was also changed in this workspace by somebody else"));
+                    Staged::Doubt
+                }
+                (_, Some(_)) => Staged::Doubt,
+            };
+            let hash = |object: Option<Object>| object.map(|object| object.hash);
+            let ours = match account.staged {
+                Staged::Put(object) => Some(object.hash),
+                _ => None,
+            };
+            if moved && hash(base) != hash(account.base) && hash(base) != ours && !self.lock().agrees(path, base) {
+                conflicts.push((path.clone(), "was also changed on the branch"));
+            }
+            updates.push((path.clone(), Account { base, staged: now_staged }));
+        }
+        let mut foreign = Vec::new();
+        for change in staged.values().filter(|change| self.lock().ledger.get(&change.path).is_none()) {
+            let staged = match change.kind {
+                ChangeKind::Removed => None,
+                ChangeKind::Added | ChangeKind::Modified => Some(self.workspace.staged_object(change).await?),
+            };
+            foreign.push(Foreign { path: change.path.clone(), base: listings.object(&change.path).await?, staged });
+        }
+        into_plain(self.change(|state| {
+            if state.base != base {
+                state.apply(Change::Base { commit: base.clone() });
+            }
+            for (path, account) in updates {
+                if state.ledger.get(&path) != Some(&account) {
+                    state.apply(Change::Account { path, account: Some(account) });
+                }
+            }
+            for change in &foreign {
+                state.import(change, &self.options);
+            }
+            state.queue_owed();
+            for (path, what) in conflicts {
+                if state.queue.get(&path).is_some() {
+                    let error = format!("{what}; `oxenfs sync` on it stages yours over that");
+                    state.queue.park(&path, error);
+                }
+            }
+            Ok(())
+        }))?;
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Writes the present state to a new journal segment and drops the old ones, when that is worth it. Goes on
+    /// beside everything else.
+    ///
+    /// # Errors
+    /// The journal's; the old segments stay then.
+    pub fn compact(&self, always: bool) -> Result<(), FsError> {
+        if !always && self.journal.segment_bytes() < COMPACTION_MIN_BYTES {
+            return Ok(());
+        }
+        let (inodes, paths) = {
+            let state = self.lock();
+            self.journal.start_segment()?;
+            let inodes: Vec<Ino> = state.tree.iter().filter(|(_, i)| i.recorded).map(|(ino, _)| ino).collect();
+            let paths: Vec<RepoPath> = state.ledger.iter().map(|(path, _)| path.clone()).collect();
+            self.journal.append(&[Change::Base { commit: state.base.clone() }]);
+            (inodes, paths)
+        };
+        // First all inodes, then all names, so that no name is replayed before what it stands for.
+        for portion in inodes.chunks(COMPACTION_PORTION) {
+            self.append_state(|state| {
+                let records = portion.iter().filter_map(|ino| Some((*ino, state.tree.record(*ino)?)));
+                records.map(|(ino, record)| Change::Inode { ino, record }).collect()
+            })?;
+        }
+        for portion in inodes.chunks(COMPACTION_PORTION) {
+            self.append_state(|state| {
+                let mut changes = Vec::new();
+                for ino in portion {
+                    let Some(inode) = state.tree.get(*ino) else { continue };
+                    if let Body::Dir(dir) = &inode.body {
+                        let hidden = dir.hidden.iter().cloned();
+                        changes.extend(hidden.map(|name| Change::Hide { parent: *ino, name }));
+                    }
+                    let links = inode.links.iter().cloned();
+                    changes.extend(links.map(|(parent, name)| Change::Link { parent, name, ino: *ino }));
+                }
+                changes
+            })?;
+        }
+        for portion in paths.chunks(COMPACTION_PORTION) {
+            self.append_state(|state| {
+                let mut changes = Vec::new();
+                for path in portion {
+                    changes.push(Change::Account { path: path.clone(), account: state.ledger.get(path).copied() });
+                    if let Some(upload) = state.uploads.get(path) {
+                        changes.push(Change::Upload { path: path.clone(), upload: Some(upload.clone()) });
+                    }
+                }
+                changes
+            })?;
+        }
+        self.journal.complete_segment()?;
+        Ok(())
+    }
+
+    fn append_state(&self, changes: impl FnOnce(&State) -> Vec<Change>) -> Result<(), FsError> {
+        let ticket = {
+            let state = self.lock();
+            self.journal.append(&changes(&state))
+        };
+        Ok(self.journal.commit(ticket)?)
+    }
+}
+
+/// Base listings, each asked for once.
+struct Listings<'a> {
+    fs: &'a Fs,
+    commit: CommitId,
+    known: HashMap<RepoPath, HashMap<String, Object>>,
+}
+
+impl Listings<'_> {
+    async fn object(&mut self, path: &RepoPath) -> Result<Option<Object>, FsError> {
+        let Some(dir) = path.parent() else { return Ok(None) };
+        if !self.known.contains_key(&dir) {
+            let entries = self.fs.workspace.list(&self.commit, &dir).await?;
+            let files = entries.into_iter().filter_map(|entry| match entry.kind {
+                EntryKind::File(object) => Some((entry.name, object)),
+                EntryKind::Dir => None,
+            });
+            self.known.insert(dir.clone(), files.collect());
+        }
+        Ok(self.known.get(&dir).and_then(|files| files.get(path.file_name())).copied())
+    }
+}
+
+impl State {
+    /// Finds the spooled bytes of every file, drops what has no name, and says which spool files are in use.
+    fn recover(&mut self, spool: &Spool) -> HashSet<SpoolId> {
+        let nameless: Vec<Ino> = self
+            .tree
+            .iter()
+            .filter(|(ino, inode)| *ino != ROOT && inode.links.is_empty())
+            .map(|(ino, _)| ino)
+            .collect();
+        for ino in nameless {
+            self.apply(Change::Drop { ino });
+        }
+        let local: Vec<(Ino, SpoolId)> = self
+            .tree
+            .iter()
+            .filter_map(|(ino, inode)| match &inode.body {
+                Body::File { content: Content::Local { spool, .. }, .. } => Some((ino, *spool)),
+                _ => None,
+            })
+            .collect();
+        let mut keep = HashSet::new();
+        for (ino, id) in local {
+            match spool.file(id).and_then(|file| file.metadata()) {
+                Ok(found) => {
+                    keep.insert(id);
+                    spool.charge(found.len());
+                    let generation = self.fresh_generation();
+                    self.set_content(ino, Content::Local { spool: id, generation, hash: None }, found.len());
+                    if let Some(inode) = self.tree.get_mut(ino) {
+                        let mtime = found.modified().ok().map(|time| match time.duration_since(UNIX_EPOCH) {
+                            Ok(since) => Timestamp(since.as_secs() as i64, since.subsec_nanos()),
+                            Err(before) => before_epoch(before.duration()),
+                        });
+                        inode.attrs.mtime = mtime.unwrap_or(inode.attrs.mtime);
+                        inode.attrs.ctime = inode.attrs.ctime.max(inode.attrs.mtime).min(now());
+                    }
+                }
+                // Not a crash of ours: the record never names a file that was not made. Shown as failed when staged.
+                Err(error) => {
+                    let path = self.tree.display_path(ino);
+                    tracing::error!(%error, path, spool = id.0, "bytes on record are gone from the spool");
+                }
+            }
+        }
+        self.frame.clear();
+        keep
+    }
+
+    /// Queues every path whose wanted state the workspace does not have, and closes the accounts of those that agree
+    /// with the base.
+    fn queue_owed(&mut self) {
+        let accounts: Vec<(RepoPath, Account)> =
+            self.ledger.iter().map(|(path, account)| (path.clone(), *account)).collect();
+        for (path, account) in accounts {
+            let shown = match account.staged {
+                Staged::Nothing => Some(account.base),
+                Staged::Put(object) => Some(Some(object)),
+                Staged::Removed => Some(None),
+                Staged::Doubt => None,
+            };
+            let settled = match self.tree.resolve(&path) {
+                // Wanted is what the base has, whatever is staged.
+                Resolved::AsBase => shown == Some(account.base),
+                _ => shown.is_some_and(|shown| self.agrees(&path, shown)),
+            };
+            if !settled {
+                self.queue.touch(&path, Duration::ZERO);
+            } else if account.staged == Staged::Nothing {
+                self.apply(Change::Account { path, account: None });
+            }
+        }
+    }
+
+    /// Shows a change that somebody else staged.
+    fn import(&mut self, change: &Foreign, options: &Options) {
+        let staged = change.staged.map_or(Staged::Removed, Staged::Put);
+        let account = Account { base: change.base, staged };
+        self.apply(Change::Account { path: change.path.clone(), account: Some(account) });
+        let Some(below) = change.path.below(self.tree.root_path()) else {
+            return;
+        };
+        let mut parts: Vec<Name> = below.components().filter_map(|part| Name::new(part.as_bytes()).ok()).collect();
+        let Some(last) = parts.pop() else { return };
+        let mut at = ROOT;
+        for name in parts {
+            at = match self.tree.child(at, &name) {
+                Some(child) if self.tree.dir(child).is_some() => child,
+                Some(_) => return,
+                None => {
+                    let ino = self.tree.fresh_ino();
+                    self.tree.insert(ino, base_attrs(options, true, now()), unlisted_dir(), true);
+                    self.materialize(at);
+                    self.record(ino);
+                    self.apply(Change::Link { parent: at, name, ino });
+                    ino
+                }
+            };
+        }
+        self.materialize(at);
+        match change.staged {
+            None => self.apply(Change::Unlink { parent: at, name: last, hide: true }),
+            Some(object) => {
+                let content = Content::Remote { hash: object.hash, origin: None };
+                let ino = self.tree.fresh_ino();
+                let body = Body::File { content, size: object.size };
+                self.tree.insert(ino, base_attrs(options, false, now()), body, true);
+                self.record(ino);
+                self.apply(Change::Link { parent: at, name: last, ino });
+            }
+        }
+    }
+}
+
+/// The timestamp `before` the epoch.
+fn before_epoch(before: Duration) -> Timestamp {
+    match before.subsec_nanos() {
+        0 => Timestamp(-(before.as_secs() as i64), 0),
+        nanos => Timestamp(-(before.as_secs() as i64) - 1, 1_000_000_000 - nanos),
+    }
+}

@@ -1,0 +1,680 @@
+//! What the stager asks of the filesystem: which paths are due and what they should be, and what became of them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::queue::Phase;
+use super::{Fs, FsError, Hold, Op, State};
+use crate::control::{Counts, FileError, LocalPath, Progress, Tally};
+use crate::hash::ContentHash;
+use crate::journal::{Change, PathUpload};
+use crate::ledger::{Account, Staged, Step};
+use crate::namespace::{Body, Content, Generation, Ino, Resolved, SpoolId};
+use crate::path::{Name, RepoPath};
+use crate::workspace::{CommitId, Object, Source};
+
+/// How soon a path that cannot be captured just now is looked at again: a write is between two locks.
+const RECHECK: Duration = Duration::from_millis(20);
+/// Errors and local paths that a status shows.
+const SHOWN_ERRORS: usize = 20;
+const SHOWN_LOCAL: usize = 100;
+
+/// A path and what it should be, as of one moment.
+#[derive(Debug, Clone)]
+pub struct Capture {
+    /// Which path.
+    pub path: RepoPath,
+    /// Which state of it.
+    pub(crate) seq: u64,
+    /// What base and workspace have there.
+    pub account: Account,
+    /// What it should be.
+    pub want: Want,
+    /// To be sent in a request of its own.
+    pub alone: bool,
+    /// How far an earlier upload of it came.
+    pub upload: Option<PathUpload>,
+}
+
+/// What a path should be.
+#[derive(Debug, Clone)]
+pub enum Want {
+    /// No file.
+    Absent,
+    /// Whatever the base has.
+    AsBase,
+    /// Content in the spool, which does not change while this is held.
+    Sealed {
+        /// Whose content.
+        ino: Ino,
+        /// Which generation of it.
+        generation: Generation,
+        /// Its hash, if known.
+        hash: Option<ContentHash>,
+        /// Its length in bytes.
+        size: u64,
+        /// Keeps it from changing.
+        held: Arc<Held>,
+    },
+    /// Content that the server had when last heard of.
+    Remote {
+        /// Whose content.
+        ino: Ino,
+        /// What.
+        object: Object,
+        /// Where it can be read.
+        source: Option<Source>,
+    },
+}
+
+impl Want {
+    /// The wanted content; `None` twice over: no file, or not hashed yet.
+    pub fn object(&self) -> Option<Object> {
+        match self {
+            Self::Sealed { hash, size, .. } => hash.map(|hash| Object { hash, size: *size }),
+            Self::Remote { object, .. } => Some(*object),
+            Self::Absent | Self::AsBase => None,
+        }
+    }
+
+    /// Length in bytes of the wanted content.
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::Sealed { size, .. } => *size,
+            Self::Remote { object, .. } => object.size,
+            Self::Absent | Self::AsBase => 0,
+        }
+    }
+}
+
+/// A spool file that nobody changes while this lives. A writer in a hurry [cancels](Held::cancelled) it.
+pub struct Held {
+    fs: Weak<Fs>,
+    spool: SpoolId,
+    /// The bytes.
+    pub file: Arc<File>,
+    cancel: CancellationToken,
+}
+
+impl Held {
+    /// Completes when a writer waits for the file: let go of it.
+    pub fn cancelled(&self) -> &CancellationToken {
+        &self.cancel
+    }
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Held({})", self.spool.0)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(fs) = self.fs.upgrade() {
+            fs.let_go(self.spool);
+        }
+    }
+}
+
+/// The paths that a commit waits for; writers go on meanwhile, and what they write waits for the next one. Ends when
+/// dropped.
+pub struct Frozen {
+    fs: Arc<Fs>,
+    /// The barrier that tells when all of it is staged.
+    pub waiting: Waiting,
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // Captures hold spool files, and letting go of them takes the lock.
+        let captures = self.fs.lock().frozen.take();
+        drop(captures);
+        self.fs.wake.notify_one();
+    }
+}
+
+/// A barrier: the paths that somebody waits for.
+pub struct Waiting {
+    fs: Arc<Fs>,
+    id: u64,
+}
+
+impl Waiting {
+    /// How far it is, and whether nothing is left to wait for.
+    pub fn progress(&self) -> (Progress, bool) {
+        self.fs.lock().queue.barrier_progress(self.id)
+    }
+
+    /// Completes when nothing is left to wait for.
+    pub async fn reached(&self) -> Progress {
+        loop {
+            let moved = self.fs.progress.notified();
+            let (progress, reached) = self.progress();
+            if reached {
+                return progress;
+            }
+            moved.await;
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.fs.lock().queue.drop_barrier(self.id);
+    }
+}
+
+impl State {
+    pub(super) fn is_frozen(&self, spool: SpoolId) -> bool {
+        let frozen = self.frozen.as_ref().map(HashMap::values).into_iter().flatten();
+        frozen.into_iter().any(|capture| matches!(&capture.want, Want::Sealed { held, .. } if held.spool == spool))
+    }
+
+    fn hold(&mut self, fs: &Fs, spool: SpoolId, file: Arc<File>) -> Arc<Held> {
+        let hold = self.held.entry(spool).or_insert_with(|| Hold {
+            count: 0,
+            cancel: CancellationToken::new(),
+            orphan: false,
+        });
+        hold.count += 1;
+        Arc::new(Held { fs: fs.this.clone(), spool, file, cancel: hold.cancel.clone() })
+    }
+}
+
+/// Why a path cannot be captured.
+enum Miss {
+    /// Somebody is writing to it; it comes back by itself.
+    Writing,
+    /// A write is under way this instant.
+    Instant,
+    /// Its spool file cannot be opened.
+    Lost(std::io::Error),
+}
+
+impl Fs {
+    /// Up to `limit` due paths, each with what it should be, and when the next one will be due.
+    pub fn due(&self, limit: usize) -> (Vec<Capture>, Option<Instant>) {
+        let paths = {
+            let mut state = self.lock();
+            let state = &mut *state;
+            let frozen = state.frozen.as_ref();
+            state.queue.take_due(Instant::now(), limit, |path| frozen.is_none_or(|frozen| frozen.contains_key(path)))
+        };
+        let captures = paths.iter().filter_map(|path| self.capture(path)).collect();
+        let state = self.lock();
+        // While a commit waits, the paths that are not part of it are not due, however long ago they were.
+        let soon = Instant::now() + RECHECK;
+        let next = state.queue.next_due().map(|due| if state.frozen.is_some() { due.max(soon) } else { due });
+        (captures, next)
+    }
+
+    fn capture(&self, path: &RepoPath) -> Option<Capture> {
+        let frozen = {
+            let mut state = self.lock();
+            let state = &mut *state;
+            let alone = state.queue.get(path).is_some_and(|entry| entry.alone);
+            let capture = state.frozen.as_ref().and_then(|frozen| frozen.get(path).cloned());
+            capture.map(|capture| Capture {
+                account: state.ledger.get(path).copied().unwrap_or_default(),
+                upload: state.uploads.get(path).cloned(),
+                alone,
+                ..capture
+            })
+        };
+        if frozen.is_some() {
+            return frozen;
+        }
+        match self.capture_now(path) {
+            Ok(capture) => capture,
+            Err(Miss::Writing) => {
+                // The last writer's release puts it in the queue again.
+                self.lock().queue.retry(path, Duration::from_secs(1), None);
+                None
+            }
+            Err(Miss::Instant) => {
+                self.lock().queue.retry(path, RECHECK, None);
+                None
+            }
+            Err(Miss::Lost(error)) => {
+                self.failed(path, &format!("its bytes in the spool cannot be read: {error}"), None);
+                None
+            }
+        }
+    }
+
+    fn capture_now(&self, path: &RepoPath) -> Result<Option<Capture>, Miss> {
+        loop {
+            let missing = {
+                let mut state = self.lock();
+                let state = &mut *state;
+                let Some(entry) = state.queue.get(path) else {
+                    return Ok(None);
+                };
+                let (seq, forced, alone) = (entry.seq, entry.forced, entry.alone);
+                let account = state.ledger.get(path).copied().unwrap_or_default();
+                let upload = state.uploads.get(path).cloned();
+                let capture = |want| Capture { path: path.clone(), seq, account, want, alone, upload };
+                let ino = match state.tree.resolve(path) {
+                    Resolved::Absent => return Ok(Some(capture(Want::Absent))),
+                    Resolved::AsBase => return Ok(Some(capture(Want::AsBase))),
+                    Resolved::Inode(ino) => ino,
+                };
+                let Some((content, size)) = state.content(ino) else {
+                    return Ok(Some(capture(Want::Absent)));
+                };
+                match content {
+                    Content::Remote { hash, .. } => {
+                        let object = Object { hash: *hash, size };
+                        let source = state.source(ino);
+                        return Ok(Some(capture(Want::Remote { ino, object, source })));
+                    }
+                    Content::Local { spool, generation, hash } => {
+                        let (spool, generation, hash) = (*spool, *generation, *hash);
+                        let open = state.open.get_mut(&ino);
+                        if let Some(open) = &open {
+                            if open.writers > 0 && !forced {
+                                return Err(Miss::Writing);
+                            }
+                            if open.writing > 0 {
+                                return Err(Miss::Instant);
+                            }
+                        }
+                        match open.and_then(|open| {
+                            open.modified = false;
+                            open.file.clone()
+                        }) {
+                            Some(file) => {
+                                let held = state.hold(self, spool, file);
+                                return Ok(Some(capture(Want::Sealed { ino, generation, hash, size, held })));
+                            }
+                            None => (ino, spool, generation, hash, size, seq, account, alone),
+                        }
+                    }
+                }
+            };
+            let (ino, spool, generation, hash, size, seq, account, alone) = missing;
+            let Some(file) = self.spool_file(ino, spool).map_err(Miss::Lost)?.map(Arc::new) else { continue };
+            let mut state = self.lock();
+            let same = matches!(state.content(ino), Some((Content::Local { spool: s, generation: g, .. }, _))
+                if (*s, *g) == (spool, generation));
+            let writing = state.open.get(&ino).is_some_and(|open| open.writing > 0);
+            if same && !writing && state.queue.get(path).is_some_and(|entry| entry.seq == seq) {
+                let held = state.hold(self, spool, file);
+                let upload = state.uploads.get(path).cloned();
+                let want = Want::Sealed { ino, generation, hash, size, held };
+                return Ok(Some(Capture { path: path.clone(), seq, account, want, alone, upload }));
+            }
+        }
+    }
+
+    fn let_go(&self, spool: SpoolId) {
+        let remove = {
+            let mut state = self.lock();
+            let Some(hold) = state.held.get_mut(&spool) else { return };
+            hold.count -= 1;
+            let ended = hold.count == 0;
+            if ended { state.held.remove(&spool).is_some_and(|hold| hold.orphan) } else { false }
+        };
+        self.unheld.notify_waiters();
+        if remove {
+            self.spool.remove(spool);
+        }
+    }
+
+    /// Notes the hash of a generation, if it is still the file's.
+    pub fn hashed(&self, ino: Ino, generation: Generation, found: ContentHash) {
+        let mut state = self.lock();
+        if let Some(inode) = state.tree.get_mut(ino)
+            && let Body::File { content: Content::Local { generation: now, hash, .. }, .. } = &mut inode.body
+            && *now == generation
+        {
+            *hash = Some(found);
+        }
+    }
+
+    /// Shows in which phase a path is.
+    pub fn set_phase(&self, path: &RepoPath, phase: Phase) {
+        self.lock().queue.set_phase(path, phase);
+    }
+
+    /// Writes down that the server's state of these paths is in doubt, before a request that changes it is sent.
+    ///
+    /// # Errors
+    /// When the journal cannot be written: do not send.
+    pub fn intend<'a>(&self, paths: impl Iterator<Item = &'a RepoPath>) -> Result<(), FsError> {
+        let done = self.change(|state| {
+            for path in paths {
+                let account = state.ledger.get(path).copied().unwrap_or_default();
+                if account.staged != Staged::Doubt {
+                    let account = Account { staged: Staged::Doubt, ..account };
+                    state.apply(Change::Account { path: path.clone(), account: Some(account) });
+                }
+            }
+            Ok(())
+        });
+        into_plain(done)
+    }
+
+    /// The server confirmed these steps.
+    ///
+    /// # Errors
+    /// When the journal cannot be written; the steps are repeated after the next mount, which does no harm.
+    pub fn confirmed(&self, steps: &[(Capture, Step)]) -> Result<(), FsError> {
+        let mut adopt = Vec::new();
+        // Letting go of a spool file takes the lock, so captures are dropped when it is free again.
+        let mut thawed = Vec::new();
+        let done = self.change(|state| {
+            for (capture, step) in steps {
+                adopt.extend(state.confirm(capture, *step));
+                thawed.extend(state.thaw(capture));
+            }
+            Ok(())
+        });
+        drop(thawed);
+        for (spool, hash, size) in adopt {
+            self.spool.release(size);
+            if let Err(error) = self.cache.adopt(&self.spool, spool, hash) {
+                tracing::warn!(%error, spool = spool.0, "a staged file could not move to the cache");
+                self.spool.remove(spool);
+            }
+        }
+        self.progress.notify_waiters();
+        into_plain(done)
+    }
+
+    /// A step did not work: tried again after `retry`, or parked.
+    pub fn failed(&self, path: &RepoPath, error: &str, retry: Option<Duration>) {
+        tracing::warn!(%path, error, ?retry, "not staged");
+        {
+            let mut state = self.lock();
+            match retry {
+                Some(delay) => state.queue.retry(path, delay, Some(error.to_owned())),
+                None => {
+                    state.queue.park(path, error.to_owned());
+                }
+            }
+        }
+        self.progress.notify_waiters();
+    }
+
+    /// Puts a path back for later, through no fault of its own.
+    pub fn put_back(&self, path: &RepoPath, delay: Duration) {
+        self.lock().queue.retry(path, delay, None);
+    }
+
+    /// Puts a path back, to be sent in a request of its own.
+    pub fn put_back_alone(&self, path: &RepoPath) {
+        let mut state = self.lock();
+        state.queue.set_alone(path);
+        state.queue.retry(path, Duration::ZERO, None);
+    }
+
+    /// How often staging a path has failed.
+    pub fn attempts(&self, path: &RepoPath) -> u32 {
+        self.lock().queue.get(path).map_or(0, |entry| entry.attempts)
+    }
+
+    /// Whether a file may be put at `path`: nothing above or below it is a file in the workspace's view, which takes
+    /// both and keeps one of them.
+    pub fn clear_for_put(&self, path: &RepoPath) -> bool {
+        let state = self.lock();
+        let shows = |account: &Account| match account.staged {
+            Staged::Nothing => account.base.is_some(),
+            Staged::Put(_) | Staged::Doubt => true,
+            Staged::Removed => false,
+        };
+        let mut above = path.parent();
+        while let Some(dir) = above {
+            if state.ledger.get(&dir).is_some_and(shows) {
+                return false;
+            }
+            above = dir.parent();
+        }
+        !state.ledger.below(path).any(|(below, account)| below != path && shows(account))
+    }
+
+    /// Writes down how far the upload of a path is; `None`: it is over.
+    pub fn note_upload(&self, path: &RepoPath, upload: Option<PathUpload>) {
+        let noted = self.change(|state| {
+            if upload.is_some() || state.uploads.contains_key(path) {
+                state.apply(Change::Upload { path: path.clone(), upload });
+            }
+            Ok(())
+        });
+        if into_plain(noted).is_err() {
+            tracing::warn!(%path, "upload progress is not on record; after a crash the upload begins anew");
+        }
+    }
+
+    /// Makes every pending path of `chosen` due now, and lets the caller wait for them.
+    pub fn barrier(&self, chosen: impl Fn(&RepoPath) -> bool) -> Option<Waiting> {
+        let fs = self.this.upgrade()?;
+        let id = {
+            let mut state = self.lock();
+            let state = &mut *state;
+            let (tree, queue) = (&state.tree, &mut state.queue);
+            queue.barrier(chosen, |path| match tree.resolve(path) {
+                Resolved::Inode(ino) => match tree.get(ino).map(|inode| &inode.body) {
+                    Some(Body::File { size, .. }) => *size,
+                    _ => 0,
+                },
+                _ => 0,
+            })
+        };
+        self.wake.notify_one();
+        Some(Waiting { fs, id })
+    }
+
+    /// Fixes what every pending path should be, for a commit. Only those are staged until this is dropped.
+    ///
+    /// # Errors
+    /// When a file's bytes cannot be opened, or a commit is under way already.
+    pub async fn freeze(&self) -> Result<Frozen, FsError> {
+        let Some(fs) = self.this.upgrade() else {
+            return Err(FsError::Stale);
+        };
+        {
+            let mut state = self.lock();
+            if state.frozen.is_some() {
+                return Err(FsError::Exists);
+            }
+            state.frozen = Some(HashMap::new());
+        }
+        let Some(waiting) = self.barrier(|_| true) else {
+            return Err(FsError::Stale);
+        };
+        let frozen = Frozen { fs, waiting };
+        let mut todo: Vec<RepoPath> = self.lock().queue.iter().map(|(path, _)| path.clone()).collect();
+        while let Some(path) = todo.pop() {
+            match self.capture_now(&path) {
+                Ok(Some(capture)) => {
+                    let mut state = self.lock();
+                    if let Some(frozen) = &mut state.frozen {
+                        frozen.insert(path, capture);
+                    }
+                }
+                Ok(None) => {}
+                Err(Miss::Writing | Miss::Instant) => {
+                    tokio::time::sleep(RECHECK).await;
+                    todo.push(path);
+                }
+                Err(Miss::Lost(error)) => return Err(FsError::Io(error)),
+            }
+        }
+        self.wake.notify_one();
+        Ok(frozen)
+    }
+
+    /// What is staged and not committed.
+    pub fn staged_paths(&self) -> Vec<RepoPath> {
+        let state = self.lock();
+        let staged = state.ledger.iter().filter(|(_, account)| account.staged != Staged::Nothing);
+        staged.map(|(path, _)| path.clone()).collect()
+    }
+
+    /// The staged changes have become `commit`.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn rebased(&self, commit: CommitId) -> Result<(), FsError> {
+        into_plain(self.change(|state| {
+            state.apply(Change::Rebase { commit });
+            Ok(())
+        }))
+    }
+
+    /// Whether nothing is owed to the server.
+    pub fn is_drained(&self) -> bool {
+        self.lock().queue.iter().next().is_none()
+    }
+
+    /// How many paths are owed.
+    pub fn owed(&self) -> usize {
+        self.lock().queue.iter().count()
+    }
+
+    /// Numbers for a status: counts per state, age of the oldest change in seconds, errors, local paths.
+    pub fn report(&self) -> (Counts, Option<u64>, Vec<FileError>, Vec<LocalPath>) {
+        let state = self.lock();
+        let mut counts = Counts::default();
+        let mut errors = Vec::new();
+        let mut oldest: Option<Instant> = None;
+        let add = |tally: &mut Tally, bytes| {
+            tally.files += 1;
+            tally.bytes += bytes;
+        };
+        for (path, entry) in state.queue.iter() {
+            oldest = Some(oldest.map_or(entry.since, |oldest| oldest.min(entry.since)));
+            let size = match state.tree.resolve(path) {
+                Resolved::Inode(ino) => state.content(ino).map(|(_, size)| size),
+                _ => None,
+            };
+            let tally = match (entry.parked, size, entry.phase) {
+                (true, ..) => &mut counts.failed,
+                (_, None, _) => &mut counts.removals,
+                (_, _, Phase::Waiting) => &mut counts.dirty,
+                (_, _, Phase::Hashing) => &mut counts.hashing,
+                (_, _, Phase::Ready) => &mut counts.queued,
+                (_, _, Phase::Sending) => &mut counts.uploading,
+            };
+            add(tally, size.unwrap_or(0));
+            if let Some(error) = &entry.error {
+                errors.push((
+                    entry.since,
+                    FileError {
+                        path: path.as_str().to_owned(),
+                        error: error.clone(),
+                        attempts: entry.attempts,
+                        parked: entry.parked,
+                    },
+                ));
+            }
+        }
+        for (path, account) in state.ledger.iter() {
+            if let Staged::Put(object) = account.staged
+                && state.queue.get(path).is_none()
+            {
+                add(&mut counts.staged, object.size);
+            } else if account.staged == Staged::Removed && state.queue.get(path).is_none() {
+                add(&mut counts.staged, 0);
+            }
+        }
+        errors.sort_by_key(|(since, _)| std::cmp::Reverse(*since));
+        let errors = errors.into_iter().map(|(_, error)| error).take(SHOWN_ERRORS).collect();
+        let local = state.local_paths(&mut counts.local);
+        (counts, oldest.map(|oldest| oldest.elapsed().as_secs()), errors, local)
+    }
+}
+
+impl State {
+    /// Applies a confirmation; returns the spool file that the cache may take over.
+    fn confirm(&mut self, capture: &Capture, step: Step) -> Option<(SpoolId, ContentHash, u64)> {
+        let path = &capture.path;
+        let account = self.ledger.get(path).copied().unwrap_or_default();
+        let account = Account { staged: account.after(step), ..account };
+        let settled = account.staged == Staged::Nothing;
+        self.apply(Change::Account { path: path.clone(), account: (!settled).then_some(account) });
+        if self.uploads.contains_key(path) {
+            self.apply(Change::Upload { path: path.clone(), upload: None });
+        }
+        let mut adopted = None;
+        match &capture.want {
+            Want::Sealed { ino, generation, size, held, .. } => {
+                let object = capture.want.object();
+                let same = matches!(self.content(*ino), Some((Content::Local { spool, generation: now, .. }, _))
+                    if *spool == held.spool && now == generation);
+                if let Some(object) = object
+                    && same
+                {
+                    self.set_content(*ino, Content::Remote { hash: object.hash, origin: None }, *size);
+                    self.record(*ino);
+                    adopted = Some((held.spool, object.hash, *size));
+                }
+            }
+            Want::Remote { ino, object, .. } => {
+                if let Some((Content::Remote { hash, origin: Some(_) }, size)) = self.content(*ino)
+                    && *hash == object.hash
+                {
+                    self.set_content(*ino, Content::Remote { hash: object.hash, origin: None }, size);
+                    self.record(*ino);
+                }
+            }
+            Want::Absent | Want::AsBase => {}
+        }
+        // A path that changed meanwhile still needs its account, to know what it differs from.
+        if settled && self.queue.get(path).is_some_and(|entry| entry.seq != capture.seq) {
+            self.apply(Change::Account { path: path.clone(), account: Some(account) });
+        }
+        self.queue.done(path, capture.seq);
+        adopted
+    }
+
+    /// Takes a confirmed path out of the set that a commit waits for; a confirmation of an older state leaves it there.
+    fn thaw(&mut self, confirmed: &Capture) -> Option<Capture> {
+        let frozen = self.frozen.as_mut()?;
+        let same = frozen.get(&confirmed.path).is_some_and(|capture| capture.seq == confirmed.seq);
+        if same { frozen.remove(&confirmed.path) } else { None }
+    }
+
+    /// What never travels, and why.
+    fn local_paths(&self, tally: &mut Tally) -> Vec<LocalPath> {
+        let mut shown = Vec::new();
+        let empty: BTreeSet<Name> = BTreeSet::new();
+        for (ino, inode) in self.tree.iter().filter(|(_, inode)| inode.recorded) {
+            let Some((parent, name)) = inode.links.first() else {
+                continue;
+            };
+            let reason = match &inode.body {
+                Body::Symlink(_) => Some("symbolic link".to_owned()),
+                Body::Special { .. } => Some("special file".to_owned()),
+                Body::Dir(dir) if dir.children.is_empty() && dir.listed && dir.hidden == empty => {
+                    Some("empty directory".to_owned())
+                }
+                Body::Dir(_) => None,
+                Body::File { .. } => self.tree.path_in(*parent, name).err().map(|error| error.to_string()),
+            };
+            if let Some(reason) = reason {
+                tally.files += 1;
+                tally.bytes += inode.size();
+                if shown.len() < SHOWN_LOCAL {
+                    shown.push(LocalPath { path: self.tree.display_path(ino), reason });
+                }
+            }
+        }
+        shown.sort_by(|a, b| a.path.cmp(&b.path));
+        shown
+    }
+}
+
+/// An operation that needs nothing.
+pub(super) fn into_plain<T>(done: Op<T>) -> Result<T, FsError> {
+    done.map_err(|stop| match stop {
+        super::Stop::Error(error) => error,
+        super::Stop::Need(_) => FsError::Stale,
+    })
+}

@@ -1,0 +1,69 @@
+//! Random operations on the filesystem core, without a kernel, against a plain model: after every step the whole tree
+//! is compared, and after every drain the workspace. Faults, commits, crashes and remounts are operations too.
+
+mod model;
+mod world;
+
+use proptest::prelude::*;
+use world::{Op, World};
+
+fn name() -> impl Strategy<Value = String> {
+    // Few names, so that operations meet; `dir` and `base` exist in the base.
+    prop_oneof!["[abc]", Just("dir".to_owned()), Just("base".to_owned()), Just("t\u{fc} %#?&\"'\\".to_owned())]
+}
+
+fn path() -> impl Strategy<Value = Vec<String>> {
+    proptest::collection::vec(name(), 1..4)
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => (path(), 0u64..40, "[a-z]{0,30}").prop_map(|(path, at, text)| Op::Write { path, at, text }),
+        4 => (path(), "[a-c]{0,3}").prop_map(|(path, text)| Op::Replace { path, text }),
+        2 => (path(), 0u64..50).prop_map(|(path, size)| Op::Truncate { path, size }),
+        3 => path().prop_map(Op::Unlink),
+        3 => path().prop_map(Op::Mkdir),
+        2 => path().prop_map(Op::Rmdir),
+        2 => path().prop_map(Op::RemoveAll),
+        6 => (path(), path(), 0u8..4).prop_map(|(from, to, mode)| Op::Rename { from, to, mode }),
+        2 => (path(), path()).prop_map(|(from, to)| Op::Link { from, to }),
+        1 => path().prop_map(Op::Symlink),
+        4 => Just(Op::Drain),
+        2 => Just(Op::Commit),
+        2 => Just(Op::Crash),
+        1 => Just(Op::Compact),
+        2 => (0u32..4, any::<bool>()).prop_map(|(after, effect)| Op::Fault { after, effect }),
+        1 => (path(), proptest::option::of("[a-c]{1,3}")).prop_map(|(path, text)| Op::Foreign { path, text }),
+    ]
+}
+
+fn check(by_hash: oxenfs::workspace::ByHash, ops: &[Op]) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut world = World::new(by_hash).await;
+        for op in ops {
+            world.step(op).await;
+        }
+        world.step(&Op::Drain).await;
+        world.step(&Op::Crash).await;
+        world.step(&Op::Commit).await;
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn tree_and_workspace_follow_the_model_when_the_server_stages_by_hash(
+        ops in proptest::collection::vec(op(), 1..40)
+    ) {
+        check(oxenfs::workspace::ByHash::Single, &ops);
+    }
+
+    #[test]
+    fn tree_and_workspace_follow_the_model_when_bytes_always_travel(
+        ops in proptest::collection::vec(op(), 1..40)
+    ) {
+        check(oxenfs::workspace::ByHash::Never, &ops);
+    }
+}

@@ -1,0 +1,238 @@
+//! The model: a map from path to node, with POSIX's rules and nothing else.
+
+use std::collections::BTreeMap;
+
+/// A path from the root.
+pub type Path = Vec<String>;
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Node {
+    /// Contents of files are shared between names by number.
+    File(u64),
+    Dir,
+    Symlink,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    NotFound,
+    Exists,
+    NotDir,
+    IsDir,
+    NotEmpty,
+    Invalid,
+    NotPermitted,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Model {
+    pub nodes: BTreeMap<Path, Node>,
+    pub contents: BTreeMap<u64, Vec<u8>>,
+    next: u64,
+}
+
+type Done = Result<(), Refusal>;
+
+impl Model {
+    pub fn get(&self, path: &[String]) -> Option<&Node> {
+        if path.is_empty() { Some(&Node::Dir) } else { self.nodes.get(path) }
+    }
+
+    /// Checks that everything above `path` is a directory.
+    fn parent(&self, path: &[String]) -> Done {
+        for length in 1..path.len() {
+            match self.get(&path[..length]) {
+                None => return Err(Refusal::NotFound),
+                Some(Node::Dir) => {}
+                Some(_) => return Err(Refusal::NotDir),
+            }
+        }
+        Ok(())
+    }
+
+    pub fn is_empty_dir(&self, path: &[String]) -> bool {
+        !self.nodes.keys().any(|other| other.len() > path.len() && other.starts_with(path))
+    }
+
+    pub fn insert_file(&mut self, path: Path, content: Vec<u8>) {
+        self.next += 1;
+        self.contents.insert(self.next, content);
+        self.nodes.insert(path, Node::File(self.next));
+    }
+
+    pub fn insert_base(&mut self, path: &[String], content: Vec<u8>) {
+        for length in 1..path.len() {
+            self.nodes.insert(path[..length].to_vec(), Node::Dir);
+        }
+        self.insert_file(path.to_vec(), content);
+    }
+
+    pub fn file(&self, path: &[String]) -> Option<&Vec<u8>> {
+        match self.get(path)? {
+            Node::File(number) => self.contents.get(number),
+            _ => None,
+        }
+    }
+
+    fn open(&mut self, path: &[String], create: bool) -> Result<u64, Refusal> {
+        self.parent(path)?;
+        match self.get(path) {
+            Some(Node::File(number)) => Ok(*number),
+            Some(Node::Dir) => Err(Refusal::IsDir),
+            Some(Node::Symlink) => Err(Refusal::Invalid),
+            None if create => {
+                self.insert_file(path.to_vec(), Vec::new());
+                Ok(self.next)
+            }
+            None => Err(Refusal::NotFound),
+        }
+    }
+
+    pub fn write(&mut self, path: &[String], at: usize, text: &[u8]) -> Done {
+        let number = self.open(path, true)?;
+        let content = self.contents.entry(number).or_default();
+        if !text.is_empty() {
+            let end = at + text.len();
+            content.resize(content.len().max(end), 0);
+            content[at..end].copy_from_slice(text);
+        }
+        Ok(())
+    }
+
+    pub fn replace(&mut self, path: &[String], text: &[u8]) -> Done {
+        let number = self.open(path, true)?;
+        self.contents.insert(number, text.to_vec());
+        Ok(())
+    }
+
+    pub fn truncate(&mut self, path: &[String], size: usize) -> Done {
+        let number = self.open(path, false)?;
+        self.contents.entry(number).or_default().resize(size, 0);
+        Ok(())
+    }
+
+    pub fn unlink(&mut self, path: &[String]) -> Done {
+        self.parent(path)?;
+        match self.get(path) {
+            None => Err(Refusal::NotFound),
+            Some(Node::Dir) => Err(Refusal::IsDir),
+            Some(_) => {
+                self.nodes.remove(path);
+                Ok(())
+            }
+        }
+    }
+
+    pub fn vacancy(&self, path: &[String]) -> Done {
+        self.parent(path)?;
+        if self.get(path).is_some() { Err(Refusal::Exists) } else { Ok(()) }
+    }
+
+    pub fn mkdir(&mut self, path: &[String]) -> Done {
+        self.vacancy(path)?;
+        self.nodes.insert(path.to_vec(), Node::Dir);
+        Ok(())
+    }
+
+    pub fn symlink(&mut self, path: &[String]) -> Done {
+        self.vacancy(path)?;
+        self.nodes.insert(path.to_vec(), Node::Symlink);
+        Ok(())
+    }
+
+    pub fn link(&mut self, from: &[String], to: &[String]) -> Done {
+        self.parent(from)?;
+        let node = self.get(from).ok_or(Refusal::NotFound)?.clone();
+        self.vacancy(to)?;
+        if node == Node::Dir {
+            return Err(Refusal::NotPermitted);
+        }
+        // A symlink with two names is one inode too, but the model does not tell them apart.
+        self.nodes.insert(to.to_vec(), node);
+        Ok(())
+    }
+
+    pub fn rmdir(&mut self, path: &[String]) -> Done {
+        self.parent(path)?;
+        match self.get(path) {
+            None => Err(Refusal::NotFound),
+            Some(Node::Dir) if self.is_empty_dir(path) => {
+                self.nodes.remove(path);
+                Ok(())
+            }
+            Some(Node::Dir) => Err(Refusal::NotEmpty),
+            Some(_) => Err(Refusal::NotDir),
+        }
+    }
+
+    pub fn rename(&mut self, from: &[String], to: &[String], mode: u8) -> Done {
+        self.parent(from)?;
+        let node = self.get(from).ok_or(Refusal::NotFound)?.clone();
+        self.parent(to)?;
+        let target = self.get(to).cloned();
+        let is_dir = node == Node::Dir;
+        if is_dir && to.len() > from.len() && to.starts_with(from) {
+            return Err(Refusal::Invalid);
+        }
+        match (mode, &target) {
+            (1, Some(_)) => return Err(Refusal::Exists),
+            (2, None) => return Err(Refusal::NotFound),
+            (2, Some(target)) => {
+                if from == to || (matches!(node, Node::File(_)) && *target == node) {
+                    return Ok(());
+                }
+                if *target == Node::Dir && from.len() > to.len() && from.starts_with(to) {
+                    return Err(Refusal::Invalid);
+                }
+                let (a, b) = (self.cut(from), self.cut(to));
+                self.paste(to, a);
+                self.paste(from, b);
+                return Ok(());
+            }
+            (_, Some(target)) => {
+                if from == to || (matches!(node, Node::File(_)) && *target == node) {
+                    return Ok(());
+                }
+                match (is_dir, *target == Node::Dir) {
+                    (true, false) => return Err(Refusal::NotDir),
+                    (false, true) => return Err(Refusal::IsDir),
+                    (true, true) if !self.is_empty_dir(to) => return Err(Refusal::NotEmpty),
+                    _ => {}
+                }
+            }
+            (_, None) => {}
+        }
+        let moved = self.cut(from);
+        self.nodes.remove(to);
+        self.paste(to, moved);
+        Ok(())
+    }
+
+    fn cut(&mut self, path: &[String]) -> Vec<(Path, Node)> {
+        let keys: Vec<Path> = self.nodes.keys().filter(|key| key.starts_with(path)).cloned().collect();
+        keys.into_iter().filter_map(|key| Some((key[path.len()..].to_vec(), self.nodes.remove(&key)?))).collect()
+    }
+
+    fn paste(&mut self, path: &[String], nodes: Vec<(Path, Node)>) {
+        for (below, node) in nodes {
+            self.nodes.insert([path, &below].concat(), node);
+        }
+    }
+
+    pub fn remove_all(&mut self, path: &[String]) -> Done {
+        self.parent(path)?;
+        match self.get(path) {
+            None => Err(Refusal::NotFound),
+            Some(_) => {
+                self.cut(path);
+                Ok(())
+            }
+        }
+    }
+
+    /// What a server should hold of it.
+    pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
+        let files = self.nodes.iter().filter_map(|(path, _)| Some((path.join("/"), self.file(path)?.clone())));
+        files.collect()
+    }
+}
