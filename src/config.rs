@@ -240,10 +240,7 @@ impl std::str::FromStr for Storage {
         match text.strip_prefix("s3:") {
             Some(place) if !place.is_empty() && !place.starts_with('/') => {
                 let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
-                Ok(Self::S3 {
-                    bucket: bucket.to_owned(),
-                    prefix: prefix.to_owned(),
-                })
+                Ok(Self::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
             }
             _ => Err(ConfigError::Invalid {
                 what: "--storage",
@@ -297,14 +294,10 @@ impl MountSettings {
             expected: "a path inside the repository",
         })?;
         if input.read_only && input.create {
-            return Err(ConfigError::Conflict(
-                "--create and --read-only exclude each other".into(),
-            ));
+            return Err(ConfigError::Conflict("--create and --read-only exclude each other".into()));
         }
         if input.read_only && input.write_through {
-            return Err(ConfigError::Conflict(
-                "--write-through and --read-only exclude each other".into(),
-            ));
+            return Err(ConfigError::Conflict("--write-through and --read-only exclude each other".into()));
         }
         let fsync = match input.fsync.as_deref() {
             None | Some("local") => FsyncPolicy::Local,
@@ -334,11 +327,9 @@ impl MountSettings {
             None => DEFAULT_SETTLE,
         };
         let id = |what, text: &Option<String>, own| match text {
-            Some(text) => text.parse().map_err(|_| ConfigError::Invalid {
-                what,
-                value: text.clone(),
-                expected: "a number",
-            }),
+            Some(text) => {
+                text.parse().map_err(|_| ConfigError::Invalid { what, value: text.clone(), expected: "a number" })
+            }
             None => Ok(own),
         };
         let umask = match &input.umask {
@@ -400,11 +391,7 @@ pub(crate) fn checked_branch(name: &str) -> Result<String, ConfigError> {
         || name.contains("..")
         || name.chars().any(|c| c.is_control() || c.is_whitespace());
     if bad {
-        return Err(ConfigError::Invalid {
-            what: "--branch",
-            value: name.to_owned(),
-            expected: "a branch name",
-        });
+        return Err(ConfigError::Invalid { what: "--branch", value: name.to_owned(), expected: "a branch name" });
     }
     Ok(name.to_owned())
 }
@@ -424,9 +411,7 @@ fn checked_workspace(name: &str) -> Result<String, ConfigError> {
 /// Whether `text` is a path segment that no server and no proxy takes for something else.
 fn is_segment(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }
 
 /// The same name for the same user, host and branch, so that a remount goes on where the last one stopped, and for no
@@ -435,13 +420,7 @@ pub fn default_workspace(user: &str, host: &str, branch: &str) -> String {
     let plain = format!("oxenfs-{user}-{host}-{branch}");
     let name: String = plain
         .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') {
-                c
-            } else {
-                '-'
-            }
-        })
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' })
         .take(100)
         .collect();
     if name == plain {

@@ -34,36 +34,22 @@ pub struct Failure {
 impl Failure {
     /// With exit code 1.
     pub fn new(cause: impl fmt::Display) -> Self {
-        Self {
-            what: String::new(),
-            cause: cause.to_string(),
-            hint: None,
-            exit: FAILED,
-        }
+        Self { what: String::new(), cause: cause.to_string(), hint: None, exit: FAILED }
     }
 
     /// With exit code 3.
     pub fn owed(cause: impl fmt::Display) -> Self {
-        Self {
-            exit: OWED,
-            ..Self::new(cause)
-        }
+        Self { exit: OWED, ..Self::new(cause) }
     }
 
     /// With exit code 2.
     pub fn usage(cause: impl fmt::Display) -> Self {
-        Self {
-            exit: USAGE,
-            ..Self::new(cause)
-        }
+        Self { exit: USAGE, ..Self::new(cause) }
     }
 
     /// The reader of standard output is gone, as `| head` does: nothing to say, nothing failed.
     pub fn nobody_reads() -> Self {
-        Self {
-            exit: 0,
-            ..Self::new("")
-        }
+        Self { exit: 0, ..Self::new("") }
     }
 
     /// With the act that mends it.
@@ -133,10 +119,7 @@ impl From<ConfigError> for Failure {
             ConfigError::Invalid { .. } | ConfigError::Conflict(_) => "oxenfs --help, or oxenfs mount --help".into(),
         };
         let exit = if error.is_usage() { USAGE } else { FAILED };
-        Self {
-            exit,
-            ..Self::new(error).hint(hint)
-        }
+        Self { exit, ..Self::new(error).hint(hint) }
     }
 }
 
@@ -183,10 +166,7 @@ impl From<StateError> for Failure {
             }
             E::Damaged { path, .. } => {
                 let dir = path.parent().unwrap_or(path);
-                format!(
-                    "mounting the same repository again rewrites it; the data beside it is kept in {}",
-                    quoted(dir)
-                )
+                format!("mounting the same repository again rewrites it; the data beside it is kept in {}", quoted(dir))
             }
         };
         Self::new(error).hint(hint)
@@ -235,23 +215,13 @@ impl From<control::Failure> for Failure {
 
 impl From<Report> for Failure {
     fn from(report: Report) -> Self {
-        Self {
-            what: report.what,
-            cause: report.cause,
-            hint: report.hint,
-            exit: report.exit,
-        }
+        Self { what: report.what, cause: report.cause, hint: report.hint, exit: report.exit }
     }
 }
 
 impl From<Failure> for Report {
     fn from(failure: Failure) -> Self {
-        Self {
-            what: failure.what,
-            cause: failure.cause,
-            hint: failure.hint,
-            exit: failure.exit,
-        }
+        Self { what: failure.what, cause: failure.cause, hint: failure.hint, exit: failure.exit }
     }
 }
 

@@ -35,10 +35,7 @@ impl Finder {
         for (path, error) in &listing.unreadable {
             warn(format_args!("{error}; what {} holds is kept", quoted(path)));
         }
-        Ok(Self {
-            root,
-            known: listing.known,
-        })
+        Ok(Self { root, known: listing.known })
     }
 
     /// Where it looks.
@@ -53,10 +50,7 @@ impl Finder {
 
     /// Those that are, or were last, mounted at exactly `dir`.
     pub fn at(&self, dir: &Path) -> Vec<&Known> {
-        self.known
-            .iter()
-            .filter(|known| known.meta.identity.mountpoint == dir)
-            .collect()
+        self.known.iter().filter(|known| known.meta.identity.mountpoint == dir).collect()
     }
 
     /// The mount that `path`, without symbolic links, lies in: the deepest mount point above it, there the one that
@@ -79,10 +73,8 @@ impl Finder {
         };
         match connect(known)? {
             Some(stream) => Ok((known, stream)),
-            None => Err(
-                Failure::new("its daemon does not run; what was written is safe on this disk")
-                    .hint(format_args!("mount it again: {}", mount_command(known))),
-            ),
+            None => Err(Failure::new("its daemon does not run; what was written is safe on this disk")
+                .hint(format_args!("mount it again: {}", mount_command(known)))),
         }
     }
 }
@@ -109,10 +101,8 @@ pub fn connect(known: &Known) -> Result<Option<UnixStream>, Failure> {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             match known.holder() {
                 None => Ok(None),
-                Some(pid) => Err(
-                    Failure::new(format_args!("process {pid} is just starting it, or just ending"))
-                        .hint("repeat the command in a moment"),
-                ),
+                Some(pid) => Err(Failure::new(format_args!("process {pid} is just starting it, or just ending"))
+                    .hint("repeat the command in a moment")),
             }
         }
         Err(error) => Err(Failure::new(format_args!("its daemon cannot be reached: {error}"))),
@@ -129,24 +119,16 @@ pub fn status_of(stream: UnixStream) -> Result<Status, Failure> {
         Next::Event(Event::Status(status)) => Ok(*status),
         Next::Event(Event::Failed(failure)) => Err(failure.into()),
         Next::Event(_) => Err(crate::control::client::ClientError::NotUnderstood.into()),
-        Next::Nothing => Err(Failure::new(format_args!(
-            "the mount's daemon did not answer within {} s",
-            STATUS_PATIENCE.as_secs()
-        ))),
+        Next::Nothing => {
+            Err(Failure::new(format_args!("the mount's daemon did not answer within {} s", STATUS_PATIENCE.as_secs())))
+        }
     }
 }
 
 /// Files and bytes that the server does not have yet; removals count as files.
 pub fn owed(status: &Status) -> (u64, u64) {
     let counts = &status.counts;
-    let open = [
-        counts.dirty,
-        counts.hashing,
-        counts.queued,
-        counts.uploading,
-        counts.failed,
-        counts.removals,
-    ];
+    let open = [counts.dirty, counts.hashing, counts.queued, counts.uploading, counts.failed, counts.removals];
     let sum = |field: fn(&crate::control::Tally) -> u64| open.iter().map(field).sum();
     (sum(|tally| tally.files), sum(|tally| tally.bytes))
 }
@@ -154,12 +136,8 @@ pub fn owed(status: &Status) -> (u64, u64) {
 /// The command that mounts it again.
 pub fn mount_command(known: &Known) -> String {
     let identity = &known.meta.identity;
-    let mut command = format!(
-        "oxenfs mount {} {} --server {}",
-        identity.repo,
-        quoted(&identity.mountpoint),
-        identity.server
-    );
+    let mut command =
+        format!("oxenfs mount {} {} --server {}", identity.repo, quoted(&identity.mountpoint), identity.server);
     let mut option = |name, value: &str| command += &format!(" {name} {}", quoted(printable(value).as_ref()));
     if identity.branch != "main" {
         option("--branch", &identity.branch);

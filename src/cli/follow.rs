@@ -49,12 +49,7 @@ impl std::fmt::Display for GaveUp {
         let content = self.left.bytes_total.saturating_sub(self.left.bytes_done);
         match files {
             0 => Ok(()),
-            _ => write!(
-                f,
-                " with {} ({}) not on the server yet",
-                count(files, "file"),
-                bytes(content)
-            ),
+            _ => write!(f, " with {} ({}) not on the server yet", count(files, "file"), bytes(content)),
         }
     }
 }

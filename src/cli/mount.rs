@@ -31,11 +31,7 @@ pub fn mount(args: MountArgs, state_dir: Option<PathBuf>, environment: &Environm
 
 /// `mount.oxenfs`, as `mount(8)` calls it.
 pub fn helper(args: HelperArgs, environment: &Environment) -> Result<u8, Failure> {
-    let mut input = MountInput {
-        repo: args.repo,
-        mountpoint: args.mountpoint,
-        ..MountInput::default()
-    };
+    let mut input = MountInput { repo: args.repo, mountpoint: args.mountpoint, ..MountInput::default() };
     let what = format!("cannot mount {}", without_credentials(&input.repo));
     for list in &args.options {
         input.apply_options(list, args.sloppy).doing(|| &what)?;
@@ -68,11 +64,7 @@ fn start(input: MountInput, environment: &Environment, fake: bool) -> Result<u8,
     announce(&state, environment);
     let said = format!("mounted {} at {}", settings.repo, quoted(&settings.mountpoint));
     if settings.foreground {
-        seams::run(
-            &settings,
-            state,
-            &Notifier::foreground(move |ready| welcome(&ready, &said)),
-        )?;
+        seams::run(&settings, state, &Notifier::foreground(move |ready| welcome(&ready, &said)))?;
         return Ok(0);
     }
     let log = state.log_path();
@@ -86,10 +78,7 @@ fn start(input: MountInput, environment: &Environment, fake: bool) -> Result<u8,
 /// The daemon's whole life; its failures reach the command while that waits, and the log afterwards.
 fn serve(settings: MountSettings, mut state: StateDir, notifier: &Notifier) -> u8 {
     let what = format!("cannot mount {}", settings.repo);
-    let served = state
-        .claim()
-        .map_err(Failure::from)
-        .and_then(|()| seams::run(&settings, state, notifier));
+    let served = state.claim().map_err(Failure::from).and_then(|()| seams::run(&settings, state, notifier));
     let Err(failure) = served else { return 0 };
     let exit = failure.exit;
     if notifier.is_waited_for() {
@@ -123,16 +112,10 @@ fn welcome(ready: &Ready, said: &str) {
         warn(printable(warning));
     }
     let made = if ready.created { ", a new repository" } else { "" };
-    note(format_args!(
-        "{said} (server {}{made})",
-        printable(&ready.server_version)
-    ));
+    note(format_args!("{said} (server {}{made})", printable(&ready.server_version)));
     if ready.resumed_files > 0 {
         let files = count(ready.resumed_files, "change");
-        note(format_args!(
-            "{files} ({}) of an earlier mount are being sent",
-            bytes(ready.resumed_bytes)
-        ));
+        note(format_args!("{files} ({}) of an earlier mount are being sent", bytes(ready.resumed_bytes)));
     }
 }
 
@@ -147,10 +130,7 @@ fn open_state(root: &Path, identity: &Identity) -> Result<StateDir, Failure> {
     let StateError::Locked { path, .. } = &locked else {
         return Err(locked.into());
     };
-    let Ok(status) = state_dir::connect_control(path)
-        .map_err(Failure::new)
-        .and_then(status_of)
-    else {
+    let Ok(status) = state_dir::connect_control(path).map_err(Failure::new).and_then(status_of) else {
         return Err(locked.into());
     };
     if status.phase != "draining" {
@@ -172,18 +152,11 @@ fn announce(state: &StateDir, environment: &Environment) {
     let Ok(default_root) = environment.state_root() else {
         return;
     };
-    if state
-        .path()
-        .parent()
-        .is_some_and(|root| root == state_dir::resolve_existing(&default_root))
-    {
+    if state.path().parent().is_some_and(|root| root == state_dir::resolve_existing(&default_root)) {
         return;
     }
     if let Err(error) = state.announce(&default_root) {
         let root = state.path().parent().unwrap_or(state.path());
-        warn(format_args!(
-            "other commands need --state-dir {}: {error}",
-            quoted(root)
-        ));
+        warn(format_args!("other commands need --state-dir {}: {error}", quoted(root)));
     }
 }

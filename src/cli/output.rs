@@ -38,11 +38,7 @@ pub fn warn(text: impl std::fmt::Display) {
 pub fn printable(text: &str) -> Cow<'_, str> {
     if text.chars().any(char::is_control) {
         let escape = |c: char| {
-            if c.is_control() {
-                c.escape_default().to_string()
-            } else {
-                c.to_string()
-            }
+            if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
         };
         Cow::Owned(text.chars().map(escape).collect())
     } else {

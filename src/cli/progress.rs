@@ -33,13 +33,7 @@ impl Meter {
             bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
         let now = Instant::now();
-        Self {
-            bar,
-            began: now,
-            last_line: now,
-            last: Progress::default(),
-            samples: VecDeque::new(),
-        }
+        Self { bar, began: now, last_line: now, last: Progress::default(), samples: VecDeque::new() }
     }
 
     /// The last that was heard.
@@ -155,10 +149,7 @@ mod tests {
             line(&progress, (400.0, 85e6)),
             "3,200 of 12,000 files, 310.0 MiB of 1.2 GiB, 81.1 MiB/s, 22 s left, 2 failed"
         );
-        assert_eq!(
-            line(&progress, (0.0, 0.0)),
-            "3,200 of 12,000 files, 310.0 MiB of 1.2 GiB, 2 failed"
-        );
+        assert_eq!(line(&progress, (0.0, 0.0)), "3,200 of 12,000 files, 310.0 MiB of 1.2 GiB, 2 failed");
         assert_eq!(
             summary(&progress, Duration::from_millis(2500)),
             "3,200 files, 310.0 MiB staged in 2.5 s (124.0 MiB/s)"

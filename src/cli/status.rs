@@ -33,10 +33,7 @@ pub fn status(args: StatusArgs, finder: &Finder) -> Result<u8, Failure> {
     loop {
         let mut seen = Vec::new();
         for known in &chosen {
-            seen.push((
-                *known,
-                look(known).doing(|| format!("cannot show {}", quoted(&known.path)))?,
-            ));
+            seen.push((*known, look(known).doing(|| format!("cannot show {}", quoted(&known.path)))?));
         }
         if args.dir.is_none() || chosen.len() > 1 {
             // Of what is neither mounted nor owed there is nothing to tell.
@@ -84,11 +81,7 @@ fn look(known: &Known) -> Result<Status, Failure> {
     match daemon {
         Ok(Some(status)) => return Ok(status),
         Ok(None) => {}
-        Err(failure) => warn(format_args!(
-            "{}: {}",
-            quoted(&known.meta.identity.mountpoint),
-            failure.cause
-        )),
+        Err(failure) => warn(format_args!("{}: {}", quoted(&known.meta.identity.mountpoint), failure.cause)),
     }
     let identity = &known.meta.identity;
     let recorded = seams::offline_status(&known.path)?;
@@ -125,23 +118,9 @@ fn table(known: &Known, status: &Status) -> String {
             phase => format!("{} (process {})", printable(phase), status.pid),
         },
     );
-    row(
-        "branch",
-        format!(
-            "{}, workspace {}",
-            printable(&status.branch),
-            printable(&status.workspace)
-        ),
-    );
+    row("branch", format!("{}, workspace {}", printable(&status.branch), printable(&status.workspace)));
     if !status.server_version.is_empty() {
-        row(
-            "server",
-            format!(
-                "{}, protocol {}",
-                printable(&status.server_version),
-                printable(&status.dialect)
-            ),
-        );
+        row("server", format!("{}, protocol {}", printable(&status.server_version), printable(&status.dialect)));
     }
     if let Some(why) = &status.stalled {
         row("stalled", printable(why).into_owned());
@@ -179,22 +158,10 @@ fn table(known: &Known, status: &Status) -> String {
     if !status.errors.is_empty() {
         let _ = writeln!(text, "  errors");
         for error in &status.errors {
-            let tried = if error.attempts == 1 {
-                "tried once".into()
-            } else {
-                format!("tried {} times", error.attempts)
-            };
-            let next = if error.parked {
-                "waits for you"
-            } else {
-                "is tried again"
-            };
-            let _ = writeln!(
-                text,
-                "    {}: {} ({tried}, {next})",
-                printable(&error.path),
-                printable(&error.error)
-            );
+            let tried =
+                if error.attempts == 1 { "tried once".into() } else { format!("tried {} times", error.attempts) };
+            let next = if error.parked { "waits for you" } else { "is tried again" };
+            let _ = writeln!(text, "    {}: {} ({tried}, {next})", printable(&error.path), printable(&error.error));
         }
     }
     if !status.local.is_empty() {

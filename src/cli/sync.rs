@@ -43,9 +43,7 @@ fn inside(path: &Path, root: &Path) -> Result<String, Failure> {
     let below = path.strip_prefix(root).map_err(Failure::new)?;
     match below.to_str() {
         Some(text) => Ok(text.to_owned()),
-        None => Err(Failure::new(
-            "its name is not UTF-8, which is all that Oxen can store: it stays on this disk",
-        )),
+        None => Err(Failure::new("its name is not UTF-8, which is all that Oxen can store: it stays on this disk")),
     }
 }
 
@@ -83,12 +81,7 @@ pub fn commit_at(
     environment: &Environment,
 ) -> Result<(), Failure> {
     let (author, email) = who(author, environment)?;
-    let request = Request::Commit {
-        branch,
-        message,
-        author,
-        email,
-    };
+    let request = Request::Commit { branch, message, author, email };
     let dir = quoted(&known.meta.identity.mountpoint);
     match follow(stream, &request, None)? {
         End::Committed(Some(id)) => data(&id),
@@ -100,9 +93,7 @@ pub fn commit_at(
         End::GaveUp(why) => Err(Failure::owed(format_args!(
             "{why}; nothing was lost, staging goes on in the background, and the commit may or may not have been made"
         ))
-        .hint(format_args!(
-            "oxenfs status {dir} shows whether anything is left to commit"
-        ))),
+        .hint(format_args!("oxenfs status {dir} shows whether anything is left to commit"))),
     }
 }
 

@@ -58,20 +58,14 @@ fn one(
     }
     match follow(connected(known)?, &Request::Unmount, args.timeout)? {
         End::Done | End::Committed(_) => {
-            note(format_args!(
-                "unmounted {}; everything is on the server",
-                quoted(&args.dir)
-            ));
+            note(format_args!("unmounted {}; everything is on the server", quoted(&args.dir)));
             Ok(0)
         }
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(Failure::owed(format_args!(
             "{why}; the rest is safe on this disk, and staging goes on in the background"
         ))
-        .hint(format_args!(
-            "wait for it again with: oxenfs unmount {}",
-            quoted(&args.dir)
-        ))),
+        .hint(format_args!("wait for it again with: oxenfs unmount {}", quoted(&args.dir)))),
     }
 }
 
@@ -114,10 +108,7 @@ fn without_daemon(args: &UnmountArgs, dir: &Path, stopped: &[&Known], finder: &F
         }
         Some(_) if preflight::is_stale(dir) => {
             preflight::unmount(dir, How::Lazily)?;
-            note(format_args!(
-                "removed the broken mount at {}; its daemon had ended",
-                quoted(dir)
-            ));
+            note(format_args!("removed the broken mount at {}; its daemon had ended", quoted(dir)));
         }
         Some(_) => {
             let cause = format!("no state directory in {} belongs to it", quoted(finder.root()));
@@ -145,10 +136,7 @@ fn without_daemon(args: &UnmountArgs, dir: &Path, stopped: &[&Known], finder: &F
             .hint("mount it again, then: oxenfs commit DIR -m TEXT"));
     }
     if mount.is_none() {
-        note(format_args!(
-            "{} is not mounted; everything is on the server",
-            quoted(dir)
-        ));
+        note(format_args!("{} is not mounted; everything is on the server", quoted(dir)));
     }
     Ok(0)
 }

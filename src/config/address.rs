@@ -139,15 +139,10 @@ impl FromStr for RepoId {
     /// `NAMESPACE/NAME`.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         match text.split_once('/') {
-            Some((namespace, name)) if is_segment(namespace) && is_segment(name) => Ok(Self {
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
-            }),
-            _ => Err(ConfigError::Invalid {
-                what: "REPO",
-                value: text.to_owned(),
-                expected: REPO_FORM,
-            }),
+            Some((namespace, name)) if is_segment(namespace) && is_segment(name) => {
+                Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+            }
+            _ => Err(ConfigError::Invalid { what: "REPO", value: text.to_owned(), expected: REPO_FORM }),
         }
     }
 }
@@ -177,9 +172,7 @@ pub fn resolve(
             expected: REPO_FORM,
         })?;
         if let Some(named) = named.filter(|named| *named != in_url) {
-            return Err(ConfigError::Conflict(format!(
-                "REPO is on {in_url}, but --server says {named}"
-            )));
+            return Err(ConfigError::Conflict(format!("REPO is on {in_url}, but --server says {named}")));
         }
         return Ok((in_url, id));
     }

@@ -46,9 +46,7 @@ pub struct Author {
 impl OxenConfig {
     /// Where `environment` says it is.
     pub fn new(environment: &Environment) -> Self {
-        Self {
-            dir: environment.oxen_dir(),
-        }
+        Self { dir: environment.oxen_dir() }
     }
 
     /// The server that the Oxen CLI uses when none is named.
@@ -67,10 +65,7 @@ impl OxenConfig {
     pub fn author(&self) -> Result<Author, ConfigError> {
         let file: UserFile = self.read("user_config.toml")?;
         let said = |text: Option<String>| text.filter(|text| !text.trim().is_empty());
-        Ok(Author {
-            name: said(file.name),
-            email: said(file.email),
-        })
+        Ok(Author { name: said(file.name), email: said(file.email) })
     }
 
     /// The token that the Oxen CLI stored for `server`.
@@ -91,10 +86,7 @@ impl OxenConfig {
             ServerUrl::parse("host", &with_scheme).is_ok_and(|stored| stored == *server)
         });
         let token = entry.and_then(|entry| entry.auth_token);
-        Ok(token
-            .map(|token| token.trim().to_owned())
-            .filter(|token| !token.is_empty())
-            .map(Secret::new))
+        Ok(token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty()).map(Secret::new))
     }
 
     /// A file of the directory; the default value when it is not there.
@@ -110,9 +102,7 @@ impl OxenConfig {
         };
         toml::from_str(&text).map_err(|error| ConfigError::Malformed {
             path,
-            line: error
-                .span()
-                .and_then(|span| Some(text.get(..span.start)?.matches('\n').count() + 1)),
+            line: error.span().and_then(|span| Some(text.get(..span.start)?.matches('\n').count() + 1)),
         })
     }
 }
@@ -128,11 +118,7 @@ pub struct CredentialSource {
 impl CredentialSource {
     /// `OXEN_API_KEY`, else what the Oxen CLI stored for `server`.
     pub fn new(environment: &Environment, server: &ServerUrl) -> Self {
-        Self {
-            api_key: environment.api_key.clone(),
-            oxen: OxenConfig::new(environment),
-            server: server.clone(),
-        }
+        Self { api_key: environment.api_key.clone(), oxen: OxenConfig::new(environment), server: server.clone() }
     }
 
     /// The token as it is now: a stored one is read again at every call, so that a renewed token is found without a

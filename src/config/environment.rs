@@ -31,11 +31,7 @@ pub struct Environment {
 impl Environment {
     /// This process's.
     pub fn of_process() -> Self {
-        let text = |key| {
-            std::env::var(key)
-                .ok()
-                .filter(|value: &String| !value.trim().is_empty())
-        };
+        let text = |key| std::env::var(key).ok().filter(|value: &String| !value.trim().is_empty());
         let path = |key| {
             let value: Option<OsString> = std::env::var_os(key);
             value.map(PathBuf::from).filter(|path| path.is_absolute())
@@ -47,9 +43,7 @@ impl Environment {
         Self {
             server: text("OXEN_SERVER"),
             api_key: text("OXEN_API_KEY").map(|token| Secret::new(token.trim())),
-            oxen_config_dir: std::env::var_os("OXEN_CONFIG_DIR")
-                .filter(|dir| !dir.is_empty())
-                .map(PathBuf::from),
+            oxen_config_dir: std::env::var_os("OXEN_CONFIG_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from),
             state_home: path("XDG_STATE_HOME"),
             home: path("HOME").or(pw_home),
             uid,
@@ -89,15 +83,7 @@ fn passwd(uid: u32) -> Option<(String, PathBuf)> {
     let mut entry = std::mem::MaybeUninit::<libc::passwd>::zeroed();
     let mut found = std::ptr::null_mut();
     // SAFETY: all pointers are to live values of the right type, and the length is the buffer's.
-    let code = unsafe {
-        libc::getpwuid_r(
-            uid,
-            entry.as_mut_ptr(),
-            buffer.as_mut_ptr(),
-            buffer.len(),
-            &raw mut found,
-        )
-    };
+    let code = unsafe { libc::getpwuid_r(uid, entry.as_mut_ptr(), buffer.as_mut_ptr(), buffer.len(), &raw mut found) };
     if code != 0 || found.is_null() {
         return None;
     }

@@ -93,22 +93,10 @@ fn a_whole_url_names_server_and_repository() {
     settings(input("http://127.0.0.1:3000/ox/cats/", Some("127.0.0.1:3000"))).unwrap();
     let other = settings(input("http://127.0.0.1:3000/ox/cats", Some("127.0.0.1:3001")));
     assert!(matches!(other, Err(ConfigError::Conflict(_))), "{other:?}");
-    for bad in [
-        "cats",
-        "ox/",
-        "/cats",
-        "ox/cats/x",
-        "http://h/ox",
-        "http://h/ox/cats/x",
-        "ox/..",
-        "ox/c ats",
-        "ox/%2e",
-    ] {
+    for bad in ["cats", "ox/", "/cats", "ox/cats/x", "http://h/ox", "http://h/ox/cats/x", "ox/..", "ox/c ats", "ox/%2e"]
+    {
         let refused = settings(input(bad, Some("h")));
-        assert!(
-            matches!(refused, Err(ConfigError::Invalid { what: "REPO", .. })),
-            "{bad}"
-        );
+        assert!(matches!(refused, Err(ConfigError::Invalid { what: "REPO", .. })), "{bad}");
     }
 }
 
@@ -120,18 +108,12 @@ fn the_server_is_looked_for_in_order() {
         MountSettings::new(input("ox/cats", named), environment).map(|settings| settings.server.to_string())
     };
     assert!(matches!(found(&environment, None), Err(ConfigError::NoServer)));
-    std::fs::write(
-        temp.path().join("auth_config.toml"),
-        "default_host = \"hub.oxen.ai\"\nhost_configs = []\n",
-    )
-    .unwrap();
+    std::fs::write(temp.path().join("auth_config.toml"), "default_host = \"hub.oxen.ai\"\nhost_configs = []\n")
+        .unwrap();
     assert_eq!(found(&environment, None).unwrap(), "https://hub.oxen.ai");
     environment.server = Some("http://gpu-7:3000".into());
     assert_eq!(found(&environment, None).unwrap(), "http://gpu-7:3000");
-    assert_eq!(
-        found(&environment, Some("localhost:3001")).unwrap(),
-        "http://localhost:3001"
-    );
+    assert_eq!(found(&environment, Some("localhost:3001")).unwrap(), "http://localhost:3001");
 }
 
 #[test]
@@ -196,11 +178,7 @@ fn the_author_comes_from_the_oxen_configuration() {
     let temp = tempfile::tempdir().unwrap();
     let config = OxenConfig::new(&environment(temp.path()));
     assert_eq!(config.author().unwrap(), Author::default());
-    std::fs::write(
-        temp.path().join("user_config.toml"),
-        "name = \"Ann\"\nemail = \"\"\nother = 1\n",
-    )
-    .unwrap();
+    std::fs::write(temp.path().join("user_config.toml"), "name = \"Ann\"\nemail = \"\"\nother = 1\n").unwrap();
     let author = config.author().unwrap();
     assert_eq!((author.name.as_deref(), author.email), (Some("Ann"), None));
 }
@@ -215,14 +193,8 @@ fn mount_options_mean_what_the_long_options_mean() {
     assert!(settings.read_only && settings.access.allow_other && settings.access.noexec);
     assert_eq!(settings.server.to_string(), "https://h:1");
     assert_eq!(settings.branch, "dev");
-    assert_eq!(
-        (settings.spool_limit_bytes, settings.cache_limit_bytes),
-        (10 << 30, 1 << 20)
-    );
-    assert_eq!(
-        (settings.access.uid, settings.access.gid, settings.access.umask),
-        (7, 1000, 0o077)
-    );
+    assert_eq!((settings.spool_limit_bytes, settings.cache_limit_bytes), (10 << 30, 1 << 20));
+    assert_eq!((settings.access.uid, settings.access.gid, settings.access.umask), (7, 1000, 0o077));
     assert_eq!(settings.state_root, Path::new("/var/oxen"));
     assert_eq!(settings.settle, Duration::from_millis(250));
     assert_eq!(settings.fsync, FsyncPolicy::Staged);
@@ -284,10 +256,7 @@ fn values_that_cannot_be_used_are_named() {
 
 #[test]
 fn storage_names_a_bucket_and_what_its_keys_begin_with() {
-    let s3 = |bucket: &str, prefix: &str| Storage::S3 {
-        bucket: bucket.into(),
-        prefix: prefix.into(),
-    };
+    let s3 = |bucket: &str, prefix: &str| Storage::S3 { bucket: bucket.into(), prefix: prefix.into() };
     assert_eq!("local".parse::<Storage>().unwrap(), Storage::Local);
     assert_eq!("s3:b/p/q".parse::<Storage>().unwrap(), s3("b", "p/q"));
     assert_eq!("s3:b".parse::<Storage>().unwrap(), s3("b", ""));
@@ -309,10 +278,7 @@ fn the_default_workspace_is_the_same_for_the_same_and_differs_for_others() {
 #[test]
 fn state_is_kept_in_the_users_own_place() {
     let mut environment = nowhere();
-    assert_eq!(
-        environment.state_root().unwrap(),
-        Path::new("/home/ann/.local/state/oxenfs")
-    );
+    assert_eq!(environment.state_root().unwrap(), Path::new("/home/ann/.local/state/oxenfs"));
     environment.home = None;
     assert!(matches!(environment.state_root(), Err(ConfigError::NoHome)));
     environment.uid = 0;

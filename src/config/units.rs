@@ -6,9 +6,7 @@ use std::time::Duration;
 /// powers of 1024; `KB`, `MB`, ... are powers of 1000. Case does not matter. `None` for anything else.
 pub fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit = unit.trim_start().to_ascii_lowercase();
     let (letter, base) = match unit.strip_suffix("ib") {
@@ -41,9 +39,7 @@ pub fn parse_bytes(text: &str) -> Option<u64> {
 /// else.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let text = text.trim();
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let factor = match unit.trim_start() {
         "" | "s" => 1.0,

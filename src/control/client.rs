@@ -51,10 +51,7 @@ impl Client {
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ClientError::HungUp,
             _ => ClientError::Io(error),
         })?;
-        Ok(Self {
-            stream,
-            partial: Vec::new(),
-        })
+        Ok(Self { stream, partial: Vec::new() })
     }
 
     /// The next event, if it comes within `patience`.
@@ -109,14 +106,9 @@ mod tests {
         let (mut client, mut daemon) = pair(&Request::Unmount);
         daemon.write_all(b"{\"event\":\"do").unwrap();
         assert!(matches!(client.next(Duration::from_millis(5)), Ok(Next::Nothing)));
-        daemon
-            .write_all(b"ne\"}\n{\"event\":\"committed\",\"id\":null}\n{")
-            .unwrap();
+        daemon.write_all(b"ne\"}\n{\"event\":\"committed\",\"id\":null}\n{").unwrap();
         assert!(matches!(client.next(LONG), Ok(Next::Event(Event::Done))));
-        assert!(matches!(
-            client.next(LONG),
-            Ok(Next::Event(Event::Committed { id: None }))
-        ));
+        assert!(matches!(client.next(LONG), Ok(Next::Event(Event::Committed { id: None }))));
         drop(daemon);
         assert!(matches!(client.next(LONG), Err(ClientError::HungUp)));
     }

@@ -95,17 +95,11 @@ enum Listener {
 impl Notifier {
     /// For a mount in the foreground: `on_ready` is called when it answers. A failure is `run`'s to return.
     pub fn foreground(on_ready: impl FnOnce(Ready) + Send + 'static) -> Self {
-        Self {
-            listener: Arc::new(Mutex::new(Some(Listener::Here(Box::new(on_ready))))),
-            background: false,
-        }
+        Self { listener: Arc::new(Mutex::new(Some(Listener::Here(Box::new(on_ready))))), background: false }
     }
 
     fn background(pipe: OwnedFd) -> Self {
-        Self {
-            listener: Arc::new(Mutex::new(Some(Listener::Command(pipe)))),
-            background: true,
-        }
+        Self { listener: Arc::new(Mutex::new(Some(Listener::Command(pipe)))), background: true }
     }
 
     /// Says that the mount answers. From here on the daemon outlives the command.
@@ -182,9 +176,7 @@ impl Notifier {
 impl fmt::Debug for Notifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let background = self.background;
-        f.debug_struct("Notifier")
-            .field("background", &background)
-            .finish_non_exhaustive()
+        f.debug_struct("Notifier").field("background", &background).finish_non_exhaustive()
     }
 }
 
@@ -266,9 +258,7 @@ fn close_inherited() -> io::Result<()> {
 fn await_word(pipe: OwnedFd, child: i32, log: &Path, log_start: u64) -> io::Result<Outcome> {
     let mut line = Vec::new();
     // A message is a few hundred bytes; a child gone mad must not fill the command's memory.
-    BufReader::new(File::from(pipe))
-        .take(1 << 20)
-        .read_until(b'\n', &mut line)?;
+    BufReader::new(File::from(pipe)).take(1 << 20).read_until(b'\n', &mut line)?;
     match serde_json::from_slice(&line) {
         Ok(Message::Ready(ready)) => Ok(Outcome::Ready(ready)),
         Ok(Message::Failed(report)) => Ok(Outcome::Failed(report)),
@@ -315,12 +305,7 @@ mod tests {
     fn a_message_arrives_as_it_was_sent() {
         let (from_child, to_parent) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let notifier = Notifier::background(to_parent);
-        let report = Report {
-            what: "cannot mount ox/cats".into(),
-            cause: "a\nb".into(),
-            hint: None,
-            exit: 1,
-        };
+        let report = Report { what: "cannot mount ox/cats".into(), cause: "a\nb".into(), hint: None, exit: 1 };
         notifier.failed(report.clone()).unwrap();
         assert!(!notifier.is_waited_for());
         notifier.failed(report.clone()).unwrap();

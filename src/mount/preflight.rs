@@ -138,11 +138,7 @@ pub fn check(settings: &MountSettings) -> Result<Checked, PreflightError> {
     if settings.server.is_exposed() && settings.credentials.read().is_some() {
         warnings.push(Warning::TokenExposed(settings.server.to_string()));
     }
-    Ok(Checked {
-        mountpoint,
-        state_root,
-        warnings,
-    })
+    Ok(Checked { mountpoint, state_root, warnings })
 }
 
 /// `path` without symbolic links, also when a mount there is broken: its own name is then taken as it is.
@@ -156,11 +152,7 @@ pub fn resolve(path: &Path) -> io::Result<PathBuf> {
     };
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) if error.kind() != io::ErrorKind::NotFound => {
-            let parent = if parent.as_os_str().is_empty() {
-                Path::new(".")
-            } else {
-                parent
-            };
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
             Ok(parent.canonicalize()?.join(name))
         }
         _ => Err(error),
@@ -182,23 +174,15 @@ fn check_mountpoint(path: &Path, warnings: &mut Vec<Warning>) -> Result<PathBuf,
         match (mount.is_ours(), stale) {
             (true, false) => return Err(PreflightError::AlreadyMounted(mountpoint)),
             (true, true) => {
-                unmount(&mountpoint, How::Lazily).map_err(|source| PreflightError::Stale {
-                    path: mountpoint.clone(),
-                    source,
-                })?;
+                unmount(&mountpoint, How::Lazily)
+                    .map_err(|source| PreflightError::Stale { path: mountpoint.clone(), source })?;
                 warnings.push(Warning::RemovedStale(mountpoint.clone()));
             }
             (false, true) => {
-                return Err(PreflightError::ForeignStale {
-                    path: mountpoint,
-                    fs_type: mount.fs_type,
-                });
+                return Err(PreflightError::ForeignStale { path: mountpoint, fs_type: mount.fs_type });
             }
             (false, false) => {
-                return Err(PreflightError::ForeignMount {
-                    path: mountpoint,
-                    fs_type: mount.fs_type,
-                });
+                return Err(PreflightError::ForeignMount { path: mountpoint, fs_type: mount.fs_type });
             }
         }
     }
@@ -272,19 +256,10 @@ mod tests {
     fn a_mount_point_is_an_empty_directory_that_nothing_is_mounted_on() {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path().canonicalize().unwrap();
-        assert!(matches!(
-            checked(&root.join("no/such")),
-            Err(PreflightError::Missing(_))
-        ));
-        assert!(matches!(
-            checked(Path::new("/proc")),
-            Err(PreflightError::ForeignMount { .. })
-        ));
+        assert!(matches!(checked(&root.join("no/such")), Err(PreflightError::Missing(_))));
+        assert!(matches!(checked(Path::new("/proc")), Err(PreflightError::ForeignMount { .. })));
         std::fs::write(root.join("file"), "").unwrap();
-        assert!(matches!(
-            checked(&root.join("file")),
-            Err(PreflightError::NotADirectory(_))
-        ));
+        assert!(matches!(checked(&root.join("file")), Err(PreflightError::NotADirectory(_))));
         assert!(matches!(checked(&root), Err(PreflightError::NotEmpty(_))));
         std::fs::create_dir(root.join("dir")).unwrap();
         std::os::unix::fs::symlink("dir", root.join("link")).unwrap();

@@ -171,11 +171,7 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Stat
 pub fn prepare_root(root: &Path, mountpoint: &Path) -> Result<(PathBuf, Vec<Warning>), StateError> {
     // Before anything is made: a root inside the mount point would make that non-empty.
     refuse_nested(&resolve_existing(root), mountpoint)?;
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(root)
-        .map_err(io_error("create", root))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(io_error("create", root))?;
     let root = root.canonicalize().map_err(io_error("resolve", root))?;
     refuse_nested(&root, mountpoint)?;
     check_owner(&root)?;
@@ -222,11 +218,7 @@ fn check_owner(path: &Path) -> Result<(), StateError> {
     let owner = std::fs::symlink_metadata(path).map_err(io_error("read", path))?.uid();
     let us = rustix::process::geteuid().as_raw();
     if owner != us {
-        return Err(StateError::NotOurs {
-            path: path.to_owned(),
-            owner,
-            us,
-        });
+        return Err(StateError::NotOurs { path: path.to_owned(), owner, us });
     }
     Ok(())
 }
@@ -249,10 +241,7 @@ fn check_filesystem(root: &Path) -> Result<Vec<Warning>, StateError> {
     }
     let free_bytes = facts.f_bavail.saturating_mul(facts.f_bsize as u64);
     if free_bytes < LITTLE_SPACE_BYTES {
-        warnings.push(Warning::LittleSpace {
-            path: root.to_owned(),
-            free_bytes,
-        });
+        warnings.push(Warning::LittleSpace { path: root.to_owned(), free_bytes });
     }
     Ok(warnings)
 }
@@ -274,13 +263,7 @@ impl Identity {
         let slug: String = self
             .repo
             .chars()
-            .map(|c| {
-                if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') {
-                    c
-                } else {
-                    '-'
-                }
-            })
+            .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') { c } else { '-' })
             .take(60)
             .collect();
         format!("{slug}-{}", &hash[..12])
@@ -323,16 +306,8 @@ impl StateDir {
         rustix::fs::fchmod(&dir, Mode::RWXU).map_err(|errno| io_error("close to others", &path)(errno.into()))?;
         let lock = lock(&path)?;
         write_readme(&path)?;
-        let mut state = Self {
-            path,
-            dir,
-            lock,
-            meta: Meta {
-                identity: identity.clone(),
-                pid: 0,
-                version: String::new(),
-            },
-        };
+        let mut state =
+            Self { path, dir, lock, meta: Meta { identity: identity.clone(), pid: 0, version: String::new() } };
         state.claim()?;
         Ok(state)
     }
@@ -352,10 +327,8 @@ impl StateDir {
             .and_then(|()| writeln!(self.lock, "{}", self.meta.pid));
         written.map_err(io_error("write", &lock_path))?;
         let path = self.path.join(META);
-        let text = serde_json::to_vec_pretty(&self.meta).map_err(|error| StateError::Damaged {
-            path: path.clone(),
-            reason: error.to_string(),
-        })?;
+        let text = serde_json::to_vec_pretty(&self.meta)
+            .map_err(|error| StateError::Damaged { path: path.clone(), reason: error.to_string() })?;
         replace(&path, &text).map_err(io_error("write", &path))
     }
 
@@ -384,12 +357,7 @@ impl StateDir {
             let old = self.path.join("log.1");
             std::fs::rename(&path, &old).map_err(io_error("set aside", &path))?;
         }
-        OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(io_error("open", &path))
+        OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(io_error("open", &path))
     }
 
     /// Listens on the control socket. What lies at its place is from a daemon that is gone: we hold the lock.
@@ -428,12 +396,7 @@ impl StateDir {
 /// Writes a file so that a crash leaves the old or the new one.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all(content)?;
     file.sync_all()?;
     std::fs::rename(&new, path)?;
@@ -463,11 +426,7 @@ fn lock(dir: &Path) -> Result<File, StateError> {
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mountpoint = read_meta(dir).map(|meta| meta.identity.mountpoint).unwrap_or_default();
-                return Err(StateError::Locked {
-                    path: dir.to_owned(),
-                    pid: holder_of(&file),
-                    mountpoint,
-                });
+                return Err(StateError::Locked { path: dir.to_owned(), pid: holder_of(&file), mountpoint });
             }
             Err(errno) => return Err(io_error("lock", &path)(errno.into())),
         }
@@ -485,10 +444,7 @@ fn holder_of(lock: &File) -> u32 {
 fn read_meta(dir: &Path) -> Result<Meta, StateError> {
     let path = dir.join(META);
     let text = std::fs::read(&path).map_err(io_error("read", &path))?;
-    serde_json::from_slice(&text).map_err(|error| StateError::Damaged {
-        path,
-        reason: error.to_string(),
-    })
+    serde_json::from_slice(&text).map_err(|error| StateError::Damaged { path, reason: error.to_string() })
 }
 
 /// The control socket's address, short however long the directory's path is: a socket address has 107 bytes.

@@ -42,10 +42,7 @@ impl Daemon {
         let listener = state.bind_control().unwrap();
         let (seen, requests) = channel();
         std::thread::spawn(move || serve(&listener, script, |request| drop(seen.send(request))));
-        Self {
-            _state: state,
-            requests,
-        }
+        Self { _state: state, requests }
     }
 }
 

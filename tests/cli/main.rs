@@ -26,9 +26,7 @@ struct Said {
 
 impl User {
     fn new() -> Self {
-        Self {
-            home: tempfile::tempdir().unwrap(),
-        }
+        Self { home: tempfile::tempdir().unwrap() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -132,11 +130,7 @@ fn wrong_settings_are_named_with_exit_code_2() {
     ];
     for (arguments, expected) in cases {
         let said = user.run(arguments);
-        assert_eq!(
-            (said.exit, said.err.as_str(), said.out.as_str()),
-            (2, &*expected, ""),
-            "{arguments:?}"
-        );
+        assert_eq!((said.exit, said.err.as_str(), said.out.as_str()), (2, &*expected, ""), "{arguments:?}");
     }
 }
 
@@ -159,16 +153,7 @@ fn what_clap_refuses_exits_with_2_and_help_with_0() {
     }
     let help = user.run(["--help"]);
     assert_eq!((help.exit, help.err.as_str()), (0, ""));
-    for command in [
-        "mount",
-        "unmount",
-        "status",
-        "sync",
-        "commit",
-        "repo",
-        "dev-server",
-        "completions",
-    ] {
+    for command in ["mount", "unmount", "status", "sync", "commit", "repo", "dev-server", "completions"] {
         assert!(help.out.contains(command), "{command}");
     }
     let version = user.run(["--version"]);
@@ -199,10 +184,7 @@ fn a_directory_that_cannot_be_mounted_on_is_named_before_anything_happens() {
         ),
         (
             missing.clone(),
-            format!(
-                "error: cannot mount ox/cats: {0} does not exist\nhint: mkdir -p {0}\n",
-                missing.display()
-            ),
+            format!("error: cannot mount ox/cats: {0} does not exist\nhint: mkdir -p {0}\n", missing.display()),
         ),
         (
             "/proc".into(),
@@ -211,20 +193,11 @@ fn a_directory_that_cannot_be_mounted_on_is_named_before_anything_happens() {
                 .into(),
         ),
     ];
-    if std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/fuse")
-        .is_err()
-    {
+    if std::fs::File::options().read(true).write(true).open("/dev/fuse").is_err() {
         // The device is looked at first; its own message is this one's turn.
         let said = user.run(["mount", "ox/cats", text(&full), "--server", "127.0.0.1:1"]);
         assert_eq!(said.exit, 1);
-        assert!(
-            said.err.starts_with("error: cannot mount ox/cats: /dev/fuse "),
-            "{}",
-            said.err
-        );
+        assert!(said.err.starts_with("error: cannot mount ox/cats: /dev/fuse "), "{}", said.err);
         return;
     }
     for (dir, expected) in cases {
@@ -251,25 +224,10 @@ fn a_state_directory_inside_the_mount_point_is_refused() {
     let user = User::new();
     let dir = user.dir("mnt");
     let state = dir.join("state");
-    let said = user.run([
-        "mount",
-        "ox/cats",
-        text(&dir),
-        "--server",
-        "h",
-        "--state-dir",
-        text(&state),
-    ]);
+    let said = user.run(["mount", "ox/cats", text(&dir), "--server", "h", "--state-dir", text(&state)]);
     assert_eq!(said.exit, 1);
-    let refused = format!(
-        "the state directory {} and the mount point lie inside each other",
-        state.display()
-    );
-    assert!(
-        said.err.contains(&refused) || said.err.contains("/dev/fuse"),
-        "{}",
-        said.err
-    );
+    let refused = format!("the state directory {} and the mount point lie inside each other", state.display());
+    assert!(said.err.contains(&refused) || said.err.contains("/dev/fuse"), "{}", said.err);
     assert!(!state.exists());
 }
 
@@ -284,11 +242,7 @@ fn called_by_mount_it_takes_specification_directory_and_options() {
     };
     let unknown = helper(&["-o", "rw,server=h,bogus=1"]);
     assert_eq!(unknown.exit, 2);
-    assert!(
-        unknown.err.contains("unknown mount option \"bogus=1\""),
-        "{}",
-        unknown.err
-    );
+    assert!(unknown.err.contains("unknown mount option \"bogus=1\""), "{}", unknown.err);
     let fake = helper(&["-s", "-f", "-v", "-o", "rw,_netdev,server=127.0.0.1:1,bogus=1"]);
     assert!(fake.exit == 0 || fake.err.contains("/dev/fuse"), "{fake:?}");
 }
@@ -300,34 +254,15 @@ fn a_directory_that_is_no_mount_is_said_to_be_none() {
     let dir = text(&dir);
     let hint = "hint: oxenfs status lists the mounts\n";
     let cases: [(&[&str], String); 5] = [
-        (
-            &["unmount", dir],
-            format!("error: cannot unmount {dir}: it is not an oxenfs mount\n{hint}"),
-        ),
-        (
-            &["sync", dir],
-            format!("error: cannot sync {dir}: no oxenfs mount is there\n{hint}"),
-        ),
-        (
-            &["commit", dir, "-m", "x"],
-            format!("error: cannot commit {dir}: no oxenfs mount is there\n{hint}"),
-        ),
-        (
-            &["status", dir],
-            format!("error: cannot show {dir}: no oxenfs mount is there\n{hint}"),
-        ),
-        (
-            &["unmount", "/proc"],
-            "error: cannot unmount /proc: what is mounted there is proc, not oxenfs\n".into(),
-        ),
+        (&["unmount", dir], format!("error: cannot unmount {dir}: it is not an oxenfs mount\n{hint}")),
+        (&["sync", dir], format!("error: cannot sync {dir}: no oxenfs mount is there\n{hint}")),
+        (&["commit", dir, "-m", "x"], format!("error: cannot commit {dir}: no oxenfs mount is there\n{hint}")),
+        (&["status", dir], format!("error: cannot show {dir}: no oxenfs mount is there\n{hint}")),
+        (&["unmount", "/proc"], "error: cannot unmount /proc: what is mounted there is proc, not oxenfs\n".into()),
     ];
     for (arguments, expected) in cases {
         let said = user.run(arguments);
-        assert_eq!(
-            (said.exit, said.err.as_str(), said.out.as_str()),
-            (1, &*expected, ""),
-            "{arguments:?}"
-        );
+        assert_eq!((said.exit, said.err.as_str(), said.out.as_str()), (1, &*expected, ""), "{arguments:?}");
     }
 }
 
@@ -351,14 +286,8 @@ fn mounted(_: &Request) -> (Vec<Event>, Then) {
         phase: "mounted".into(),
         pid: 77,
         counts: Counts {
-            queued: Tally {
-                files: 310,
-                bytes: 5 << 20,
-            },
-            staged: Tally {
-                files: 12000,
-                bytes: 3 << 30,
-            },
+            queued: Tally { files: 310, bytes: 5 << 20 },
+            staged: Tally { files: 12000, bytes: 3 << 30 },
             ..Counts::default()
         },
         eta_secs: Some(14),
@@ -399,18 +328,8 @@ fn nothing_panics_when_nobody_reads() {
     let user = User::new();
     let dir = user.dir("mnt");
     let _daemon = Daemon::start(&user.state(), &dir, mounted);
-    for arguments in [
-        &["status"][..],
-        &["status", "--json"],
-        &["completions", "bash"],
-        &["--help"],
-    ] {
-        let mut child = user
-            .command(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+    for arguments in [&["status"][..], &["status", "--json"], &["completions", "bash"], &["--help"]] {
+        let mut child = user.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{arguments:?}");
@@ -456,11 +375,7 @@ fn commit_prints_its_id_and_nothing_else_on_standard_output() {
             dir.display()
         )
     );
-    std::fs::write(
-        user.dir("oxen").join("user_config.toml"),
-        "name = \"Ann\"\nemail = \"ann@lab\"\n",
-    )
-    .unwrap();
+    std::fs::write(user.dir("oxen").join("user_config.toml"), "name = \"Ann\"\nemail = \"ann@lab\"\n").unwrap();
     let made = commit("Label batch 7");
     assert_eq!((made.exit, made.out.as_str(), made.err.as_str()), (0, "abc123\n", ""));
     let expected = Request::Commit {
@@ -475,18 +390,37 @@ fn commit_prints_its_id_and_nothing_else_on_standard_output() {
     assert_eq!(nothing.err, format!("nothing to commit in {}\n", dir.display()));
 }
 
+#[test]
+fn files_for_a_new_repository_are_checked_before_the_server_is_asked() {
+    let user = User::new();
+    let (file, dir) = (user.path("a.txt"), user.dir("d"));
+    std::fs::write(&file, "x").unwrap();
+    std::fs::write(dir.join("a.txt"), "y").unwrap();
+    let create = |files: &[&Path]| {
+        let start = ["repo", "create", "ox/cats", "--server", "http://127.0.0.1:1"].map(PathBuf::from);
+        let files = files.iter().flat_map(|file| [PathBuf::from("--file"), file.to_path_buf()]);
+        user.run(start.into_iter().chain(files))
+    };
+    let cases: [(i32, &[&Path], String); 4] = [
+        (2, &[&file, &dir.join("a.txt")], "two files would both be called a.txt".into()),
+        (1, &[&dir], format!("{} is not a regular file", dir.display())),
+        (1, &[&user.path("no")], format!("cannot read {}: No such file", user.path("no").display())),
+        (1, &[&file], "it is not known who commits".into()),
+    ];
+    for (exit, files, cause) in cases {
+        let said = create(files);
+        assert_eq!((said.exit, said.out.as_str()), (exit, ""));
+        let start = format!("error: cannot create ox/cats: {cause}");
+        assert!(said.err.starts_with(&start), "{}", said.err);
+    }
+}
+
 /// Drains for ever; says how it is when asked.
 fn draining(request: &Request) -> (Vec<Event>, Then) {
     if matches!(request, Request::Status) {
         return mounted(request);
     }
-    let progress = Progress {
-        files_done: 1,
-        files_total: 311,
-        bytes_done: 0,
-        bytes_total: 5 << 20,
-        files_failed: 0,
-    };
+    let progress = Progress { files_done: 1, files_total: 311, bytes_done: 0, bytes_total: 5 << 20, files_failed: 0 };
     (vec![Event::Progress(progress)], Then::Wait)
 }
 
@@ -515,11 +449,7 @@ fn ctrl_c_leaves_the_rest_queued_and_says_so() {
     let user = User::new();
     let dir = user.dir("mnt");
     let daemon = Daemon::start(&user.state(), &dir, draining);
-    let mut child = user
-        .command(["unmount", text(&dir)])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = user.command(["unmount", text(&dir)]).stderr(Stdio::piped()).spawn().unwrap();
     assert_eq!(daemon.requests.recv().unwrap(), Request::Status);
     assert_eq!(daemon.requests.recv().unwrap(), Request::Unmount);
     let pid = rustix::process::Pid::from_child(&child);
@@ -529,10 +459,7 @@ fn ctrl_c_leaves_the_rest_queued_and_says_so() {
     assert_eq!(child.wait().unwrap().code(), Some(3), "{err}");
     let start = format!("error: cannot unmount {}: interrupted", dir.display());
     assert!(err.starts_with(&start), "{err}");
-    assert!(
-        err.contains("the rest is safe on this disk, and staging goes on in the background"),
-        "{err}"
-    );
+    assert!(err.contains("the rest is safe on this disk, and staging goes on in the background"), "{err}");
 }
 
 #[test]
@@ -551,15 +478,9 @@ fn unmount_with_commit_commits_first() {
     let who = ["--author", "Ann", "--email", "ann@lab"];
     let said = user.run(["unmount", text(&dir), "--commit", "-m", "x"].into_iter().chain(who));
     assert_eq!((said.exit, said.out.as_str()), (0, "abc123\n"), "{}", said.err);
-    assert_eq!(
-        said.err,
-        format!("unmounted {}; everything is on the server\n", dir.display())
-    );
+    assert_eq!(said.err, format!("unmounted {}; everything is on the server\n", dir.display()));
     let asked: Vec<Request> = daemon.requests.try_iter().collect();
-    assert!(
-        matches!(&asked[..], [Request::Status, Request::Commit { .. }, Request::Unmount]),
-        "{asked:?}"
-    );
+    assert!(matches!(&asked[..], [Request::Status, Request::Commit { .. }, Request::Unmount]), "{asked:?}");
 }
 
 #[test]
@@ -588,9 +509,7 @@ fn what_the_daemon_refuses_is_shown_with_its_hint() {
     );
     let gone = user.run(["sync", dir]);
     assert_eq!(gone.exit, 1);
-    assert!(gone.err.starts_with(&format!(
-        "error: cannot sync {dir}: the mount's daemon ended before it answered\n"
-    )));
+    assert!(gone.err.starts_with(&format!("error: cannot sync {dir}: the mount's daemon ended before it answered\n")));
 }
 
 #[test]
@@ -615,15 +534,7 @@ fn a_mount_whose_state_is_held_is_not_made_twice() {
     let user = User::new();
     let (first, second) = (user.dir("a"), user.dir("b"));
     let _daemon = Daemon::start(&user.state(), &first, mounted);
-    let arguments = [
-        "mount",
-        "ox/cats",
-        text(&second),
-        "--server",
-        "http://127.0.0.1:3000",
-        "--workspace",
-        "w",
-    ];
+    let arguments = ["mount", "ox/cats", text(&second), "--server", "http://127.0.0.1:3000", "--workspace", "w"];
     let said = user.run(arguments);
     assert_eq!(said.exit, 1);
     let expected = format!(
@@ -639,11 +550,7 @@ fn watching_prints_one_json_value_a_line() {
     let user = User::new();
     let dir = user.dir("mnt");
     let _daemon = Daemon::start(&user.state(), &dir, mounted);
-    let mut child = user
-        .command(["status", "--json", "--watch", text(&dir)])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = user.command(["status", "--json", "--watch", text(&dir)]).stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     for line in lines.take(2) {
         let status: Status = serde_json::from_str(&line.unwrap()).unwrap();

@@ -56,11 +56,7 @@ fn describe(users: &[User]) -> String {
     if users.is_empty() {
         return String::new();
     }
-    let named: Vec<String> = users
-        .iter()
-        .take(5)
-        .map(|user| format!("{} ({})", user.command, user.pid))
-        .collect();
+    let named: Vec<String> = users.iter().take(5).map(|user| format!("{} ({})", user.command, user.pid)).collect();
     let more = if users.len() > 5 { ", ..." } else { "" };
     format!(" by {}{more}", named.join(", "))
 }
@@ -82,9 +78,7 @@ pub fn unmount(mountpoint: &Path, how: How) -> Result<(), UnmountError> {
     };
     match rustix::mount::unmount(mountpoint, flags) {
         Ok(()) => Ok(()),
-        Err(rustix::io::Errno::BUSY) => Err(UnmountError::Busy {
-            users: users_of(mountpoint),
-        }),
+        Err(rustix::io::Errno::BUSY) => Err(UnmountError::Busy { users: users_of(mountpoint) }),
         Err(rustix::io::Errno::PERM) => unmount_by_helper(mountpoint, how),
         Err(errno) => Err(UnmountError::Failed(errno.into())),
     }
@@ -97,14 +91,12 @@ fn unmount_by_helper(mountpoint: &Path, how: How) -> Result<(), UnmountError> {
         How::Idle => &["-u", "--"][..],
         How::Lazily => &["-u", "-z", "--"],
     });
-    let output = command
-        .arg(mountpoint)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => UnmountError::NoHelper,
-            _ => UnmountError::Failed(error),
+    let output =
+        command.arg(mountpoint).env("LC_ALL", "C").stdin(Stdio::null()).output().map_err(|error| {
+            match error.kind() {
+                io::ErrorKind::NotFound => UnmountError::NoHelper,
+                _ => UnmountError::Failed(error),
+            }
         })?;
     if output.status.success() {
         return Ok(());
