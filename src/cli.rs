@@ -26,6 +26,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 pub use failure::Failure;
+pub use repo::NewRepo;
+pub use seams::{Place, Ref};
 
 use crate::config::Environment;
 use args::{Cli, Command, HelperArgs};
