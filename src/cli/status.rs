@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::args::StatusArgs;
 use super::failure::{Doing, Failure, quoted};
 use super::find::{self, Finder, connect, mount_command, owed, status_of};
-use super::output::{bytes, count, data, note, printable, seconds, thousands, warn};
+use super::output::{bytes, count, data, note, printable, seconds, thousands};
 use super::seams;
 use crate::control::{Status, Tally};
 use crate::mount::state_dir::Known;
@@ -33,11 +33,11 @@ pub fn status(args: StatusArgs, finder: &Finder) -> Result<u8, Failure> {
     loop {
         let mut seen = Vec::new();
         for known in &chosen {
-            seen.push((*known, look(known).doing(|| format!("cannot show {}", quoted(&known.path)))?));
+            seen.push((*known, look(known)));
         }
         if args.dir.is_none() || chosen.len() > 1 {
             // Of what is neither mounted nor owed there is nothing to tell.
-            let worth = |status: &Status| status.phase != "stopped" || owed(status).0 > 0;
+            let worth = |status: &Status| status.phase != "stopped" || status.stalled.is_some() || owed(status).0 > 0;
             let keep_first = args.dir.is_some();
             let mut at = 0;
             seen.retain(|(_, status)| {
@@ -75,26 +75,34 @@ fn print_json(args: &StatusArgs, mut seen: Vec<Status>) -> Result<(), Failure> {
     data(&serde_json::to_string_pretty(&value).map_err(Failure::new)?)
 }
 
-/// What the daemon says, or, where none runs, what its directory says.
-fn look(known: &Known) -> Result<Status, Failure> {
+/// What the daemon says, or, where none answers, what its directory says. One mount that cannot be read does not hide
+/// the others.
+fn look(known: &Known) -> Status {
     let daemon = connect(known).and_then(|stream| stream.map(status_of).transpose());
-    match daemon {
-        Ok(Some(status)) => return Ok(status),
-        Ok(None) => {}
-        Err(failure) => warn(format_args!("{}: {}", quoted(&known.meta.identity.mountpoint), failure.cause)),
-    }
+    let (phase, pid, silent) = match daemon {
+        Ok(Some(status)) => return status,
+        Ok(None) => ("stopped", 0, None),
+        Err(failure) => ("unresponsive", known.holder().unwrap_or(known.meta.pid), Some(failure.cause)),
+    };
+    let (recorded, unread) = match seams::offline_status(&known.path) {
+        Ok(recorded) => (recorded, None),
+        Err(failure) => {
+            let cause = format!("what it owes the server cannot be read: {}", failure.cause);
+            (Status::default(), Some(cause))
+        }
+    };
     let identity = &known.meta.identity;
-    let recorded = seams::offline_status(&known.path)?;
-    Ok(Status {
+    Status {
         mountpoint: None,
         server: identity.server.clone(),
         repo: identity.repo.clone(),
         branch: identity.branch.clone(),
         workspace: identity.workspace.clone(),
-        phase: "stopped".into(),
-        pid: 0,
+        phase: phase.into(),
+        pid,
+        stalled: silent.or(unread),
         ..recorded
-    })
+    }
 }
 
 fn table(known: &Known, status: &Status) -> String {
