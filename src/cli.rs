@@ -1,4 +1,80 @@
-//! To be written.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+//! The commands: what a person types, and every word they read in answer.
+//!
+//! Each command is a function that returns its exit code or a [`Failure`]; only [`main`] prints failures.
+
+#![allow(clippy::print_stdout)]
+
+mod args;
+mod dev_server;
+mod failure;
+mod find;
+mod follow;
+mod interrupt;
+mod mount;
+mod output;
+mod progress;
+mod repo;
+mod seams;
+mod status;
+mod sync;
+mod unmount;
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+pub use failure::Failure;
+pub use repo::NewRepo;
+pub use seams::{Place, Ref};
+
+use crate::config::Environment;
+use args::{Cli, Command, HelperArgs};
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let called = arguments.first().map(Path::new).and_then(Path::file_name);
+    let environment = Environment::of_process();
+    let outcome = if called == Some(OsStr::new("mount.oxenfs")) {
+        HelperArgs::try_parse_from(&arguments).map(|args| mount::helper(args, &environment))
+    } else {
+        Cli::try_parse_from(&arguments).map(|cli| dispatch(cli, &environment))
+    };
+    let exit = match outcome {
+        Ok(Ok(exit)) => exit,
+        Ok(Err(failure)) => {
+            output::note_exact(&failure);
+            failure.exit
+        }
+        Err(usage) => {
+            // Help and version are no errors and go to standard output; who closed that does not want them.
+            let _ = usage.print();
+            u8::try_from(usage.exit_code()).unwrap_or(failure::USAGE)
+        }
+    };
+    ExitCode::from(exit)
+}
+
+fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
+    let state_dir = cli.state_dir;
+    let find = || find::Finder::new(state_dir.as_deref(), environment);
+    match cli.command {
+        Command::Mount(args) => mount::mount(*args, state_dir, environment),
+        Command::Unmount(args) => unmount::unmount(args, &find()?, environment),
+        Command::Status(args) => status::status(args, &find()?),
+        Command::Sync(args) => sync::sync(args, &find()?),
+        Command::Commit(args) => sync::commit(args, &find()?, environment),
+        Command::Repo(args::RepoCommand::Create(args)) => repo::create(args, environment),
+        Command::Branches(args) => repo::branches(args, environment),
+        Command::Workspaces(args) => repo::workspaces(args, environment),
+        Command::DevServer(args) => dev_server::serve(args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "oxenfs", &mut script);
+            output::data(String::from_utf8_lossy(&script).trim_end())?;
+            Ok(0)
+        }
+    }
 }

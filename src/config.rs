@@ -416,7 +416,7 @@ fn is_segment(text: &str) -> bool {
 
 /// The same name for the same user, host and branch, so that a remount goes on where the last one stopped, and for no
 /// others: where a character had to be replaced, part of a hash of the original is added.
-fn default_workspace(user: &str, host: &str, branch: &str) -> String {
+pub fn default_workspace(user: &str, host: &str, branch: &str) -> String {
     let plain = format!("oxenfs-{user}-{host}-{branch}");
     let name: String = plain
         .chars()

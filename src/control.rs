@@ -94,7 +94,7 @@ pub struct Status {
     pub branch: String,
     /// The workspace's name.
     pub workspace: String,
-    /// `mounted`, `draining` or `stopped`.
+    /// `mounted`, `draining` or `stopped`; `unresponsive` where a daemon runs and does not answer.
     pub phase: String,
     /// The daemon's process id; 0 when none runs.
     pub pid: u32,

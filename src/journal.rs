@@ -406,7 +406,12 @@ fn segment_path(dir: &Path, segment: u64) -> PathBuf {
 
 fn segments(dir: &Path) -> io::Result<Vec<u64>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(dir)? {
+    let entries = match fs::read_dir(dir) {
+        // A state directory that no mount got round to use.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        entries => entries?,
+    };
+    for entry in entries {
         let name = entry?.file_name();
         if let Some(number) = name.to_str().and_then(|name| name.strip_prefix("journal.")?.parse().ok()) {
             found.push(number);

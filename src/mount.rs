@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::config::{FsyncPolicy, MountSettings};
+use crate::config::{CredentialSource, FsyncPolicy, MountSettings, ServerUrl};
 use crate::control::Status;
 use crate::fs::{Fs, FsError, Limits, Options};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
 use crate::journal::JournalError;
 use crate::oxen;
+pub use crate::oxen::{InitialFile, NewRepository, Server};
 use crate::stager::{Delays, Meter, Stager};
 use crate::workspace::{ServerInfo, Workspace, WorkspaceError};
 use daemon::{Notifier, Ready};
@@ -236,6 +237,14 @@ async fn connect(settings: &MountSettings) -> Result<(Arc<dyn Workspace>, bool),
         Some((workspace, created)) => Ok((workspace, created)),
         None => Err(MountError::NoRepository { repo: settings.repo.to_string(), server: settings.server.to_string() }),
     }
+}
+
+/// A server, for commands that need no mount.
+///
+/// # Errors
+/// When the client cannot be set up.
+pub fn server(url: &ServerUrl, credentials: CredentialSource) -> Result<Server, WorkspaceError> {
+    oxen::server(url, credentials)
 }
 
 /// The FUSE side of a mount.

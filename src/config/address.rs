@@ -35,6 +35,9 @@ impl ServerUrl {
             value: text.to_owned(),
             expected: "a server such as https://hub.oxen.ai or http://127.0.0.1:3000",
         };
+        if text.contains('@') {
+            return Err(ConfigError::CredentialsInUrl(what));
+        }
         let (scheme, rest) = match text.split_once("://") {
             Some(("http", rest)) => (Some(Scheme::Http), rest),
             Some(("https", rest)) => (Some(Scheme::Https), rest),
@@ -42,9 +45,6 @@ impl ServerUrl {
             None => (None, text),
         };
         let authority = rest.strip_suffix('/').unwrap_or(rest);
-        if authority.contains('@') {
-            return Err(ConfigError::CredentialsInUrl(what));
-        }
         let (host, port) = match authority.rfind(']') {
             Some(end) => (&authority[..=end], &authority[end + 1..]),
             None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
@@ -158,6 +158,9 @@ pub fn resolve(
     environment: &Environment,
     oxen: &OxenConfig,
 ) -> Result<(ServerUrl, RepoId), ConfigError> {
+    if repo.contains('@') {
+        return Err(ConfigError::CredentialsInUrl("REPO"));
+    }
     let named = server.map(|text| ServerUrl::parse("--server", text)).transpose()?;
     if let Some((scheme, rest)) = repo.split_once("://") {
         let rest = rest.strip_suffix('/').unwrap_or(rest);

@@ -1,1 +1,288 @@
+use std::path::Path;
 
+use super::*;
+
+/// A user whose Oxen configuration is in `dir`.
+fn environment(dir: &Path) -> Environment {
+    Environment {
+        oxen_config_dir: Some(dir.to_owned()),
+        home: Some("/home/ann".into()),
+        uid: 1000,
+        gid: 1000,
+        user: "ann".into(),
+        host: "lab7".into(),
+        ..Environment::default()
+    }
+}
+
+fn nowhere() -> Environment {
+    environment(Path::new("/nonexistent"))
+}
+
+fn input(repo: &str, server: Option<&str>) -> MountInput {
+    MountInput {
+        repo: repo.into(),
+        mountpoint: "/mnt/cats".into(),
+        server: server.map(str::to_owned),
+        ..MountInput::default()
+    }
+}
+
+fn settings(input: MountInput) -> Result<MountSettings, ConfigError> {
+    MountSettings::new(input, &nowhere())
+}
+
+fn server(text: &str) -> Result<String, ConfigError> {
+    ServerUrl::parse("--server", text).map(|server| server.to_string())
+}
+
+#[test]
+fn servers_are_read_as_people_write_them() {
+    let cases = [
+        ("http://127.0.0.1:3000", "http://127.0.0.1:3000"),
+        ("http://127.0.0.1:3000/", "http://127.0.0.1:3000"),
+        ("localhost:3000", "http://localhost:3000"),
+        ("127.0.0.1", "http://127.0.0.1"),
+        ("[::1]:3000", "http://[::1]:3000"),
+        ("hub.oxen.ai", "https://hub.oxen.ai"),
+        ("HUB.oxen.ai:443", "https://hub.oxen.ai"),
+        ("http://gpu-7:80", "http://gpu-7"),
+        ("https://[2001:db8::1]:8443", "https://[2001:db8::1]:8443"),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(server(text).unwrap(), expected, "{text}");
+    }
+    for bad in [
+        "",
+        "http://",
+        "ftp://h",
+        "http://h:0",
+        "http://h:99999",
+        "http://h:x",
+        "http://h/path",
+        "http://h?q",
+        "h h",
+        "[::1",
+        "http://[::1]x",
+        "http://-h",
+    ] {
+        assert!(matches!(server(bad), Err(ConfigError::Invalid { .. })), "{bad}");
+    }
+}
+
+#[test]
+fn credentials_in_a_url_are_refused_and_not_repeated() {
+    for (repo, named) in [
+        ("http://sesame@h/ox/cats", None),
+        ("sesame@h/ox/cats", None),
+        ("ftp://u:sesame@h/ox/cats", None),
+        ("ox/cats", Some("https://u:sesame@h")),
+        ("ox/cats", Some("ssh://sesame@h")),
+    ] {
+        let error = settings(input(repo, named)).unwrap_err();
+        assert!(matches!(error, ConfigError::CredentialsInUrl(_)), "{error}");
+        assert!(!format!("{error} {error:?}").contains("sesame"), "{error:?}");
+    }
+}
+
+#[test]
+fn a_whole_url_names_server_and_repository() {
+    let whole = settings(input("http://127.0.0.1:3000/ox/cats", None)).unwrap();
+    assert_eq!(whole.server.to_string(), "http://127.0.0.1:3000");
+    assert_eq!(whole.repo.to_string(), "ox/cats");
+    settings(input("http://127.0.0.1:3000/ox/cats/", Some("127.0.0.1:3000"))).unwrap();
+    let other = settings(input("http://127.0.0.1:3000/ox/cats", Some("127.0.0.1:3001")));
+    assert!(matches!(other, Err(ConfigError::Conflict(_))), "{other:?}");
+    for bad in ["cats", "ox/", "/cats", "ox/cats/x", "http://h/ox", "http://h/ox/cats/x", "ox/..", "ox/c ats", "ox/%2e"]
+    {
+        let refused = settings(input(bad, Some("h")));
+        assert!(matches!(refused, Err(ConfigError::Invalid { what: "REPO", .. })), "{bad}");
+    }
+}
+
+#[test]
+fn the_server_is_looked_for_in_order() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut environment = environment(temp.path());
+    let found = |environment: &Environment, named| {
+        MountSettings::new(input("ox/cats", named), environment).map(|settings| settings.server.to_string())
+    };
+    assert!(matches!(found(&environment, None), Err(ConfigError::NoServer)));
+    std::fs::write(temp.path().join("auth_config.toml"), "default_host = \"hub.oxen.ai\"\nhost_configs = []\n")
+        .unwrap();
+    assert_eq!(found(&environment, None).unwrap(), "https://hub.oxen.ai");
+    environment.server = Some("http://gpu-7:3000".into());
+    assert_eq!(found(&environment, None).unwrap(), "http://gpu-7:3000");
+    assert_eq!(found(&environment, Some("localhost:3001")).unwrap(), "http://localhost:3001");
+}
+
+#[test]
+fn the_token_is_the_environments_else_the_stored_one_for_that_server() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut environment = environment(temp.path());
+    let file = temp.path().join("auth_config.toml");
+    let token = |environment: &Environment, server: &str| {
+        let server = ServerUrl::parse("--server", server).unwrap();
+        let source = CredentialSource::new(environment, &server);
+        source.read().map(|secret| secret.expose().to_owned())
+    };
+    assert_eq!(token(&environment, "hub.oxen.ai"), None);
+    let stored = "default_host = \"hub.oxen.ai\"\n\
+        [[host_configs]]\nhost = \"hub.oxen.ai\"\nauth_token = \"hub\"\n\
+        [[host_configs]]\nhost = \"localhost:3000\"\nauth_token = \"local\"\n\
+        [[host_configs]]\nhost = \"empty\"\n";
+    std::fs::write(&file, stored).unwrap();
+    assert_eq!(token(&environment, "https://hub.oxen.ai").as_deref(), Some("hub"));
+    assert_eq!(token(&environment, "http://localhost:3000").as_deref(), Some("local"));
+    assert_eq!(token(&environment, "http://localhost:3001"), None);
+    assert_eq!(token(&environment, "empty"), None);
+    environment.api_key = Some(Secret::new("key"));
+    assert_eq!(token(&environment, "http://localhost:3001").as_deref(), Some("key"));
+}
+
+#[test]
+fn a_renewed_token_is_found_without_a_remount() {
+    let temp = tempfile::tempdir().unwrap();
+    let server = ServerUrl::parse("--server", "hub.oxen.ai").unwrap();
+    let source = CredentialSource::new(&environment(temp.path()), &server);
+    for token in ["old", "new"] {
+        let text = format!("[[host_configs]]\nhost = \"hub.oxen.ai\"\nauth_token = \"{token}\"\n");
+        std::fs::write(temp.path().join("auth_config.toml"), text).unwrap();
+        assert_eq!(source.read().unwrap().expose(), token);
+    }
+}
+
+#[test]
+fn a_broken_credentials_file_is_named_without_its_content() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("auth_config.toml");
+    for text in [
+        "\n[[host_configs]]\nhost = \"h\"\nauth_token = sesame\n",
+        "host_configs = \"sesame\"\n",
+        "[[host_configs]]\nhost = \"h\"\nauth_token = [\"sesame\"]\n",
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let error = OxenConfig::new(&environment(temp.path())).default_host().unwrap_err();
+        let said = format!("{error} {error:?}");
+        assert!(said.contains("auth_config.toml") && !said.contains("sesame"), "{said}");
+    }
+}
+
+#[test]
+fn a_secret_is_not_printed() {
+    assert_eq!(format!("{:?}", Secret::new("sesame")), "Secret(..)");
+}
+
+#[test]
+fn the_author_comes_from_the_oxen_configuration() {
+    let temp = tempfile::tempdir().unwrap();
+    let config = OxenConfig::new(&environment(temp.path()));
+    assert_eq!(config.author().unwrap(), Author::default());
+    std::fs::write(temp.path().join("user_config.toml"), "name = \"Ann\"\nemail = \"\"\nother = 1\n").unwrap();
+    let author = config.author().unwrap();
+    assert_eq!((author.name.as_deref(), author.email), (Some("Ann"), None));
+}
+
+#[test]
+fn mount_options_mean_what_the_long_options_mean() {
+    let mut input = input("ox/cats", None);
+    let list = "ro,_netdev,nofail,x-systemd.automount,server=h:1,branch=dev,spool_limit=10G,cache-limit=1MiB,uid=7,\
+        umask=077,allow_other,noexec,state-dir=/var/oxen,settle=0.25,fsync=staged,,user=ann,rw";
+    input.apply_options(list, false).unwrap();
+    let settings = settings(input).unwrap();
+    assert!(settings.read_only && settings.access.allow_other && settings.access.noexec);
+    assert_eq!(settings.server.to_string(), "https://h:1");
+    assert_eq!(settings.branch, "dev");
+    assert_eq!((settings.spool_limit_bytes, settings.cache_limit_bytes), (10 << 30, 1 << 20));
+    assert_eq!((settings.access.uid, settings.access.gid, settings.access.umask), (7, 1000, 0o077));
+    assert_eq!(settings.state_root, Path::new("/var/oxen"));
+    assert_eq!(settings.settle, Duration::from_millis(250));
+    assert_eq!(settings.fsync, FsyncPolicy::Staged);
+}
+
+#[test]
+fn the_command_line_wins_over_mount_options() {
+    let mut input = input("ox/cats", Some("a"));
+    input.apply_options("server=b,branch=dev,branch=other", false).unwrap();
+    let settings = settings(input).unwrap();
+    assert_eq!(settings.server.to_string(), "https://a");
+    assert_eq!(settings.branch, "dev");
+}
+
+#[test]
+fn mount_options_that_mean_nothing_are_named() {
+    let apply = |list: &str, lenient| input("ox/cats", None).apply_options(list, lenient);
+    match apply("ro,bogus=1", false) {
+        Err(ConfigError::UnknownOption(option)) => assert_eq!(option, "bogus=1"),
+        other => panic!("{other:?}"),
+    }
+    apply("ro,bogus=1", true).unwrap();
+    for bad in ["branch", "branch=", "ro=yes", "create=1"] {
+        assert!(matches!(apply(bad, false), Err(ConfigError::Conflict(_))), "{bad}");
+    }
+}
+
+#[test]
+fn values_that_cannot_be_used_are_named() {
+    type Change = fn(&mut MountInput);
+    let cases: [(&str, Change); 11] = [
+        ("--branch", |input| input.branch = Some("a b".into())),
+        ("--branch", |input| input.branch = Some(String::new())),
+        ("--workspace", |input| input.workspace = Some("a/b".into())),
+        ("--subdir", |input| input.subdir = Some("a/../b".into())),
+        ("--fsync", |input| input.fsync = Some("never".into())),
+        ("--spool-limit", |input| input.spool_limit = Some("lots".into())),
+        ("--cache-limit", |input| input.cache_limit = Some("-1".into())),
+        ("--settle", |input| input.settle = Some("soon".into())),
+        ("--uid", |input| input.uid = Some("ann".into())),
+        ("--umask", |input| input.umask = Some("888".into())),
+        ("--storage", |input| {
+            input.create = true;
+            input.storage = Some("s3:".into());
+        }),
+    ];
+    for (option, change) in cases {
+        let mut input = input("ox/cats", Some("h"));
+        change(&mut input);
+        match settings(input) {
+            Err(ConfigError::Invalid { what, .. }) => assert_eq!(what, option),
+            other => panic!("{option}: {other:?}"),
+        }
+    }
+    let mut input = input("ox/cats", Some("h"));
+    input.public = true;
+    assert_eq!(settings(input).unwrap_err().to_string(), "--public needs --create");
+}
+
+#[test]
+fn storage_names_a_bucket_and_what_its_keys_begin_with() {
+    let s3 = |bucket: &str, prefix: &str| Storage::S3 { bucket: bucket.into(), prefix: prefix.into() };
+    assert_eq!("local".parse::<Storage>().unwrap(), Storage::Local);
+    assert_eq!("s3:b/p/q".parse::<Storage>().unwrap(), s3("b", "p/q"));
+    assert_eq!("s3:b".parse::<Storage>().unwrap(), s3("b", ""));
+    assert!("s3:/p".parse::<Storage>().is_err());
+    assert!("gcs:b".parse::<Storage>().is_err());
+}
+
+#[test]
+fn the_default_workspace_is_the_same_for_the_same_and_differs_for_others() {
+    assert_eq!(default_workspace("ann", "lab7", "main"), "oxenfs-ann-lab7-main");
+    let slash = default_workspace("ann", "lab7", "feature/x");
+    assert_eq!(slash, default_workspace("ann", "lab7", "feature/x"));
+    assert_ne!(slash, default_workspace("ann", "lab7", "feature-x"));
+    for odd in [slash, default_workspace("Ännchen", "lab 7", &"b".repeat(300))] {
+        assert!(checked_workspace(&odd).is_ok(), "{odd}");
+    }
+}
+
+#[test]
+fn state_is_kept_in_the_users_own_place() {
+    let mut environment = nowhere();
+    assert_eq!(environment.state_root().unwrap(), Path::new("/home/ann/.local/state/oxenfs"));
+    environment.home = None;
+    assert!(matches!(environment.state_root(), Err(ConfigError::NoHome)));
+    environment.uid = 0;
+    assert_eq!(environment.state_root().unwrap(), Path::new("/var/lib/oxenfs"));
+    environment.state_home = Some("/data/state".into());
+    assert_eq!(environment.state_root().unwrap(), Path::new("/data/state/oxenfs"));
+}

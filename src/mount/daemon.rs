@@ -3,11 +3,12 @@
 //! The command waits on a pipe. One JSON line on it says that the mount answers, or why it does not; the end of the
 //! pipe without a line means that the child died, and its log tells why.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
@@ -77,17 +78,28 @@ pub enum Outcome {
     },
 }
 
-/// The child's end of the pipe. Telling twice has no effect.
-#[derive(Debug)]
+/// What a mount tells whoever waits for it; from any thread. Telling twice has no effect.
 pub struct Notifier {
-    pipe: Mutex<Option<OwnedFd>>,
+    listener: Arc<Mutex<Option<Listener>>>,
     background: bool,
 }
 
+/// Who waits.
+enum Listener {
+    /// A command, at the other end of a pipe.
+    Command(OwnedFd),
+    /// This process itself, in the foreground.
+    Here(Box<dyn FnOnce(Ready) + Send>),
+}
+
 impl Notifier {
-    /// For a mount in the foreground, where nobody waits.
-    pub fn foreground() -> Self {
-        Self { pipe: Mutex::new(None), background: false }
+    /// For a mount in the foreground: `on_ready` is called when it answers. A failure is `run`'s to return.
+    pub fn foreground(on_ready: impl FnOnce(Ready) + Send + 'static) -> Self {
+        Self { listener: Arc::new(Mutex::new(Some(Listener::Here(Box::new(on_ready))))), background: false }
+    }
+
+    fn background(pipe: OwnedFd) -> Self {
+        Self { listener: Arc::new(Mutex::new(Some(Listener::Command(pipe)))), background: true }
     }
 
     /// Says that the mount answers. From here on the daemon outlives the command.
@@ -95,11 +107,7 @@ impl Notifier {
     /// # Errors
     /// When the command is gone: the user gave up waiting.
     pub fn ready(&self, ready: Ready) -> io::Result<()> {
-        if self.is_waited_for() {
-            // Before the line is sent: the command ends upon it.
-            rustix::process::set_parent_process_death_signal(None)?;
-        }
-        self.tell(&Message::Ready(ready))
+        self.tell(Message::Ready(ready))
     }
 
     /// Says why there is no mount.
@@ -107,12 +115,12 @@ impl Notifier {
     /// # Errors
     /// When the command is gone.
     pub fn failed(&self, report: Report) -> io::Result<()> {
-        self.tell(&Message::Failed(report))
+        self.tell(Message::Failed(report))
     }
 
     /// Whether a command still waits for a word.
     pub fn is_waited_for(&self) -> bool {
-        self.slot().is_some()
+        matches!(*locked(&self.listener), Some(Listener::Command(_)))
     }
 
     /// Whether this is a daemon: nobody sees what it prints.
@@ -120,23 +128,65 @@ impl Notifier {
         self.background
     }
 
-    fn tell(&self, message: &Message) -> io::Result<()> {
-        let Some(pipe) = self.slot().take() else {
-            return Ok(());
-        };
-        let mut line = serde_json::to_vec(message)?;
-        line.push(b'\n');
-        File::from(pipe).write_all(&line)
+    fn tell(&self, message: Message) -> io::Result<()> {
+        // Taken before anything is written: the command ends upon it, and `end_with_command` must not mind.
+        let listener = locked(&self.listener).take();
+        match (listener, message) {
+            (Some(Listener::Command(pipe)), message) => {
+                let mut line = serde_json::to_vec(&message)?;
+                line.push(b'\n');
+                File::from(pipe).write_all(&line)
+            }
+            (Some(Listener::Here(on_ready)), Message::Ready(ready)) => {
+                on_ready(ready);
+                Ok(())
+            }
+            (Some(Listener::Here(_)), Message::Failed(_)) | (None, _) => Ok(()),
+        }
     }
 
-    fn slot(&self) -> std::sync::MutexGuard<'_, Option<OwnedFd>> {
-        self.pipe.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// Watches the pipe until something was told: when the command is gone before (Ctrl-C), this process gets SIGTERM,
+    /// so that no mount appears that nobody waits for.
+    fn end_with_command(&self) -> io::Result<()> {
+        let watched = match &*locked(&self.listener) {
+            Some(Listener::Command(pipe)) => pipe.try_clone()?,
+            _ => return Ok(()),
+        };
+        let listener = self.listener.clone();
+        std::thread::Builder::new().name("handshake".into()).spawn(move || {
+            let mut asked = libc::pollfd {
+                fd: watched.as_raw_fd(),
+                events: 0, // the reader's end reports itself as POLLERR, asked for or not
+                revents: 0,
+            };
+            // SAFETY: one pollfd, alive during the call.
+            while unsafe { libc::poll(&raw mut asked, 1, -1) } < 0 {
+                if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+                    return;
+                }
+            }
+            if locked(&listener).is_some() {
+                let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::TERM);
+            }
+        })?;
+        Ok(())
     }
 }
 
+impl fmt::Debug for Notifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let background = self.background;
+        f.debug_struct("Notifier").field("background", &background).finish_non_exhaustive()
+    }
+}
+
+fn locked(listener: &Mutex<Option<Listener>>) -> std::sync::MutexGuard<'_, Option<Listener>> {
+    listener.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// Forks. The child leads a session of its own in `/`, with no input and with `log` for both outputs; of the files
-/// that the command inherited it keeps none (a pipe of the caller would stay open as long as the mount). Until it is
-/// ready, it ends with the command. The parent returns when the child has told how it went.
+/// that the command inherited it keeps none (a pipe of the caller would stay open as long as the mount). Until it has
+/// told how it went, it ends with the command. The parent returns when the child has told how it went.
 ///
 /// # Errors
 /// When a thread exists already (a fork would lose it), or a system call fails. In the child, all errors go through
@@ -148,14 +198,13 @@ pub fn daemonize(log: &Path) -> io::Result<Fork> {
     let log_file = File::options().append(true).create(true).open(log)?;
     let log_start = log_file.metadata()?.len();
     let (from_child, to_parent) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let parent = rustix::process::getpid();
     // SAFETY: this process has one thread (checked above), so the child may do all that the parent could.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             drop(from_child);
-            let notifier = Notifier { pipe: Mutex::new(Some(to_parent)), background: true };
-            match leave_terminal(&log_file, parent) {
+            let notifier = Notifier::background(to_parent);
+            match leave_terminal(&log_file).and_then(|()| notifier.end_with_command()) {
                 Ok(()) => Ok(Fork::Child(notifier)),
                 Err(error) => {
                     let _ = notifier.failed(Report {
@@ -175,12 +224,8 @@ pub fn daemonize(log: &Path) -> io::Result<Fork> {
     }
 }
 
-fn leave_terminal(log: &File, parent: Pid) -> io::Result<()> {
+fn leave_terminal(log: &File) -> io::Result<()> {
     rustix::process::setsid()?;
-    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
-    if rustix::process::getppid() != Some(parent) {
-        return Err(io::Error::other("the command was interrupted"));
-    }
     std::env::set_current_dir("/")?;
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let null = File::open("/dev/null")?;
@@ -259,7 +304,7 @@ mod tests {
     #[test]
     fn a_message_arrives_as_it_was_sent() {
         let (from_child, to_parent) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        let notifier = Notifier { pipe: Mutex::new(Some(to_parent)), background: true };
+        let notifier = Notifier::background(to_parent);
         let report = Report { what: "cannot mount ox/cats".into(), cause: "a\nb".into(), hint: None, exit: 1 };
         notifier.failed(report.clone()).unwrap();
         assert!(!notifier.is_waited_for());

@@ -1,0 +1,395 @@
+//! The command line, as clap sees it. Help texts are product: they are what most people read of the documentation.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{MountInput, units};
+
+/// Mount an Oxen workspace as a directory: write datasets with ordinary tools, unmount to finish staging.
+#[derive(Debug, Parser)]
+#[command(name = "oxenfs", version, arg_required_else_help = true, propagate_version = true, after_help = AFTER)]
+pub struct Cli {
+    /// Directory for data that the server does not have yet [default: $XDG_STATE_HOME/oxenfs; for root
+    /// /var/lib/oxenfs; else ~/.local/state/oxenfs]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    pub state_dir: Option<PathBuf>,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER: &str = "\
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 changes are still owed to the server, and safe on this disk.
+
+Credentials: the environment variable OXEN_API_KEY, else the token that `oxen config --auth HOST TOKEN` stored.
+
+Example:
+  oxenfs mount ox/cats /mnt/cats --server http://127.0.0.1:3000 --create
+  cp -r ~/labels /mnt/cats/
+  oxenfs unmount /mnt/cats --commit -m \"Label batch 7\"";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Mount a repository's workspace at a directory
+    Mount(Box<MountArgs>),
+    /// Send what is left to the server, then unmount
+    #[command(visible_alias = "umount")]
+    Unmount(UnmountArgs),
+    /// Show mounts, and what the server does not have yet
+    Status(StatusArgs),
+    /// Wait until everything, or these paths, are staged on the server
+    Sync(SyncArgs),
+    /// Stage what was written up to now, and commit it
+    Commit(CommitArgs),
+    /// Work with repositories on a server
+    #[command(subcommand)]
+    Repo(RepoCommand),
+    /// List a repository's branches
+    Branches(LookArgs),
+    /// List a repository's workspaces
+    Workspaces(LookArgs),
+    /// Serve the Oxen API from a local directory, for trying and for tests
+    DevServer(DevServerArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `oxenfs mount`.
+#[derive(Debug, Default, Args)]
+pub struct MountArgs {
+    /// NAMESPACE/NAME, or a whole URL such as http://127.0.0.1:3000/ox/cats
+    pub repo: String,
+
+    /// An empty directory
+    #[arg(value_name = "DIR")]
+    pub mountpoint: PathBuf,
+
+    /// The server [default: $OXEN_SERVER, else the default host of the Oxen configuration]
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+
+    /// The branch to start from and to commit to [default: main]
+    #[arg(long, value_name = "NAME")]
+    pub branch: Option<String>,
+
+    /// The workspace; made when it is not there [default: one for this user, machine and branch, so that mounting
+    /// again goes on where the last mount stopped]
+    #[arg(long, value_name = "NAME")]
+    pub workspace: Option<String>,
+
+    /// Make the repository when it is not there
+    #[arg(long)]
+    pub create: bool,
+
+    /// With --create: its description
+    #[arg(long, value_name = "TEXT")]
+    pub description: Option<String>,
+
+    /// With --create: everybody may read it
+    #[arg(long)]
+    pub public: bool,
+
+    /// With --create: where the server keeps its content: local or s3:BUCKET/PREFIX
+    #[arg(long, value_name = "WHERE")]
+    pub storage: Option<String>,
+
+    /// Mount this directory of the repository
+    #[arg(long, value_name = "PATH")]
+    pub subdir: Option<String>,
+
+    /// Refuse every change
+    #[arg(long)]
+    pub read_only: bool,
+
+    /// Stay in the foreground and log to standard error
+    #[arg(long, short = 'f')]
+    pub foreground: bool,
+
+    /// Most bytes that may wait for the server before writes fail with "no space left", for example 10G [default: as
+    /// much as the disk has]
+    #[arg(long, value_name = "SIZE")]
+    pub spool_limit: Option<String>,
+
+    /// Most bytes of local copies of what the server has [default: 10G]
+    #[arg(long, value_name = "SIZE")]
+    pub cache_limit: Option<String>,
+
+    /// What fsync waits for: local (this disk) or staged (the server) [default: local]
+    #[arg(long, value_name = "WHERE")]
+    pub fsync: Option<String>,
+
+    /// Closing a file waits until it is staged, and reports the error if it cannot be
+    #[arg(long)]
+    pub write_through: bool,
+
+    /// How long a file must be left alone before it is staged, in seconds [default: 1]
+    #[arg(long, value_name = "SECS")]
+    pub settle: Option<String>,
+
+    /// Let other users enter the mount
+    #[arg(long)]
+    pub allow_other: bool,
+
+    /// Owner shown for files that nobody gave another [default: you]
+    #[arg(long, value_name = "ID")]
+    pub uid: Option<String>,
+
+    /// Group shown for files that nobody gave another [default: yours]
+    #[arg(long, value_name = "ID")]
+    pub gid: Option<String>,
+
+    /// Permission bits that files from the server do not have, octal [default: 022]
+    #[arg(long, value_name = "MASK")]
+    pub umask: Option<String>,
+
+    /// The same options as in /etc/fstab: ro,branch=dev,spool-limit=10G,...
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub options: Vec<String>,
+}
+
+impl MountArgs {
+    /// As unchecked settings; `-o` lists are taken in by the caller.
+    pub fn into_input(self, state_dir: Option<PathBuf>) -> MountInput {
+        MountInput {
+            repo: self.repo,
+            mountpoint: self.mountpoint,
+            server: self.server,
+            branch: self.branch,
+            workspace: self.workspace,
+            create: self.create,
+            description: self.description,
+            public: self.public,
+            storage: self.storage,
+            subdir: self.subdir,
+            read_only: self.read_only,
+            foreground: self.foreground,
+            state_dir,
+            spool_limit: self.spool_limit,
+            cache_limit: self.cache_limit,
+            fsync: self.fsync,
+            write_through: self.write_through,
+            settle: self.settle,
+            allow_other: self.allow_other,
+            noexec: false,
+            uid: self.uid,
+            gid: self.gid,
+            umask: self.umask,
+        }
+    }
+}
+
+/// Called as `mount.oxenfs`, by `mount(8)`.
+#[derive(Debug, Parser)]
+#[command(name = "mount.oxenfs", version)]
+pub struct HelperArgs {
+    /// NAMESPACE/NAME with -o server=URL, or a whole URL
+    pub repo: String,
+
+    /// An empty directory
+    #[arg(value_name = "DIR")]
+    pub mountpoint: PathBuf,
+
+    /// As in /etc/fstab
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub options: Vec<String>,
+
+    /// Pass over unknown options
+    #[arg(short = 's')]
+    pub sloppy: bool,
+
+    /// Check everything, mount nothing
+    #[arg(short = 'f')]
+    pub fake: bool,
+
+    /// Has no effect: there is no /etc/mtab to write
+    #[arg(short = 'n')]
+    pub no_mtab: bool,
+
+    /// Has no effect
+    #[arg(short = 'v')]
+    pub verbose: bool,
+
+    /// Has no effect: there is one type
+    #[arg(short = 't', value_name = "TYPE")]
+    pub fs_type: Option<String>,
+}
+
+/// `oxenfs unmount`.
+#[derive(Debug, Args)]
+pub struct UnmountArgs {
+    /// The mount point
+    pub dir: PathBuf,
+
+    /// Commit what is staged before unmounting
+    #[arg(long, requires = "message")]
+    pub commit: bool,
+
+    /// With --commit: the commit's message
+    #[arg(short, long, value_name = "TEXT", requires = "commit")]
+    pub message: Option<String>,
+
+    /// With --commit: who commits
+    #[command(flatten)]
+    pub author: AuthorArgs,
+
+    /// Give up waiting after this time, for example 30s or 5m; the rest goes on in the background
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub timeout: Option<Duration>,
+
+    /// Unmount at once; what the server does not have stays on this disk for the next mount
+    #[arg(long, conflicts_with = "timeout")]
+    pub detach: bool,
+}
+
+/// Who commits.
+#[derive(Debug, Default, Args)]
+pub struct AuthorArgs {
+    /// The author's name [default: from the Oxen configuration]
+    #[arg(long, value_name = "NAME")]
+    pub author: Option<String>,
+
+    /// The author's address [default: from the Oxen configuration]
+    #[arg(long, value_name = "ADDRESS")]
+    pub email: Option<String>,
+}
+
+/// `oxenfs status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Only the mount at, or above, this directory
+    pub dir: Option<PathBuf>,
+
+    /// As JSON: an object with DIR, else a list
+    #[arg(long)]
+    pub json: bool,
+
+    /// Again every second
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// `oxenfs sync`.
+#[derive(Debug, Args)]
+pub struct SyncArgs {
+    /// Mount points, or files and directories on a mount
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+
+    /// Give up waiting after this time, for example 30s or 5m; staging goes on
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub timeout: Option<Duration>,
+}
+
+/// `oxenfs commit`.
+#[derive(Debug, Args)]
+pub struct CommitArgs {
+    /// The mount point
+    pub dir: PathBuf,
+
+    /// The commit's message
+    #[arg(short, long, value_name = "TEXT")]
+    pub message: String,
+
+    /// Who commits.
+    #[command(flatten)]
+    pub author: AuthorArgs,
+
+    /// Commit to this branch [default: the mount's]
+    #[arg(long, value_name = "NAME")]
+    pub branch: Option<String>,
+}
+
+/// `oxenfs repo ...`.
+#[derive(Debug, Subcommand)]
+pub enum RepoCommand {
+    /// Make a repository
+    Create(CreateArgs),
+}
+
+/// `oxenfs repo create`.
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// NAMESPACE/NAME, or a whole URL
+    pub repo: String,
+
+    /// The server [default: $OXEN_SERVER, else the default host of the Oxen configuration]
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+
+    /// Its description
+    #[arg(long, value_name = "TEXT")]
+    pub description: Option<String>,
+
+    /// Everybody may read it
+    #[arg(long)]
+    pub public: bool,
+
+    /// Where the server keeps its content: local or s3:BUCKET/PREFIX
+    #[arg(long, value_name = "WHERE")]
+    pub storage: Option<String>,
+
+    /// A file for its first commit; may be given several times
+    #[arg(long = "file", value_name = "SRC")]
+    pub files: Vec<PathBuf>,
+
+    /// Who makes the first commit.
+    #[command(flatten)]
+    pub author: AuthorArgs,
+}
+
+/// `oxenfs branches` and `oxenfs workspaces`.
+#[derive(Debug, Args)]
+pub struct LookArgs {
+    /// NAMESPACE/NAME, or a whole URL
+    pub repo: String,
+
+    /// The server [default: $OXEN_SERVER, else the default host of the Oxen configuration]
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `oxenfs dev-server`.
+#[derive(Debug, Args)]
+pub struct DevServerArgs {
+    /// Where it keeps everything; made when it is not there
+    pub dir: PathBuf,
+
+    /// Address and port
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:3000")]
+    pub listen: SocketAddr,
+
+    /// The protocol to speak
+    #[arg(long, value_name = "NAME")]
+    pub dialect: Option<String>,
+
+    /// Demand the token that this environment variable holds
+    #[arg(long, value_name = "VARIABLE")]
+    pub token_env: Option<String>,
+}
+
+fn time(text: &str) -> Result<Duration, &'static str> {
+    units::parse_duration(text).ok_or("not a time such as 30s or 5m")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        super::Cli::command().debug_assert();
+        super::HelperArgs::command().debug_assert();
+    }
+}

@@ -1,0 +1,300 @@
+//! What a command says when it did not do what it was asked: the deed, the cause, the act that mends it, the exit code.
+
+use std::fmt;
+use std::path::Path;
+
+use crate::config::ConfigError;
+use crate::control;
+use crate::control::client::ClientError;
+use crate::fs::FsError;
+use crate::journal::JournalError;
+use crate::mount::MountError;
+use crate::mount::daemon::Report;
+use crate::mount::preflight::{PreflightError, UnmountError};
+use crate::mount::state_dir::StateError;
+use crate::workspace::WorkspaceError;
+
+/// Exit code: it failed.
+pub const FAILED: u8 = 1;
+/// Exit code: the command was typed wrongly.
+pub const USAGE: u8 = 2;
+/// Exit code: changes are still owed to the server, and safe.
+pub const OWED: u8 = 3;
+
+/// An error as the user sees it. Built from a layer's error by `From`, which knows cause and hint; the command adds
+/// with [`doing`](Failure::doing) what it was about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What could not be done: `cannot mount ox/cats`.
+    pub what: String,
+    /// Why not.
+    pub cause: String,
+    /// The command or act that mends it.
+    pub hint: Option<String>,
+    /// The exit code.
+    pub exit: u8,
+}
+
+impl Failure {
+    /// With exit code 1.
+    pub fn new(cause: impl fmt::Display) -> Self {
+        Self { what: String::new(), cause: cause.to_string(), hint: None, exit: FAILED }
+    }
+
+    /// With exit code 3.
+    pub fn owed(cause: impl fmt::Display) -> Self {
+        Self { exit: OWED, ..Self::new(cause) }
+    }
+
+    /// With exit code 2.
+    pub fn usage(cause: impl fmt::Display) -> Self {
+        Self { exit: USAGE, ..Self::new(cause) }
+    }
+
+    /// The reader of standard output is gone, as `| head` does: nothing to say, nothing failed.
+    pub fn nobody_reads() -> Self {
+        Self { exit: 0, ..Self::new("") }
+    }
+
+    /// With the act that mends it.
+    pub fn hint(mut self, hint: impl fmt::Display) -> Self {
+        self.hint = Some(hint.to_string());
+        self
+    }
+
+    /// With what could not be done, unless that was said already.
+    pub fn doing(mut self, what: impl fmt::Display) -> Self {
+        if self.what.is_empty() && self.exit != 0 {
+            self.what = what.to_string();
+        }
+        self
+    }
+}
+
+/// `?` with the deed.
+pub trait Doing<T> {
+    /// See [`Failure::doing`].
+    ///
+    /// # Errors
+    /// The one at hand.
+    fn doing<W: fmt::Display>(self, what: impl FnOnce() -> W) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<Failure>> Doing<T> for Result<T, E> {
+    fn doing<W: fmt::Display>(self, what: impl FnOnce() -> W) -> Result<T, Failure> {
+        self.map_err(|error| error.into().doing(what()))
+    }
+}
+
+/// The lines for standard error; nothing for [`Failure::nobody_reads`].
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.what.as_str(), self.cause.as_str()) {
+            ("", "") => return Ok(()),
+            ("", only) | (only, "") => writeln!(f, "error: {only}")?,
+            (what, cause) => writeln!(f, "error: {what}: {cause}")?,
+        }
+        match &self.hint {
+            Some(hint) => writeln!(f, "hint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A path as a shell takes it.
+pub fn quoted(text: impl AsRef<Path>) -> String {
+    let text = text.as_ref().to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:+@%=,".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.into_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        let hint = match &error {
+            ConfigError::NoServer => "name one: --server http://127.0.0.1:3000, or set OXEN_SERVER".into(),
+            ConfigError::CredentialsInUrl(_) => "leave them out and set OXEN_API_KEY to the token".into(),
+            ConfigError::UnknownOption(_) => "options are named as in: oxenfs mount --help".into(),
+            ConfigError::NoHome => "name a directory: --state-dir DIR".into(),
+            ConfigError::Unreadable { path, .. } => format!("look at its permissions: ls -ld {}", quoted(path)),
+            ConfigError::Malformed { .. } => "write it anew: oxen config --auth HOST TOKEN".into(),
+            ConfigError::Invalid { .. } | ConfigError::Conflict(_) => "oxenfs --help, or oxenfs mount --help".into(),
+        };
+        let exit = if error.is_usage() { USAGE } else { FAILED };
+        Self { exit, ..Self::new(error).hint(hint) }
+    }
+}
+
+/// How a container is given what FUSE needs.
+const CONTAINER: &str = "docker run --device /dev/fuse --cap-add SYS_ADMIN";
+
+impl From<PreflightError> for Failure {
+    fn from(error: PreflightError) -> Self {
+        use PreflightError as E;
+        let hint = match error {
+            E::State(error) => return error.into(),
+            E::Missing(ref path) => format!("mkdir -p {}", quoted(path)),
+            E::NotADirectory(_) => "name an empty directory".into(),
+            E::NotEmpty(_) => {
+                "name an empty directory; files are added by copying them there once it is mounted".into()
+            }
+            E::AlreadyMounted(ref path) => format!("oxenfs unmount {}", quoted(path)),
+            E::ForeignMount { .. } => "name another directory".into(),
+            E::ForeignStale { ref path, .. } => format!("umount -l {}", quoted(path)),
+            E::Stale { ref path, .. } => format!("sudo umount -l {}", quoted(path)),
+            E::NotWritable(ref path) => format!("name a directory of your own, or: sudo chown $USER {}", quoted(path)),
+            E::NoDevice => format!("sudo modprobe fuse; for a container: {CONTAINER}"),
+            E::DeviceRefused(_) => format!("sudo chmod 666 /dev/fuse; for a container: {CONTAINER}"),
+            E::NoRight => format!("start the container with: {CONTAINER}"),
+            E::NoHelper => "sudo apt-get install fuse3".into(),
+            E::OthersNotAllowed => "echo user_allow_other | sudo tee -a /etc/fuse.conf".into(),
+            E::Io { ref path, .. } => format!("look at it: ls -ld {}", quoted(path)),
+        };
+        Self::new(error).hint(hint)
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        use StateError as E;
+        let hint = match &error {
+            E::Locked { mountpoint, .. } => format!("oxenfs unmount {}", quoted(mountpoint)),
+            E::Exposed { path } => {
+                let path = quoted(path);
+                format!("name a directory for oxenfs alone: --state-dir {path}/oxenfs, or: chmod 700 {path}")
+            }
+            E::NotOurs { .. } | E::OnFuse { .. } | E::InsideMount { .. } | E::Io { .. } => {
+                "name a directory of your own on a local disk: --state-dir DIR".into()
+            }
+            E::Damaged { path, .. } => {
+                let dir = path.parent().unwrap_or(path);
+                format!("mounting the same repository again rewrites it; the data beside it is kept in {}", quoted(dir))
+            }
+        };
+        Self::new(error).hint(hint)
+    }
+}
+
+impl From<UnmountError> for Failure {
+    fn from(error: UnmountError) -> Self {
+        let hint = match &error {
+            UnmountError::Busy { .. } => Some("close what is open there, leave the directory, and repeat the command"),
+            UnmountError::NoHelper => Some("sudo apt-get install fuse3"),
+            UnmountError::NotMounted => Some("oxenfs status lists the mounts"),
+            UnmountError::Foreign { .. } | UnmountError::Failed(_) => None,
+        };
+        let failure = Self::new(error);
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+impl From<WorkspaceError> for Failure {
+    fn from(error: WorkspaceError) -> Self {
+        use WorkspaceError as E;
+        let hint = match &error {
+            E::Unreachable { server, .. } => format!("is it running? curl {server}/api/health"),
+            E::TimedOut { .. } | E::Busy { .. } | E::Server { .. } => "try again in a while".into(),
+            E::Unauthorized => "set OXEN_API_KEY to a valid token, or: oxen config --auth HOST TOKEN".into(),
+            E::Forbidden { .. } => "use a token that may write there: set OXEN_API_KEY".into(),
+            E::NotFound { .. } => "check the names: oxenfs branches REPO, oxenfs workspaces REPO".into(),
+            E::Protocol { .. } => "check the address: --server http://HOST:PORT".into(),
+            E::Conflict { .. }
+            | E::NoSpace { .. }
+            | E::Refused { .. }
+            | E::Unconfirmed { .. }
+            | E::Unsupported { .. }
+            | E::Io(_) => return Self::new(error),
+        };
+        Self::new(error).hint(hint)
+    }
+}
+
+impl From<MountError> for Failure {
+    fn from(error: MountError) -> Self {
+        match error {
+            MountError::Server(error) | MountError::Fs(FsError::Remote(error)) => error.into(),
+            MountError::State(error) => error.into(),
+            MountError::NoRepository { .. } => {
+                Self::new(error).hint("add --create to make it, or check the name: NAMESPACE/NAME")
+            }
+            MountError::Journal(JournalError::Newer { .. }) => {
+                Self::new(error).hint("use the newer oxenfs, or another --state-dir")
+            }
+            MountError::Journal(_) | MountError::Fs(_) => {
+                Self::new(error).hint("look at the disk of the state directory: df -h, ls -ld")
+            }
+            MountError::Attach(_) => Self::new(error).hint("look at what the kernel says: dmesg | tail"),
+            MountError::Setup(error) => Self::new(error),
+        }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let hint = match &error {
+            ClientError::HungUp => {
+                "what was written is safe on this disk; oxenfs status shows it, mounting again sends it"
+            }
+            ClientError::NotUnderstood => "use the version of oxenfs that mounted it: oxenfs status --json",
+            ClientError::Io(_) => "oxenfs status",
+        };
+        Self::new(error).hint(hint)
+    }
+}
+
+impl From<control::Failure> for Failure {
+    fn from(failure: control::Failure) -> Self {
+        Self {
+            what: String::new(),
+            cause: failure.message,
+            hint: failure.hint,
+            exit: if failure.owed { OWED } else { FAILED },
+        }
+    }
+}
+
+impl From<Report> for Failure {
+    fn from(report: Report) -> Self {
+        Self { what: report.what, cause: report.cause, hint: report.hint, exit: report.exit }
+    }
+}
+
+impl From<Failure> for Report {
+    fn from(failure: Failure) -> Self {
+        Self { what: failure.what, cause: failure.cause, hint: failure.hint, exit: failure.exit }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_two_lines_without_a_final_period() {
+        let failure = Failure::from(PreflightError::Missing("/mnt/my cats".into())).doing("cannot mount ox/cats");
+        assert_eq!(
+            failure.to_string(),
+            "error: cannot mount ox/cats: /mnt/my cats does not exist\nhint: mkdir -p '/mnt/my cats'\n"
+        );
+        assert_eq!(failure.exit, FAILED);
+    }
+
+    #[test]
+    fn paths_in_hints_can_be_pasted() {
+        assert_eq!(quoted("/mnt/cats"), "/mnt/cats");
+        assert_eq!(quoted("it's"), "'it'\\''s'");
+        assert_eq!(quoted(""), "''");
+        assert_eq!(quoted("$(reboot)"), "'$(reboot)'");
+    }
+
+    #[test]
+    fn what_was_typed_wrongly_exits_with_2() {
+        assert_eq!(Failure::from(ConfigError::NoServer).exit, USAGE);
+        assert_eq!(Failure::from(ConfigError::NoHome).exit, FAILED);
+    }
+}

@@ -1,0 +1,150 @@
+//! From the path that a user typed to the mount that it means, and to the daemon of that mount.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use super::failure::{Failure, quoted};
+use super::output::{printable, warn};
+use crate::config::Environment;
+use crate::control::client::{Client, Next};
+use crate::control::{Event, Request, Status};
+use crate::mount::preflight;
+use crate::mount::state_dir::{self, Known, StateDir};
+
+/// How long a daemon may take to say how it is: it answers from memory.
+const STATUS_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Looks mounts up by their state directories.
+pub struct Finder {
+    root: PathBuf,
+    known: Vec<Known>,
+}
+
+impl Finder {
+    /// Reads what is in the state root; warns of what cannot be read.
+    ///
+    /// # Errors
+    /// When there can be no root, or it cannot be read.
+    pub fn new(state_dir: Option<&Path>, environment: &Environment) -> Result<Self, Failure> {
+        let root = match state_dir {
+            Some(dir) => state_dir::resolve_existing(dir),
+            None => environment.state_root()?,
+        };
+        let listing = StateDir::list(&root)?;
+        for (path, error) in &listing.unreadable {
+            warn(format_args!("{error}; what {} holds is kept", quoted(path)));
+        }
+        Ok(Self { root, known: listing.known })
+    }
+
+    /// Where it looks.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// All state directories.
+    pub fn all(&self) -> &[Known] {
+        &self.known
+    }
+
+    /// Those that are, or were last, mounted at exactly `dir`.
+    pub fn at(&self, dir: &Path) -> Vec<&Known> {
+        self.known.iter().filter(|known| known.meta.identity.mountpoint == dir).collect()
+    }
+
+    /// The mount that `path`, without symbolic links, lies in: the deepest mount point above it, there the one that
+    /// has a daemon.
+    pub fn above(&self, path: &Path) -> Option<&Known> {
+        let mount_of = |known: &&Known| path.starts_with(&known.meta.identity.mountpoint);
+        self.known.iter().filter(mount_of).max_by_key(|known| {
+            let depth = known.meta.identity.mountpoint.components().count();
+            (depth, known.holder().is_some())
+        })
+    }
+
+    /// The mount above `path` and its daemon.
+    ///
+    /// # Errors
+    /// When there is none, or it has no daemon.
+    pub fn running(&self, path: &Path) -> Result<(&Known, UnixStream), Failure> {
+        let Some(known) = self.above(path) else {
+            return Err(Failure::new("no oxenfs mount is there").hint("oxenfs status lists the mounts"));
+        };
+        match connect(known)? {
+            Some(stream) => Ok((known, stream)),
+            None => Err(Failure::new("its daemon does not run; what was written is safe on this disk")
+                .hint(format_args!("mount it again: {}", mount_command(known)))),
+        }
+    }
+}
+
+/// `path` from the root and without symbolic links, as far as it exists: neither a broken mount nor a removed
+/// directory keeps it from being found.
+pub fn real(path: &Path) -> Result<PathBuf, Failure> {
+    match preflight::resolve(path) {
+        Ok(real) => Ok(real),
+        Err(_) => {
+            let absolute = std::path::absolute(path).map_err(Failure::new)?;
+            Ok(state_dir::resolve_existing(&absolute))
+        }
+    }
+}
+
+/// A connection to the daemon; `None` when none runs.
+///
+/// # Errors
+/// When one runs and cannot be reached.
+pub fn connect(known: &Known) -> Result<Option<UnixStream>, Failure> {
+    match state_dir::connect_control(&known.path) {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            match known.holder() {
+                None => Ok(None),
+                Some(pid) => Err(Failure::new(format_args!("process {pid} is just starting it, or just ending"))
+                    .hint("repeat the command in a moment")),
+            }
+        }
+        Err(error) => Err(Failure::new(format_args!("its daemon cannot be reached: {error}"))),
+    }
+}
+
+/// Asks a daemon how it is.
+///
+/// # Errors
+/// When it does not answer.
+pub fn status_of(stream: UnixStream) -> Result<Status, Failure> {
+    let mut client = Client::ask(stream, &Request::Status)?;
+    match client.next(STATUS_PATIENCE)? {
+        Next::Event(Event::Status(status)) => Ok(*status),
+        Next::Event(Event::Failed(failure)) => Err(failure.into()),
+        Next::Event(_) => Err(crate::control::client::ClientError::NotUnderstood.into()),
+        Next::Nothing => {
+            Err(Failure::new(format_args!("the mount's daemon did not answer within {} s", STATUS_PATIENCE.as_secs())))
+        }
+    }
+}
+
+/// Files and bytes that the server does not have yet; removals count as files.
+pub fn owed(status: &Status) -> (u64, u64) {
+    let counts = &status.counts;
+    let open = [counts.dirty, counts.hashing, counts.queued, counts.uploading, counts.failed, counts.removals];
+    let sum = |field: fn(&crate::control::Tally) -> u64| open.iter().map(field).sum();
+    (sum(|tally| tally.files), sum(|tally| tally.bytes))
+}
+
+/// The command that mounts it again.
+pub fn mount_command(known: &Known) -> String {
+    let identity = &known.meta.identity;
+    let mut command =
+        format!("oxenfs mount {} {} --server {}", identity.repo, quoted(&identity.mountpoint), identity.server);
+    let mut option = |name, value: &str| command += &format!(" {name} {}", quoted(printable(value).as_ref()));
+    if identity.branch != "main" {
+        option("--branch", &identity.branch);
+    }
+    option("--workspace", &identity.workspace);
+    if !identity.subdir.is_empty() {
+        option("--subdir", &identity.subdir);
+    }
+    command
+}

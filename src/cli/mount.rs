@@ -1,0 +1,162 @@
+//! `oxenfs mount` and `mount.oxenfs`.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::args::{HelperArgs, MountArgs};
+use super::failure::{Doing, Failure, quoted};
+use super::find::status_of;
+use super::output::{bytes, count, note, printable, warn, without_credentials};
+use super::seams;
+use crate::config::{Environment, MountInput, MountSettings};
+use crate::control::Request;
+use crate::control::client::Client;
+use crate::mount::daemon::{self, Fork, Notifier, Outcome, Ready};
+use crate::mount::preflight;
+use crate::mount::state_dir::{self, Identity, StateDir, StateError};
+
+/// How long a daemon that only drains may take to let go: it stops between two requests.
+const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(30);
+
+/// `oxenfs mount`.
+pub fn mount(args: MountArgs, state_dir: Option<PathBuf>, environment: &Environment) -> Result<u8, Failure> {
+    let options = args.options.clone();
+    let mut input = args.into_input(state_dir);
+    let what = format!("cannot mount {}", without_credentials(&input.repo));
+    for list in &options {
+        input.apply_options(list, false).doing(|| &what)?;
+    }
+    start(input, environment, false).map_err(|failure| failure.doing(what))
+}
+
+/// `mount.oxenfs`, as `mount(8)` calls it.
+pub fn helper(args: HelperArgs, environment: &Environment) -> Result<u8, Failure> {
+    let mut input = MountInput { repo: args.repo, mountpoint: args.mountpoint, ..MountInput::default() };
+    let what = format!("cannot mount {}", without_credentials(&input.repo));
+    for list in &args.options {
+        input.apply_options(list, args.sloppy).doing(|| &what)?;
+    }
+    start(input, environment, args.fake).map_err(|failure| failure.doing(what))
+}
+
+fn start(input: MountInput, environment: &Environment, fake: bool) -> Result<u8, Failure> {
+    let mut settings = MountSettings::new(input, environment)?;
+    // A broken credentials file is an error now rather than a stalled queue later.
+    settings.credentials.try_read()?;
+    let checked = preflight::check(&settings)?;
+    for warning in &checked.warnings {
+        warn(warning);
+    }
+    settings.mountpoint = checked.mountpoint;
+    settings.state_root = checked.state_root;
+    if fake {
+        return Ok(0);
+    }
+    let identity = Identity {
+        server: settings.server.to_string(),
+        repo: settings.repo.to_string(),
+        workspace: settings.workspace.clone(),
+        subdir: settings.subdir.as_str().to_owned(),
+        branch: settings.branch.clone(),
+        mountpoint: settings.mountpoint.clone(),
+    };
+    let state = open_state(&settings.state_root, &identity)?;
+    announce(&state, environment);
+    let said = format!("mounted {} at {}", settings.repo, quoted(&settings.mountpoint));
+    if settings.foreground {
+        seams::run(&settings, state, &Notifier::foreground(move |ready| welcome(&ready, &said)))?;
+        return Ok(0);
+    }
+    let log = state.log_path();
+    drop(state.open_log()?); // makes it, closed to others, and sets a long one aside
+    match daemon::daemonize(&log).map_err(|error| Failure::new(format_args!("cannot start a daemon: {error}")))? {
+        Fork::Parent(outcome) => report(outcome, &said),
+        Fork::Child(notifier) => Ok(serve(settings, state, &notifier)),
+    }
+}
+
+/// The daemon's whole life; its failures reach the command while that waits, and the log afterwards.
+fn serve(settings: MountSettings, mut state: StateDir, notifier: &Notifier) -> u8 {
+    let what = format!("cannot mount {}", settings.repo);
+    let served = state.claim().map_err(Failure::from).and_then(|()| seams::run(&settings, state, notifier));
+    let Err(failure) = served else { return 0 };
+    let exit = failure.exit;
+    if notifier.is_waited_for() {
+        // When nobody waits any more there is nobody to tell.
+        let _ = notifier.failed(failure.doing(what).into());
+    } else {
+        tracing::error!(cause = %failure.cause, hint = failure.hint.as_deref(), "the mount ended");
+    }
+    exit
+}
+
+fn report(outcome: Outcome, said: &str) -> Result<u8, Failure> {
+    match outcome {
+        Outcome::Ready(ready) => {
+            welcome(&ready, said);
+            Ok(0)
+        }
+        Outcome::Failed(report) => Err(report.into()),
+        Outcome::Died { how, log_tail, log } => {
+            for line in &log_tail {
+                note(format_args!("  {}", printable(line)));
+            }
+            let cause = format!("the daemon ended without a word ({how})");
+            Err(Failure::new(cause).hint(format_args!("its log is {}", quoted(&log))))
+        }
+    }
+}
+
+fn welcome(ready: &Ready, said: &str) {
+    for warning in &ready.warnings {
+        warn(printable(warning));
+    }
+    let made = if ready.created { ", a new repository" } else { "" };
+    note(format_args!("{said} (server {}{made})", printable(&ready.server_version)));
+    if ready.resumed_files > 0 {
+        let files = count(ready.resumed_files, "change");
+        note(format_args!("{files} ({}) of an earlier mount are being sent", bytes(ready.resumed_bytes)));
+    }
+}
+
+/// Opens the state directory. Where a daemon without a mount still drains it, that daemon is asked to stop: what it
+/// did not send is on record, and the new one goes on.
+fn open_state(root: &Path, identity: &Identity) -> Result<StateDir, Failure> {
+    let locked = match StateDir::open(root, identity) {
+        Ok(state) => return Ok(state),
+        Err(error @ StateError::Locked { .. }) => error,
+        Err(error) => return Err(error.into()),
+    };
+    let StateError::Locked { path, .. } = &locked else {
+        return Err(locked.into());
+    };
+    let Ok(status) = state_dir::connect_control(path).map_err(Failure::new).and_then(status_of) else {
+        return Err(locked.into());
+    };
+    if status.phase != "draining" {
+        return Err(locked.into());
+    }
+    let stream = state_dir::connect_control(path).map_err(Failure::new)?;
+    let _asked = Client::ask(stream, &Request::Detach)?;
+    let began = Instant::now();
+    loop {
+        match StateDir::open(root, identity) {
+            Err(StateError::Locked { .. }) if began.elapsed() < TAKE_OVER_PATIENCE => {}
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// Makes sure that `status` and `unmount` find the mount without being told its state root.
+fn announce(state: &StateDir, environment: &Environment) {
+    let Ok(default_root) = environment.state_root() else {
+        return;
+    };
+    if state.path().parent().is_some_and(|root| root == state_dir::resolve_existing(&default_root)) {
+        return;
+    }
+    if let Err(error) = state.announce(&default_root) {
+        let root = state.path().parent().unwrap_or(state.path());
+        warn(format_args!("other commands need --state-dir {}: {error}", quoted(root)));
+    }
+}

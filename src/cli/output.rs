@@ -1,0 +1,130 @@
+//! Where words go: data to standard output, everything else to standard error; neither ever panics.
+
+use std::borrow::Cow;
+use std::io::{self, Write};
+
+use super::failure::Failure;
+
+/// Writes data to standard output, with a newline.
+///
+/// # Errors
+/// [`Failure::nobody_reads`] when the reader is gone.
+pub fn data(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::nobody_reads()),
+        Err(error) => Err(Failure::new(error).doing("cannot write to standard output")),
+    }
+}
+
+/// Tells the user something.
+pub fn note(text: impl std::fmt::Display) {
+    // Nothing can be done, and nothing need be, when standard error is closed.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Tells the user something that brings its own newlines.
+pub fn note_exact(text: impl std::fmt::Display) {
+    let _ = write!(io::stderr(), "{text}");
+}
+
+/// Warns the user.
+pub fn warn(text: impl std::fmt::Display) {
+    note(format_args!("warning: {text}"));
+}
+
+/// `text` without characters that a terminal obeys: names and messages come from servers and other users.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if text.chars().any(char::is_control) {
+        let escape = |c: char| {
+            if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
+        };
+        Cow::Owned(text.chars().map(escape).collect())
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+/// A REPO argument as it may be shown: what stands before an `@` in it could be a password.
+pub fn without_credentials(repo: &str) -> String {
+    match repo.rsplit_once('@') {
+        Some((_, rest)) => format!("...@{}", printable(rest)),
+        None => printable(repo).into_owned(),
+    }
+}
+
+/// `1 file`, `12,000 files`.
+pub fn count(number: u64, noun: &str) -> String {
+    format!("{} {noun}{}", thousands(number), if number == 1 { "" } else { "s" })
+}
+
+/// With a comma after every third digit.
+pub fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// `512 B`, `1.2 GiB`.
+pub fn bytes(number: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if number < 1024 {
+        return format!("{number} B");
+    }
+    let mut value = number as f64 / 1024.0;
+    let mut unit = 0;
+    // 1023.95 would be rounded to 1024.0.
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// `14 s`, `3 min 20 s`, `2 h 5 min`, `4 d 1 h`.
+pub fn seconds(number: u64) -> String {
+    match number {
+        0..60 => format!("{number} s"),
+        60..3600 => format!("{} min {} s", number / 60, number % 60),
+        3600..86400 => format!("{} h {} min", number / 3600, number % 3600 / 60),
+        _ => format!("{} d {} h", number / 86400, number % 86400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_for_people() {
+        assert_eq!(count(1, "file"), "1 file");
+        assert_eq!(count(12000, "file"), "12,000 files");
+        assert_eq!(thousands(1_234_567), "1,234,567");
+        assert_eq!(thousands(999), "999");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1 << 20), "1.0 MiB");
+        assert_eq!(bytes((1 << 20) - 1), "1.0 MiB");
+        assert_eq!(bytes(u64::MAX), "16.0 EiB");
+        assert_eq!(seconds(200), "3 min 20 s");
+        assert_eq!(seconds(7500), "2 h 5 min");
+    }
+
+    #[test]
+    fn a_name_cannot_command_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb"), "a\\u{1b}[2Jb");
+        assert_eq!(printable("Größe"), "Größe");
+    }
+
+    #[test]
+    fn what_may_be_a_password_is_not_shown() {
+        assert_eq!(without_credentials("http://u:p@h/ox/cats"), "...@h/ox/cats");
+        assert_eq!(without_credentials("ox/cats"), "ox/cats");
+    }
+}

@@ -1,0 +1,120 @@
+//! `oxenfs repo create`, `oxenfs branches`, `oxenfs workspaces`.
+
+use std::path::{Path, PathBuf};
+
+use super::args::{CreateArgs, LookArgs};
+use super::failure::{Doing, Failure, quoted};
+use super::output::{data, note, printable, without_credentials};
+use super::seams::{self, Place, Ref};
+use super::sync::who;
+use crate::config::{CreateRepo, CredentialSource, Environment, OxenConfig, resolve};
+use crate::path::RepoPath;
+
+/// A repository to be made, checked.
+#[derive(Debug)]
+pub struct NewRepo {
+    /// Where, under which name.
+    pub place: Place,
+    /// What it is to be.
+    pub about: CreateRepo,
+    /// Files for its first commit, under the names that they get.
+    pub files: Vec<(String, PathBuf)>,
+    /// Name and address of who commits them; `None` without files.
+    pub author: Option<(String, String)>,
+}
+
+/// `oxenfs repo create`: prints the repository's URL.
+pub fn create(args: CreateArgs, environment: &Environment) -> Result<u8, Failure> {
+    let what = format!("cannot create {}", without_credentials(&args.repo));
+    let new = checked(args, environment).map_err(|failure| failure.doing(&what))?;
+    let url = new.place.url();
+    for warning in seams::create_repo(new).doing(|| what)? {
+        note(format_args!("warning: {}", printable(&warning)));
+    }
+    data(&url)?;
+    Ok(0)
+}
+
+fn checked(args: CreateArgs, environment: &Environment) -> Result<NewRepo, Failure> {
+    let place = place(&args.repo, args.server.as_deref(), environment)?;
+    let mut files: Vec<(String, PathBuf)> = Vec::new();
+    for path in args.files {
+        let name = initial_name(&path)?;
+        if files.iter().any(|(other, _)| *other == name) {
+            return Err(Failure::usage(format_args!("two files would both be called {name}"))
+                .hint("create the repository with one of them, mount it, and copy the rest"));
+        }
+        files.push((name, path));
+    }
+    let author = match files.is_empty() {
+        true => None,
+        false => Some(who(&args.author, environment)?),
+    };
+    Ok(NewRepo {
+        place,
+        about: CreateRepo {
+            description: args.description,
+            public: args.public,
+            storage: args.storage.as_deref().map(str::parse).transpose()?,
+        },
+        files,
+        author,
+    })
+}
+
+/// The name that a file gets in the first commit: its own last component; the server keeps no directories there.
+fn initial_name(path: &Path) -> Result<String, Failure> {
+    let metadata =
+        std::fs::metadata(path).map_err(|error| Failure::new(format_args!("cannot read {}: {error}", quoted(path))))?;
+    if !metadata.is_file() {
+        return Err(Failure::new(format_args!("{} is not a regular file", quoted(path)))
+            .hint("create the repository without it, mount it, and copy what it should hold"));
+    }
+    let name = path.file_name().and_then(|name| name.to_str());
+    match name.filter(|name| RepoPath::parse(name).is_ok()) {
+        Some(name) => Ok(name.to_owned()),
+        None => Err(Failure::new(format_args!("Oxen cannot store the name of {}", quoted(path)))),
+    }
+}
+
+fn place(repo: &str, server: Option<&str>, environment: &Environment) -> Result<Place, Failure> {
+    let oxen = OxenConfig::new(environment);
+    let (server, repo) = resolve(repo, server, environment, &oxen)?;
+    let credentials = CredentialSource::new(environment, &server);
+    credentials.try_read()?;
+    Ok(Place { server, repo, credentials })
+}
+
+/// `oxenfs branches`.
+pub fn branches(args: LookArgs, environment: &Environment) -> Result<u8, Failure> {
+    look(args, environment, "branches", seams::branches)
+}
+
+/// `oxenfs workspaces`.
+pub fn workspaces(args: LookArgs, environment: &Environment) -> Result<u8, Failure> {
+    look(args, environment, "workspaces", seams::workspaces)
+}
+
+fn look(
+    args: LookArgs,
+    environment: &Environment,
+    noun: &str,
+    ask: fn(Place) -> Result<Vec<Ref>, Failure>,
+) -> Result<u8, Failure> {
+    let failed = || format!("cannot list the {noun} of {}", without_credentials(&args.repo));
+    let place = place(&args.repo, args.server.as_deref(), environment).doing(failed)?;
+    let refs = ask(place).doing(failed)?;
+    if args.json {
+        let text = serde_json::to_string_pretty(&refs).map_err(Failure::new)?;
+        data(&text)?;
+        return Ok(0);
+    }
+    let width = refs.iter().map(|named| named.name.chars().count()).max().unwrap_or(0);
+    for Ref { name, commit } in &refs {
+        data(&format!("{:width$}  {}", printable(name), printable(commit)))?;
+    }
+    if refs.is_empty() {
+        note(format_args!("no {noun}"));
+    }
+    Ok(0)
+}

@@ -1,0 +1,217 @@
+//! `oxenfs status`.
+
+use std::fmt::Write;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use super::args::StatusArgs;
+use super::failure::{Doing, Failure, quoted};
+use super::find::{self, Finder, connect, mount_command, owed, status_of};
+use super::output::{bytes, count, data, note, printable, seconds, thousands};
+use super::seams;
+use crate::control::{Status, Tally};
+use crate::mount::state_dir::Known;
+
+/// Between two looks of `--watch`.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// `oxenfs status`.
+pub fn status(args: StatusArgs, finder: &Finder) -> Result<u8, Failure> {
+    let mut chosen: Vec<&Known> = finder.all().iter().collect();
+    if let Some(dir) = &args.dir {
+        let failed = || format!("cannot show {}", quoted(dir));
+        let real = find::real(dir).doing(failed)?;
+        let Some(above) = finder.above(&real) else {
+            let failure = Failure::new("no oxenfs mount is there").hint("oxenfs status lists the mounts");
+            return Err(failure.doing(failed()));
+        };
+        let mountpoint = &above.meta.identity.mountpoint;
+        chosen.retain(|known| known.meta.identity.mountpoint == *mountpoint);
+        // As JSON, DIR is one object: what is mounted there, else what was last.
+        chosen.sort_by_key(|known| known.path != above.path);
+    }
+    loop {
+        let mut seen = Vec::new();
+        for known in &chosen {
+            seen.push((*known, look(known)));
+        }
+        if args.dir.is_none() || chosen.len() > 1 {
+            // Of what is neither mounted nor owed there is nothing to tell.
+            let worth = |status: &Status| status.phase != "stopped" || status.stalled.is_some() || owed(status).0 > 0;
+            let keep_first = args.dir.is_some();
+            let mut at = 0;
+            seen.retain(|(_, status)| {
+                at += 1;
+                worth(status) || (keep_first && at == 1)
+            });
+        }
+        if args.json {
+            print_json(&args, seen.into_iter().map(|(_, status)| status).collect())?;
+        } else if seen.is_empty() {
+            note("nothing is mounted, and nothing is owed to a server");
+        } else {
+            if args.watch && std::io::stdout().is_terminal() {
+                data("\x1b[H\x1b[2J")?;
+            }
+            let texts: Vec<String> = seen.iter().map(|(known, status)| table(known, status)).collect();
+            data(texts.join("\n").trim_end())?;
+        }
+        if !args.watch {
+            return Ok(0);
+        }
+        std::thread::sleep(WATCH_EVERY);
+    }
+}
+
+fn print_json(args: &StatusArgs, mut seen: Vec<Status>) -> Result<(), Failure> {
+    let value = match args.dir {
+        Some(_) if !seen.is_empty() => serde_json::to_value(seen.swap_remove(0)),
+        _ => serde_json::to_value(seen),
+    };
+    let value = value.map_err(Failure::new)?;
+    if args.watch {
+        return data(&value.to_string());
+    }
+    data(&serde_json::to_string_pretty(&value).map_err(Failure::new)?)
+}
+
+/// What the daemon says, or, where none answers, what its directory says. One mount that cannot be read does not hide
+/// the others.
+fn look(known: &Known) -> Status {
+    let daemon = connect(known).and_then(|stream| stream.map(status_of).transpose());
+    let (phase, pid, silent) = match daemon {
+        Ok(Some(status)) => return status,
+        Ok(None) => ("stopped", 0, None),
+        Err(failure) => ("unresponsive", known.holder().unwrap_or(known.meta.pid), Some(failure.cause)),
+    };
+    let (recorded, unread) = match seams::offline_status(&known.path) {
+        Ok(recorded) => (recorded, None),
+        Err(failure) => {
+            let cause = format!("what it owes the server cannot be read: {}", failure.cause);
+            (Status::default(), Some(cause))
+        }
+    };
+    let identity = &known.meta.identity;
+    Status {
+        mountpoint: None,
+        server: identity.server.clone(),
+        repo: identity.repo.clone(),
+        branch: identity.branch.clone(),
+        workspace: identity.workspace.clone(),
+        phase: phase.into(),
+        pid,
+        stalled: silent.or(unread),
+        ..recorded
+    }
+}
+
+fn table(known: &Known, status: &Status) -> String {
+    let mut text = String::new();
+    let mountpoint = &known.meta.identity.mountpoint;
+    let _ = writeln!(
+        text,
+        "{}  {} on {}",
+        printable(&quoted(mountpoint)),
+        printable(&status.repo),
+        printable(&status.server)
+    );
+    let mut row = |name: &str, value: String| {
+        let _ = writeln!(text, "  {name:<9} {value}");
+    };
+    row(
+        "state",
+        match status.phase.as_str() {
+            "draining" => format!("unmounted, still sending (process {})", status.pid),
+            "stopped" => "not mounted, no daemon runs".into(),
+            phase => format!("{} (process {})", printable(phase), status.pid),
+        },
+    );
+    row("branch", format!("{}, workspace {}", printable(&status.branch), printable(&status.workspace)));
+    if !status.server_version.is_empty() {
+        row("server", format!("{}, protocol {}", printable(&status.server_version), printable(&status.dialect)));
+    }
+    if let Some(why) = &status.stalled {
+        row("stalled", printable(why).into_owned());
+    }
+    row("to send", to_send(status));
+    let counts = &status.counts;
+    if counts.failed.files > 0 {
+        row("failed", tally(&counts.failed));
+    }
+    row(
+        "staged",
+        match counts.staged.files {
+            0 => "nothing to commit".into(),
+            _ => format!("{}, not committed", tally(&counts.staged)),
+        },
+    );
+    if counts.local.files > 0 {
+        row("local", format!("{}, which Oxen cannot store", tally(&counts.local)));
+    }
+    if status.phase != "stopped" {
+        let limit = match status.spool_limit_bytes {
+            0 => String::new(),
+            limit => format!(" of {}", bytes(limit)),
+        };
+        row("spool", format!("{}{limit}", bytes(status.spool_bytes)));
+        row(
+            "sent",
+            format!(
+                "{}, and {} spared because the server had them",
+                bytes(status.sent_bytes),
+                bytes(status.deduplicated_bytes)
+            ),
+        );
+    }
+    if !status.errors.is_empty() {
+        let _ = writeln!(text, "  errors");
+        for error in &status.errors {
+            let tried =
+                if error.attempts == 1 { "tried once".into() } else { format!("tried {} times", error.attempts) };
+            let next = if error.parked { "waits for you" } else { "is tried again" };
+            let _ = writeln!(text, "    {}: {} ({tried}, {next})", printable(&error.path), printable(&error.error));
+        }
+    }
+    if !status.local.is_empty() {
+        let _ = writeln!(text, "  stays on this disk");
+        for local in &status.local {
+            let _ = writeln!(text, "    {}: {}", printable(&local.path), printable(&local.reason));
+        }
+    }
+    if status.phase == "stopped" && owed(status).0 > 0 {
+        let _ = writeln!(text, "  to send it: {}", mount_command(known));
+    }
+    text
+}
+
+fn to_send(status: &Status) -> String {
+    let (files, content) = owed(status);
+    if files == 0 {
+        return "nothing, all is staged".into();
+    }
+    let counts = &status.counts;
+    let parts: Vec<String> = [
+        ("open or just written", counts.dirty),
+        ("hashing", counts.hashing),
+        ("queued", counts.queued),
+        ("uploading", counts.uploading),
+        ("failed", counts.failed),
+        ("removed", counts.removals),
+    ]
+    .into_iter()
+    .filter(|(_, tally)| tally.files > 0)
+    .map(|(name, tally)| format!("{} {name}", thousands(tally.files)))
+    .collect();
+    let mut text = format!("{}, {} ({})", count(files, "change"), bytes(content), parts.join(", "));
+    if let Some(age) = status.oldest_unstaged_secs {
+        let _ = write!(text, ", oldest {}", seconds(age));
+    }
+    if let Some(eta) = status.eta_secs {
+        let _ = write!(text, ", about {} left", seconds(eta));
+    }
+    text
+}
+
+fn tally(tally: &Tally) -> String {
+    format!("{}, {}", count(tally.files, "file"), bytes(tally.bytes))
+}

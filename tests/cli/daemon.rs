@@ -1,0 +1,78 @@
+//! A daemon that says what a test scripts: a state directory, its lock, its control socket, and no mount.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+
+use oxenfs::control::{Event, Request};
+use oxenfs::mount::state_dir::{Identity, StateDir, prepare_root};
+
+/// Lives until dropped; then its socket refuses and its lock is free.
+pub struct Daemon {
+    _state: StateDir,
+    /// Requests in the order they came.
+    pub requests: Receiver<Request>,
+}
+
+/// What a mount of `ox/cats` at `mountpoint` is.
+pub fn identity(mountpoint: &Path) -> Identity {
+    Identity {
+        server: "http://127.0.0.1:3000".into(),
+        repo: "ox/cats".into(),
+        workspace: "w".into(),
+        subdir: String::new(),
+        branch: "main".into(),
+        mountpoint: mountpoint.to_owned(),
+    }
+}
+
+/// A state directory below `root` that no daemon has.
+pub fn stopped(root: &Path, mountpoint: &Path) -> PathBuf {
+    let (root, _) = prepare_root(root, mountpoint).unwrap();
+    StateDir::open(&root, &identity(mountpoint)).unwrap().path().to_owned()
+}
+
+impl Daemon {
+    /// Answers each request with the events that `script` gives for it; after the last one it hangs up if the script
+    /// says so, else it keeps the connection open and says nothing more.
+    pub fn start(root: &Path, mountpoint: &Path, script: fn(&Request) -> (Vec<Event>, Then)) -> Self {
+        let (root, _) = prepare_root(root, mountpoint).unwrap();
+        let state = StateDir::open(&root, &identity(mountpoint)).unwrap();
+        let listener = state.bind_control().unwrap();
+        let (seen, requests) = channel();
+        std::thread::spawn(move || serve(&listener, script, |request| drop(seen.send(request))));
+        Self { _state: state, requests }
+    }
+}
+
+/// After the last event.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Then {
+    HangUp,
+    Wait,
+}
+
+fn serve(listener: &UnixListener, script: fn(&Request) -> (Vec<Event>, Then), mut seen: impl FnMut(Request)) {
+    let mut open = Vec::new();
+    for stream in listener.incoming() {
+        let mut stream = stream.unwrap();
+        let Some(request) = read(&stream) else { continue };
+        let (events, then) = script(&request);
+        seen(request);
+        for event in events {
+            let mut line = serde_json::to_vec(&event).unwrap();
+            line.push(b'\n');
+            stream.write_all(&line).unwrap();
+        }
+        if then == Then::Wait {
+            open.push(stream);
+        }
+    }
+}
+
+fn read(stream: &UnixStream) -> Option<Request> {
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    serde_json::from_str(&line).ok()
+}

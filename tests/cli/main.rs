@@ -1,0 +1,571 @@
+//! The command as a user meets it: what it prints where, and its exit code. No kernel mount and no server: where a
+//! daemon is needed, a scripted one answers.
+
+mod daemon;
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use daemon::{Daemon, Then, stopped};
+use oxenfs::control::{Counts, Event, Failure, Progress, Request, Status, Tally};
+
+/// A user with nothing configured and a place of their own.
+struct User {
+    home: tempfile::TempDir,
+}
+
+#[derive(Debug)]
+struct Said {
+    exit: i32,
+    out: String,
+    err: String,
+}
+
+impl User {
+    fn new() -> Self {
+        Self { home: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.home.path().canonicalize().unwrap().join(name)
+    }
+
+    fn dir(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// Where the state root of this user is.
+    fn state(&self) -> PathBuf {
+        self.path("state/oxenfs")
+    }
+
+    fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_oxenfs"));
+        command
+            .args(arguments)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.home.path())
+            .env("XDG_STATE_HOME", self.path("state"))
+            .env("OXEN_CONFIG_DIR", self.path("oxen"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Said {
+        said(&mut self.command(arguments))
+    }
+}
+
+fn said(command: &mut Command) -> Said {
+    let output = command.output().unwrap();
+    Said {
+        exit: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn wrong_settings_are_named_with_exit_code_2() {
+    let user = User::new();
+    let dir = user.dir("mnt");
+    let dir = text(&dir);
+    let help = "hint: oxenfs --help, or oxenfs mount --help\n";
+    let cases: [(&[&str], String); 9] = [
+        (
+            &["mount", "cats", dir],
+            format!(
+                "error: cannot mount cats: REPO \"cats\" is not NAMESPACE/NAME or a URL such as \
+                 http://127.0.0.1:3000/ox/cats\n{help}"
+            ),
+        ),
+        (
+            &["mount", "ox/cats", dir],
+            "error: cannot mount ox/cats: no server is named\n\
+             hint: name one: --server http://127.0.0.1:3000, or set OXEN_SERVER\n"
+                .into(),
+        ),
+        (
+            &["mount", "https://u:sesame@h/ox/cats", dir],
+            "error: cannot mount ...@h/ox/cats: REPO contains credentials, which other users could read in the \
+             process list\nhint: leave them out and set OXEN_API_KEY to the token\n"
+                .into(),
+        ),
+        (
+            &["mount", "ox/cats", dir, "--server", "h", "-o", "ro,bogus"],
+            "error: cannot mount ox/cats: unknown mount option \"bogus\"\n\
+             hint: options are named as in: oxenfs mount --help\n"
+                .into(),
+        ),
+        (
+            &["mount", "ox/cats", dir, "--server", "h", "--spool-limit", "lots"],
+            format!("error: cannot mount ox/cats: --spool-limit \"lots\" is not a size such as 512MiB or 10G\n{help}"),
+        ),
+        (
+            &["mount", "ox/cats", dir, "--server", "h", "--public"],
+            format!("error: cannot mount ox/cats: --public needs --create\n{help}"),
+        ),
+        (
+            &["mount", "ox/cats", dir, "--server", "h", "--subdir", "../x"],
+            format!("error: cannot mount ox/cats: --subdir \"../x\" is not a path inside the repository\n{help}"),
+        ),
+        (
+            &["mount", "http://a/ox/cats", dir, "--server", "http://b"],
+            format!("error: cannot mount http://a/ox/cats: REPO is on http://a, but --server says http://b\n{help}"),
+        ),
+        (
+            &["commit", dir, "-m", "x", "--branch", "a b"],
+            format!("error: cannot commit {dir}: --branch \"a b\" is not a branch name\n{help}"),
+        ),
+    ];
+    for (arguments, expected) in cases {
+        let said = user.run(arguments);
+        assert_eq!((said.exit, said.err.as_str(), said.out.as_str()), (2, &*expected, ""), "{arguments:?}");
+    }
+}
+
+#[test]
+fn what_clap_refuses_exits_with_2_and_help_with_0() {
+    let user = User::new();
+    for arguments in [
+        &["mount"][..],
+        &["frobnicate"],
+        &["unmount", "/x", "--commit"],
+        &["unmount", "/x", "-m", "x"],
+        &["unmount", "/x", "--timeout", "soon"],
+        &["commit", "/x"],
+        &["sync"],
+        &[],
+    ] {
+        let said = user.run(arguments);
+        assert_eq!((said.exit, said.out.as_str()), (2, ""), "{arguments:?}");
+        assert!(!said.err.is_empty());
+    }
+    let help = user.run(["--help"]);
+    assert_eq!((help.exit, help.err.as_str()), (0, ""));
+    for command in ["mount", "unmount", "status", "sync", "commit", "repo", "dev-server", "completions"] {
+        assert!(help.out.contains(command), "{command}");
+    }
+    let version = user.run(["--version"]);
+    assert_eq!(version.out, concat!("oxenfs ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn a_directory_that_cannot_be_mounted_on_is_named_before_anything_happens() {
+    let user = User::new();
+    let full = user.dir("full");
+    std::fs::write(full.join("file"), "x").unwrap();
+    let missing = user.path("missing");
+    let cases = [
+        (
+            full.clone(),
+            format!(
+                "error: cannot mount ox/cats: {} is not empty\nhint: name an empty directory; files are added by \
+                 copying them there once it is mounted\n",
+                full.display()
+            ),
+        ),
+        (
+            full.join("file"),
+            format!(
+                "error: cannot mount ox/cats: {} is not a directory\nhint: name an empty directory\n",
+                full.join("file").display()
+            ),
+        ),
+        (
+            missing.clone(),
+            format!("error: cannot mount ox/cats: {0} does not exist\nhint: mkdir -p {0}\n", missing.display()),
+        ),
+        (
+            "/proc".into(),
+            "error: cannot mount ox/cats: /proc is already a mount point, of type proc\n\
+             hint: name another directory\n"
+                .into(),
+        ),
+    ];
+    if std::fs::File::options().read(true).write(true).open("/dev/fuse").is_err() {
+        // The device is looked at first; its own message is this one's turn.
+        let said = user.run(["mount", "ox/cats", text(&full), "--server", "127.0.0.1:1"]);
+        assert_eq!(said.exit, 1);
+        assert!(said.err.starts_with("error: cannot mount ox/cats: /dev/fuse "), "{}", said.err);
+        return;
+    }
+    for (dir, expected) in cases {
+        let said = user.run(["mount", "ox/cats", text(&dir), "--server", "127.0.0.1:1"]);
+        assert_eq!((said.exit, said.err.as_str(), said.out.as_str()), (1, &*expected, ""));
+    }
+    assert!(!user.state().exists());
+}
+
+#[test]
+fn a_daemon_that_cannot_start_reports_through_its_command() {
+    let user = User::new();
+    let dir = user.dir("mnt");
+    // Nobody listens on port 1.
+    let said = user.run(["mount", "ox/cats", text(&dir), "--server", "http://127.0.0.1:1"]);
+    assert_eq!((said.exit, said.out.as_str()), (1, ""));
+    assert!(said.err.starts_with("error: cannot mount ox/cats: "), "{}", said.err);
+    assert!(!said.err.contains("panicked"), "{}", said.err);
+    assert!(std::fs::read_dir(&dir).unwrap().next().is_none());
+}
+
+#[test]
+fn a_state_directory_inside_the_mount_point_is_refused() {
+    let user = User::new();
+    let dir = user.dir("mnt");
+    let state = dir.join("state");
+    let said = user.run(["mount", "ox/cats", text(&dir), "--server", "h", "--state-dir", text(&state)]);
+    assert_eq!(said.exit, 1);
+    let refused = format!("the state directory {} and the mount point lie inside each other", state.display());
+    assert!(said.err.contains(&refused) || said.err.contains("/dev/fuse"), "{}", said.err);
+    assert!(!state.exists());
+}
+
+#[test]
+fn called_by_mount_it_takes_specification_directory_and_options() {
+    let user = User::new();
+    let dir = user.dir("mnt");
+    let helper = |options: &[&str]| {
+        let mut command = user.command(["ox/cats", text(&dir)]);
+        command.arg0("/sbin/mount.oxenfs").args(options);
+        said(&mut command)
+    };
+    let unknown = helper(&["-o", "rw,server=h,bogus=1"]);
+    assert_eq!(unknown.exit, 2);
+    assert!(unknown.err.contains("unknown mount option \"bogus=1\""), "{}", unknown.err);
+    let fake = helper(&["-s", "-f", "-v", "-o", "rw,_netdev,server=127.0.0.1:1,bogus=1"]);
+    assert!(fake.exit == 0 || fake.err.contains("/dev/fuse"), "{fake:?}");
+}
+
+#[test]
+fn a_directory_that_is_no_mount_is_said_to_be_none() {
+    let user = User::new();
+    let dir = user.dir("plain");
+    let dir = text(&dir);
+    let hint = "hint: oxenfs status lists the mounts\n";
+    let cases: [(&[&str], String); 5] = [
+        (&["unmount", dir], format!("error: cannot unmount {dir}: it is not an oxenfs mount\n{hint}")),
+        (&["sync", dir], format!("error: cannot sync {dir}: no oxenfs mount is there\n{hint}")),
+        (&["commit", dir, "-m", "x"], format!("error: cannot commit {dir}: no oxenfs mount is there\n{hint}")),
+        (&["status", dir], format!("error: cannot show {dir}: no oxenfs mount is there\n{hint}")),
+        (&["unmount", "/proc"], "error: cannot unmount /proc: what is mounted there is proc, not oxenfs\n".into()),
+    ];
+    for (arguments, expected) in cases {
+        let said = user.run(arguments);
+        assert_eq!((said.exit, said.err.as_str(), said.out.as_str()), (1, &*expected, ""), "{arguments:?}");
+    }
+}
+
+#[test]
+fn without_mounts_status_says_so_and_json_is_an_empty_list() {
+    let user = User::new();
+    let plain = user.run(["status"]);
+    assert_eq!((plain.exit, plain.out.as_str()), (0, ""));
+    assert_eq!(plain.err, "nothing is mounted, and nothing is owed to a server\n");
+    let json = user.run(["status", "--json"]);
+    assert_eq!((json.exit, json.out.as_str(), json.err.as_str()), (0, "[]\n", ""));
+}
+
+fn mounted(_: &Request) -> (Vec<Event>, Then) {
+    let status = Status {
+        mountpoint: Some("/mnt".into()),
+        server: "http://127.0.0.1:3000".into(),
+        repo: "ox/cats".into(),
+        branch: "main".into(),
+        workspace: "w".into(),
+        phase: "mounted".into(),
+        pid: 77,
+        counts: Counts {
+            queued: Tally { files: 310, bytes: 5 << 20 },
+            staged: Tally { files: 12000, bytes: 3 << 30 },
+            ..Counts::default()
+        },
+        eta_secs: Some(14),
+        errors: vec![oxenfs::control::FileError {
+            path: "a\x1b[2J".into(),
+            error: "refused".into(),
+            attempts: 3,
+            parked: true,
+        }],
+        ..Status::default()
+    };
+    (vec![Event::Status(Box::new(status))], Then::HangUp)
+}
+
+#[test]
+fn status_shows_what_the_daemon_says() {
+    let user = User::new();
+    let dir = user.dir("mnt");
+    let _daemon = Daemon::start(&user.state(), &dir, mounted);
+    let plain = user.run(["status", text(&dir)]);
+    assert_eq!((plain.exit, plain.err.as_str()), (0, ""));
+    for line in [
+        "  state     mounted (process 77)\n",
+        "  to send   310 changes, 5.0 MiB (310 queued), about 14 s left\n",
+        "  staged    12,000 files, 3.0 GiB, not committed\n",
+        "    a\\u{1b}[2J: refused (tried 3 times, waits for you)\n",
+    ] {
+        assert!(plain.out.contains(line), "{line}\nin\n{}", plain.out);
+    }
+    // Also from below, and from elsewhere as an element of the list.
+    let one: Status = serde_json::from_str(&user.run(["status", "--json", text(&dir.join("x/y"))]).out).unwrap();
+    let all: Vec<Status> = serde_json::from_str(&user.run(["status", "--json"]).out).unwrap();
+    assert_eq!(all, [one]);
+}
+
+#[test]
+fn nothing_panics_when_nobody_reads() {
+    let user = User::new();
+    let dir = user.dir("mnt");
+    let _daemon = Daemon::start(&user.state(), &dir, mounted);
+    for arguments in [&["status"][..], &["status", "--json"], &["completions", "bash"], &["--help"]] {
+        let mut child = user.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{arguments:?}");
+        assert!(output.status.code().is_some());
+    }
+}
+
+#[test]
+fn sync_names_paths_from_the_mounts_root() {
+    let user = User::new();
+    let dir = user.dir("mnt");
+    std::os::unix::fs::symlink(&dir, user.path("link")).unwrap();
+    let daemon = Daemon::start(&user.state(), &dir, |_| (vec![Event::Done], Then::HangUp));
+    let paths = [dir.join("a/b"), user.path("link/removed")];
+    let synced = user.run(std::iter::once("sync").chain(paths.iter().map(|path| text(path))));
+    assert_eq!((synced.exit, synced.out.as_str(), synced.err.as_str()), (0, "", ""));
+    let paths = vec!["a/b".to_owned(), "removed".to_owned()];
+    assert_eq!(daemon.requests.recv().unwrap(), Request::Sync { paths });
+    assert_eq!(user.run(["sync", text(&dir)]).exit, 0);
+    assert_eq!(daemon.requests.recv().unwrap(), Request::Sync { paths: vec![] });
+}
+
+#[test]
+fn commit_prints_its_id_and_nothing_else_on_standard_output() {
+    let user = User::new();
+    let dir = user.dir("mnt");
+    let script = |request: &Request| match request {
+        Request::Commit { message, .. } if message == "none" => (vec![Event::Committed { id: None }], Then::HangUp),
+        _ => {
+            let id = Some("abc123".to_owned());
+            (vec![Event::Committed { id }], Then::HangUp)
+        }
+    };
+    let daemon = Daemon::start(&user.state(), &dir, script);
+    let commit = |message: &str| user.run(["commit", text(&dir), "-m", message]);
+    let unknown = commit("x");
+    assert_eq!(unknown.exit, 1);
+    assert_eq!(
+        unknown.err,
+        format!(
+            "error: cannot commit {}: it is not known who commits\n\
+             hint: oxen config --name NAME --email ADDRESS, or give --author and --email\n",
+            dir.display()
+        )
+    );
+    std::fs::write(user.dir("oxen").join("user_config.toml"), "name = \"Ann\"\nemail = \"ann@lab\"\n").unwrap();
+    let made = commit("Label batch 7");
+    assert_eq!((made.exit, made.out.as_str(), made.err.as_str()), (0, "abc123\n", ""));
+    let expected = Request::Commit {
+        branch: None,
+        message: "Label batch 7".into(),
+        author: "Ann".into(),
+        email: "ann@lab".into(),
+    };
+    assert_eq!(daemon.requests.recv().unwrap(), expected);
+    let nothing = commit("none");
+    assert_eq!((nothing.exit, nothing.out.as_str()), (0, ""));
+    assert_eq!(nothing.err, format!("nothing to commit in {}\n", dir.display()));
+}
+
+#[test]
+fn files_for_a_new_repository_are_checked_before_the_server_is_asked() {
+    let user = User::new();
+    let (file, dir) = (user.path("a.txt"), user.dir("d"));
+    std::fs::write(&file, "x").unwrap();
+    std::fs::write(dir.join("a.txt"), "y").unwrap();
+    let create = |files: &[&Path]| {
+        let start = ["repo", "create", "ox/cats", "--server", "http://127.0.0.1:1"].map(PathBuf::from);
+        let files = files.iter().flat_map(|file| [PathBuf::from("--file"), file.to_path_buf()]);
+        user.run(start.into_iter().chain(files))
+    };
+    let cases: [(i32, &[&Path], String); 4] = [
+        (2, &[&file, &dir.join("a.txt")], "two files would both be called a.txt".into()),
+        (1, &[&dir], format!("{} is not a regular file", dir.display())),
+        (1, &[&user.path("no")], format!("cannot read {}: No such file", user.path("no").display())),
+        (1, &[&file], "it is not known who commits".into()),
+    ];
+    for (exit, files, cause) in cases {
+        let said = create(files);
+        assert_eq!((said.exit, said.out.as_str()), (exit, ""));
+        let start = format!("error: cannot create ox/cats: {cause}");
+        assert!(said.err.starts_with(&start), "{}", said.err);
+    }
+}
+
+/// Drains for ever; says how it is when asked.
+fn draining(request: &Request) -> (Vec<Event>, Then) {
+    if matches!(request, Request::Status) {
+        return mounted(request);
+    }
+    let progress = Progress { files_done: 1, files_total: 311, bytes_done: 0, bytes_total: 5 << 20, files_failed: 0 };
+    (vec![Event::Progress(progress)], Then::Wait)
+}
+
+#[test]
+fn giving_up_after_a_time_leaves_the_rest_queued_and_says_so() {
+    let user = User::new();
+    let dir = user.dir("mnt");
+    let _daemon = Daemon::start(&user.state(), &dir, draining);
+    let dir = text(&dir);
+    for (command, verb) in [("unmount", "unmount"), ("sync", "sync")] {
+        let said = user.run([command, dir, "--timeout", "300ms"]);
+        assert_eq!((said.exit, said.out.as_str()), (3, ""));
+        assert_eq!(
+            said.err,
+            format!(
+                "error: cannot {verb} {dir}: timed out with 310 files (5.0 MiB) not on the server yet; \
+                 the rest is safe on this disk, and staging goes on in the background\n\
+                 hint: wait for it again with: oxenfs {verb} {dir}\n"
+            )
+        );
+    }
+}
+
+#[test]
+fn ctrl_c_leaves_the_rest_queued_and_says_so() {
+    let user = User::new();
+    let dir = user.dir("mnt");
+    let daemon = Daemon::start(&user.state(), &dir, draining);
+    let mut child = user.command(["unmount", text(&dir)]).stderr(Stdio::piped()).spawn().unwrap();
+    assert_eq!(daemon.requests.recv().unwrap(), Request::Status);
+    assert_eq!(daemon.requests.recv().unwrap(), Request::Unmount);
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let mut err = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(3), "{err}");
+    let start = format!("error: cannot unmount {}: interrupted", dir.display());
+    assert!(err.starts_with(&start), "{err}");
+    assert!(err.contains("the rest is safe on this disk, and staging goes on in the background"), "{err}");
+}
+
+#[test]
+fn unmount_with_commit_commits_first() {
+    let user = User::new();
+    let dir = user.dir("mnt");
+    let script = |request: &Request| match request {
+        Request::Commit { .. } => {
+            let id = Some("abc123".to_owned());
+            (vec![Event::Committed { id }], Then::HangUp)
+        }
+        Request::Unmount => (vec![Event::Done], Then::HangUp),
+        other => mounted(other),
+    };
+    let daemon = Daemon::start(&user.state(), &dir, script);
+    let who = ["--author", "Ann", "--email", "ann@lab"];
+    let said = user.run(["unmount", text(&dir), "--commit", "-m", "x"].into_iter().chain(who));
+    assert_eq!((said.exit, said.out.as_str()), (0, "abc123\n"), "{}", said.err);
+    assert_eq!(said.err, format!("unmounted {}; everything is on the server\n", dir.display()));
+    let asked: Vec<Request> = daemon.requests.try_iter().collect();
+    assert!(matches!(&asked[..], [Request::Status, Request::Commit { .. }, Request::Unmount]), "{asked:?}");
+}
+
+#[test]
+fn what_the_daemon_refuses_is_shown_with_its_hint() {
+    let user = User::new();
+    let dir = user.dir("mnt");
+    let script = |request: &Request| match request {
+        Request::Unmount => {
+            let failure = Failure {
+                message: "2 files were refused by the server".into(),
+                hint: Some("oxenfs status".into()),
+                owed: true,
+            };
+            (vec![Event::Failed(failure)], Then::HangUp)
+        }
+        Request::Sync { .. } => (vec![], Then::HangUp),
+        other => mounted(other),
+    };
+    let _daemon = Daemon::start(&user.state(), &dir, script);
+    let dir = text(&dir);
+    let refused = user.run(["unmount", dir]);
+    assert_eq!(refused.exit, 3);
+    assert_eq!(
+        refused.err,
+        format!("error: cannot unmount {dir}: 2 files were refused by the server\nhint: oxenfs status\n")
+    );
+    let gone = user.run(["sync", dir]);
+    assert_eq!(gone.exit, 1);
+    assert!(gone.err.starts_with(&format!("error: cannot sync {dir}: the mount's daemon ended before it answered\n")));
+}
+
+#[test]
+fn where_no_daemon_runs_the_command_that_mends_it_can_be_pasted() {
+    let user = User::new();
+    let dir = user.dir("my mnt");
+    stopped(&user.state(), &dir);
+    let said = user.run(["sync", text(&dir)]);
+    assert_eq!(said.exit, 1);
+    assert_eq!(
+        said.err,
+        format!(
+            "error: cannot sync '{0}': its daemon does not run; what was written is safe on this disk\n\
+             hint: mount it again: oxenfs mount ox/cats '{0}' --server http://127.0.0.1:3000 --workspace w\n",
+            dir.display()
+        )
+    );
+}
+
+#[test]
+fn a_mount_whose_state_is_held_is_not_made_twice() {
+    let user = User::new();
+    let (first, second) = (user.dir("a"), user.dir("b"));
+    let _daemon = Daemon::start(&user.state(), &first, mounted);
+    let arguments = ["mount", "ox/cats", text(&second), "--server", "http://127.0.0.1:3000", "--workspace", "w"];
+    let said = user.run(arguments);
+    assert_eq!(said.exit, 1);
+    let expected = format!(
+        "error: cannot mount ox/cats: it is in use by process {}, mounted at {1}\nhint: oxenfs unmount {1}\n",
+        std::process::id(),
+        first.display()
+    );
+    assert!(said.err == expected || said.err.contains("/dev/fuse"), "{}", said.err);
+}
+
+#[test]
+fn watching_prints_one_json_value_a_line() {
+    let user = User::new();
+    let dir = user.dir("mnt");
+    let _daemon = Daemon::start(&user.state(), &dir, mounted);
+    let mut child = user.command(["status", "--json", "--watch", text(&dir)]).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for line in lines.take(2) {
+        let status: Status = serde_json::from_str(&line.unwrap()).unwrap();
+        assert_eq!(status.pid, 77);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn completions_are_generated_for_every_common_shell() {
+    let user = User::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let said = user.run(["completions", shell]);
+        assert_eq!((said.exit, said.err.as_str()), (0, ""));
+        assert!(said.out.contains("spool-limit"), "{shell}");
+    }
+}
