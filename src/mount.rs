@@ -79,6 +79,8 @@ pub struct Ended {
 enum Phase {
     /// Serving the mount.
     Mounted,
+    /// A command is taking the mount away, and ends the daemon when it has told how that went.
+    Unmounting,
     /// The mount is gone; what is left is being staged.
     Draining,
     /// To end now.
@@ -104,7 +106,8 @@ impl Daemon {
         let owed = [counts.dirty, counts.hashing, counts.queued, counts.uploading];
         let phase = *self.phase.borrow();
         Status {
-            mountpoint: (phase == Phase::Mounted).then(|| self.mountpoint.display().to_string()),
+            mountpoint: matches!(phase, Phase::Mounted | Phase::Unmounting)
+                .then(|| self.mountpoint.display().to_string()),
             server: self.server.clone(),
             repo: self.repo.clone(),
             branch: self.branch.clone(),
@@ -163,6 +166,7 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     fs.reconcile().await?;
     let meter = Arc::new(Meter::default());
     let (phase, mut phases) = watch::channel(Phase::Mounted);
+    let mut draining = phases.clone();
     let daemon = Arc::new(Daemon {
         fs: fs.clone(),
         meter: meter.clone(),
@@ -206,8 +210,18 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
                 tracing::info!("unmounted; staging what is left");
                 daemon.phase.send_replace(Phase::Draining);
             }
+            let left = async {
+                loop {
+                    phase_is(&mut draining, Phase::Draining).await;
+                    drained(&fs).await;
+                    // A command that follows the drain ends the daemon itself.
+                    if *draining.borrow() == Phase::Draining {
+                        break;
+                    }
+                }
+            };
             tokio::select! {
-                () = drained(&fs) => {}
+                () = left => {}
                 () = phase_is(&mut phases, Phase::Ending) => {}
                 () = signals.terminate() => {}
             }

@@ -164,29 +164,71 @@ fn plural(files: u64) -> String {
     if files == 1 { "1 file".to_owned() } else { format!("{files} files") }
 }
 
-async fn drain_and_unmount(daemon: &Arc<Daemon>, listener: &mut Listener) -> io::Result<Event> {
-    loop {
-        let Some(waiting) = daemon.fs.barrier(|_| true) else { return Ok(Event::Done) };
-        let progress = follow(&waiting, listener).await?;
-        if let Some(failure) = unstaged(daemon, &progress) {
-            return Ok(Event::Failed(failure));
-        }
-        let phase = *daemon.phase.borrow();
-        if phase == Phase::Mounted {
-            match detach(&daemon.mountpoint, How::Idle).await {
-                None => {
-                    daemon.phase.send_replace(Phase::Draining);
-                }
-                Some(error) => {
-                    let busy = matches!(error, UnmountError::Busy { .. });
-                    let message = error.to_string();
-                    let hint = busy
-                        .then(|| "close what is open there, leave the directory, and repeat the command".to_owned());
-                    return Ok(Event::Failed(Failure { message, hint, owed: !daemon.fs.is_drained() }));
-                }
-            }
-        } else if daemon.fs.is_drained() {
-            return Ok(Event::Done);
+/// While this lives, the daemon ends only by the command that holds it. Dropped early, as when the command hangs up,
+/// it leaves the daemon in the phase that fits then.
+struct Taking<'a> {
+    daemon: &'a Daemon,
+    otherwise: Option<Phase>,
+}
+
+impl<'a> Taking<'a> {
+    fn new(daemon: &'a Daemon) -> Self {
+        let otherwise = Some(daemon.phase.send_replace(Phase::Unmounting));
+        Self { daemon, otherwise }
+    }
+}
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        if let Some(phase) = self.otherwise {
+            self.daemon.phase.send_replace(phase);
         }
     }
+}
+
+/// Stages everything; the failure of what could not be.
+async fn drain(daemon: &Daemon, listener: &mut Listener) -> io::Result<Option<Failure>> {
+    loop {
+        let Some(waiting) = daemon.fs.barrier(|_| true) else { return Ok(None) };
+        let progress = follow(&waiting, listener).await?;
+        let failure = unstaged(daemon, &progress);
+        if failure.is_some() || daemon.fs.is_drained() {
+            return Ok(failure);
+        }
+    }
+}
+
+/// Drains while the mount still serves, unmounts, and drains what was written in between. After [`Event::Done`] the
+/// caller ends the daemon.
+async fn drain_and_unmount(daemon: &Arc<Daemon>, listener: &mut Listener) -> io::Result<Event> {
+    if *daemon.phase.borrow() == Phase::Unmounting {
+        let message = "another command is unmounting it".to_owned();
+        return Ok(Event::Failed(Failure { message, hint: None, owed: !daemon.fs.is_drained() }));
+    }
+    let mounted = *daemon.phase.borrow() == Phase::Mounted;
+    if mounted && let Some(failure) = drain_once(daemon, listener).await? {
+        return Ok(Event::Failed(failure));
+    }
+    let mut taking = Taking::new(daemon);
+    if mounted {
+        if let Some(error) = detach(&daemon.mountpoint, How::Idle).await {
+            let busy = matches!(error, UnmountError::Busy { .. });
+            let hint = busy.then(|| "close what is open there, leave the directory, and repeat the command".to_owned());
+            let message = error.to_string();
+            return Ok(Event::Failed(Failure { message, hint, owed: !daemon.fs.is_drained() }));
+        }
+        taking.otherwise = Some(Phase::Draining);
+    }
+    if let Some(failure) = drain(daemon, listener).await? {
+        return Ok(Event::Failed(failure));
+    }
+    taking.otherwise = None;
+    Ok(Event::Done)
+}
+
+/// Stages what was written up to now; writers may go on.
+async fn drain_once(daemon: &Daemon, listener: &mut Listener) -> io::Result<Option<Failure>> {
+    let Some(waiting) = daemon.fs.barrier(|_| true) else { return Ok(None) };
+    let progress = follow(&waiting, listener).await?;
+    Ok(unstaged(daemon, &progress))
 }
