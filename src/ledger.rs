@@ -70,6 +70,15 @@ impl Account {
         }
     }
 
+    /// Whether the workspace has, or may have, a file there.
+    pub fn may_show(&self) -> bool {
+        match self.staged {
+            Staged::Nothing => self.base.is_some(),
+            Staged::Put(_) | Staged::Doubt => true,
+            Staged::Removed => false,
+        }
+    }
+
     /// What is staged once `step` is confirmed.
     pub fn after(&self, step: Step) -> Staged {
         match step {

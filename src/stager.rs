@@ -6,7 +6,7 @@
 
 mod plan;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -112,7 +112,7 @@ impl Meter {
 enum Done {
     Hashed(Capture, std::io::Result<(ContentHash, u64)>),
     Fetched(Capture, Result<Arc<std::fs::File>, FsError>),
-    Request { kind: Kind, items: Vec<Item>, result: Result<Vec<Outcome>, WorkspaceError> },
+    Request { kind: Kind, items: Vec<Item>, dirs: BTreeSet<RepoPath>, result: Result<Vec<Outcome>, WorkspaceError> },
 }
 
 /// What a request was.
@@ -152,6 +152,8 @@ pub struct Stager {
     ready: VecDeque<Item>,
     /// Content on its way: the same content again waits, and is then staged by hash.
     sending: HashSet<ContentHash>,
+    /// Directories that the removals under way take along.
+    removing: Vec<BTreeSet<RepoPath>>,
     /// Nothing is sent before this, after a request that told nothing.
     quiet_until: Option<Instant>,
     failures: u32,
@@ -175,6 +177,7 @@ impl Stager {
             to_hash: VecDeque::new(),
             ready: VecDeque::new(),
             sending: HashSet::new(),
+            removing: Vec::new(),
             quiet_until: None,
             failures: 0,
             delays,
@@ -308,6 +311,8 @@ impl Stager {
 
     fn kind(&self, item: &Item) -> Kind {
         match item.step {
+            // Not in the base either: removing it drops what is staged, and takes its directory along.
+            Step::Unstage if matches!(item.capture.want, Want::Absent) => Kind::Remove,
             Step::Nothing | Step::Unstage => Kind::Unstage,
             Step::Remove => Kind::Remove,
             Step::Put(object) => {
@@ -325,7 +330,10 @@ impl Stager {
     /// Whether the path's turn has come: a server takes a file and a file below it alike, and keeps one of them.
     fn may_go(&self, item: &Item) -> bool {
         match item.step {
-            Step::Put(_) => self.fs.clear_for_put(&item.capture.path),
+            Step::Put(_) => {
+                let path = &item.capture.path;
+                self.fs.clear_for_put(path) && !self.removing.iter().flatten().any(|dir| path.is_in(dir))
+            }
             _ => true,
         }
     }
@@ -344,8 +352,13 @@ impl Stager {
             self.fs.set_phase(&item.capture.path, Phase::Sending);
         }
         *self.requests.entry(kind).or_default() += 1;
+        let mut dirs = BTreeSet::new();
+        if kind == Kind::Remove {
+            dirs = self.fs.emptied_dirs(&items.iter().map(|item| &item.capture.path).collect());
+            self.removing.push(dirs.clone());
+        }
         let (fs, workspace, meter) = (self.fs.clone(), self.workspace.clone(), self.meter.clone());
-        self.running.push(request(kind, items, fs, workspace, meter).boxed());
+        self.running.push(request(kind, items, dirs, fs, workspace, meter).boxed());
     }
 
     fn finish(&mut self, done: Done) {
@@ -361,7 +374,12 @@ impl Stager {
                 let delay = transient.then(|| self.delay(self.fs.attempts(&capture.path), None));
                 self.fs.failed(&capture.path, &error.to_string(), delay);
             }
-            Done::Request { kind, items, result } => {
+            Done::Request { kind, items, dirs, result } => {
+                if kind == Kind::Remove
+                    && let Some(over) = self.removing.iter().position(|other| *other == dirs)
+                {
+                    self.removing.swap_remove(over);
+                }
                 if let Some(count) = self.requests.get_mut(&kind) {
                     *count -= 1;
                 }
@@ -551,12 +569,23 @@ async fn hash(capture: Capture, kind: crate::hash::HashKind) -> Done {
     Done::Hashed(capture, result)
 }
 
-async fn request(kind: Kind, items: Vec<Item>, fs: Arc<Fs>, workspace: Arc<dyn Workspace>, meter: Arc<Meter>) -> Done {
+async fn request(
+    kind: Kind,
+    items: Vec<Item>,
+    dirs: BTreeSet<RepoPath>,
+    fs: Arc<Fs>,
+    workspace: Arc<dyn Workspace>,
+    meter: Arc<Meter>,
+) -> Done {
     let paths = || items.iter().map(|item| item.capture.path.clone()).collect::<Vec<_>>();
     let puts = || items.iter().filter_map(put).collect::<Vec<_>>();
     let result = match kind {
         Kind::Unstage => workspace.unstage(&paths()).await,
-        Kind::Remove => workspace.remove(&paths()).await,
+        Kind::Remove => {
+            // The files first: their outcomes come in this order.
+            let all: Vec<RepoPath> = paths().into_iter().chain(dirs.iter().cloned()).collect();
+            workspace.remove(&all).await
+        }
         Kind::Ask => workspace.stage_by_hash(&puts()).await,
         Kind::Small => workspace.send_small(&puts()).await,
         Kind::Middle | Kind::Large => match (items.first(), puts().into_iter().next()) {
@@ -564,7 +593,7 @@ async fn request(kind: Kind, items: Vec<Item>, fs: Arc<Fs>, workspace: Arc<dyn W
             _ => Ok(Vec::new()),
         },
     };
-    Done::Request { kind, items, result }
+    Done::Request { kind, items, dirs, result }
 }
 
 async fn send_large(

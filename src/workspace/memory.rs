@@ -285,11 +285,10 @@ impl Workspace for Memory {
     fn remove<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>> {
         self.request("remove", move |state| {
             for path in paths {
-                if state.base().contains_key(path) {
-                    state.staged.insert(path.clone(), None);
-                } else {
-                    state.staged.remove(path);
-                }
+                // A directory goes with all below it.
+                let gone: Vec<RepoPath> = state.base().keys().filter(|file| file.is_in(path)).cloned().collect();
+                state.staged.retain(|file, _| !file.is_in(path));
+                state.staged.extend(gone.into_iter().map(|file| (file, None)));
             }
             Ok(paths.iter().map(|_| Outcome::Done { sent_bytes: 0 }).collect())
         })
