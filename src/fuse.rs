@@ -194,7 +194,7 @@ fn name(name: &OsStr) -> Op<Name> {
     Name::from_os(name).map_err(|error| {
         Stop::Error(match error {
             PathError::TooLong => FsError::NameTooLong,
-            PathError::Invalid | PathError::NotUtf8 | PathError::Reserved => FsError::Invalid,
+            PathError::Invalid | PathError::NotUtf8 | PathError::Backslash | PathError::Reserved => FsError::Invalid,
         })
     })
 }

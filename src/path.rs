@@ -25,6 +25,10 @@ pub enum PathError {
     /// Valid here, but no name the server can hold: not UTF-8.
     #[error("name is not UTF-8, which is all that Oxen can store")]
     NotUtf8,
+    /// Valid here, but no name the server can hold: its commits turn the backslash into a directory separator
+    /// (oxen-server 0.65.2, tried), which would put the file elsewhere, perhaps over another.
+    #[error("the server takes the backslash in the name for a directory separator")]
+    Backslash,
     /// Valid here, but taken by Oxen for its own files.
     #[error("the name .oxen belongs to Oxen itself")]
     Reserved,
@@ -66,10 +70,14 @@ impl Name {
     /// Whether the server can hold this name.
     ///
     /// # Errors
-    /// [`PathError::NotUtf8`] or [`PathError::Reserved`]: the file stays local.
+    /// [`PathError::NotUtf8`], [`PathError::Backslash`] or [`PathError::Reserved`]: the file stays local.
     pub fn storable(&self) -> Result<&str, PathError> {
         let text = std::str::from_utf8(&self.0).map_err(|_| PathError::NotUtf8)?;
-        if text == ".oxen" { Err(PathError::Reserved) } else { Ok(text) }
+        match text {
+            ".oxen" => Err(PathError::Reserved),
+            _ if text.contains('\\') => Err(PathError::Backslash),
+            _ => Ok(text),
+        }
     }
 }
 
@@ -230,6 +238,7 @@ mod tests {
         assert!(Name::new(&[b'x'; 255]).is_ok());
         assert_eq!(Name::new(b"\xff").unwrap().storable(), Err(PathError::NotUtf8));
         assert_eq!(Name::new(b".oxen").unwrap().storable(), Err(PathError::Reserved));
+        assert_eq!(Name::new(b"a\\b").unwrap().storable(), Err(PathError::Backslash));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use world::{Op, World};
 
 fn name() -> impl Strategy<Value = String> {
     // Few names, so that operations meet; `dir` and `base` exist in the base.
-    prop_oneof!["[abc]", Just("dir".to_owned()), Just("base".to_owned()), Just("t\u{fc} %#?&\"'\\".to_owned())]
+    prop_oneof!["[abc]", Just("dir".to_owned()), Just("base".to_owned()), Just("t\u{fc} %#?&\"'".to_owned())]
 }
 
 fn path() -> impl Strategy<Value = Vec<String>> {

@@ -232,7 +232,7 @@ impl Model {
 
     /// What a server should hold of it.
     pub fn files(&self) -> BTreeMap<String, Vec<u8>> {
-        let files = self.nodes.iter().filter_map(|(path, _)| Some((path.join("/"), self.file(path)?.clone())));
+        let files = self.nodes.keys().filter_map(|path| Some((path.join("/"), self.file(path)?.clone())));
         files.collect()
     }
 }
