@@ -106,6 +106,8 @@ impl Fs {
         for (path, account) in &accounts {
             let base = if moved { listings.object(path).await? } else { account.base };
             let now_staged = match (account.staged, staged.get(path).map(|change| change.kind)) {
+                // A request that a killed daemon sent may still be carried out: in doubt until it is repeated.
+                (Staged::Doubt, _) => Staged::Doubt,
                 (_, None) => Staged::Nothing,
                 (Staged::Put(object), Some(ChangeKind::Added | ChangeKind::Modified)) => Staged::Put(object),
                 (Staged::Removed, Some(ChangeKind::Removed)) => Staged::Removed,

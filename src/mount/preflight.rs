@@ -199,10 +199,8 @@ fn check_mountpoint(path: &Path, warnings: &mut Vec<Warning>) -> Result<PathBuf,
 /// Whether the process behind the FUSE mount at `path` is gone: the kernel then answers everything with ENOTCONN
 /// ("Transport endpoint is not connected").
 pub fn is_stale(path: &Path) -> bool {
-    match std::fs::metadata(path) {
-        Ok(_) => false,
-        Err(error) => error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()),
-    }
+    // Not stat: the kernel answers that from its cache for as long as it was told to.
+    matches!(rustix::fs::statvfs(path), Err(rustix::io::Errno::NOTCONN))
 }
 
 fn check_device() -> Result<(), PreflightError> {
