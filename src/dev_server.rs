@@ -151,15 +151,9 @@ impl Server {
     /// # Errors
     /// The address cannot be bound, the directory cannot be used, or another server uses it; the text says which.
     pub async fn start(options: Options) -> io::Result<Self> {
-        let Options {
-            data,
-            listen,
-            dialect,
-            token,
-        } = options;
-        let listener = TcpListener::bind(listen)
-            .await
-            .map_err(|error| told(&error, format!("cannot listen on {listen}")))?;
+        let Options { data, listen, dialect, token } = options;
+        let listener =
+            TcpListener::bind(listen).await.map_err(|error| told(&error, format!("cannot listen on {listen}")))?;
         let addr = listener.local_addr()?;
         let closing = CancellationToken::new();
         let killed = CancellationToken::new();
@@ -181,14 +175,7 @@ impl Server {
                 () = cut.cancelled() => {}
             }
         });
-        Ok(Self {
-            addr,
-            faults,
-            parts,
-            closing,
-            killed,
-            serving,
-        })
+        Ok(Self { addr, faults, parts, closing, killed, serving })
     }
 
     /// Where it listens.
@@ -273,15 +260,7 @@ impl App {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        let app = Self {
-            dialect,
-            token,
-            data,
-            faults,
-            uploads,
-            open: Mutex::default(),
-            _lock: lock,
-        };
+        let app = Self { dialect, token, data, faults, uploads, open: Mutex::default(), _lock: lock };
         app.check_dialect()?;
         let unfinished = app.unfinished();
         if unfinished.exists() {
@@ -335,10 +314,7 @@ mod tests {
     #[test]
     fn dialects_are_read_as_they_are_printed() {
         for text in ["documented", "0.50", "0.58", "0.65"] {
-            assert_eq!(
-                text.parse::<Dialect>().map(|dialect| dialect.to_string()),
-                Ok(text.to_owned())
-            );
+            assert_eq!(text.parse::<Dialect>().map(|dialect| dialect.to_string()), Ok(text.to_owned()));
         }
         assert!("0.65.2".parse::<Dialect>().is_err());
     }

@@ -48,11 +48,7 @@ impl Refusal {
         if let Some(description) = description {
             body["status_description"] = description.into();
         }
-        Self {
-            status,
-            body,
-            retry_after_secs: None,
-        }
+        Self { status, body, retry_after_secs: None }
     }
 
     /// 404 of a route, or of something that has no better words.
@@ -81,23 +77,13 @@ impl Refusal {
     /// 404 of a branch.
     pub(super) fn no_branch(name: &str) -> Self {
         let detail = format!("Could not find branch: Branch '{name}' not found");
-        Self::detailed(
-            StatusCode::NOT_FOUND,
-            "resource_not_found",
-            "Branch does not exist",
-            detail,
-        )
+        Self::detailed(StatusCode::NOT_FOUND, "resource_not_found", "Branch does not exist", detail)
     }
 
     /// 404 of a file or directory.
     pub(super) fn no_path(path: impl std::fmt::Display) -> Self {
         let detail = format!("Could not find path: {path}");
-        Self::detailed(
-            StatusCode::NOT_FOUND,
-            "resource_not_found",
-            "Path does not exist",
-            detail,
-        )
+        Self::detailed(StatusCode::NOT_FOUND, "resource_not_found", "Path does not exist", detail)
     }
 
     /// 400 of a handler.
@@ -119,21 +105,12 @@ impl Refusal {
     /// 400 of a move to where it came from or below.
     pub(super) fn move_into_itself(path: impl std::fmt::Display) -> Self {
         let detail = format!("{path} cannot be moved to itself or to a path inside it.");
-        Self::detailed(
-            StatusCode::BAD_REQUEST,
-            "move_into_itself",
-            "Cannot move a path into itself",
-            detail,
-        )
+        Self::detailed(StatusCode::BAD_REQUEST, "move_into_itself", "Cannot move a path into itself", detail)
     }
 
     /// 401.
     pub(super) fn unauthorized() -> Self {
-        Self::described(
-            StatusCode::UNAUTHORIZED,
-            "unauthorized",
-            Some("missing or unknown access token".to_owned()),
-        )
+        Self::described(StatusCode::UNAUTHORIZED, "unauthorized", Some("missing or unknown access token".to_owned()))
     }
 
     /// 409 of a repository's name.
@@ -150,12 +127,7 @@ impl Refusal {
     /// 409 of a move onto something staged.
     pub(super) fn destination_staged(path: impl std::fmt::Display) -> Self {
         let detail = format!("{path} already has a staged entry. Unstage it first, or choose another destination.");
-        Self::detailed(
-            StatusCode::CONFLICT,
-            "destination_already_staged",
-            "Destination already staged",
-            detail,
-        )
+        Self::detailed(StatusCode::CONFLICT, "destination_already_staged", "Destination already staged", detail)
     }
 
     /// 409 of a move below a file.
@@ -172,12 +144,7 @@ impl Refusal {
 
     /// 415.
     pub(super) fn not_multipart(detail: impl std::fmt::Display) -> Self {
-        Self::detailed(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "bad_request",
-            "Bad Request",
-            detail.to_string(),
-        )
+        Self::detailed(StatusCode::UNSUPPORTED_MEDIA_TYPE, "bad_request", "Bad Request", detail.to_string())
     }
 
     /// 422 of a commit without changes.
@@ -188,26 +155,14 @@ impl Refusal {
     /// 426 of the official client below `version`.
     pub(super) fn update_required(version: &str) -> Self {
         let detail = format!("Oxen CLI out of date. Pushing to OxenHub requires version >= {version}.");
-        Self::detailed(
-            StatusCode::UPGRADE_REQUIRED,
-            "update_required",
-            "Update Required",
-            detail,
-        )
+        Self::detailed(StatusCode::UPGRADE_REQUIRED, "update_required", "Update Required", detail)
     }
 
     /// 429 of a part that comes too early.
     pub(super) fn part_deferred(detail: String) -> Self {
-        let refusal = Self::detailed(
-            StatusCode::TOO_MANY_REQUESTS,
-            "upload_part_deferred",
-            "Part cannot be stored yet",
-            detail,
-        );
-        Self {
-            retry_after_secs: Some(1),
-            ..refusal
-        }
+        let refusal =
+            Self::detailed(StatusCode::TOO_MANY_REQUESTS, "upload_part_deferred", "Part cannot be stored yet", detail);
+        Self { retry_after_secs: Some(1), ..refusal }
     }
 
     /// 500, with the error where released servers put it.
@@ -235,9 +190,7 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body)).into_response();
         if let Some(seconds) = self.retry_after_secs {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }
@@ -264,11 +217,7 @@ fn answer(status: StatusCode, word: &'static str, message: &'static str, body: i
         #[serde(flatten)]
         body: B,
     }
-    let whole = Whole {
-        status: word,
-        status_message: message,
-        body,
-    };
+    let whole = Whole { status: word, status_message: message, body };
     Ok((status, Json(whole)).into_response())
 }
 
@@ -397,11 +346,7 @@ pub(super) struct Page {
 impl Page {
     /// Pages count from 1 and hold 100 unless asked otherwise.
     pub(super) fn new(number: Option<usize>, size: Option<usize>, total: usize) -> Self {
-        Self {
-            number: number.unwrap_or(1).max(1),
-            size: size.unwrap_or(100),
-            total,
-        }
+        Self { number: number.unwrap_or(1).max(1), size: size.unwrap_or(100), total }
     }
 
     /// The things on this page.
@@ -413,20 +358,14 @@ impl Page {
 
     /// The fields that describe it.
     pub(super) fn fields(&self) -> Map<String, Value> {
-        let pages = self
-            .total
-            .checked_div(self.size)
-            .map_or(usize::MAX, |_| self.total.div_ceil(self.size));
+        let pages = self.total.checked_div(self.size).map_or(usize::MAX, |_| self.total.div_ceil(self.size));
         let fields = [
             ("page_size", self.size),
             ("page_number", self.number),
             ("total_pages", pages),
             ("total_entries", self.total),
         ];
-        fields
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value.into()))
-            .collect()
+        fields.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect()
     }
 }
 
@@ -446,11 +385,7 @@ fn timestamp(secs: u64, nanos: u32) -> String {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let date = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     let (hour, minute, second) = (rest / 3_600, rest / 60 % 60, rest % 60);
     format!("{year:04}-{month:02}-{date:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z")
@@ -460,14 +395,7 @@ fn timestamp(secs: u64, nanos: u32) -> String {
 pub(super) fn random_id() -> String {
     let bits = fastrand::u128(..);
     let hex = format!("{bits:032x}");
-    format!(
-        "{}-{}-4{}-a{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[13..16],
-        &hex[17..20],
-        &hex[20..]
-    )
+    format!("{}-{}-4{}-a{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..])
 }
 
 #[cfg(test)]

@@ -136,11 +136,7 @@ struct Armed {
 impl Faults {
     /// Adds a fault; those armed before stay.
     pub fn arm(&self, fault: Fault) {
-        self.armed().push(Armed {
-            fault,
-            seen: 0,
-            fired: 0,
-        });
+        self.armed().push(Armed { fault, seen: 0, fired: 0 });
     }
 
     /// Disarms all.
@@ -163,10 +159,7 @@ impl Faults {
         let mut actions = Vec::new();
         for armed in self.armed().iter_mut() {
             let fault = &armed.fault;
-            let applies = fault
-                .method
-                .as_ref()
-                .is_none_or(|wanted| wanted.eq_ignore_ascii_case(method))
+            let applies = fault.method.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(method))
                 && path.contains(&fault.path);
             if !applies {
                 continue;
@@ -289,11 +282,7 @@ pub(super) async fn intercept(
     next: Next,
 ) -> Response {
     let method = request.method().as_str().to_owned();
-    let path = request
-        .uri()
-        .path_and_query()
-        .map_or("/", |whole| whole.as_str())
-        .to_owned();
+    let path = request.uri().path_and_query().map_or("/", |whole| whole.as_str()).to_owned();
     let route = format!("{method} {}", route_of(&request));
     let actions = app.faults.meet(&method, &path);
     app.faults.traffic.count(&route, 1, 0);
@@ -306,16 +295,8 @@ pub(super) async fn intercept(
     for action in actions {
         match action {
             Action::Latency { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
-            Action::Status {
-                code,
-                retry_after,
-                body,
-            } => {
-                app.faults.traffic.log_answer(Logged {
-                    method,
-                    path,
-                    status: code,
-                });
+            Action::Status { code, retry_after, body } => {
+                app.faults.traffic.log_answer(Logged { method, path, status: code });
                 return scripted(code, retry_after, body);
             }
             Action::DropBefore => return cut(&connection),
@@ -334,11 +315,7 @@ pub(super) async fn intercept(
         // Nobody is left to be answered, and a killed server does nothing more.
         () = connection.was_cut() => return cut(&connection),
     };
-    app.faults.traffic.log_answer(Logged {
-        method,
-        path,
-        status: response.status().as_u16(),
-    });
+    app.faults.traffic.log_answer(Logged { method, path, status: response.status().as_u16() });
     if drop_after {
         return cut(&connection);
     }
@@ -352,10 +329,7 @@ pub(super) async fn intercept(
 fn route_of(request: &Request) -> String {
     let route = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     let route = route.unwrap_or_else(|| request.uri().path());
-    route
-        .strip_prefix("/api/repos/{namespace}/{repo}/")
-        .unwrap_or(route)
-        .to_owned()
+    route.strip_prefix("/api/repos/{namespace}/{repo}/").unwrap_or(route).to_owned()
 }
 
 /// The request with its body counted as it is read.
@@ -384,9 +358,7 @@ fn scripted(code: u16, retry_after: Option<u64>, body: Option<String>) -> Respon
     });
     let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
     if let Some(seconds) = retry_after {
-        response
-            .headers_mut()
-            .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
 }
@@ -509,14 +481,7 @@ mod tests {
         let script = r#"{"path": "/files", "action": {"status": {"code": 503, "retry_after": 2}}}"#;
         let fault: Fault = serde_json::from_str(script).unwrap();
         assert_eq!((fault.nth, fault.times, fault.method), (1, None, None));
-        assert!(matches!(
-            fault.action,
-            Action::Status {
-                code: 503,
-                retry_after: Some(2),
-                ..
-            }
-        ));
+        assert!(matches!(fault.action, Action::Status { code: 503, retry_after: Some(2), .. }));
         let drop: Fault = serde_json::from_str(r#"{"action": "drop_after"}"#).unwrap();
         assert_eq!(drop.action, Action::DropAfter);
         assert!(serde_json::from_str::<Fault>(r#"{"action": "drop_after", "tiems": 1}"#).is_err());

@@ -68,23 +68,16 @@ enum At {
 
 /// The boundary that `headers` announce.
 pub(super) fn boundary(headers: &HeaderMap) -> Result<String, MultipartError> {
-    let kind = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let (essence, parameters) = kind.split_once(';').unwrap_or((kind, ""));
     if !essence.trim().to_ascii_lowercase().starts_with("multipart/") {
         return Err(MultipartError::NotMultipart);
     }
     let boundary = parameters.split(';').find_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;
-        name.trim()
-            .eq_ignore_ascii_case("boundary")
-            .then(|| value.trim().trim_matches('"').to_owned())
+        name.trim().eq_ignore_ascii_case("boundary").then(|| value.trim().trim_matches('"').to_owned())
     });
-    boundary
-        .filter(|text| !text.is_empty())
-        .ok_or(MultipartError::NoBoundary)
+    boundary.filter(|text| !text.is_empty()).ok_or(MultipartError::NoBoundary)
 }
 
 impl<S, E> Multipart<S>
@@ -96,12 +89,7 @@ where
         // The first boundary need not follow a line end; with one put before the body, all are found alike.
         let buffer = BytesMut::from(&b"\r\n"[..]);
         let delimiter = Finder::new(format!("\r\n--{boundary}").as_bytes()).into_owned();
-        Self {
-            stream,
-            buffer,
-            delimiter,
-            at: At::Preamble,
-        }
+        Self { stream, buffer, delimiter, at: At::Preamble }
     }
 
     /// The next part's head; `None` behind the last part. What is left of the part before is skipped.
@@ -253,10 +241,7 @@ mod tests {
     type Chunks = futures_util::stream::Iter<std::vec::IntoIter<Result<Bytes, Infallible>>>;
 
     fn form(body: &[u8], chunk: usize) -> Multipart<Chunks> {
-        let chunks: Vec<_> = body
-            .chunks(chunk)
-            .map(|part| Ok(Bytes::copy_from_slice(part)))
-            .collect();
+        let chunks: Vec<_> = body.chunks(chunk).map(|part| Ok(Bytes::copy_from_slice(part))).collect();
         Multipart::new(futures_util::stream::iter(chunks), "B")
     }
 
@@ -290,10 +275,7 @@ mod tests {
     async fn a_body_without_its_last_boundary_is_incomplete() {
         for length in 0..FORM.len() - "--\r\n".len() {
             let cut = read(form(&FORM.as_bytes()[..length], 7)).await;
-            assert!(
-                matches!(cut, Err(MultipartError::Incomplete)),
-                "{length} bytes: {cut:?}"
-            );
+            assert!(matches!(cut, Err(MultipartError::Incomplete)), "{length} bytes: {cut:?}");
         }
     }
 
@@ -308,9 +290,7 @@ mod tests {
     }
 
     fn filename(disposition: &str) -> Option<String> {
-        Head::parse(format!("Content-Disposition: {disposition}").as_bytes())
-            .unwrap()
-            .filename
+        Head::parse(format!("Content-Disposition: {disposition}").as_bytes()).unwrap().filename
     }
 
     #[test]
@@ -321,10 +301,7 @@ mod tests {
         assert_eq!(name("100%22 %2F").as_deref(), Some("100%22 %2F"));
         assert_eq!(name("a;b=c.txt").as_deref(), Some("a;b=c.txt"));
         assert_eq!(name("ünï/cödé").as_deref(), Some("ünï/cödé"));
-        assert_eq!(
-            filename("form-data; filename=plain.txt; name=file").as_deref(),
-            Some("plain.txt")
-        );
+        assert_eq!(filename("form-data; filename=plain.txt; name=file").as_deref(), Some("plain.txt"));
         assert_eq!(filename("form-data; name=\"file\""), None);
     }
 

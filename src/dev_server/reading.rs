@@ -58,10 +58,7 @@ pub(super) async fn dir(
     on_disk(move || {
         let repository = repo.find(&app)?;
         let (revision, path) = repository.resolve(&resource(&parameters))?;
-        let look = Look {
-            repository: &repository,
-            revision: &revision,
-        };
+        let look = Look { repository: &repository, revision: &revision };
         let Some(Node::Dir(dir)) = repository.trees.find(&revision.commit.root, &path)? else {
             return Err(Refusal::no_path(path));
         };
@@ -71,9 +68,8 @@ pub(super) async fn dir(
         }
         let page = Page::new(listing.page, listing.page_size, below.len());
         let shown = page.of(&below).len();
-        let start = below
-            .len()
-            .min((listing.page.unwrap_or(1).max(1) - 1).saturating_mul(listing.page_size.unwrap_or(100)));
+        let start =
+            below.len().min((listing.page.unwrap_or(1).max(1) - 1).saturating_mul(listing.page_size.unwrap_or(100)));
         let mut entries: Vec<_> = below.drain(start..).take(shown).collect();
         entries.extend(look.added_below(&path));
 
@@ -109,10 +105,7 @@ pub(super) async fn meta(
     on_disk(move || {
         let repository = repo.find(&app)?;
         let (revision, path) = repository.resolve(&resource(&parameters))?;
-        let look = Look {
-            repository: &repository,
-            revision: &revision,
-        };
+        let look = Look { repository: &repository, revision: &revision };
         // What the base has is shown as the base has it, whatever is staged over it.
         let entry = match repository.trees.find(&revision.commit.root, &path)? {
             Some(node) => look.entry(&path, path.file_name(), &node),
@@ -134,10 +127,7 @@ struct Look<'a> {
 
 impl Revision {
     fn staged(&self, path: &RepoPath) -> Option<Staged> {
-        self.workspace
-            .as_ref()
-            .and_then(|(_, staged)| staged.get(path))
-            .copied()
+        self.workspace.as_ref().and_then(|(_, staged)| staged.get(path)).copied()
     }
 }
 
@@ -161,10 +151,9 @@ impl Look<'_> {
 
     fn entry(&self, path: &RepoPath, name: &str, node: &Node) -> EntryView {
         let (commit, view) = match node {
-            Node::File(FileNode { content, commit }) => (
-                commit,
-                EntryView::file(name.to_owned(), content.hash.to_string(), content.size),
-            ),
+            Node::File(FileNode { content, commit }) => {
+                (commit, EntryView::file(name.to_owned(), content.hash.to_string(), content.size))
+            }
             Node::Dir(DirNode { id, commit, bytes }) => {
                 (commit, EntryView::dir(name.to_owned(), id.to_string(), *bytes))
             }
@@ -173,9 +162,7 @@ impl Look<'_> {
         EntryView {
             latest_commit: self.repository.commit_view(commit),
             resource: Some(self.resource(path)),
-            changes: changes.map(|staged| ChangesView {
-                status: staged.status(),
-            }),
+            changes: changes.map(|staged| ChangesView { status: staged.status() }),
             ..view
         }
     }
@@ -185,9 +172,7 @@ impl Look<'_> {
         EntryView {
             latest_commit: Some(Arc::clone(&self.revision.commit.view)),
             resource: Some(self.resource(path)),
-            changes: Some(ChangesView {
-                status: Staged::Added(content).status(),
-            }),
+            changes: Some(ChangesView { status: Staged::Added(content).status() }),
             ..EntryView::file(path.as_str().to_owned(), content.hash.to_string(), content.size)
         }
     }
@@ -246,9 +231,8 @@ pub(super) async fn workspace_file(
     let path = path_behind(&uri, "/files/")?;
     on_disk(move || {
         let repository = repo.find(&app)?;
-        let (staged, committed) = repository.staging(&workspace, |staging, base| {
-            Ok((staging.entries().get(&path).copied(), base.file(&path)?))
-        })?;
+        let (staged, committed) = repository
+            .staging(&workspace, |staging, base| Ok((staging.entries().get(&path).copied(), base.file(&path)?)))?;
         send(&repository, &path, staged, committed)
     })
     .await
@@ -287,10 +271,7 @@ pub(super) async fn chunk(
     State(app): State<Arc<App>>,
     Path(repo): Path<Repo>,
     Path(parameters): Path<BTreeMap<String, String>>,
-    Query(ChunkRange {
-        chunk_start,
-        chunk_size,
-    }): Query<ChunkRange>,
+    Query(ChunkRange { chunk_start, chunk_size }): Query<ChunkRange>,
 ) -> Answer {
     on_disk(move || {
         let repository = repo.find(&app)?;
@@ -324,13 +305,8 @@ pub(super) async fn version(
     on_disk(move || {
         let repository = repo.find(&app)?;
         let hash = parameters.get("hash").and_then(|text| text.parse::<ContentHash>().ok());
-        let content = hash
-            .and_then(|hash| repository.versions.find(&hash))
-            .ok_or_else(Refusal::not_found)?;
-        success(
-            "resource_found",
-            json!({"version": {"hash": content.hash, "size": content.size}}),
-        )
+        let content = hash.and_then(|hash| repository.versions.find(&hash)).ok_or_else(Refusal::not_found)?;
+        success("resource_found", json!({"version": {"hash": content.hash, "size": content.size}}))
     })
     .await
 }
@@ -418,15 +394,7 @@ mod tests {
     fn a_tar_header_sums_up() {
         let header = tar_header("b5e9c1ad071b3e7fc779cfaa5e523818", 5);
         assert_eq!(&header[124..136], b"00000000005\0");
-        let sum: u32 = (0..512)
-            .map(|at| {
-                if (148..156).contains(&at) {
-                    32
-                } else {
-                    u32::from(header[at])
-                }
-            })
-            .sum();
+        let sum: u32 = (0..512).map(|at| if (148..156).contains(&at) { 32 } else { u32::from(header[at]) }).sum();
         assert_eq!(&header[148..154], format!("{sum:06o}").as_bytes());
         assert_eq!(tar_header("x", 1 << 33)[124], 0x80);
     }

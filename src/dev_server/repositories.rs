@@ -62,11 +62,7 @@ struct User {
 
 /// `POST /api/repos`, with JSON or a form.
 pub(super) async fn create(State(app): State<Arc<App>>, request: Request) -> Answer {
-    let kind = request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if kind == "application/json" {
         let body = Bytes::from_request(request, &()).await.map_err(Refusal::bad_body)?;
         return create_from_json(app, &body).await;
@@ -98,9 +94,7 @@ async fn create_from_json(app: Arc<App>, body: &[u8]) -> Answer {
     }
     on_disk(move || {
         let repository = Repository::create(&app, &new.namespace, &new.name)?;
-        let files = files
-            .into_iter()
-            .map(|(path, bytes)| Ok((path, repository.versions.keep_bytes(&bytes)?)));
+        let files = files.into_iter().map(|(path, bytes)| Ok((path, repository.versions.keep_bytes(&bytes)?)));
         let files = files.collect::<std::io::Result<Vec<_>>>()?;
         created(&repository, user.as_ref(), &files)
     })
@@ -123,9 +117,7 @@ async fn create_from_form(app: Arc<App>, boundary: &str, body: Body) -> Answer {
                 repository = Some(on_disk(move || Repository::create(&app, &new.namespace, &new.name)).await?);
             }
             Some("file" | "file[]") => {
-                let repository = repository
-                    .as_ref()
-                    .ok_or_else(|| Refusal::bad_request("new_repo comes first"))?;
+                let repository = repository.as_ref().ok_or_else(|| Refusal::bad_request("new_repo comes first"))?;
                 let name = head.filename.ok_or_else(|| Refusal::bad_request("Missing filename"))?;
                 // The name becomes a single component.
                 let path = staged_path("", &name.replace('/', ""))?;
@@ -143,10 +135,7 @@ async fn create_from_form(app: Arc<App>, boundary: &str, body: Body) -> Answer {
         }
     }
     let repository = repository.ok_or_else(|| Refusal::bad_request("Missing new_repo"))?;
-    let user = fields
-        .remove("name")
-        .zip(fields.remove("email"))
-        .map(|(name, email)| User { name, email });
+    let user = fields.remove("name").zip(fields.remove("email")).map(|(name, email)| User { name, email });
     if user.is_none() && !files.is_empty() {
         return Err(Refusal::bad_request("Missing name or email"));
     }
@@ -229,10 +218,7 @@ pub(super) async fn delete(State(app): State<Arc<App>>, Path(repo): Path<Repo>) 
 pub(super) async fn branches(State(app): State<Arc<App>>, Path(repo): Path<Repo>) -> Answer {
     on_disk(move || {
         let branches = repo.find(&app)?.branches();
-        let branches: Vec<_> = branches
-            .iter()
-            .map(|(name, id)| json!({"name": name, "commit_id": id}))
-            .collect();
+        let branches: Vec<_> = branches.iter().map(|(name, id)| json!({"name": name, "commit_id": id})).collect();
         success("resource_found", json!({"branches": branches}))
     })
     .await
@@ -247,10 +233,7 @@ pub(super) async fn branch(
     let name = parameters.get("branch").cloned().unwrap_or_default();
     on_disk(move || {
         let head = repo.find(&app)?.head(&name)?;
-        success(
-            "resource_found",
-            json!({"branch": {"name": name, "commit_id": head.view.id}}),
-        )
+        success("resource_found", json!({"branch": {"name": name, "commit_id": head.view.id}}))
     })
     .await
 }

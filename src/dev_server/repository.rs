@@ -27,10 +27,7 @@ use crate::hash::{ContentHash, HashKind};
 use crate::path::RepoPath;
 
 /// Who made the first commit of a repository that a workspace was asked for while it was empty.
-const OXEN: Author = Author {
-    name: "Oxen",
-    email: "oxen@oxen.ai",
-};
+const OXEN: Author = Author { name: "Oxen", email: "oxen@oxen.ai" };
 
 /// The message of a repository's first commit.
 const INITIAL_MESSAGE: &str = "Initial commit";
@@ -148,12 +145,7 @@ impl Repository {
         for part in ["commits", "staged"] {
             fs::create_dir_all(dir.join(part))?;
         }
-        let record = Record {
-            uuid: random_id(),
-            branches: BTreeMap::new(),
-            workspaces: BTreeMap::new(),
-            next_log: 0,
-        };
+        let record = Record { uuid: random_id(), branches: BTreeMap::new(), workspaces: BTreeMap::new(), next_log: 0 };
         write_whole(&dir.join("state.json"), &json(&record)?)?;
         let repository = Arc::new(Self::open(app, namespace, name, dir)?);
         opened.insert((namespace.to_owned(), name.to_owned()), Arc::clone(&repository));
@@ -190,11 +182,7 @@ impl Repository {
             trees: Trees::new(dir.join("trees")),
             dialect: app.dialect,
             dir,
-            state: Mutex::new(State {
-                record,
-                commits,
-                staged,
-            }),
+            state: Mutex::new(State { record, commits, staged }),
         })
     }
 
@@ -255,10 +243,7 @@ impl Repository {
         files: &[(RepoPath, Content)],
     ) -> Result<Commit, Refusal> {
         let mut state = self.state();
-        let changes: BTreeMap<_, Change> = files
-            .iter()
-            .map(|(path, content)| (path.clone(), Some(*content)))
-            .collect();
+        let changes: BTreeMap<_, Change> = files.iter().map(|(path, content)| (path.clone(), Some(*content))).collect();
         let changes: Vec<_> = changes.into_iter().collect();
         let commit = self.write_commit(None, author, INITIAL_MESSAGE, &changes)?;
         let mut record = state.record.clone();
@@ -297,12 +282,7 @@ impl Repository {
         let mut record = state.record.clone();
         let log = record.next_log;
         record.next_log += 1;
-        let workspace = WorkspaceRecord {
-            name: name.map(str::to_owned),
-            commit: head,
-            created_at: now(),
-            log,
-        };
+        let workspace = WorkspaceRecord { name: name.map(str::to_owned), commit: head, created_at: now(), log };
         record.workspaces.insert(id.to_owned(), workspace);
         let staging = Staging::open(&log_path(&self.dir, log))?;
         self.save(&mut state, record)?;
@@ -313,12 +293,7 @@ impl Repository {
     /// All workspaces.
     pub(super) fn workspaces(&self) -> Result<Vec<WorkspaceView>, Refusal> {
         let state = self.state();
-        state
-            .record
-            .workspaces
-            .keys()
-            .map(|id| state.workspace_view(id))
-            .collect()
+        state.record.workspaces.keys().map(|id| state.workspace_view(id)).collect()
     }
 
     /// The workspace with this id or name.
@@ -351,10 +326,7 @@ impl Repository {
         let mut state = self.state();
         let id = state.workspace_id(id)?;
         let root = state.base(&id)?.root.clone();
-        let base = Base {
-            trees: &self.trees,
-            root: &root,
-        };
+        let base = Base { trees: &self.trees, root: &root };
         let staging = state.staged.get_mut(&id).ok_or_else(|| Refusal::no_workspace(&id))?;
         work(staging, &base)
     }
@@ -379,11 +351,7 @@ impl Repository {
             } else {
                 continue;
             };
-            let revision = Revision {
-                version: version.to_owned(),
-                commit: found.0,
-                workspace: found.1,
-            };
+            let revision = Revision { version: version.to_owned(), commit: found.0, workspace: found.1 };
             return Ok((revision, path?));
         }
         Err(missing())
@@ -407,10 +375,7 @@ impl Repository {
             let parent = commit.view.parent_ids.first().filter(|_| !seen);
             next = parent.and_then(|id| state.commits.get(id));
         }
-        Ok(Mergeability {
-            conflicts: self.conflicts(&state, &id, branch)?,
-            commits,
-        })
+        Ok(Mergeability { conflicts: self.conflicts(&state, &id, branch)?, commits })
     }
 
     /// Commits everything staged to `branch`. A workspace with a name then stands on the new commit; one without is
@@ -505,10 +470,7 @@ impl Repository {
         let seed = [json(&view)?, fastrand::u64(..).to_le_bytes().to_vec()].concat();
         view.id = ContentHash::of(HashKind::Xxh3, &seed).to_string();
         let root = self.trees.apply(parent.map(|parent| &parent.root), changes, &view.id)?;
-        let commit = Commit {
-            root,
-            view: Arc::new(view),
-        };
+        let commit = Commit { root, view: Arc::new(view) };
         let path = self.dir.join("commits").join(format!("{}.json", commit.view.id));
         write_whole(&path, &json(&commit)?)?;
         Ok(commit)
@@ -524,11 +486,7 @@ impl Repository {
 
 impl State {
     fn head(&self, branch: &str) -> Result<&Commit, Refusal> {
-        let id = self
-            .record
-            .branches
-            .get(branch)
-            .ok_or_else(|| Refusal::no_branch(branch))?;
+        let id = self.record.branches.get(branch).ok_or_else(|| Refusal::no_branch(branch))?;
         self.commits.get(id).ok_or_else(|| Refusal::no_branch(branch))
     }
 
@@ -544,22 +502,12 @@ impl State {
 
     /// The commit a workspace stands on.
     fn base(&self, id: &str) -> Result<&Commit, Refusal> {
-        let workspace = self
-            .record
-            .workspaces
-            .get(id)
-            .ok_or_else(|| Refusal::no_workspace(id))?;
-        self.commits
-            .get(&workspace.commit)
-            .ok_or_else(|| Refusal::no_workspace(id))
+        let workspace = self.record.workspaces.get(id).ok_or_else(|| Refusal::no_workspace(id))?;
+        self.commits.get(&workspace.commit).ok_or_else(|| Refusal::no_workspace(id))
     }
 
     fn workspace_view(&self, id: &str) -> Result<WorkspaceView, Refusal> {
-        let workspace = self
-            .record
-            .workspaces
-            .get(id)
-            .ok_or_else(|| Refusal::no_workspace(id))?;
+        let workspace = self.record.workspaces.get(id).ok_or_else(|| Refusal::no_workspace(id))?;
         Ok(WorkspaceView {
             id: id.to_owned(),
             name: workspace.name.clone(),

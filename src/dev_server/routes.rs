@@ -48,10 +48,7 @@ impl Repo {
 pub(super) fn router(app: Arc<App>) -> Router {
     let dialect = app.dialect;
     let mut below = Router::new()
-        .route(
-            "/branches",
-            get(repositories::branches).post(repositories::create_branch),
-        )
+        .route("/branches", get(repositories::branches).post(repositories::create_branch))
         .route("/branches/{*branch}", get(repositories::branch))
         .route("/dir/{*resource}", get(reading::dir))
         .route("/meta/{*resource}", get(reading::meta))
@@ -59,25 +56,13 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/chunk/{*resource}", get(reading::chunk))
         .route("/versions", any(reading::many_versions))
         .route("/versions/{hash}/metadata", get(reading::version))
-        .route(
-            "/workspaces/{workspace}",
-            get(staging::workspace).delete(staging::delete_workspace),
-        )
-        .route(
-            "/workspaces/{workspace}/changes",
-            get(staging::changes).delete(staging::unstage_many),
-        )
-        .route(
-            "/workspaces/{workspace}/changes/{*path}",
-            get(staging::changes_under).delete(staging::unstage),
-        )
+        .route("/workspaces/{workspace}", get(staging::workspace).delete(staging::delete_workspace))
+        .route("/workspaces/{workspace}/changes", get(staging::changes).delete(staging::unstage_many))
+        .route("/workspaces/{workspace}/changes/{*path}", get(staging::changes_under).delete(staging::unstage))
         .route("/workspaces/{workspace}/files", delete(staging::remove))
         .route("/workspaces/{workspace}/files/", post(staging::add))
         .route("/workspaces/{workspace}/files/{*path}", one_file().post(staging::add))
-        .route(
-            "/workspaces/{workspace}/merge/{*branch}",
-            get(staging::mergeability).post(staging::merge),
-        );
+        .route("/workspaces/{workspace}/merge/{*branch}", get(staging::mergeability).post(staging::merge));
     let workspaces = get(staging::workspaces);
     below = match dialect {
         Dialect::Documented => below
@@ -85,17 +70,9 @@ pub(super) fn router(app: Arc<App>) -> Router {
             .route("/workspaces/get_or_create", put(staging::workspace_or_new))
             .route("/workspaces/{workspace}/files/batch", post(staging::add_by_hash))
             .route("/workspaces/{workspace}/files/batch/", post(staging::add_by_hash))
-            .route(
-                "/workspaces/{workspace}/files/batch/{*dir}",
-                one_file().post(staging::add_by_hash),
-            ),
+            .route("/workspaces/{workspace}/files/batch/{*dir}", one_file().post(staging::add_by_hash)),
         Dialect::V0_50 | Dialect::V0_58 | Dialect::V0_65 => below
-            .route(
-                "/workspaces",
-                workspaces
-                    .put(staging::workspace_or_new)
-                    .post(staging::workspace_or_new),
-            )
+            .route("/workspaces", workspaces.put(staging::workspace_or_new).post(staging::workspace_or_new))
             .route("/versions/{hash}/create", post(uploads::create))
             .route("/versions/{hash}/chunks", put(uploads::chunk))
             .route("/versions/{hash}/complete", post(uploads::complete)),
@@ -113,10 +90,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/api/min_version", get(min_version))
         .route("/api/health", get(health))
         .route("/api/repos", post(repositories::create))
-        .route(
-            "/api/repos/{namespace}/{repo}",
-            get(repositories::show).delete(repositories::delete),
-        )
+        .route("/api/repos/{namespace}/{repo}", get(repositories::show).delete(repositories::delete))
         .nest("/api/repos/{namespace}/{repo}", below)
         .layer(middleware::from_fn(refuse_official_clients))
         // The version answers any client, so that an outdated one learns why it is refused elsewhere.
@@ -137,9 +111,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
 
 /// What is done to one file of a workspace, named in the URL.
 fn one_file() -> MethodRouter<Arc<App>> {
-    get(reading::workspace_file)
-        .patch(staging::rename)
-        .delete(staging::unstage)
+    get(reading::workspace_file).patch(staging::rename).delete(staging::unstage)
 }
 
 async fn missing() -> Refusal {
@@ -153,10 +125,7 @@ async fn version(State(app): State<Arc<App>>) -> Answer {
 async fn min_version(State(app): State<Arc<App>>) -> Answer {
     let (major, minor, patch) = MIN_CLIENT;
     let version = format!("{major}.{minor}.{patch}");
-    success(
-        "resource_found",
-        json!({"oxen_version": app.dialect.version(), "version": version}),
-    )
+    success("resource_found", json!({"oxen_version": app.dialect.version(), "version": version}))
 }
 
 async fn health(State(app): State<Arc<App>>) -> Answer {
@@ -170,27 +139,19 @@ async fn health(State(app): State<Arc<App>>) -> Answer {
         "free_gb": gb(disk.f_bavail),
         "percent_used": used as f64 / disk.f_blocks.max(1) as f64,
     });
-    success(
-        "resource_found",
-        json!({"oxen_version": app.dialect.version(), "disk_usage": usage}),
-    )
+    success("resource_found", json!({"oxen_version": app.dialect.version(), "disk_usage": usage}))
 }
 
 /// Puts the server's version on every answer, whoever gives it.
 async fn name_version(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
-    response
-        .headers_mut()
-        .insert(VERSION_HEADER, HeaderValue::from_static(app.dialect.version()));
+    response.headers_mut().insert(VERSION_HEADER, HeaderValue::from_static(app.dialect.version()));
     response
 }
 
 /// 401 without the token, when there is one.
 async fn demand_token(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let sent = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok());
+    let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     match &app.token {
         Some(token) if sent.and_then(|sent| sent.strip_prefix("Bearer ")) != Some(token) => {
             Refusal::unauthorized().into_response()
@@ -201,10 +162,7 @@ async fn demand_token(State(app): State<Arc<App>>, request: Request, next: Next)
 
 /// 426 for agents that look like the official client of an earlier version, or of none.
 async fn refuse_official_clients(request: Request, next: Next) -> Response {
-    let agent = request
-        .headers()
-        .get(header::USER_AGENT)
-        .and_then(|value| value.to_str().ok());
+    let agent = request.headers().get(header::USER_AGENT).and_then(|value| value.to_str().ok());
     if agent.is_some_and(is_outdated_client) {
         let (major, minor, patch) = MIN_CLIENT;
         return Refusal::update_required(&format!("{major}.{minor}.{patch}")).into_response();
@@ -218,9 +176,7 @@ fn is_outdated_client(agent: &str) -> bool {
         return false;
     }
     let version = agent.split('/').nth(1).and_then(|text| {
-        let numbers = text
-            .split(|letter: char| !letter.is_ascii_digit() && letter != '.')
-            .next()?;
+        let numbers = text.split(|letter: char| !letter.is_ascii_digit() && letter != '.').next()?;
         let mut numbers = numbers.split('.').map(|number| number.parse::<u32>().ok());
         Some((numbers.next()??, numbers.next()??, numbers.next()??))
     });
@@ -242,14 +198,9 @@ pub(super) fn from_json<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refusal>
 /// The path behind `workspaces/{id}/{what}/`, which released servers decode but for `%25`: a name with a percent sign
 /// cannot be said here.
 pub(super) fn path_behind(uri: &axum::http::Uri, what: &str) -> Result<RepoPath, Refusal> {
-    let encoded = uri
-        .path()
-        .split_once("/workspaces/")
-        .and_then(|(_, rest)| rest.split_once(what));
+    let encoded = uri.path().split_once("/workspaces/").and_then(|(_, rest)| rest.split_once(what));
     let encoded = encoded.map_or("", |(_, path)| path).replace("%25", "%2525");
-    let path = percent_decode_str(&encoded)
-        .decode_utf8()
-        .map_err(|_| Refusal::bad_request("path is not UTF-8"))?;
+    let path = percent_decode_str(&encoded).decode_utf8().map_err(|_| Refusal::bad_request("path is not UTF-8"))?;
     staged_path("", &path)
 }
 
@@ -293,22 +244,10 @@ mod tests {
 
     #[test]
     fn agents_with_oxen_in_their_name_need_a_version() {
-        for refused in [
-            "oxenfs/0.1.0",
-            "Oxen/0.35.9 (linux)",
-            "my-OXEN-tool",
-            "oxen/x.y.z",
-            "a oxen/0.36",
-        ] {
+        for refused in ["oxenfs/0.1.0", "Oxen/0.35.9 (linux)", "my-OXEN-tool", "oxen/x.y.z", "a oxen/0.36"] {
             assert!(is_outdated_client(refused), "{refused}");
         }
-        for welcome in [
-            "Oxen/0.36.0 (linux; tokio)",
-            "oxen/1.0.0",
-            "curl/8.0",
-            "PostmanRuntime oxen",
-            "",
-        ] {
+        for welcome in ["Oxen/0.36.0 (linux; tokio)", "oxen/1.0.0", "curl/8.0", "PostmanRuntime oxen", ""] {
             assert!(!is_outdated_client(welcome), "{welcome}");
         }
     }
@@ -320,16 +259,7 @@ mod tests {
         assert_eq!(staged("d", "a/./b").as_deref(), Some("d/a/b"));
         assert_eq!(staged("./d/", "100%22").as_deref(), Some("d/100%22"));
         assert_eq!(staged("", "oxen~x/.oxenfs").as_deref(), Some("oxen~x/.oxenfs"));
-        for bad in [
-            "../x",
-            "a/../b",
-            "/etc/passwd",
-            ".oxen/x",
-            "a/.OXEN",
-            "a/.oxen.",
-            ".oxen:x",
-            "OXEN~1/y",
-        ] {
+        for bad in ["../x", "a/../b", "/etc/passwd", ".oxen/x", "a/.OXEN", "a/.oxen.", ".oxen:x", "OXEN~1/y"] {
             assert_eq!(staged("d", bad), None, "{bad}");
         }
         assert_eq!(staged("../d", "x"), None);

@@ -135,10 +135,7 @@ async fn staged_in(app: Arc<App>, repo: Repo, workspace: String, dir: RepoPath, 
         })?;
         let mut staged = Map::new();
         staged.insert("added_dirs".to_owned(), dirs_of(&lists));
-        for (name, paths) in ["added_files", "modified_files", "removed_files"]
-            .into_iter()
-            .zip(&lists)
-        {
+        for (name, paths) in ["added_files", "modified_files", "removed_files"].into_iter().zip(&lists) {
             let page = Page::new(listing.page, listing.page_size, paths.len());
             // Neither hash nor size is told here.
             let view = |path: &RepoPath| EntryView::file(path.as_str().to_owned(), String::new(), 0);
@@ -177,21 +174,11 @@ pub(super) async fn unstage(
     Path(InWorkspace { workspace }): Path<InWorkspace>,
     uri: Uri,
 ) -> Answer {
-    let what = if uri.path().contains("/changes/") {
-        "/changes/"
-    } else {
-        "/files/"
-    };
+    let what = if uri.path().contains("/changes/") { "/changes/" } else { "/files/" };
     let path = path_behind(&uri, what)?;
     on_disk(move || {
-        let found = repo
-            .find(&app)?
-            .staging(&workspace, |staging, _| Ok(staging.unstage(&path)?))?;
-        if found {
-            success("resource_deleted", nothing())
-        } else {
-            Err(Refusal::not_found())
-        }
+        let found = repo.find(&app)?.staging(&workspace, |staging, _| Ok(staging.unstage(&path)?))?;
+        if found { success("resource_deleted", nothing()) } else { Err(Refusal::not_found()) }
     })
     .await
 }
@@ -328,10 +315,7 @@ pub(super) async fn add_by_hash(
         let mut found = Vec::new();
         let mut missing = Vec::new();
         for ByHash { hash, path } in files {
-            let content = hash
-                .parse::<ContentHash>()
-                .ok()
-                .and_then(|hash| repository.versions.find(&hash));
+            let content = hash.parse::<ContentHash>().ok().and_then(|hash| repository.versions.find(&hash));
             match (content, staged_path(&directory, &path)) {
                 (Some(content), Ok(at)) => found.push((at, content)),
                 (None, _) => missing.push(json!({"hash": hash, "path": path, "error": "version not found"})),
@@ -397,9 +381,7 @@ pub(super) async fn rename(
             return Err(Refusal::bad_request("new_path cannot be empty"));
         }
         let to = staged_path("", &new_path)?;
-        repository.staging(&workspace, |staging, base| {
-            staging.rename(base, app.dialect, &from, &to)
-        })?;
+        repository.staging(&workspace, |staging, base| staging.rename(base, app.dialect, &from, &to))?;
         success("resource_updated", nothing())
     })
     .await
@@ -448,10 +430,7 @@ pub(super) async fn merge(
     on_disk(move || {
         let repository = repo.find(&app)?;
         let new: NewCommit = from_json(&body)?;
-        let author = Author {
-            name: &new.author,
-            email: &new.email,
-        };
+        let author = Author { name: &new.author, email: &new.email };
         let commit = repository.merge(&workspace, &branch_of(&parameters), author, &new.message)?;
         success("resource_created", json!({"commit": commit}))
     })

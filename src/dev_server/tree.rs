@@ -65,10 +65,7 @@ pub(super) struct Trees {
 
 impl Trees {
     pub(super) fn new(dir: PathBuf) -> Self {
-        Self {
-            dir,
-            cached: Mutex::new(LruCache::new(CACHED_DIRS)),
-        }
+        Self { dir, cached: Mutex::new(LruCache::new(CACHED_DIRS)) }
     }
 
     /// The directory with this id.
@@ -151,10 +148,8 @@ impl Trees {
             // Paths below one directory follow each other.
             let below = |path: &str| path.strip_prefix(name).is_some_and(|rest| rest.starts_with('/'));
             let length = rest.iter().take_while(|(path, _)| below(path)).count();
-            let inside: Vec<_> = rest[..length]
-                .iter()
-                .map(|(path, change)| (&path[name.len() + 1..], *change))
-                .collect();
+            let inside: Vec<_> =
+                rest[..length].iter().map(|(path, change)| (&path[name.len() + 1..], *change)).collect();
             rest = &rest[length..];
             let (before, there) = match entries.get(name) {
                 Some(Node::Dir(dir)) => ((*self.load(&dir.id)?).clone(), true),
@@ -189,11 +184,7 @@ impl Trees {
             })
             .sum();
         self.cached().put(id, Arc::new(entries));
-        Ok(DirNode {
-            id,
-            commit: commit.to_owned(),
-            bytes,
-        })
+        Ok(DirNode { id, commit: commit.to_owned(), bytes })
     }
 
     fn path(&self, id: &DirId) -> PathBuf {
@@ -217,10 +208,7 @@ mod tests {
     }
 
     fn content(text: &str) -> Content {
-        Content {
-            hash: ContentHash::of(HashKind::Xxh3, text.as_bytes()),
-            size: text.len() as u64,
-        }
+        Content { hash: ContentHash::of(HashKind::Xxh3, text.as_bytes()), size: text.len() as u64 }
     }
 
     fn changes(list: &[(&str, Option<&str>)]) -> Vec<(RepoPath, Change)> {
@@ -240,23 +228,12 @@ mod tests {
     fn a_commit_changes_only_the_directories_on_the_way() {
         let dir = tempfile::tempdir().unwrap();
         let trees = Trees::new(dir.path().to_owned());
-        let start = changes(&[
-            ("a/x", Some("1")),
-            ("a/y", Some("22")),
-            ("a.txt", Some("")),
-            ("b/z", Some("3")),
-        ]);
+        let start = changes(&[("a/x", Some("1")), ("a/y", Some("22")), ("a.txt", Some("")), ("b/z", Some("3"))]);
         let first = trees.apply(None, &start, "c1").unwrap();
         assert_eq!(listing(&trees, &first), ["a.txt", "a/x", "a/y", "b/z"]);
         assert_eq!(first.bytes, 4);
-        let second = trees
-            .apply(Some(&first), &changes(&[("b/z", None), ("a/x", Some("9"))]), "c2")
-            .unwrap();
-        assert_eq!(
-            listing(&trees, &second),
-            ["a.txt", "a/x", "a/y"],
-            "the emptied directory is gone"
-        );
+        let second = trees.apply(Some(&first), &changes(&[("b/z", None), ("a/x", Some("9"))]), "c2").unwrap();
+        assert_eq!(listing(&trees, &second), ["a.txt", "a/x", "a/y"], "the emptied directory is gone");
         let Some(Node::Dir(a)) = trees.find(&second, &path("a")).unwrap() else {
             panic!("a directory");
         };
@@ -272,9 +249,7 @@ mod tests {
     fn one_of_a_file_and_a_directory_of_the_same_name_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let trees = Trees::new(dir.path().to_owned());
-        let first = trees
-            .apply(None, &changes(&[("a/x", Some("1")), ("f", Some("2"))]), "c1")
-            .unwrap();
+        let first = trees.apply(None, &changes(&[("a/x", Some("1")), ("f", Some("2"))]), "c1").unwrap();
         let clash = changes(&[("a", Some("now a file")), ("f/below", Some("now a directory"))]);
         let second = trees.apply(Some(&first), &clash, "c2").unwrap();
         assert_eq!(listing(&trees, &second), ["a", "f/below"]);

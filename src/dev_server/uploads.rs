@@ -36,11 +36,7 @@ pub(super) struct Uploads {
 impl Default for Uploads {
     /// What a real server says.
     fn default() -> Self {
-        Self {
-            part_bytes: AtomicU64::new(10 * 1024 * 1024),
-            window: AtomicU64::new(102),
-            open: Mutex::default(),
-        }
+        Self { part_bytes: AtomicU64::new(10 * 1024 * 1024), window: AtomicU64::new(102), open: Mutex::default() }
     }
 }
 
@@ -110,27 +106,18 @@ impl Upload {
         }
         let first = progress.first_missing();
         if part - first >= self.window {
-            let why = format!(
-                "the upload accepts {} parts at once, starting at part {first}",
-                self.window
-            );
+            let why = format!("the upload accepts {} parts at once, starting at part {first}", self.window);
             return Err(Refusal::part_deferred(format!("part {part}: {why}")));
         }
         if !progress.arriving.insert(part) {
-            return Err(Refusal::part_deferred(format!(
-                "part {part}: an earlier copy of it is still being stored"
-            )));
+            return Err(Refusal::part_deferred(format!("part {part}: an earlier copy of it is still being stored")));
         }
         Ok(true)
     }
 
     /// The length this part must have.
     fn length(&self, part: u64) -> u64 {
-        if part == self.parts {
-            self.size - (part - 1) * self.part_bytes
-        } else {
-            self.part_bytes
-        }
+        if part == self.parts { self.size - (part - 1) * self.part_bytes } else { self.part_bytes }
     }
 
     fn refused(&self, reason: impl std::fmt::Display) -> Refusal {
@@ -185,10 +172,7 @@ pub(super) async fn begin(State(app): State<Arc<App>>, Path(repo): Path<Repo>, b
             return Err(Refusal::bad_upload("a file of zero bytes has no parts"));
         }
         if begin.size > MAX_BYTES {
-            return Err(Refusal::bad_upload(format!(
-                "a file of {} bytes is too large",
-                begin.size
-            )));
+            return Err(Refusal::bad_upload(format!("a file of {} bytes is too large", begin.size)));
         }
         if let Some((workspace, _)) = &destination {
             repository.workspace(workspace)?;
@@ -236,9 +220,7 @@ fn stage(repository: &Repository, destination: Option<&(String, RepoPath)>, cont
     let Some((workspace, path)) = destination else {
         return Ok(());
     };
-    repository.staging(workspace, |staging, base| {
-        Ok(staging.put(base, &[(path.clone(), content)])?)
-    })
+    repository.staging(workspace, |staging, base| Ok(staging.put(base, &[(path.clone(), content)])?))
 }
 
 /// `PUT versions/uploads/{upload}/parts/{part}`.
@@ -253,12 +235,7 @@ pub(super) async fn part(
     let part: u64 = part.ok_or_else(|| Refusal::bad_request("Invalid part number"))?;
     let finding = Arc::clone(&app);
     let repository = on_disk(move || repo.find(&finding)).await?;
-    let upload = app
-        .uploads
-        .open()
-        .get(&id)
-        .cloned()
-        .ok_or_else(|| Refusal::no_upload(&id))?;
+    let upload = app.uploads.open().get(&id).cloned().ok_or_else(|| Refusal::no_upload(&id))?;
     if !upload.admit(part)? {
         return success("resource_created", json!({"completed": false}));
     }

@@ -114,11 +114,7 @@ struct Spilled {
 
 impl Arriving {
     pub(super) fn new(versions: &Versions) -> Self {
-        Self {
-            versions: versions.clone(),
-            gathered: Vec::new(),
-            spilled: None,
-        }
+        Self { versions: versions.clone(), gathered: Vec::new(), spilled: None }
     }
 
     /// Takes in the next bytes.
@@ -129,11 +125,7 @@ impl Arriving {
         }
         let spilled = match self.spilled.take() {
             Some(spilled) => spilled,
-            None => Spilled {
-                draft: self.versions.draft()?,
-                hasher: Hasher::new(self.versions.kind),
-                size: 0,
-            },
+            None => Spilled { draft: self.versions.draft()?, hasher: Hasher::new(self.versions.kind), size: 0 },
         };
         let gathered = std::mem::take(&mut self.gathered);
         let (gathered, spilled) = blocking(move || spilled.write(gathered)).await?;
@@ -144,11 +136,7 @@ impl Arriving {
 
     /// Keeps what arrived.
     pub(super) async fn finish(self) -> io::Result<Content> {
-        let Self {
-            versions,
-            gathered,
-            spilled,
-        } = self;
+        let Self { versions, gathered, spilled } = self;
         blocking(move || {
             let Some(spilled) = spilled else {
                 return versions.keep_bytes(&gathered);
@@ -176,9 +164,7 @@ impl Spilled {
 /// Inflates a gzip stream of at most `limit` bytes inflated; `None` when it is longer or no gzip.
 pub(super) fn inflate(deflated: &[u8], limit: u64) -> Option<Vec<u8>> {
     let mut inflated = Vec::new();
-    let read = flate2::read::GzDecoder::new(deflated)
-        .take(limit + 1)
-        .read_to_end(&mut inflated);
+    let read = flate2::read::GzDecoder::new(deflated).take(limit + 1).read_to_end(&mut inflated);
     (read.is_ok() && inflated.len() as u64 <= limit).then_some(inflated)
 }
 

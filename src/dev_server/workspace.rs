@@ -85,18 +85,12 @@ impl Staging {
     /// Reads the log at `path`, or begins it.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let log = File::options().create(true).append(true).open(path)?;
-        let mut staging = Self {
-            entries: BTreeMap::new(),
-            log,
-        };
+        let mut staging = Self { entries: BTreeMap::new(), log };
         let bytes = fs::read(path)?;
         // A line without its end was cut off by the end of the process, and was never acknowledged.
         let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
         staging.log.set_len(whole as u64)?;
-        for line in bytes[..whole]
-            .split(|&byte| byte == b'\n')
-            .filter(|line| !line.is_empty())
-        {
+        for line in bytes[..whole].split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
             let Line { path, staged } = serde_json::from_slice(line)?;
             staging.set(path, staged);
         }
@@ -110,9 +104,7 @@ impl Staging {
 
     /// What is staged at `dir` or below it.
     pub(super) fn under(&self, dir: &RepoPath) -> impl Iterator<Item = (&RepoPath, &Staged)> {
-        self.entries
-            .range(dir.clone()..)
-            .take_while(|(path, _)| path.is_in(dir))
+        self.entries.range(dir.clone()..).take_while(|(path, _)| path.is_in(dir))
     }
 
     /// Stages content. A path that has this content in the base is passed over, *even when something else is staged
@@ -137,11 +129,8 @@ impl Staging {
             None => Vec::new(),
         };
         let is_file = matches!(committed.as_slice(), [(only, _)] if only == path);
-        let mut changes: Vec<_> = if is_file {
-            Vec::new()
-        } else {
-            self.under(path).map(|(path, _)| (path.clone(), None)).collect()
-        };
+        let mut changes: Vec<_> =
+            if is_file { Vec::new() } else { self.under(path).map(|(path, _)| (path.clone(), None)).collect() };
         if committed.is_empty() && changes.is_empty() {
             return Ok(false);
         }
@@ -195,10 +184,8 @@ impl Staging {
         for (path, staged) in self.under(from) {
             files.insert(path.clone(), staged.content().map(|_| *staged));
         }
-        let live: Vec<_> = files
-            .iter()
-            .filter_map(|(path, staged)| Some((path, staged.as_ref()?.content()?)))
-            .collect();
+        let live: Vec<_> =
+            files.iter().filter_map(|(path, staged)| Some((path, staged.as_ref()?.content()?))).collect();
         if live.is_empty() {
             return Err(Refusal::no_path(from));
         }
@@ -253,10 +240,7 @@ impl Staging {
     fn apply(&mut self, changes: Vec<(RepoPath, Option<Staged>)>) -> io::Result<()> {
         let mut lines = Vec::new();
         for (path, staged) in &changes {
-            let line = Line {
-                path: path.clone(),
-                staged: *staged,
-            };
+            let line = Line { path: path.clone(), staged: *staged };
             serde_json::to_writer(&mut lines, &line)?;
             lines.push(b'\n');
         }
@@ -303,10 +287,7 @@ mod tests {
     }
 
     fn content(text: &str) -> Content {
-        Content {
-            hash: ContentHash::of(HashKind::Xxh3, text.as_bytes()),
-            size: text.len() as u64,
-        }
+        Content { hash: ContentHash::of(HashKind::Xxh3, text.as_bytes()), size: text.len() as u64 }
     }
 
     /// A base with `a` = "a", `d/x` = "x", `d/y` = "y", and an empty workspace on it.
@@ -324,43 +305,27 @@ mod tests {
             let files = ["a", "d/x", "d/y"].map(|at| (path(at), Some(content(at.trim_start_matches("d/")))));
             let root = trees.apply(None, &files, "c1").unwrap();
             let staging = Staging::open(&dir.path().join("log")).unwrap();
-            Self {
-                dir,
-                trees,
-                root,
-                staging,
-            }
+            Self { dir, trees, root, staging }
         }
 
         fn put(&mut self, at: &str, text: &str) {
-            let base = Base {
-                trees: &self.trees,
-                root: &self.root,
-            };
+            let base = Base { trees: &self.trees, root: &self.root };
             self.staging.put(&base, &[(path(at), content(text))]).unwrap();
         }
 
         fn remove(&mut self, at: &str) -> bool {
-            let base = Base {
-                trees: &self.trees,
-                root: &self.root,
-            };
+            let base = Base { trees: &self.trees, root: &self.root };
             self.staging.remove(&base, &path(at)).unwrap()
         }
 
         fn rename(&mut self, from: &str, to: &str) -> Result<(), Refusal> {
-            let base = Base {
-                trees: &self.trees,
-                root: &self.root,
-            };
+            let base = Base { trees: &self.trees, root: &self.root };
             self.staging.rename(&base, Dialect::V0_65, &path(from), &path(to))
         }
 
         fn staged(&self) -> Vec<(String, Staged)> {
             let entries = self.staging.entries().iter();
-            entries
-                .map(|(path, staged)| (path.as_str().to_owned(), *staged))
-                .collect()
+            entries.map(|(path, staged)| (path.as_str().to_owned(), *staged)).collect()
         }
     }
 
@@ -383,10 +348,7 @@ mod tests {
         world.put("d/new", "new");
         world.put("d/x", "changed");
         assert!(world.remove("d"));
-        assert_eq!(
-            world.staged(),
-            ["d/x", "d/y"].map(|at| (at.to_owned(), Staged::Removed))
-        );
+        assert_eq!(world.staged(), ["d/x", "d/y"].map(|at| (at.to_owned(), Staged::Removed)));
         world.put("n/1", "1");
         assert!(world.remove("n"));
         assert!(!world.remove("n"), "nothing is there any more");

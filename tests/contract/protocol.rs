@@ -9,12 +9,7 @@ contract! {
 }
 
 async fn every_answer_names_the_servers_version(target: &Target) {
-    let answer = target
-        .http
-        .get(format!("{}/api/version", target.base_url))
-        .send()
-        .await
-        .expect("an answer");
+    let answer = target.http.get(format!("{}/api/version", target.base_url)).send().await.expect("an answer");
     assert!(answer.status().is_success());
     let header = answer.headers()["oxen-version"].to_str().expect("text").to_owned();
     let body: serde_json::Value = answer.json().await.expect("JSON");

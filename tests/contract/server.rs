@@ -20,12 +20,8 @@ const USER_AGENT: &str = "contract-suite/1";
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The files of the repository's first commit, as path and content.
-pub const BASE_FILES: [(&str, &str); 4] = [
-    ("README.md", "base\n"),
-    ("data/a.txt", "alpha\n"),
-    ("data/b.txt", "beta\n"),
-    ("data/sub/c.txt", "gamma\n"),
-];
+pub const BASE_FILES: [(&str, &str); 4] =
+    [("README.md", "base\n"), ("data/a.txt", "alpha\n"), ("data/b.txt", "beta\n"), ("data/sub/c.txt", "gamma\n")];
 
 /// A repository of its own on a server: branch `main`, one commit with [`BASE_FILES`].
 pub struct Target {
@@ -46,9 +42,7 @@ impl Target {
     /// A server of this test's own, in this process.
     pub async fn embedded(dialect: Dialect) -> Self {
         let data = tempfile::tempdir().expect("a temporary directory");
-        let server = Server::start(options(data.path(), dialect))
-            .await
-            .expect("the embedded server starts");
+        let server = Server::start(options(data.path(), dialect)).await.expect("the embedded server starts");
         let url = server.url();
         let mut target = Self::with_repository(url, dialect).await;
         target.embedded = Some((server, data));
@@ -57,9 +51,7 @@ impl Target {
 
     /// The real server that all tests of this process share.
     pub async fn real() -> Self {
-        let url = tokio::task::spawn_blocking(real_server_url)
-            .await
-            .expect("the real server starts");
+        let url = tokio::task::spawn_blocking(real_server_url).await.expect("the real server starts");
         Self::with_repository(url.clone(), Dialect::V0_65).await
     }
 
@@ -99,9 +91,7 @@ impl Target {
         let (server, data) = self.embedded.take().expect("only an embedded server is restarted");
         server.kill();
         drop(server);
-        let server = Server::start(options(data.path(), self.dialect))
-            .await
-            .expect("the embedded server starts again");
+        let server = Server::start(options(data.path(), self.dialect)).await.expect("the embedded server starts again");
         self.base_url = server.url();
         self.embedded = Some((server, data));
     }
@@ -129,29 +119,17 @@ impl Target {
 
 /// A JSON string's value.
 pub fn text(value: &Value) -> String {
-    value
-        .as_str()
-        .unwrap_or_else(|| panic!("a string, not {value}"))
-        .to_owned()
+    value.as_str().unwrap_or_else(|| panic!("a string, not {value}")).to_owned()
 }
 
 fn options(data: &Path, dialect: Dialect) -> Options {
-    Options {
-        data: data.to_owned(),
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        dialect,
-        token: None,
-    }
+    Options { data: data.to_owned(), listen: SocketAddr::from(([127, 0, 0, 1], 0)), dialect, token: None }
 }
 
 fn client() -> reqwest::Client {
     // reqwest comes without a TLS provider, and builds no client before one is installed. Twice is fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder()
-        .user_agent(USER_AGENT)
-        .no_proxy()
-        .build()
-        .expect("a client")
+    reqwest::Client::builder().user_agent(USER_AGENT).no_proxy().build().expect("a client")
 }
 
 /// The real server's URL; the first caller starts it.
@@ -176,10 +154,7 @@ fn real_server_url() -> String {
 fn start_real_server() -> String {
     let binary = real_server_path();
     let data = real_server_data();
-    let port = TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
-        .port();
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
     let mut command = Command::new(&binary);
     command
         .args(["start", "-i", "127.0.0.1", "-p", &port.to_string()])
@@ -207,14 +182,8 @@ fn start_real_server() -> String {
 
 fn real_server_path() -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/oxen-server");
-    let printed = Command::new(&script)
-        .arg("path")
-        .output()
-        .expect("scripts/oxen-server runs");
-    assert!(
-        printed.status.success(),
-        "the real server is not installed: run scripts/oxen-server install"
-    );
+    let printed = Command::new(&script).arg("path").output().expect("scripts/oxen-server runs");
+    assert!(printed.status.success(), "the real server is not installed: run scripts/oxen-server install");
     PathBuf::from(String::from_utf8_lossy(&printed.stdout).trim())
 }
 
