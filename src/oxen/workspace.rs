@@ -304,15 +304,20 @@ impl OxenWorkspace {
     async fn stage_listed(&self, puts: &[Put]) -> Result<Vec<Outcome>, WorkspaceError> {
         let mut outcomes: Vec<Option<Outcome>> = puts.iter().map(|_| None).collect();
         let mut by_dir: BTreeMap<RepoPath, Vec<usize>> = BTreeMap::new();
+        // From 0.51 on the path in the body may have directories. There it takes every name, where the directory in
+        // the address does not take a percent sign (0.53.4, tried).
+        let from_root = self.dialect.staging == Staging::Versions && self.dialect.nested_filenames;
         for (index, put) in puts.iter().enumerate() {
-            by_dir.entry(put.path.parent().unwrap_or_default()).or_default().push(index);
+            let dir = if from_root { None } else { put.path.parent() };
+            by_dir.entry(dir.unwrap_or_default()).or_default().push(index);
         }
         for (dir, indexes) in by_dir {
             let files: Vec<wire::FileWithHash<'_>> = indexes
                 .iter()
                 .map(|index| {
                     let put = &puts[*index];
-                    wire::FileWithHash { hash: put.object.hash.to_string(), path: put.path.file_name() }
+                    let path = if from_root { put.path.as_str() } else { put.path.file_name() };
+                    wire::FileWithHash { hash: put.object.hash.to_string(), path }
                 })
                 .collect();
             let rest = match self.dialect.staging {
@@ -325,15 +330,14 @@ impl OxenWorkspace {
             let missing: HashSet<String> = answer
                 .err_files
                 .into_iter()
-                .map(|file| match file.path {
-                    // Whole or relative, as the release likes.
-                    Some(path) => path.rsplit('/').next().unwrap_or(&path).to_owned(),
-                    None => file.hash,
-                })
+                // With a path, whole or relative as the release likes, or with the hash alone.
+                .map(|file| file.path.unwrap_or(file.hash))
                 .collect();
             for index in indexes {
                 let put = &puts[index];
-                let refused = missing.contains(put.path.file_name()) || missing.contains(&put.object.hash.to_string());
+                let hash = put.object.hash.to_string();
+                let names = [put.path.as_str(), put.path.file_name(), &hash];
+                let refused = names.iter().any(|name| missing.contains(*name));
                 outcomes[index] = Some(if refused { Outcome::NeedsBytes } else { Outcome::Done { sent_bytes: 0 } });
             }
         }
