@@ -581,7 +581,11 @@ async fn request(
     let puts = || items.iter().filter_map(put).collect::<Vec<_>>();
     let result = match kind {
         Kind::Unstage => workspace.unstage(&paths()).await,
-        Kind::Remove => remove(&items, &dirs, &*workspace).await,
+        Kind::Remove => {
+            // The files first: their outcomes come in this order.
+            let all: Vec<RepoPath> = paths().into_iter().chain(dirs.iter().cloned()).collect();
+            workspace.remove(&all).await
+        }
         Kind::Ask => workspace.stage_by_hash(&puts()).await,
         Kind::Small => workspace.send_small(&puts()).await,
         Kind::Middle | Kind::Large => match (items.first(), puts().into_iter().next()) {
@@ -590,26 +594,6 @@ async fn request(
         },
     };
     Done::Request { kind, items, dirs, result }
-}
-
-/// Removes what the base has and unstages what it has not: releases before 0.54 do not take the one for the other
-/// (0.53.4, tried). Then the directories that this leaves empty.
-async fn remove(
-    items: &[Item],
-    dirs: &BTreeSet<RepoPath>,
-    workspace: &dyn Workspace,
-) -> Result<Vec<Outcome>, WorkspaceError> {
-    let of = |unstage: bool| {
-        let chosen = items.iter().filter(move |item| (item.step == Step::Unstage) == unstage);
-        chosen.map(|item| item.capture.path.clone()).collect::<Vec<_>>()
-    };
-    let (unstage, mut remove) = (of(true), of(false));
-    remove.extend(dirs.iter().cloned());
-    let unstaged = if unstage.is_empty() { Vec::new() } else { workspace.unstage(&unstage).await? };
-    let removed = if remove.is_empty() { Vec::new() } else { workspace.remove(&remove).await? };
-    let (mut unstaged, mut removed) = (unstaged.into_iter(), removed.into_iter());
-    let outcome = |item: &Item| if item.step == Step::Unstage { unstaged.next() } else { removed.next() };
-    Ok(items.iter().map_while(outcome).collect())
 }
 
 async fn send_large(

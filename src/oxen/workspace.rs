@@ -1,6 +1,6 @@
 //! [`Workspace`] over HTTP.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -654,8 +654,15 @@ impl Workspace for OxenWorkspace {
     fn remove<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>> {
         async move {
             match self.delete("/files", paths).await {
-                // What was not found is as absent as was wanted; the others are done.
-                Ok(_) => Ok(all_done(paths)),
+                Ok(missing) => {
+                    // What was not found is as absent as was wanted; but releases before 0.64 do not find what is only
+                    // staged either (0.53.4, tried: 206, and still staged).
+                    let missing: Vec<RepoPath> = missing.iter().filter_map(|path| RepoPath::parse(path).ok()).collect();
+                    if self.dialect.staging != Staging::Uploads && !missing.is_empty() {
+                        self.unstage(&missing).await?;
+                    }
+                    Ok(all_done(paths))
+                }
                 Err(WorkspaceError::NotFound { .. }) if self.base().await.is_ok() => Ok(all_done(paths)),
                 Err(error) => Err(error),
             }
@@ -665,7 +672,17 @@ impl Workspace for OxenWorkspace {
 
     fn unstage<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>> {
         async move {
-            match self.delete("/changes", paths).await {
+            // The removal of a directory stays staged when a file below it is unstaged, and takes the file along at the
+            // commit; unstaging the directory's path drops that entry and no other (0.65.2, tried).
+            let mut all: BTreeSet<RepoPath> = paths.iter().cloned().collect();
+            if self.dialect.staging == Staging::Uploads {
+                for path in paths {
+                    let dirs = std::iter::successors(path.parent(), RepoPath::parent);
+                    all.extend(dirs.take_while(|dir| !dir.is_root()));
+                }
+            }
+            let all: Vec<RepoPath> = all.into_iter().collect();
+            match self.delete("/changes", &all).await {
                 Ok(_) => Ok(all_done(paths)),
                 // One of them had nothing staged: by themselves, then.
                 Err(WorkspaceError::NotFound { .. }) if paths.len() > 1 => {
