@@ -106,3 +106,16 @@ fn another_machine_reads_what_was_committed() {
     test.assert_gone();
     assert_same(&test.committed(), &local_tree(&source));
 }
+
+#[test]
+fn a_backslash_in_a_name_is_a_letter_like_others() {
+    let test = TestMount::new();
+    let source = test.beside("source");
+    std::fs::write(source.join("back\\slash"), "1").unwrap();
+    std::fs::create_dir(source.join("d\\e")).unwrap();
+    std::fs::write(source.join("d\\e/f\\g"), "2").unwrap();
+    std::fs::write(source.join("d\\e/plain"), "3").unwrap();
+    run("cp", [source.join(".").as_os_str(), "-r".as_ref(), test.dir.as_os_str()]);
+    test.unmount_commit();
+    assert_same(&test.committed(), &local_tree(&source));
+}

@@ -16,7 +16,7 @@ pub fn noise(seed: u64, size: usize) -> Vec<u8> {
 }
 
 /// Names that some layer could take for something else.
-const AWKWARD: [&str; 22] = [
+const AWKWARD: [&str; 21] = [
     "with space",
     " leading and trailing ",
     "Größe",
@@ -30,7 +30,6 @@ const AWKWARD: [&str; 22] = [
     "a&b=c",
     "single'quote",
     "double\"quote",
-    "back\\slash",
     "-rf",
     "--",
     "semi;colon",
