@@ -239,10 +239,12 @@ pub trait Workspace: Send + Sync + 'static {
         progress: &'a dyn UploadProgress,
     ) -> Fut<'a, Outcome>;
 
-    /// Stages the removal of files. A path that neither base nor workspace has counts as done.
+    /// Stages the removal of files, and drops those that are only staged. Directories among them go with all below. A
+    /// path that neither base nor workspace has counts as done.
     fn remove<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>>;
 
-    /// Drops what is staged for these paths, so that the base shows again. A path with nothing staged counts as done.
+    /// Drops what is staged for these files, so that the base shows again, also below a directory whose removal is
+    /// staged. A path with nothing staged counts as done.
     fn unstage<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>>;
 
     /// Moves one staged or committed file on the server. Fails where `to` exists in the base.

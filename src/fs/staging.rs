@@ -529,6 +529,32 @@ impl Fs {
         Ok(frozen)
     }
 
+    /// Staged files that stand where the base has a directory: no server commits such a change as one (0.65.2, tried in
+    /// every order: the commit then has an empty directory).
+    pub fn files_over_directories(&self) -> Vec<RepoPath> {
+        let state = self.lock();
+        let over =
+            |path: &RepoPath| state.ledger.below(path).any(|(below, account)| below != path && account.base.is_some());
+        let staged = state.ledger.iter().filter(|(_, account)| matches!(account.staged, Staged::Put(_)));
+        staged.map(|(path, _)| path).filter(|path| over(path)).cloned().collect()
+    }
+
+    /// These files are staged no more, and owed again.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub fn unstaged(&self, paths: &[RepoPath]) -> Result<(), FsError> {
+        into_plain(self.change(|state| {
+            for path in paths {
+                let account = state.ledger.get(path).copied().unwrap_or_default();
+                let account = Account { staged: Staged::Nothing, ..account };
+                state.apply(Change::Account { path: path.clone(), account: Some(account) });
+                state.queue.touch(path, Duration::ZERO);
+            }
+            Ok(())
+        }))
+    }
+
     /// What is staged and not committed.
     pub fn staged_paths(&self) -> Vec<RepoPath> {
         let state = self.lock();

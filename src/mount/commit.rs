@@ -6,10 +6,12 @@ use super::Daemon;
 use super::serve::{Listener, follow, unstaged};
 use crate::control::Failure;
 use crate::fs::FsError;
+use crate::path::RepoPath;
 use crate::workspace::{CommitId, CommitRequest, WorkspaceError};
 
 /// How many conflicting paths an error names.
 const SHOWN_CONFLICTS: usize = 5;
+const BRANCH_HINT: &str = "commit to a branch of its own: oxenfs commit --branch NAME, and merge there";
 
 /// Commits what was written up to now; writers go on, and what they write waits for the next commit. `None`: there
 /// was nothing to commit. The outer error is that of the connection to the command.
@@ -46,26 +48,62 @@ pub(super) async fn commit(
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             let message =
                 format!("{} changed here and on {}: {}{more}", many(conflicts.len()), request.branch, shown.join(", "));
-            let hint = "commit to a branch of its own: oxenfs commit --branch NAME, and merge there";
-            return Ok(Err(failed(message, Some(hint))));
+            return Ok(Err(failed(message, Some(BRANCH_HINT))));
         }
         Err(error) => return Ok(Err(failed(error.to_string(), None))),
     }
-    let base = daemon.fs.base();
-    let committed = match workspace.commit(request).await {
-        Ok(committed) => committed,
-        Err(error @ WorkspaceError::Conflict { .. }) => {
-            let hint = "commit to a branch of its own: oxenfs commit --branch NAME, and merge there";
-            return Ok(Err(failed(error.to_string(), Some(hint))));
+    let over = daemon.fs.files_over_directories();
+    if !over.is_empty() {
+        // No server takes both in one commit: first one in which the directories go, then one with the files.
+        let first = CommitRequest { message: format!("{} (directories make way)", request.message), ..request.clone() };
+        if let Err(failure) = make_way(daemon, &over, &first).await {
+            return Ok(Err(failure));
         }
-        Err(error) => return Ok(Err(failed(error.to_string(), None))),
+        drop(frozen);
+        let again = match daemon.fs.freeze().await {
+            Ok(again) => again,
+            Err(error) => return Ok(Err(failed(error.to_string(), None))),
+        };
+        let progress = follow(&again.waiting, listener).await?;
+        if let Some(failure) = unstaged(daemon, &progress) {
+            return Ok(Err(failure));
+        }
+        return Ok(publish(daemon, request).await.map(Some));
+    }
+    let committed = publish(daemon, request).await;
+    drop(frozen);
+    Ok(committed.map(Some))
+}
+
+/// Takes the files back that stand where the base has directories, and commits the removal of those.
+async fn make_way(daemon: &Daemon, over: &[RepoPath], request: &CommitRequest) -> Result<(), Failure> {
+    let failed = |message: String| Failure { message, hint: None, owed: !daemon.fs.is_drained() };
+    let workspace = daemon.fs.workspace();
+    daemon.fs.intend(over.iter()).map_err(|error| failed(error.to_string()))?;
+    let done = match workspace.unstage(over).await {
+        Ok(_) => workspace.remove(over).await.map(|_| ()),
+        Err(error) => Err(error),
+    };
+    daemon.fs.unstaged(over).map_err(|error| failed(error.to_string()))?;
+    done.map_err(|error| failed(error.to_string()))?;
+    publish(daemon, request).await.map(|_| ())
+}
+
+/// Commits everything staged, and stands on the new base.
+async fn publish(daemon: &Daemon, request: &CommitRequest) -> Result<CommitId, Failure> {
+    let base = daemon.fs.base();
+    let committed = match daemon.fs.workspace().commit(request).await {
+        Ok(committed) => committed,
+        Err(error) => {
+            let hint = matches!(error, WorkspaceError::Conflict { .. }).then(|| BRANCH_HINT.to_owned());
+            return Err(Failure { message: error.to_string(), hint, owed: !daemon.fs.is_drained() });
+        }
     };
     // Others' commits may have been merged in: then the new base is more than the old one with our changes.
     let alone = committed.parents == [base];
     if let Err(error) = daemon.fs.rebased(committed.id.clone(), alone) {
         tracing::error!(%error, "committed, but not on record; the next mount finds out");
     }
-    drop(frozen);
     if !alone {
         let fs = daemon.fs.clone();
         tokio::spawn(async move {
@@ -74,7 +112,7 @@ pub(super) async fn commit(
             }
         });
     }
-    Ok(Ok(Some(committed.id)))
+    Ok(committed.id)
 }
 
 fn many(files: usize) -> String {

@@ -1,6 +1,6 @@
 //! [`Workspace`] over HTTP.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -304,15 +304,20 @@ impl OxenWorkspace {
     async fn stage_listed(&self, puts: &[Put]) -> Result<Vec<Outcome>, WorkspaceError> {
         let mut outcomes: Vec<Option<Outcome>> = puts.iter().map(|_| None).collect();
         let mut by_dir: BTreeMap<RepoPath, Vec<usize>> = BTreeMap::new();
+        // From 0.51 on the path in the body may have directories. There it takes every name, where the directory in
+        // the address does not take a percent sign (0.53.4, tried).
+        let from_root = self.dialect.staging == Staging::Versions && self.dialect.nested_filenames;
         for (index, put) in puts.iter().enumerate() {
-            by_dir.entry(put.path.parent().unwrap_or_default()).or_default().push(index);
+            let dir = if from_root { None } else { put.path.parent() };
+            by_dir.entry(dir.unwrap_or_default()).or_default().push(index);
         }
         for (dir, indexes) in by_dir {
             let files: Vec<wire::FileWithHash<'_>> = indexes
                 .iter()
                 .map(|index| {
                     let put = &puts[*index];
-                    wire::FileWithHash { hash: put.object.hash.to_string(), path: put.path.file_name() }
+                    let path = if from_root { put.path.as_str() } else { put.path.file_name() };
+                    wire::FileWithHash { hash: put.object.hash.to_string(), path }
                 })
                 .collect();
             let rest = match self.dialect.staging {
@@ -325,15 +330,14 @@ impl OxenWorkspace {
             let missing: HashSet<String> = answer
                 .err_files
                 .into_iter()
-                .map(|file| match file.path {
-                    // Whole or relative, as the release likes.
-                    Some(path) => path.rsplit('/').next().unwrap_or(&path).to_owned(),
-                    None => file.hash,
-                })
+                // With a path, whole or relative as the release likes, or with the hash alone.
+                .map(|file| file.path.unwrap_or(file.hash))
                 .collect();
             for index in indexes {
                 let put = &puts[index];
-                let refused = missing.contains(put.path.file_name()) || missing.contains(&put.object.hash.to_string());
+                let hash = put.object.hash.to_string();
+                let names = [put.path.as_str(), put.path.file_name(), &hash];
+                let refused = names.iter().any(|name| missing.contains(*name));
                 outcomes[index] = Some(if refused { Outcome::NeedsBytes } else { Outcome::Done { sent_bytes: 0 } });
             }
         }
@@ -650,8 +654,15 @@ impl Workspace for OxenWorkspace {
     fn remove<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>> {
         async move {
             match self.delete("/files", paths).await {
-                // What was not found is as absent as was wanted; the others are done.
-                Ok(_) => Ok(all_done(paths)),
+                Ok(missing) => {
+                    // What was not found is as absent as was wanted; but releases before 0.64 do not find what is only
+                    // staged either (0.53.4, tried: 206, and still staged).
+                    let missing: Vec<RepoPath> = missing.iter().filter_map(|path| RepoPath::parse(path).ok()).collect();
+                    if self.dialect.staging != Staging::Uploads && !missing.is_empty() {
+                        self.unstage(&missing).await?;
+                    }
+                    Ok(all_done(paths))
+                }
                 Err(WorkspaceError::NotFound { .. }) if self.base().await.is_ok() => Ok(all_done(paths)),
                 Err(error) => Err(error),
             }
@@ -661,7 +672,17 @@ impl Workspace for OxenWorkspace {
 
     fn unstage<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>> {
         async move {
-            match self.delete("/changes", paths).await {
+            // The removal of a directory stays staged when a file below it is unstaged, and takes the file along at the
+            // commit; unstaging the directory's path drops that entry and no other (0.65.2, tried).
+            let mut all: BTreeSet<RepoPath> = paths.iter().cloned().collect();
+            if self.dialect.staging == Staging::Uploads {
+                for path in paths {
+                    let dirs = std::iter::successors(path.parent(), RepoPath::parent);
+                    all.extend(dirs.take_while(|dir| !dir.is_root()));
+                }
+            }
+            let all: Vec<RepoPath> = all.into_iter().collect();
+            match self.delete("/changes", &all).await {
                 Ok(_) => Ok(all_done(paths)),
                 // One of them had nothing staged: by themselves, then.
                 Err(WorkspaceError::NotFound { .. }) if paths.len() > 1 => {

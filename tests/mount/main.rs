@@ -1,0 +1,17 @@
+//! The whole path, as a user has it: the real binary, the kernel's FUSE, a real server; each test ends by comparing
+//! what was committed with what was written, byte for byte.
+//!
+//! The server is the one that `scripts/oxen-server install` built, or the one at `OXENFS_TEST_SERVER_URL`. The tests
+//! look at it over HTTP alone, with a client of their own. `OXENFS_TEST_FULL=1` makes the datasets large.
+
+mod commits;
+mod copies;
+mod crashes;
+mod dataset;
+mod http;
+mod mounted;
+mod programs;
+mod proxy;
+mod refusals;
+mod server;
+mod wanted_states;

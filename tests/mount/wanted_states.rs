@@ -1,0 +1,198 @@
+//! What a path was in the base, what it became, and what the commit must hold; with everything staged after each step,
+//! so that the server sees every state between.
+
+use std::fs;
+use std::path::Path;
+
+use crate::dataset::noise;
+use crate::http::assert_same;
+use crate::mounted::{TestMount, local_tree, shell};
+
+/// A mount with a committed base, beside an ordinary directory to which the same is done.
+struct Twins {
+    test: TestMount,
+    plain: std::path::PathBuf,
+}
+
+impl Twins {
+    #[track_caller]
+    fn new() -> Self {
+        let test = TestMount::new();
+        let plain = test.beside("plain");
+        let twins = Self { test, plain };
+        twins.apply(|root| {
+            for dir in ["dir/sub/deep", "other", "gone"] {
+                fs::create_dir_all(root.join(dir)).unwrap();
+            }
+            let small = ["a", "b", "same", "dir/one", "dir/two", "dir/sub/three", "dir/sub/deep/four", "other/five"];
+            for (at, path) in small.iter().enumerate() {
+                fs::write(root.join(path), noise(at as u64, 100 + at)).unwrap();
+            }
+            fs::write(root.join("gone/six"), noise(6, 300_000)).unwrap();
+            fs::write(root.join("large"), noise(7, 300_000)).unwrap();
+        });
+        twins.test.commit();
+        twins
+    }
+
+    /// Does the same in both places.
+    #[track_caller]
+    fn apply(&self, act: impl Fn(&Path)) -> &Self {
+        act(&self.test.dir);
+        act(&self.plain);
+        self
+    }
+
+    #[track_caller]
+    fn shell(&self, script: &str) -> &Self {
+        self.apply(|root| drop(shell(root, script)))
+    }
+
+    #[track_caller]
+    fn sync(&self) -> &Self {
+        self.test.sync();
+        self
+    }
+
+    /// Another daemon, which knows only what the server has: nothing is listed yet.
+    #[track_caller]
+    fn fresh(&self) -> &Self {
+        self.test.unmount();
+        self.test.forget();
+        self.test.mount(&[]).ok();
+        self
+    }
+
+    #[track_caller]
+    fn commit_and_compare(&self) {
+        self.test.commit();
+        let expected = local_tree(&self.plain);
+        assert_same(&self.test.committed(), &expected);
+        assert_same(&local_tree(&self.test.dir), &expected);
+        self.test.unmount();
+        assert_same(&self.test.committed(), &expected);
+    }
+}
+
+#[test]
+fn a_file_changed_and_changed_back_is_the_base_file() {
+    let twins = Twins::new();
+    twins.apply(|root| {
+        fs::write(root.join("a"), "changed").unwrap();
+        fs::write(root.join("large"), "changed").unwrap();
+    });
+    twins.sync().apply(|root| {
+        fs::write(root.join("a"), noise(0, 100)).unwrap();
+        fs::write(root.join("large"), noise(7, 300_000)).unwrap();
+        fs::write(root.join("new"), "so that there is something to commit").unwrap();
+    });
+    twins.sync();
+    assert_eq!(twins.test.staged_paths(), ["new"]);
+    twins.commit_and_compare();
+}
+
+#[test]
+fn a_file_removed_and_restored_is_the_base_file() {
+    let twins = Twins::new();
+    twins.shell("rm a dir/one large").sync().apply(|root| {
+        fs::write(root.join("a"), noise(0, 100)).unwrap();
+        fs::write(root.join("large"), noise(7, 300_000)).unwrap();
+        fs::write(root.join("dir/one"), noise(3, 103)).unwrap();
+        fs::write(root.join("new"), "so that there is something to commit").unwrap();
+    });
+    twins.sync();
+    assert_eq!(twins.test.staged_paths(), ["new"]);
+    twins.commit_and_compare();
+}
+
+#[test]
+fn a_file_renamed_away_and_back_is_the_base_file() {
+    let twins = Twins::new();
+    twins.shell("mv a c; mv large dir/").sync().shell("mv c a; mv dir/large .; echo x > new").sync();
+    assert_eq!(twins.test.staged_paths(), ["new"]);
+    twins.commit_and_compare();
+}
+
+#[test]
+fn a_directory_renamed_away_and_back_is_the_base_directory() {
+    let twins = Twins::new();
+    twins.shell("mv dir moved").sync().shell("mv moved dir; echo x > new").sync();
+    assert_eq!(twins.test.staged_paths(), ["new"]);
+    twins.commit_and_compare();
+}
+
+#[test]
+fn a_file_gives_way_to_a_directory() {
+    let twins = Twins::new();
+    twins.shell("rm a").sync().shell("mkdir a; echo 1 > a/inside; mkdir a/deep; echo 2 > a/deep/er").sync();
+    twins.shell("rm b; mkdir b; mv dir/one b/").sync().commit_and_compare();
+}
+
+#[test]
+fn a_directory_gives_way_to_a_file() {
+    let twins = Twins::new();
+    twins.shell("rm -r dir").sync().shell("echo a file now > dir").sync();
+    twins.shell("rm -r other; mv b other").sync().commit_and_compare();
+}
+
+#[test]
+fn a_file_gives_way_to_a_directory_and_comes_back() {
+    let twins = Twins::new();
+    twins.shell("mv a aside; mkdir a; echo 1 > a/inside").sync().shell("rm -r a; mv aside a; echo x > new").sync();
+    assert_eq!(twins.test.staged_paths(), ["new"]);
+    twins.commit_and_compare();
+}
+
+#[test]
+fn two_files_change_places() {
+    let twins = Twins::new();
+    twins.shell("mv a t; mv b a; mv t b").sync().shell("mv large t").sync().shell("mv dir/one large; mv t dir/one");
+    twins.sync().commit_and_compare();
+}
+
+#[test]
+fn two_directories_change_places() {
+    let twins = Twins::new();
+    twins.shell("mv dir t; mv other dir; mv t other").sync().commit_and_compare();
+}
+
+#[test]
+fn a_directory_takes_the_name_of_one_removed_before() {
+    let twins = Twins::new();
+    twins.shell("rm -r other; mv dir other").sync().commit_and_compare();
+    let twins = Twins::new();
+    twins.shell("rm -r other").sync().shell("mv dir other").sync().shell("echo 7 > other/seven").commit_and_compare();
+}
+
+#[test]
+fn a_directory_that_nobody_listed_is_renamed_whole() {
+    let twins = Twins::new();
+    twins.fresh().shell("mv dir moved").sync().shell("mv moved/sub other/sub; mv gone moved/gone").sync();
+    twins.commit_and_compare();
+}
+
+#[test]
+fn a_directory_that_nobody_listed_is_removed_whole() {
+    let twins = Twins::new();
+    twins.fresh().shell("rm -r dir; mv other dir").sync().commit_and_compare();
+}
+
+#[test]
+fn a_renamed_directory_survives_a_remount_before_it_is_committed() {
+    let twins = Twins::new();
+    twins.shell("mv dir moved; echo more >> moved/one; rm moved/two").fresh();
+    assert_same(&local_tree(&twins.test.dir), &local_tree(&twins.plain));
+    twins.shell("mv moved/sub sub").commit_and_compare();
+}
+
+#[test]
+fn a_removed_directory_leaves_no_empty_one_in_the_commit() {
+    let twins = Twins::new();
+    twins.shell("rm -r dir/sub/deep").sync().shell("rm -r gone; rm other/five").sync().commit_and_compare();
+}
+
+#[test]
+fn removing_everything_leaves_an_empty_branch() {
+    let twins = Twins::new();
+    twins.shell("rm -r ./*").sync().commit_and_compare();
+}
