@@ -52,7 +52,7 @@ pub use faults::{Action, Fault, Faults, Logged, Traffic};
 
 /// How long [`Server::start`] waits for the directory's lock: an earlier server that was just killed lets go of it
 /// when the requests it was working on are through.
-const LOCK_DEADLINE: Duration = Duration::from_secs(5);
+const LOCK_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How long [`Server::stop`] waits for requests under way before it cuts them off.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);

@@ -187,6 +187,8 @@ struct State {
     frame: Vec<Change>,
     /// What others changed, for the kernel.
     stale: Vec<Stale>,
+    /// Paths that were in doubt when the daemon started.
+    suspects: Vec<RepoPath>,
 }
 
 /// Something that the kernel may have cached and that changed without it.

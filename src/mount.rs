@@ -19,10 +19,11 @@ use tokio::sync::watch;
 
 use crate::config::{CredentialSource, FsyncPolicy, MountSettings, ServerUrl};
 use crate::control::Status;
-use crate::fs::{Fs, FsError, Limits, Options};
+use crate::fs::{Fs, FsError, Limits, Need, Options};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
 use crate::journal::JournalError;
+use crate::namespace::ROOT;
 use crate::oxen;
 pub use crate::oxen::{InitialFile, NewRepository, Server};
 use crate::stager::{Delays, Meter, Stager};
@@ -105,6 +106,7 @@ impl Daemon {
         let (counts, oldest_unstaged_secs, errors, local) = self.fs.report();
         let owed = [counts.dirty, counts.hashing, counts.queued, counts.uploading];
         let phase = *self.phase.borrow();
+        let stalled = self.meter.stalled();
         Status {
             mountpoint: matches!(phase, Phase::Mounted | Phase::Unmounting)
                 .then(|| self.mountpoint.display().to_string()),
@@ -119,12 +121,15 @@ impl Daemon {
             base: self.fs.base().to_string(),
             counts,
             oldest_unstaged_secs,
-            eta_secs: self.meter.eta_secs(owed.iter().map(|tally| tally.bytes).sum()),
+            eta_secs: stalled
+                .is_none()
+                .then(|| self.meter.eta_secs(owed.iter().map(|tally| tally.bytes).sum()))
+                .flatten(),
             sent_bytes: self.meter.sent_bytes(),
             deduplicated_bytes: self.meter.deduplicated_bytes(),
             spool_bytes: self.fs.spool().used(),
             spool_limit_bytes: self.fs.spool().limit().unwrap_or(0),
-            stalled: self.meter.stalled(),
+            stalled,
             errors,
             local,
         }
@@ -164,6 +169,8 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     };
     let fs = Fs::recover(state.path(), settings.subdir.clone(), options, limits, workspace)?;
     fs.reconcile().await?;
+    // So that new files can be made at the root even if the server goes away at once.
+    fs.satisfy(Need::List(ROOT)).await?;
     let meter = Arc::new(Meter::default());
     let (phase, mut phases) = watch::channel(Phase::Mounted);
     let mut draining = phases.clone();

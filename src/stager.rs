@@ -41,6 +41,8 @@ const MIDDLE_REQUESTS: usize = 8;
 const LIST_PATHS: usize = 1000;
 /// Requests of that kind at once.
 const LIST_REQUESTS: usize = 2;
+/// A rate over less than this tells nothing.
+const LEAST_PACE: Duration = Duration::from_secs(2);
 /// Delays between attempts: doubled from the first to the last, a random half of it taken off.
 #[derive(Debug, Clone, Copy)]
 pub struct Delays {
@@ -102,6 +104,9 @@ impl Meter {
     pub fn eta_secs(&self, owed_bytes: u64) -> Option<u64> {
         let pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
         let (start, _) = pace.front()?;
+        if start.elapsed() < LEAST_PACE {
+            return None;
+        }
         let bytes: u64 = pace.iter().map(|(_, bytes)| bytes).sum();
         let rate = bytes as f64 / start.elapsed().as_secs_f64().max(1.0);
         (rate > 0.0 && owed_bytes > 0).then(|| (owed_bytes as f64 / rate).ceil() as u64)
@@ -135,6 +140,8 @@ struct Item {
     asked: bool,
     /// Downloaded bytes of content that the server was thought to have.
     fetched: Option<Arc<std::fs::File>>,
+    /// Its content is marked as being sent.
+    marked: bool,
 }
 
 /// The engine of one mount.
@@ -231,7 +238,7 @@ impl Stager {
         };
         let step = capture.account.step(wanted);
         self.fs.set_phase(&capture.path, Phase::Ready);
-        let item = Item { capture, step, asked, fetched };
+        let item = Item { capture, step, asked, fetched, marked: false };
         if step == Step::Nothing {
             self.confirm(vec![item]);
         } else {
@@ -254,7 +261,7 @@ impl Stager {
         let mut batches: HashMap<Kind, Vec<Item>> = HashMap::new();
         let mut batch_bytes = 0;
         let mut later = VecDeque::new();
-        while let Some(item) = self.ready.pop_front() {
+        while let Some(mut item) = self.ready.pop_front() {
             let kind = self.kind(&item);
             let batch = batches.entry(kind).or_default();
             let room = self.requests.get(&kind).copied().unwrap_or(0) < limit(kind)
@@ -269,6 +276,8 @@ impl Stager {
                 _ => false,
             };
             if !room || same_content {
+                // When its turn comes the server has the content, most likely.
+                item.asked &= !same_content;
                 later.push_back(item);
                 continue;
             }
@@ -284,6 +293,7 @@ impl Stager {
                 }
                 if kind != Kind::Ask {
                     self.sending.insert(object.hash);
+                    item.marked = true;
                 }
             }
             let alone = item.capture.alone;
@@ -311,8 +321,6 @@ impl Stager {
 
     fn kind(&self, item: &Item) -> Kind {
         match item.step {
-            // Not in the base either: removing it drops what is staged, and takes its directory along.
-            Step::Unstage if matches!(item.capture.want, Want::Absent) => Kind::Remove,
             Step::Nothing | Step::Unstage => Kind::Unstage,
             Step::Remove => Kind::Remove,
             Step::Put(object) => {
@@ -417,7 +425,13 @@ impl Stager {
     /// The item is no longer in hand.
     fn drop_item(&mut self, item: &Item) {
         self.in_hand -= 1;
-        if let Step::Put(object) = item.step {
+        self.unmark(item);
+    }
+
+    fn unmark(&mut self, item: &Item) {
+        if let Step::Put(object) = item.step
+            && item.marked
+        {
             self.sending.remove(&object.hash);
         }
     }
@@ -467,9 +481,7 @@ impl Stager {
     }
 
     fn needs_bytes(&mut self, item: Item) {
-        if let Step::Put(object) = item.step {
-            self.sending.remove(&object.hash);
-        }
+        self.unmark(&item);
         match &item.capture.want {
             Want::Remote { object, source, .. } if item.fetched.is_none() => {
                 let (fs, object, source, capture) = (self.fs.clone(), *object, source.clone(), item.capture);
@@ -479,7 +491,7 @@ impl Stager {
                 };
                 self.running.push(fetch.boxed());
             }
-            _ => self.ready.push_back(Item { asked: true, ..item }),
+            _ => self.ready.push_back(Item { asked: true, marked: false, ..item }),
         }
     }
 

@@ -58,7 +58,8 @@ fn one(
     }
     match follow(connected(known)?, &Request::Unmount, args.timeout)? {
         End::Done | End::Committed(_) => {
-            note(format_args!("unmounted {}; everything is on the server", quoted(&args.dir)));
+            let staged = if args.commit { "" } else { ", staged" };
+            note(format_args!("unmounted {}; everything is on the server{staged}", quoted(&args.dir)));
             Ok(0)
         }
         End::Refused(refusal) => Err(refusal.into()),

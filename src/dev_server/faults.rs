@@ -19,6 +19,7 @@ use http_body_util::BodyExt;
 use serde::{Deserialize, Serialize};
 
 use super::App;
+use super::uploads::drain;
 use super::wire::Connection;
 
 /// How many requests the log keeps. Tests look at the last few; a server that runs for days must not grow.
@@ -297,6 +298,8 @@ pub(super) async fn intercept(
             Action::Latency { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
             Action::Status { code, retry_after, body } => {
                 app.faults.traffic.log_answer(Logged { method, path, status: code });
+                // Unread, the rest of the body would break the connection before the client sees the answer.
+                drain(request.into_body()).await;
                 return scripted(code, retry_after, body);
             }
             Action::DropBefore => return cut(&connection),
@@ -466,7 +469,7 @@ mod tests {
         let faults = Faults::default();
         let action = Action::DropBefore;
         faults.arm(Fault::new("POST", "/files/", action.clone()).nth(2).times(2));
-        let mut met = || faults.meet("POST", "/api/x/files/").len();
+        let met = || faults.meet("POST", "/api/x/files/").len();
         assert_eq!([met(), met(), met(), met()], [0, 1, 1, 0]);
         assert!(faults.meet("GET", "/api/x/files/").is_empty());
         assert!(faults.meet("POST", "/api/x/changes").is_empty());

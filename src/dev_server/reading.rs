@@ -63,7 +63,8 @@ pub(super) async fn dir(
             return Err(Refusal::no_path(path));
         };
         let mut below = look.children(&path, &dir, listing.depth.unwrap_or(0))?;
-        if below.is_empty() && path.is_root() {
+        // The root of a commit that never had a file is not there; one that was emptied is.
+        if below.is_empty() && path.is_root() && revision.commit.view.parent_ids.is_empty() {
             return Err(Refusal::no_path(path));
         }
         let page = Page::new(listing.page, listing.page_size, below.len());
@@ -232,7 +233,7 @@ pub(super) async fn workspace_file(
     on_disk(move || {
         let repository = repo.find(&app)?;
         let (staged, committed) = repository
-            .staging(&workspace, |staging, base| Ok((staging.entries().get(&path).copied(), base.file(&path)?)))?;
+            .staging(&workspace, |staging, base| Ok((staging.files().get(&path).copied(), base.file(&path)?)))?;
         send(&repository, &path, staged, committed)
     })
     .await

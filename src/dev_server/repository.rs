@@ -243,8 +243,8 @@ impl Repository {
         files: &[(RepoPath, Content)],
     ) -> Result<Commit, Refusal> {
         let mut state = self.state();
-        let changes: BTreeMap<_, Change> = files.iter().map(|(path, content)| (path.clone(), Some(*content))).collect();
-        let changes: Vec<_> = changes.into_iter().collect();
+        let files = files.iter();
+        let changes = files.map(|(path, content)| (committed_path(path), Change::Put(*content))).collect();
         let commit = self.write_commit(None, author, INITIAL_MESSAGE, &changes)?;
         let mut record = state.record.clone();
         record.branches.insert(branch.to_owned(), commit.view.id.clone());
@@ -345,7 +345,7 @@ impl Repository {
             } else if let Some(commit) = state.commits.get(version) {
                 (commit.clone(), None)
             } else if let Ok(id) = state.workspace_id(version) {
-                let staged = state.staged.get(&id).map(|staging| staging.entries().clone());
+                let staged = state.staged.get(&id).map(|staging| staging.files().clone());
                 let view = Arc::new(state.workspace_view(&id)?);
                 (state.base(&id)?.clone(), Some((view, staged.unwrap_or_default())))
             } else {
@@ -397,11 +397,16 @@ impl Repository {
             return Err(Refusal::behind(&id, branch, &state.base(&id)?.view.id, head));
         }
         let staging = state.staged.get(&id).ok_or_else(|| Refusal::no_workspace(&id))?;
-        let entries = staging.entries().iter();
-        let changes: Vec<_> = entries.map(|(path, staged)| (path.clone(), staged.content())).collect();
-        if changes.is_empty() {
+        if staging.is_empty() {
             return Err(Refusal::no_changes());
         }
+        let files = staging.files().iter().map(|(path, staged)| {
+            let change = staged.content().map_or(Change::Remove, Change::Put);
+            (committed_path(path), change)
+        });
+        let dirs = staging.removed_dirs().chain(staging.left_dirs());
+        let dirs = dirs.map(|path| (path.clone(), Change::RemoveDir));
+        let changes = files.chain(dirs).collect();
         let commit = self.write_commit(Some(state.head(branch)?), author, message, &changes)?;
         let mut record = state.record.clone();
         record.branches.insert(branch.to_owned(), commit.view.id.clone());
@@ -441,9 +446,18 @@ impl Repository {
             })
         };
         let staging = state.staged.get(id).ok_or_else(|| Refusal::no_workspace(id))?;
-        for (path, staged) in staging.entries() {
+        for (path, staged) in staging.files() {
             if collides(self.dialect, staged, hash_in(base, path)?, hash_in(head, path)?) {
                 conflicts.push(path.clone());
+            }
+        }
+        if self.dialect == Dialect::V0_65 {
+            // A removed directory takes along whatever the branch did in it.
+            for path in staging.removed_dirs() {
+                let (before, after) = (self.trees.find(&base.root, path)?, self.trees.find(&head.root, path)?);
+                if after.is_some() && after != before {
+                    conflicts.push(path.clone());
+                }
             }
         }
         Ok(conflicts)
@@ -455,7 +469,7 @@ impl Repository {
         parent: Option<&Commit>,
         author: Author<'_>,
         message: &str,
-        changes: &[(RepoPath, Change)],
+        changes: &BTreeMap<RepoPath, Change>,
     ) -> io::Result<Commit> {
         // The tree names the commit that changed it, so the id cannot depend on the tree: parents, author, message and
         // time are what makes it, and chance in case the clock stands still.
@@ -525,6 +539,19 @@ fn is_name(text: &str) -> bool {
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
 }
 
+/// Where a staged path ends up in the commit. Released servers take a backslash for a separator when they look for the
+/// directory, and keep it in the name: such a file lands where nobody finds it.
+fn committed_path(path: &RepoPath) -> RepoPath {
+    if !path.as_str().contains('\\') {
+        return path.clone();
+    }
+    let split = path.as_str().replace('\\', "/");
+    let dirs = split.rsplit_once('/').map_or("", |(dirs, _)| dirs);
+    let dirs: Vec<_> = dirs.split('/').filter(|dir| !dir.is_empty()).collect();
+    let dir = RepoPath::parse(&dirs.join("/")).unwrap_or_default();
+    RepoPath::parse(path.file_name()).map_or(dir.clone(), |name| dir.concat(&name))
+}
+
 fn log_path(dir: &std::path::Path, log: u64) -> PathBuf {
     dir.join("staged").join(log.to_string())
 }
@@ -536,6 +563,14 @@ fn json(value: &impl Serialize) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn backslashes_misplace_a_file_at_its_commit() {
+        for (staged, committed) in [("a/b", "a/b"), (r"back\slash", r"back/back\slash"), (r"a\b/c", "a/b/c")] {
+            let staged = RepoPath::parse(staged).unwrap();
+            assert_eq!(committed_path(&staged).as_str(), committed);
+        }
+    }
 
     #[test]
     fn names_that_would_leave_the_data_directory_are_none() {

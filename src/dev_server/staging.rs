@@ -18,7 +18,7 @@ use super::repositories::refused;
 use super::repository::{Author, Repository};
 use super::routes::{Repo, from_json, on_disk, path_behind, staged_path};
 use super::versions::{Arriving, Content, blocking, inflate};
-use super::workspace::Staged;
+use super::workspace::{Base, Staged, Staging, is_table};
 use super::{App, Dialect};
 use crate::hash::ContentHash;
 use crate::path::RepoPath;
@@ -133,6 +133,10 @@ async fn staged_in(app: Arc<App>, repo: Repo, workspace: String, dir: RepoPath, 
             }
             Ok(())
         })?;
+        if app.dialect != Dialect::Documented {
+            // Released servers list in an order that changes from one request to the next, so that pages overlap.
+            lists.iter_mut().for_each(|list| fastrand::shuffle(list));
+        }
         let mut staged = Map::new();
         staged.insert("added_dirs".to_owned(), dirs_of(&lists));
         for (name, paths) in ["added_files", "modified_files", "removed_files"].into_iter().zip(&lists) {
@@ -167,6 +171,27 @@ fn dirs_of([added, modified, removed]: &[Vec<RepoPath>; 3]) -> Value {
     json!({"num_files_staged": total, "total_files": 0, "paths": grouped})
 }
 
+/// How unstaging one path went.
+enum Unstaged {
+    Done,
+    NothingStaged,
+    /// A table that the base does not have: it is not unstaged, but can be removed.
+    NewTable,
+}
+
+/// Drops what is staged at a path. Released servers take tables for something else: instead of being unstaged, a table
+/// that the base has is silently left as it is, and one that it does not have is refused.
+fn unstage_one(dialect: Dialect, staging: &mut Staging, base: &Base<'_>, path: &RepoPath) -> Result<Unstaged, Refusal> {
+    if is_table(dialect, path) {
+        return Ok(match base.file(path)? {
+            Some(_) => Unstaged::Done,
+            None => Unstaged::NewTable,
+        });
+    }
+    let found = staging.unstage(path)?;
+    Ok(if found { Unstaged::Done } else { Unstaged::NothingStaged })
+}
+
 /// `DELETE workspaces/{id}/changes/{path}`: 404 when nothing is staged there.
 pub(super) async fn unstage(
     State(app): State<Arc<App>>,
@@ -177,8 +202,14 @@ pub(super) async fn unstage(
     let what = if uri.path().contains("/changes/") { "/changes/" } else { "/files/" };
     let path = path_behind(&uri, what)?;
     on_disk(move || {
-        let found = repo.find(&app)?.staging(&workspace, |staging, _| Ok(staging.unstage(&path)?))?;
-        if found { success("resource_deleted", nothing()) } else { Err(Refusal::not_found()) }
+        let repository = repo.find(&app)?;
+        let unstaged =
+            repository.staging(&workspace, |staging, base| unstage_one(app.dialect, staging, base, &path))?;
+        match unstaged {
+            Unstaged::Done => success("resource_deleted", nothing()),
+            Unstaged::NothingStaged => Err(Refusal::not_found()),
+            Unstaged::NewTable => Err(Refusal::no_path(path)),
+        }
     })
     .await
 }
@@ -193,13 +224,20 @@ pub(super) async fn unstage_many(
     on_disk(move || {
         let repository = repo.find(&app)?;
         let paths: Vec<String> = from_json(&body)?;
-        repository.staging(&workspace, |staging, _| {
-            for path in paths.iter().filter_map(|path| RepoPath::parse(path).ok()) {
-                staging.unstage(&path)?;
+        let refused = repository.staging(&workspace, |staging, base| {
+            let mut refused = Vec::new();
+            for text in paths {
+                let path = RepoPath::parse(&text).ok().filter(|path| staging.is_staged(path));
+                let Some(path) = path else {
+                    continue;
+                };
+                if let Unstaged::NewTable = unstage_one(app.dialect, staging, base, &path)? {
+                    refused.push(text);
+                }
             }
-            Ok(())
+            Ok(refused)
         })?;
-        success("resource_deleted", nothing())
+        if refused.is_empty() { success("resource_deleted", nothing()) } else { partly(json!({"paths": refused})) }
     })
     .await
 }

@@ -53,8 +53,16 @@ pub(super) struct DirNode {
 /// A directory's entries by name.
 pub(super) type Dir = BTreeMap<String, Node>;
 
-/// What becomes of one path in a commit: its new content, or nothing.
-pub(super) type Change = Option<Content>;
+/// What becomes of one path in a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// A file with this content.
+    Put(Content),
+    /// The file is gone; its directory stays, empty perhaps.
+    Remove,
+    /// The directory is gone, once the files below it are.
+    RemoveDir,
+}
 
 /// The directories of one repository.
 #[derive(Debug)]
@@ -93,30 +101,45 @@ impl Trees {
         Ok(Some(node))
     }
 
-    /// Every file below `node`, which is at `path`; `node` itself when it is a file.
-    pub(super) fn files(&self, path: &RepoPath, node: &Node) -> io::Result<Vec<(RepoPath, FileNode)>> {
-        let mut files = Vec::new();
+    /// Visits `node`, which is at `path`, and everything below it, a directory before what is in it.
+    pub(super) fn walk(
+        &self,
+        path: &RepoPath,
+        node: &Node,
+        visit: &mut impl FnMut(&RepoPath, &Node),
+    ) -> io::Result<()> {
         let mut open = vec![(path.clone(), node.clone())];
         while let Some((path, node)) = open.pop() {
-            match node {
-                Node::File(file) => files.push((path, file)),
-                Node::Dir(dir) => {
-                    for (name, child) in self.load(&dir.id)?.iter() {
-                        let name = RepoPath::parse(name).map_err(io::Error::other)?;
-                        open.push((path.concat(&name), child.clone()));
-                    }
+            visit(&path, &node);
+            if let Node::Dir(dir) = node {
+                for (name, child) in self.load(&dir.id)?.iter() {
+                    let name = RepoPath::parse(name).map_err(io::Error::other)?;
+                    open.push((path.concat(&name), child.clone()));
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Every file below `node`, which is at `path`; `node` itself when it is a file.
+    pub(super) fn files(&self, path: &RepoPath, node: &Node) -> io::Result<Vec<(RepoPath, FileNode)>> {
+        let mut files = Vec::new();
+        self.walk(path, node, &mut |path, node| {
+            if let Node::File(file) = node {
+                files.push((path.clone(), file.clone()));
+            }
+        })?;
         Ok(files)
     }
 
-    /// The tree that `changes`, in order of their paths, make of `root`, as of `commit`. Directories left without
-    /// files are gone, but for the root. Where a file and a path below it are both wanted, the path below wins.
+    /// The tree that `changes` make of `root`, as of `commit`.
+    ///
+    /// A file that is put where a directory is, or where something changes below, is lost, even when all that changes
+    /// below is removed. Released servers do so; a client removes the directory in a commit of its own first.
     pub(super) fn apply(
         &self,
         root: Option<&DirNode>,
-        changes: &[(RepoPath, Change)],
+        changes: &BTreeMap<RepoPath, Change>,
         commit: &str,
     ) -> io::Result<DirNode> {
         let changes: Vec<_> = changes.iter().map(|(path, change)| (path.as_str(), *change)).collect();
@@ -128,39 +151,44 @@ impl Trees {
         self.save(entries, commit)
     }
 
+    /// `entries` after `changes`, which are in tree order: what is below a path directly follows it.
     fn changed(&self, mut entries: Dir, changes: &[(&str, Change)], commit: &str) -> io::Result<Dir> {
         let mut rest = changes;
-        while let Some(&(path, change)) = rest.first() {
-            let Some((name, _)) = path.split_once('/') else {
-                match change {
-                    Some(content) => {
-                        let commit = commit.to_owned();
-                        entries.insert(path.to_owned(), Node::File(FileNode { content, commit }));
-                    }
-                    None if matches!(entries.get(path), Some(Node::File(_))) => {
-                        entries.remove(path);
-                    }
-                    None => {}
-                }
-                rest = &rest[1..];
-                continue;
+        while let Some(&(path, first)) = rest.first() {
+            let (name, direct) = match path.split_once('/') {
+                Some((name, _)) => (name, None),
+                None => (path, Some(first)),
             };
-            // Paths below one directory follow each other.
             let below = |path: &str| path.strip_prefix(name).is_some_and(|rest| rest.starts_with('/'));
+            rest = &rest[usize::from(direct.is_some())..];
             let length = rest.iter().take_while(|(path, _)| below(path)).count();
-            let inside: Vec<_> =
-                rest[..length].iter().map(|(path, change)| (&path[name.len() + 1..], *change)).collect();
+            let inside = rest[..length].iter();
+            let inside: Vec<_> = inside.map(|(path, change)| (&path[name.len() + 1..], *change)).collect();
             rest = &rest[length..];
-            let (before, there) = match entries.get(name) {
-                Some(Node::Dir(dir)) => ((*self.load(&dir.id)?).clone(), true),
-                Some(Node::File(_)) => (Dir::new(), true),
-                None => (Dir::new(), false),
-            };
-            let after = self.changed(before, &inside, commit)?;
-            if !after.is_empty() {
-                entries.insert(name.to_owned(), Node::Dir(self.save(after, commit)?));
-            } else if there && matches!(entries.get(name), Some(Node::Dir(_))) {
-                entries.remove(name);
+            match (direct, entries.get(name)) {
+                (_, there) if !inside.is_empty() => {
+                    let before = match there {
+                        Some(Node::Dir(dir)) => Some((*self.load(&dir.id)?).clone()),
+                        _ => None,
+                    };
+                    let stays = before.is_some() && direct != Some(Change::RemoveDir);
+                    let goes = before.is_some();
+                    let after = self.changed(before.unwrap_or_default(), &inside, commit)?;
+                    if stays || !after.is_empty() {
+                        entries.insert(name.to_owned(), Node::Dir(self.save(after, commit)?));
+                    } else if goes {
+                        entries.remove(name);
+                    }
+                }
+                (Some(Change::Put(_)), Some(Node::Dir(_))) => {}
+                (Some(Change::Put(content)), _) => {
+                    let commit = commit.to_owned();
+                    entries.insert(name.to_owned(), Node::File(FileNode { content, commit }));
+                }
+                (Some(Change::Remove), Some(Node::File(_))) | (Some(Change::RemoveDir), Some(Node::Dir(_))) => {
+                    entries.remove(name);
+                }
+                _ => {}
             }
         }
         Ok(entries)
@@ -211,10 +239,9 @@ mod tests {
         Content { hash: ContentHash::of(HashKind::Xxh3, text.as_bytes()), size: text.len() as u64 }
     }
 
-    fn changes(list: &[(&str, Option<&str>)]) -> Vec<(RepoPath, Change)> {
-        let mut changes: Vec<_> = list.iter().map(|(at, text)| (path(at), text.map(content))).collect();
-        changes.sort_by(|a, b| a.0.cmp(&b.0));
-        changes
+    fn changes(list: &[(&str, Option<&str>)]) -> BTreeMap<RepoPath, Change> {
+        let change = |text: &Option<&str>| text.map_or(Change::Remove, |text| Change::Put(content(text)));
+        list.iter().map(|(at, text)| (path(at), change(text))).collect()
     }
 
     fn listing(trees: &Trees, root: &DirNode) -> Vec<String> {
@@ -233,7 +260,14 @@ mod tests {
         assert_eq!(listing(&trees, &first), ["a.txt", "a/x", "a/y", "b/z"]);
         assert_eq!(first.bytes, 4);
         let second = trees.apply(Some(&first), &changes(&[("b/z", None), ("a/x", Some("9"))]), "c2").unwrap();
-        assert_eq!(listing(&trees, &second), ["a.txt", "a/x", "a/y"], "the emptied directory is gone");
+        assert_eq!(listing(&trees, &second), ["a.txt", "a/x", "a/y"]);
+        let Some(Node::Dir(b)) = trees.find(&second, &path("b")).unwrap() else {
+            panic!("the emptied directory stays");
+        };
+        assert!(trees.load(&b.id).unwrap().is_empty());
+        let gone = BTreeMap::from([(path("b"), Change::RemoveDir)]);
+        let third = trees.apply(Some(&second), &gone, "c3").unwrap();
+        assert!(trees.find(&third, &path("b")).unwrap().is_none());
         let Some(Node::Dir(a)) = trees.find(&second, &path("a")).unwrap() else {
             panic!("a directory");
         };
@@ -246,16 +280,20 @@ mod tests {
     }
 
     #[test]
-    fn one_of_a_file_and_a_directory_of_the_same_name_is_kept() {
+    fn a_file_in_a_directorys_place_is_lost() {
         let dir = tempfile::tempdir().unwrap();
         let trees = Trees::new(dir.path().to_owned());
         let first = trees.apply(None, &changes(&[("a/x", Some("1")), ("f", Some("2"))]), "c1").unwrap();
         let clash = changes(&[("a", Some("now a file")), ("f/below", Some("now a directory"))]);
         let second = trees.apply(Some(&first), &clash, "c2").unwrap();
-        assert_eq!(listing(&trees, &second), ["a", "f/below"]);
-        let swap = changes(&[("a", None), ("a/x", Some("1"))]);
-        let third = trees.apply(Some(&second), &swap, "c3").unwrap();
-        assert_eq!(listing(&trees, &third), ["a/x", "f/below"]);
+        assert_eq!(listing(&trees, &second), ["a/x", "f/below"]);
+        let mut lost = changes(&[("a", Some("now a file")), ("a/x", None)]);
+        let third = trees.apply(Some(&first), &lost, "c3").unwrap();
+        assert_eq!(listing(&trees, &third), ["f"]);
+        assert!(matches!(trees.find(&third, &path("a")).unwrap(), Some(Node::Dir(_))));
+        lost.insert(path("a"), Change::RemoveDir);
+        let fourth = trees.apply(Some(&first), &lost, "c4").unwrap();
+        assert!(trees.find(&fourth, &path("a")).unwrap().is_none());
     }
 
     #[test]

@@ -235,10 +235,17 @@ pub(super) async fn part(
     let part: u64 = part.ok_or_else(|| Refusal::bad_request("Invalid part number"))?;
     let finding = Arc::clone(&app);
     let repository = on_disk(move || repo.find(&finding)).await?;
-    let upload = app.uploads.open().get(&id).cloned().ok_or_else(|| Refusal::no_upload(&id))?;
-    if !upload.admit(part)? {
-        return success("resource_created", json!({"completed": false}));
-    }
+    let upload = app.uploads.open().get(&id).cloned();
+    let admitted = upload.ok_or_else(|| Refusal::no_upload(&id)).and_then(|upload| Ok((upload.admit(part)?, upload)));
+    let upload = match admitted {
+        Ok((true, upload)) => upload,
+        other => {
+            // A client that is still sending would see a broken connection instead of the answer.
+            drain(body).await;
+            other?;
+            return success("resource_created", json!({"completed": false}));
+        }
+    };
     let arriving = Arriving { upload, part };
     store(&arriving, body).await?;
     on_disk(move || {
@@ -256,6 +263,12 @@ pub(super) async fn part(
         success("resource_created", json!({"completed": complete}))
     })
     .await
+}
+
+/// Reads a body to its end and forgets it.
+pub(super) async fn drain(body: Body) {
+    let mut stream = body.into_data_stream();
+    while let Some(Ok(_)) = stream.next().await {}
 }
 
 /// Writes a part's bytes to their place as they arrive.

@@ -67,17 +67,34 @@ impl Base<'_> {
     }
 }
 
-/// One line of the log: what is staged at a path from now on; nothing when absent.
-#[derive(Serialize, Deserialize)]
-struct Line {
-    path: RepoPath,
-    staged: Option<Staged>,
+/// One line of the log.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Record {
+    /// A file is staged.
+    Stage { path: RepoPath, staged: Staged },
+    /// Nothing is staged at this path any more.
+    Unstage { path: RepoPath },
+    /// The removal of a directory is staged, beside that of its files.
+    RemoveDir { path: RepoPath },
 }
 
-/// The staged changes of one workspace.
+/// What is staged of a directory itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    /// Something is or was staged below it. Taking that back leaves the mark.
+    Touched,
+    /// It is removed.
+    Removed,
+}
+
+/// The staged changes of one workspace. A path is staged as a file or marked as a directory, never both: what came
+/// last wins, as on released servers. So a file staged in a directory's place is forgotten when something is staged
+/// below it.
 #[derive(Debug)]
 pub(super) struct Staging {
-    entries: BTreeMap<RepoPath, Staged>,
+    files: BTreeMap<RepoPath, Staged>,
+    dirs: BTreeMap<RepoPath, Mark>,
     log: File,
 }
 
@@ -85,66 +102,132 @@ impl Staging {
     /// Reads the log at `path`, or begins it.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let log = File::options().create(true).append(true).open(path)?;
-        let mut staging = Self { entries: BTreeMap::new(), log };
+        let mut staging = Self { files: BTreeMap::new(), dirs: BTreeMap::new(), log };
         let bytes = fs::read(path)?;
         // A line without its end was cut off by the end of the process, and was never acknowledged.
         let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
         staging.log.set_len(whole as u64)?;
         for line in bytes[..whole].split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
-            let Line { path, staged } = serde_json::from_slice(line)?;
-            staging.set(path, staged);
+            staging.make(serde_json::from_slice(line)?);
         }
         Ok(staging)
     }
 
-    /// All staged paths in tree order.
-    pub(super) fn entries(&self) -> &BTreeMap<RepoPath, Staged> {
-        &self.entries
+    /// All staged files in tree order.
+    pub(super) fn files(&self) -> &BTreeMap<RepoPath, Staged> {
+        &self.files
     }
 
-    /// What is staged at `dir` or below it.
+    /// Directories whose removal is staged, in tree order.
+    pub(super) fn removed_dirs(&self) -> impl Iterator<Item = &RepoPath> {
+        let removed = self.dirs.iter().filter(|(_, mark)| **mark == Mark::Removed);
+        removed.map(|(path, _)| path)
+    }
+
+    /// Directories that something was staged in, of which nothing is left. Released servers commit them as if they were
+    /// removed, with all the base has in them. A client unstages such a directory itself.
+    pub(super) fn left_dirs(&self) -> impl Iterator<Item = &RepoPath> {
+        let touched = self.dirs.iter().filter(|(_, mark)| **mark == Mark::Touched);
+        let left = touched.filter(|(path, _)| self.under(path).next().is_none() && self.dirs_under(path).count() == 1);
+        left.map(|(path, _)| path)
+    }
+
+    /// Whether there is nothing to commit. A directory that something was staged in, if only for a time, is something.
+    pub(super) fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.dirs.is_empty()
+    }
+
+    /// Files staged at `dir` or below it.
     pub(super) fn under(&self, dir: &RepoPath) -> impl Iterator<Item = (&RepoPath, &Staged)> {
-        self.entries.range(dir.clone()..).take_while(|(path, _)| path.is_in(dir))
+        self.files.range(dir.clone()..).take_while(|(path, _)| path.is_in(dir))
+    }
+
+    /// Directories marked at `dir` or below it.
+    fn dirs_under(&self, dir: &RepoPath) -> impl Iterator<Item = (&RepoPath, Mark)> {
+        let from = self.dirs.range(dir.clone()..);
+        from.take_while(|(path, _)| path.is_in(dir)).map(|(path, mark)| (path, *mark))
+    }
+
+    /// Whether anything is staged at exactly this path, a file or a directory's mark.
+    pub(super) fn is_staged(&self, path: &RepoPath) -> bool {
+        self.files.contains_key(path) || self.dirs.contains_key(path)
+    }
+
+    /// Whether anything is staged at `path` or below it.
+    fn touches(&self, path: &RepoPath) -> bool {
+        self.under(path).next().is_some() || self.dirs_under(path).next().is_some()
     }
 
     /// Stages content. A path that has this content in the base is passed over, *even when something else is staged
     /// there*: released servers do so, and leave the old change standing.
     pub(super) fn put(&mut self, base: &Base<'_>, files: &[(RepoPath, Content)]) -> io::Result<()> {
-        let mut changes = Vec::with_capacity(files.len());
+        let mut records = Vec::with_capacity(files.len());
         for (path, content) in files {
-            match base.file(path)? {
-                Some(there) if there.content.hash == content.hash => {}
-                Some(_) => changes.push((path.clone(), Some(Staged::Modified(*content)))),
-                None => changes.push((path.clone(), Some(Staged::Added(*content)))),
-            }
+            let staged = match base.file(path)? {
+                Some(there) if there.content.hash == content.hash => continue,
+                Some(_) => Staged::Modified(*content),
+                None => Staged::Added(*content),
+            };
+            let path = path.clone();
+            records.push(Record::Stage { path, staged });
         }
-        self.apply(changes)
+        self.write(records)
     }
 
-    /// Stages the removal of a file, or of all files of a directory; what is only staged is unstaged. Says whether
-    /// there was anything.
+    /// Stages the removal of a file, or of a directory with all its files; what is only staged is unstaged. Says
+    /// whether there was anything.
     pub(super) fn remove(&mut self, base: &Base<'_>, path: &RepoPath) -> io::Result<bool> {
-        let committed = match base.find(path)? {
-            Some(node) => base.trees.files(path, &node)?,
-            None => Vec::new(),
+        let dir = match base.find(path)? {
+            Some(Node::File(_)) => {
+                let (path, staged) = (path.clone(), Staged::Removed);
+                self.write(vec![Record::Stage { path, staged }])?;
+                return Ok(true);
+            }
+            Some(Node::Dir(dir)) => Some(dir),
+            None => None,
         };
-        let is_file = matches!(committed.as_slice(), [(only, _)] if only == path);
-        let mut changes: Vec<_> =
-            if is_file { Vec::new() } else { self.under(path).map(|(path, _)| (path.clone(), None)).collect() };
-        if committed.is_empty() && changes.is_empty() {
+        if dir.is_none() && !self.touches(path) {
             return Ok(false);
         }
-        changes.extend(committed.into_iter().map(|(path, _)| (path, Some(Staged::Removed))));
-        self.apply(changes)?;
+        let mut records = self.forgetting(path);
+        records.extend(self.pruning(base, path)?);
+        if let Some(dir) = dir {
+            records.extend(removal(base, path, dir)?);
+        }
+        self.write(records)?;
         Ok(true)
     }
 
-    /// Drops what is staged at exactly this path. Says whether there was anything.
+    /// Unstages everything at `path` and below it.
+    fn forgetting(&self, path: &RepoPath) -> Vec<Record> {
+        let files = self.under(path).map(|(path, _)| path);
+        let dirs = self.dirs_under(path).map(|(path, _)| path);
+        files.chain(dirs).map(|path| Record::Unstage { path: path.clone() }).collect()
+    }
+
+    /// Unmarks the directories above `path` that the base does not have, and that nothing else is staged in.
+    fn pruning(&self, base: &Base<'_>, path: &RepoPath) -> io::Result<Vec<Record>> {
+        let mut records = Vec::new();
+        let mut below = path.clone();
+        while let Some(dir) = below.parent().filter(|dir| !dir.is_root()) {
+            let other = |path: &RepoPath| *path != dir && !path.is_in(&below);
+            let needed =
+                self.under(&dir).any(|(path, _)| other(path)) || self.dirs_under(&dir).any(|(path, _)| other(path));
+            if needed || matches!(base.find(&dir)?, Some(Node::Dir(_))) {
+                break;
+            }
+            records.push(Record::Unstage { path: dir.clone() });
+            below = dir;
+        }
+        Ok(records)
+    }
+
+    /// Drops what is staged at exactly this path, a file or a directory's mark. Says whether there was anything.
     pub(super) fn unstage(&mut self, path: &RepoPath) -> io::Result<bool> {
-        if !self.entries.contains_key(path) {
+        if !self.is_staged(path) {
             return Ok(false);
         }
-        self.apply(vec![(path.clone(), None)])?;
+        self.write(vec![Record::Unstage { path: path.clone() }])?;
         Ok(true)
     }
 
@@ -157,7 +240,8 @@ impl Staging {
         to: &RepoPath,
     ) -> Result<(), Refusal> {
         let in_base = base.find(from)?;
-        let is_dir = matches!(in_base, Some(Node::Dir(_))) || self.under(from).any(|(path, _)| path != from);
+        let staged_below = self.dirs.contains_key(from) || self.under(from).any(|(path, _)| path != from);
+        let is_dir = matches!(in_base, Some(Node::Dir(_))) || staged_below;
         let taken = base.find(to)?.is_some();
         if !is_dir && taken {
             return Err(Refusal::bad_request("new_path already exists in the repository"));
@@ -168,65 +252,82 @@ impl Staging {
         if dialect == Dialect::V0_65 {
             self.refuse_below_file(base, to)?;
         }
-        if !is_dir {
-            return self.rename_file(from, to, in_base);
+        match in_base {
+            Some(Node::File(file)) => self.rename_file(dialect, from, to, Some(file)),
+            None if !is_dir => self.rename_file(dialect, from, to, None),
+            _ if dialect != Dialect::V0_65 => Err(Refusal::no_path(from)),
+            Some(Node::Dir(_)) if self.dirs.get(from) == Some(&Mark::Removed) => Err(Refusal::staged_for_removal(from)),
+            _ if taken || self.touches(to) => Err(Refusal::destination_staged(to)),
+            Some(Node::Dir(dir)) => self.rename_dir(base, from, to, Some(dir)),
+            None => self.rename_dir(base, from, to, None),
         }
-        if dialect != Dialect::V0_65 {
-            return Err(Refusal::no_path(from));
-        }
-        let mut files: BTreeMap<RepoPath, Option<Staged>> = BTreeMap::new();
-        if let Some(node) = in_base {
-            for (path, file) in base.trees.files(from, &node)? {
-                files.insert(path, Some(Staged::Modified(file.content)));
-            }
-        }
-        let committed: Vec<_> = files.keys().cloned().collect();
-        for (path, staged) in self.under(from) {
-            files.insert(path.clone(), staged.content().map(|_| *staged));
-        }
-        let live: Vec<_> =
-            files.iter().filter_map(|(path, staged)| Some((path, staged.as_ref()?.content()?))).collect();
-        if live.is_empty() {
-            return Err(Refusal::no_path(from));
-        }
-        if taken || self.under(to).next().is_some() {
-            return Err(Refusal::destination_staged(to));
-        }
-        let mut changes = Vec::new();
-        for (path, content) in live {
-            if let Some(below) = path.below(from) {
-                changes.push((to.concat(&below), Some(Staged::Added(content))));
-            }
-            changes.push((path.clone(), None));
-        }
-        changes.extend(committed.into_iter().map(|path| (path, Some(Staged::Removed))));
-        Ok(self.apply(changes)?)
     }
 
-    fn rename_file(&mut self, from: &RepoPath, to: &RepoPath, in_base: Option<Node>) -> Result<(), Refusal> {
-        let committed = match in_base {
-            Some(Node::File(file)) => Some(file.content),
-            _ => None,
-        };
-        let content = match self.entries.get(from) {
+    fn rename_file(
+        &mut self,
+        dialect: Dialect,
+        from: &RepoPath,
+        to: &RepoPath,
+        in_base: Option<FileNode>,
+    ) -> Result<(), Refusal> {
+        let content = match self.files.get(from) {
             Some(Staged::Removed) => return Err(Refusal::staged_for_removal(from)),
             Some(staged) => staged.content(),
-            None => committed,
+            None => in_base.as_ref().map(|file| file.content),
         };
         let content = content.ok_or_else(|| Refusal::no_path(from))?;
-        if self.under(to).next().is_some() {
+        if self.is_staged(to) {
             return Err(Refusal::destination_staged(to));
         }
-        let left = committed.map(|_| Staged::Removed);
-        Ok(self.apply(vec![(to.clone(), Some(Staged::Added(content))), (from.clone(), left)])?)
+        // What released servers do with a table is a copy: what the base has stays.
+        let removes = in_base.is_some() && !is_table(dialect, from);
+        let mut records = moving(from, to, content, removes).to_vec();
+        if in_base.is_some() && !removes && !self.files.contains_key(from) {
+            records.truncate(1);
+        }
+        Ok(self.write(records)?)
+    }
+
+    fn rename_dir(
+        &mut self,
+        base: &Base<'_>,
+        from: &RepoPath,
+        to: &RepoPath,
+        in_base: Option<DirNode>,
+    ) -> Result<(), Refusal> {
+        let mut files = BTreeMap::new();
+        if let Some(dir) = &in_base {
+            for (path, file) in base.trees.files(from, &Node::Dir(dir.clone()))? {
+                files.insert(path, (Some(file.content), true));
+            }
+        }
+        for (path, staged) in self.under(from) {
+            let committed = files.contains_key(path);
+            files.insert(path.clone(), (staged.content(), committed));
+        }
+        let mut records = match &in_base {
+            None => self.pruning(base, from)?,
+            Some(_) => Vec::new(),
+        };
+        let dirs = self.dirs_under(from).map(|(path, _)| path.clone());
+        records.extend(dirs.map(|path| Record::Unstage { path }));
+        for (path, (content, committed)) in files {
+            if let (Some(content), Some(below)) = (content, path.below(from)) {
+                records.extend(moving(&path, &to.concat(&below), content, committed));
+            }
+        }
+        if let Some(dir) = in_base {
+            records.extend(removal(base, from, dir)?);
+        }
+        Ok(self.write(records)?)
     }
 
     fn refuse_below_file(&self, base: &Base<'_>, path: &RepoPath) -> Result<(), Refusal> {
         let mut above = path.parent();
         while let Some(dir) = above.filter(|dir| !dir.is_root()) {
-            let is_file = match self.entries.get(&dir) {
+            let is_file = match self.files.get(&dir) {
                 Some(staged) => *staged != Staged::Removed,
-                None => base.file(&dir)?.is_some(),
+                None => !self.dirs.contains_key(&dir) && base.file(&dir)?.is_some(),
             };
             if is_file {
                 return Err(Refusal::not_a_directory(dir));
@@ -236,27 +337,68 @@ impl Staging {
         Ok(())
     }
 
-    /// Writes the changes down, then makes them.
-    fn apply(&mut self, changes: Vec<(RepoPath, Option<Staged>)>) -> io::Result<()> {
+    /// Writes the records down, then makes them true.
+    fn write(&mut self, records: Vec<Record>) -> io::Result<()> {
         let mut lines = Vec::new();
-        for (path, staged) in &changes {
-            let line = Line { path: path.clone(), staged: *staged };
-            serde_json::to_writer(&mut lines, &line)?;
+        for record in &records {
+            serde_json::to_writer(&mut lines, record)?;
             lines.push(b'\n');
         }
         self.log.write_all(&lines)?;
-        for (path, staged) in changes {
-            self.set(path, staged);
-        }
+        records.into_iter().for_each(|record| self.make(record));
         Ok(())
     }
 
-    fn set(&mut self, path: RepoPath, staged: Option<Staged>) {
-        match staged {
-            Some(staged) => self.entries.insert(path, staged),
-            None => self.entries.remove(&path),
-        };
+    fn make(&mut self, record: Record) {
+        match record {
+            Record::Stage { path, staged } => {
+                let mut above = path.parent();
+                while let Some(dir) = above.filter(|dir| !dir.is_root()) {
+                    above = dir.parent();
+                    self.files.remove(&dir);
+                    self.dirs.insert(dir, Mark::Touched);
+                }
+                self.dirs.remove(&path);
+                self.files.insert(path, staged);
+            }
+            Record::Unstage { path } => {
+                self.files.remove(&path);
+                self.dirs.remove(&path);
+            }
+            Record::RemoveDir { path } => {
+                self.files.remove(&path);
+                self.dirs.insert(path, Mark::Removed);
+            }
+        }
     }
+}
+
+/// Whether servers of this dialect take a file for a table, and treat it in ways of their own: by its extension alone.
+pub(super) fn is_table(dialect: Dialect, path: &RepoPath) -> bool {
+    const EXTENSIONS: [&str; 6] = ["csv", "tsv", "parquet", "arrow", "ndjson", "jsonl"];
+    let extension = path.file_name().rsplit_once('.').map_or("", |(_, extension)| extension);
+    dialect != Dialect::Documented && EXTENSIONS.iter().any(|table| extension.eq_ignore_ascii_case(table))
+}
+
+/// Moves one file; what is at the old path is removed, or only unstaged.
+fn moving(from: &RepoPath, to: &RepoPath, content: Content, removes: bool) -> [Record; 2] {
+    let stage = |path: &RepoPath, staged| Record::Stage { path: path.clone(), staged };
+    let left = match removes {
+        true => stage(from, Staged::Removed),
+        false => Record::Unstage { path: from.clone() },
+    };
+    [stage(to, Staged::Added(content)), left]
+}
+
+/// Removes every file below a committed directory, then every directory, itself included.
+fn removal(base: &Base<'_>, path: &RepoPath, dir: DirNode) -> io::Result<Vec<Record>> {
+    let (mut files, mut dirs) = (Vec::new(), Vec::new());
+    base.trees.walk(path, &Node::Dir(dir), &mut |path, node| match node {
+        Node::File(_) => files.push(Record::Stage { path: path.clone(), staged: Staged::Removed }),
+        Node::Dir(_) => dirs.push(Record::RemoveDir { path: path.clone() }),
+    })?;
+    files.extend(dirs);
+    Ok(files)
 }
 
 /// Whether committing `staged` would undo what a branch did: `base` is what the workspace's commit has at the path,
@@ -279,6 +421,7 @@ pub(super) fn collides(
 
 #[cfg(test)]
 mod tests {
+    use super::super::tree::Change;
     use super::*;
     use crate::hash::HashKind;
 
@@ -302,7 +445,8 @@ mod tests {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             let trees = Trees::new(dir.path().join("trees"));
-            let files = ["a", "d/x", "d/y"].map(|at| (path(at), Some(content(at.trim_start_matches("d/")))));
+            let files = ["a", "d/x", "d/y"].map(|at| (path(at), Change::Put(content(at.trim_start_matches("d/")))));
+            let files = BTreeMap::from(files);
             let root = trees.apply(None, &files, "c1").unwrap();
             let staging = Staging::open(&dir.path().join("log")).unwrap();
             Self { dir, trees, root, staging }
@@ -324,7 +468,7 @@ mod tests {
         }
 
         fn staged(&self) -> Vec<(String, Staged)> {
-            let entries = self.staging.entries().iter();
+            let entries = self.staging.files().iter();
             entries.map(|(path, staged)| (path.as_str().to_owned(), *staged)).collect()
         }
     }
@@ -371,6 +515,51 @@ mod tests {
         assert!(world.rename("a", "e").is_err(), "something is staged below");
         assert!(world.rename("e", "e/inside").is_err());
         assert!(world.rename("nothing", "f").is_err());
+    }
+
+    #[test]
+    fn a_path_is_a_file_or_a_directory_and_the_last_word_wins() {
+        let mut world = World::new();
+        world.put("d", "a file now");
+        assert!(world.remove("d/x"));
+        assert_eq!(world.staged(), [("d/x".to_owned(), Staged::Removed)], "the file is forgotten");
+        assert!(world.remove("a"));
+        world.put("a/below", "1");
+        assert_eq!(world.staged()[0].0, "a/below", "so is a file's removal");
+        assert!(world.remove("d"));
+        assert_eq!(world.staging.removed_dirs().map(RepoPath::as_str).collect::<Vec<_>>(), ["d"]);
+        world.put("d/new", "2");
+        assert_eq!(world.staging.removed_dirs().count(), 0, "it is needed again");
+    }
+
+    #[test]
+    fn a_directory_that_nothing_is_left_in_is_known() {
+        let mut world = World::new();
+        let left = |world: &World| world.staging.left_dirs().map(ToString::to_string).collect::<Vec<_>>();
+        world.put("d/e/1", "1");
+        world.put("d/2", "2");
+        assert!(left(&world).is_empty());
+        assert!(world.staging.unstage(&path("d/e/1")).unwrap());
+        assert_eq!(left(&world), ["d/e"]);
+        assert!(world.staging.unstage(&path("d/2")).unwrap());
+        assert_eq!(left(&world), ["d/e"]);
+        assert!(world.staging.unstage(&path("d/e")).unwrap());
+        assert_eq!(left(&world), ["d"]);
+        assert!(world.staging.unstage(&path("d")).unwrap());
+        assert!(world.staging.is_empty());
+    }
+
+    #[test]
+    fn a_directory_that_was_staged_in_is_a_change_until_removed() {
+        let mut world = World::new();
+        world.put("n/deep/1", "1");
+        assert!(world.staging.unstage(&path("n/deep/1")).unwrap());
+        assert!(!world.staging.is_empty());
+        assert!(world.remove("n"));
+        assert!(world.staging.is_empty());
+        world.put("n/deep/1", "1");
+        assert!(world.remove("n/deep/1"));
+        assert!(world.staging.is_empty(), "removal takes the directories along");
     }
 
     #[test]

@@ -126,15 +126,26 @@ impl Queue {
     }
 
     /// Up to `limit` paths that are due, oldest first; they count as in hand from now on.
-    pub fn take_due(&mut self, now: Instant, limit: usize, only: impl Fn(&RepoPath) -> bool) -> Vec<RepoPath> {
-        let chosen: Vec<_> = self
-            .due
-            .iter()
-            .take_while(|(due, ..)| *due <= now)
-            .filter(|(.., path)| only(path))
-            .take(limit)
-            .map(|(.., path)| path.clone())
-            .collect();
+    pub fn take_due(&mut self, now: Instant, limit: usize) -> Vec<RepoPath> {
+        let due = self.due.iter().take_while(|(due, ..)| *due <= now);
+        let chosen: Vec<_> = due.take(limit).map(|(.., path)| path.clone()).collect();
+        self.take(chosen)
+    }
+
+    /// Up to `limit` of `paths` that are due.
+    pub fn take_of<'a>(
+        &mut self,
+        paths: impl Iterator<Item = &'a RepoPath>,
+        now: Instant,
+        limit: usize,
+    ) -> Vec<RepoPath> {
+        let due =
+            paths.filter(|path| self.entries.get(*path).is_some_and(|entry| entry.due.is_some_and(|due| due <= now)));
+        let chosen = if limit == 0 { Vec::new() } else { due.take(limit).cloned().collect() };
+        self.take(chosen)
+    }
+
+    fn take(&mut self, chosen: Vec<RepoPath>) -> Vec<RepoPath> {
         for path in &chosen {
             self.set_due(path, None);
             self.set_phase(path, Phase::Ready);
@@ -275,7 +286,7 @@ mod tests {
     }
 
     fn take(queue: &mut Queue) -> Vec<RepoPath> {
-        queue.take_due(Instant::now(), 100, |_| true)
+        queue.take_due(Instant::now(), 100)
     }
 
     #[test]

@@ -140,6 +140,9 @@ impl Fs {
                 state.apply(Change::Base { commit: base.clone() });
             }
             for (path, account) in updates {
+                if account.staged == Staged::Doubt {
+                    state.suspects.push(path.clone());
+                }
                 if state.ledger.get(&path) != Some(&account) {
                     state.apply(Change::Account { path, account: Some(account) });
                 }
@@ -295,6 +298,7 @@ impl State {
             next_generation: 0,
             frame: Vec::new(),
             stale: Vec::new(),
+            suspects: Vec::new(),
         }
     }
 

@@ -15,7 +15,7 @@ use crate::journal::{Change, PathUpload};
 use crate::ledger::{Account, Staged, Step};
 use crate::namespace::{Body, Content, Generation, Ino, Resolved, SpoolId};
 use crate::path::{Name, RepoPath};
-use crate::workspace::{CommitId, Object, Source};
+use crate::workspace::{ChangeKind, CommitId, Object, Source};
 
 /// How soon a path that cannot be captured just now is looked at again: a write is between two locks.
 const RECHECK: Duration = Duration::from_millis(20);
@@ -202,8 +202,11 @@ impl Fs {
         let paths = {
             let mut state = self.lock();
             let state = &mut *state;
-            let frozen = state.frozen.as_ref();
-            state.queue.take_due(Instant::now(), limit, |path| frozen.is_none_or(|frozen| frozen.contains_key(path)))
+            match &state.frozen {
+                None => state.queue.take_due(Instant::now(), limit),
+                // Not through all that is due: writers go on meanwhile, and what they write is not looked at.
+                Some(frozen) => state.queue.take_of(frozen.keys(), Instant::now(), limit),
+            }
         };
         let captures = paths.iter().filter_map(|path| self.capture(path)).collect();
         let state = self.lock();
@@ -433,8 +436,8 @@ impl Fs {
         !state.ledger.below(path).any(|(below, account)| below != path && account.may_show())
     }
 
-    /// The topmost directories that removing `files` leaves without anything, and that the tree does not have: a server
-    /// keeps them, empty, unless they are removed by name (0.65.2, tried). Nothing may be put below them meanwhile.
+    /// The topmost directories that removing `files` leaves without anything: a server keeps them, empty, unless they
+    /// are removed by name (0.65.2, tried). Nothing may be put below them meanwhile.
     pub fn emptied_dirs(&self, files: &HashSet<&RepoPath>) -> BTreeSet<RepoPath> {
         let state = self.lock();
         let mut dirs = BTreeSet::new();
@@ -442,7 +445,14 @@ impl Fs {
             let mut top = None;
             let mut above = file.parent();
             while let Some(dir) = above {
-                if dir.is_root() || state.tree.resolve(&dir) != Resolved::Absent {
+                let empty = match state.tree.resolve(&dir) {
+                    Resolved::Absent => true,
+                    Resolved::Inode(ino) => {
+                        state.tree.dir(ino).is_some_and(|dir| dir.listed && dir.children.is_empty())
+                    }
+                    Resolved::AsBase => false,
+                };
+                if dir.is_root() || !empty {
                     break;
                 }
                 above = dir.parent();
@@ -553,6 +563,45 @@ impl Fs {
             }
             Ok(())
         }))
+    }
+
+    /// Compares what the server says is staged with the record, for the paths that were in doubt when the daemon
+    /// started: a request that a killed daemon had sent may have been carried out after this one looked. Queues those
+    /// that differ; says whether there were any.
+    ///
+    /// # Errors
+    /// The server's, or the journal's.
+    pub async fn audit(&self) -> Result<bool, FsError> {
+        if self.lock().suspects.is_empty() {
+            return Ok(false);
+        }
+        let changes = self.workspace.changes().await?;
+        let staged: HashMap<&RepoPath, ChangeKind> = changes.iter().map(|change| (&change.path, change.kind)).collect();
+        let found = into_plain(self.change(|state| {
+            let mut wrong = Vec::new();
+            for path in &state.suspects {
+                let account = state.ledger.get(path).copied().unwrap_or_default();
+                let agrees = match (account.staged, staged.get(path)) {
+                    (Staged::Nothing, None) | (Staged::Removed, Some(ChangeKind::Removed)) => true,
+                    (Staged::Put(_), Some(ChangeKind::Added | ChangeKind::Modified)) => true,
+                    // Pending: settled by its turn in the queue.
+                    (Staged::Doubt, _) => true,
+                    _ => false,
+                };
+                if !agrees {
+                    wrong.push((path.clone(), Account { staged: Staged::Doubt, ..account }));
+                }
+            }
+            let any = !wrong.is_empty();
+            for (path, account) in wrong {
+                tracing::warn!(%path, "staged otherwise than confirmed: a request of an earlier daemon came late");
+                state.apply(Change::Account { path: path.clone(), account: Some(account) });
+                state.queue.touch(&path, Duration::ZERO);
+            }
+            Ok(any)
+        }))?;
+        self.wake.notify_one();
+        Ok(found)
     }
 
     /// What is staged and not committed.

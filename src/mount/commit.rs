@@ -11,7 +11,8 @@ use crate::workspace::{CommitId, CommitRequest, WorkspaceError};
 
 /// How many conflicting paths an error names.
 const SHOWN_CONFLICTS: usize = 5;
-const BRANCH_HINT: &str = "commit to a branch of its own: oxenfs commit --branch NAME, and merge there";
+const CONFLICT_HINT: &str =
+    "mount the branch in a fresh workspace (--workspace NAME), copy your versions there, commit that";
 
 /// Commits what was written up to now; writers go on, and what they write waits for the next commit. `None`: there
 /// was nothing to commit. The outer error is that of the connection to the command.
@@ -25,16 +26,36 @@ pub(super) async fn commit(
         hint: hint.map(str::to_owned),
         owed: !daemon.fs.is_drained(),
     };
-    let frozen = match daemon.fs.freeze().await {
-        Ok(frozen) => frozen,
-        Err(FsError::Exists) => {
-            return Ok(Err(failed("another commit is under way".into(), Some("repeat the command when it is done"))));
+    let frozen = loop {
+        let frozen = match daemon.fs.freeze().await {
+            Ok(frozen) => frozen,
+            Err(FsError::Exists) => {
+                return Ok(Err(failed(
+                    "another commit is under way".into(),
+                    Some("repeat the command when it is done"),
+                )));
+            }
+            Err(error) => return Ok(Err(failed(error.to_string(), None))),
+        };
+        let progress = follow(&frozen.waiting, listener).await?;
+        if let Some(failure) = unstaged(daemon, &progress) {
+            return Ok(Err(failure));
+        }
+        match daemon.fs.audit().await {
+            Ok(false) => break frozen,
+            Ok(true) => {}
+            Err(error) => return Ok(Err(failed(error.to_string(), None))),
+        }
+    };
+    match daemon.fs.workspace().base().await {
+        Ok(base) if base == daemon.fs.base() => {}
+        Ok(_) => {
+            let message = "somebody else committed or moved this workspace".to_owned();
+            let hint =
+                "unmount and mount again, which looks for conflicts; or use a workspace of your own: --workspace";
+            return Ok(Err(failed(message, Some(hint))));
         }
         Err(error) => return Ok(Err(failed(error.to_string(), None))),
-    };
-    let progress = follow(&frozen.waiting, listener).await?;
-    if let Some(failure) = unstaged(daemon, &progress) {
-        return Ok(Err(failure));
     }
     if daemon.fs.staged_paths().is_empty() {
         return Ok(Ok(None));
@@ -48,7 +69,7 @@ pub(super) async fn commit(
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             let message =
                 format!("{} changed here and on {}: {}{more}", many(conflicts.len()), request.branch, shown.join(", "));
-            return Ok(Err(failed(message, Some(BRANCH_HINT))));
+            return Ok(Err(failed(message, Some(CONFLICT_HINT))));
         }
         Err(error) => return Ok(Err(failed(error.to_string(), None))),
     }
@@ -95,7 +116,7 @@ async fn publish(daemon: &Daemon, request: &CommitRequest) -> Result<CommitId, F
     let committed = match daemon.fs.workspace().commit(request).await {
         Ok(committed) => committed,
         Err(error) => {
-            let hint = matches!(error, WorkspaceError::Conflict { .. }).then(|| BRANCH_HINT.to_owned());
+            let hint = matches!(error, WorkspaceError::Conflict { .. }).then(|| CONFLICT_HINT.to_owned());
             return Err(Failure { message: error.to_string(), hint, owed: !daemon.fs.is_drained() });
         }
     };

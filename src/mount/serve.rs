@@ -191,9 +191,14 @@ async fn drain(daemon: &Daemon, listener: &mut Listener) -> io::Result<Option<Fa
     loop {
         let Some(waiting) = daemon.fs.barrier(|_| true) else { return Ok(None) };
         let progress = follow(&waiting, listener).await?;
-        let failure = unstaged(daemon, &progress);
-        if failure.is_some() || daemon.fs.is_drained() {
-            return Ok(failure);
+        if let Some(failure) = unstaged(daemon, &progress) {
+            return Ok(Some(failure));
+        }
+        match daemon.fs.audit().await {
+            Ok(true) => {}
+            Ok(false) if daemon.fs.is_drained() => return Ok(None),
+            Ok(false) => {}
+            Err(error) => return Ok(Some(Failure { message: error.to_string(), hint: None, owed: true })),
         }
     }
 }

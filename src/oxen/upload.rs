@@ -206,7 +206,15 @@ impl Parts<'_> {
             workspace_id: self.workspace,
         };
         let complete = format!("{versions}/complete");
-        let _: (_, serde_json::Value) = self.http.call(Attempts::Quick, Method::POST, &complete, &body).await?;
-        Ok(Outcome::Done { sent_bytes })
+        let done: Result<(_, serde_json::Value), _> =
+            self.http.call(Attempts::Quick, Method::POST, &complete, &body).await;
+        match done {
+            Ok(_) => Ok(Outcome::Done { sent_bytes }),
+            // Its count of chunks differs: another client sends the same content, or a chunk came late.
+            Err(WorkspaceError::Refused { status: 400, .. }) => {
+                Err(WorkspaceError::Unconfirmed { what: self.put.path.to_string() })
+            }
+            Err(error) => Err(error),
+        }
     }
 }

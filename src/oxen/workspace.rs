@@ -66,7 +66,17 @@ impl OxenWorkspace {
         branch: &str,
     ) -> Result<Self, WorkspaceError> {
         let repo = repo_path(repo_id);
-        let (found, documented) = server.get_or_create_workspace(repo_id, name, branch).await?;
+        let (mut found, documented) = server.get_or_create_workspace(repo_id, name, branch).await?;
+        // A workspace keeps the commit it was made on. With nothing staged there is no reason to: it is made anew, on
+        // what the branch has become.
+        let head = server.branch(repo_id, branch).await?;
+        if head.is_some_and(|head| head != found.commit)
+            && !documented
+            && !has_changes(server, &repo, &found.id).await?
+        {
+            server.delete_workspace(repo_id, &found.id).await?;
+            found = server.get_or_create_workspace(repo_id, name, branch).await?.0;
+        }
         let uploads = !documented && server.has_route(&format!("{repo}/versions/uploads"), "{}").await?;
         let by_list = format!("{repo}/workspaces/{}/versions/", segment(&found.id));
         let versions = !documented && !uploads && server.has_route(&by_list, "[]").await?;
@@ -540,6 +550,14 @@ impl OxenWorkspace {
     }
 }
 
+/// Whether anything is staged in a workspace.
+async fn has_changes(server: &Server, repo: &str, id: &str) -> Result<bool, WorkspaceError> {
+    let path = format!("{repo}/workspaces/{}/changes?page=1&page_size=1", segment(id));
+    let staged = server.http.get::<wire::ChangesAnswer>(&path).await?.staged;
+    let lists = [staged.added_files, staged.modified_files, staged.removed_files];
+    Ok(lists.iter().any(|list| list.total_entries > 0 || !list.entries.is_empty()))
+}
+
 /// For questions that send nothing.
 struct Quiet;
 
@@ -654,15 +672,8 @@ impl Workspace for OxenWorkspace {
     fn remove<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>> {
         async move {
             match self.delete("/files", paths).await {
-                Ok(missing) => {
-                    // What was not found is as absent as was wanted; but releases before 0.64 do not find what is only
-                    // staged either (0.53.4, tried: 206, and still staged).
-                    let missing: Vec<RepoPath> = missing.iter().filter_map(|path| RepoPath::parse(path).ok()).collect();
-                    if self.dialect.staging != Staging::Uploads && !missing.is_empty() {
-                        self.unstage(&missing).await?;
-                    }
-                    Ok(all_done(paths))
-                }
+                // What was not found is as absent as was wanted; the others are done.
+                Ok(_) => Ok(all_done(paths)),
                 Err(WorkspaceError::NotFound { .. }) if self.base().await.is_ok() => Ok(all_done(paths)),
                 Err(error) => Err(error),
             }
@@ -672,7 +683,8 @@ impl Workspace for OxenWorkspace {
 
     fn unstage<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>> {
         async move {
-            // The removal of a directory stays staged when a file below it is unstaged, and takes the file along at the
+            // A directory that was made for a staged file stays staged when the file is unstaged, and would be an empty
+            // one in the commit. And the removal of a directory stays staged when a file below it is unstaged, and takes the file along at the
             // commit; unstaging the directory's path drops that entry and no other (0.65.2, tried).
             let mut all: BTreeSet<RepoPath> = paths.iter().cloned().collect();
             if self.dialect.staging == Staging::Uploads {

@@ -285,7 +285,10 @@ impl Workspace for Memory {
     fn remove<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>> {
         self.request("remove", move |state| {
             for path in paths {
-                // A directory goes with all below it.
+                // A directory goes with all below it. The trap: so does the directory of a file that is only staged.
+                let known = state.base().keys().any(|file| file.is_in(path));
+                let around = if known { Some(path.clone()) } else { path.parent().filter(|dir| !dir.is_root()) };
+                let Some(path) = &around else { continue };
                 let gone: Vec<RepoPath> = state.base().keys().filter(|file| file.is_in(path)).cloned().collect();
                 state.staged.retain(|file, _| !file.is_in(path));
                 state.staged.extend(gone.into_iter().map(|file| (file, None)));

@@ -168,6 +168,7 @@ fn start_real_server() -> String {
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).map_err(Into::into)
         });
     }
+    #[expect(clippy::zombie_processes, reason = "it runs until this process ends, and is then reaped by init")]
     let mut child = command.spawn().expect("the real server's binary runs");
     let deadline = Instant::now() + START_DEADLINE;
     while !answers(port) {
