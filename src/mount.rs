@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::config::{CredentialSource, FsyncPolicy, MountSettings, ServerUrl};
+use crate::config::{FsyncPolicy, MountSettings};
 use crate::control::Status;
 use crate::fs::{Fs, FsError, Limits, Need, Options};
 use crate::fuse;
@@ -25,7 +25,10 @@ use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
 use crate::journal::JournalError;
 use crate::namespace::ROOT;
 use crate::oxen;
-pub use crate::oxen::{InitialFile, NewRepository, Server};
+/// The server's side, for commands that need no mount.
+pub use crate::oxen::{
+    Contents, InitialFile, NewRepository, Repository, User, WorkspaceInfo, create as create_repository, repository,
+};
 use crate::stager::{Delays, Meter, Stager};
 use crate::workspace::{ServerInfo, Workspace, WorkspaceError};
 use daemon::{Notifier, Ready};
@@ -258,14 +261,6 @@ async fn connect(settings: &MountSettings) -> Result<(Arc<dyn Workspace>, bool),
         Some((workspace, created)) => Ok((workspace, created)),
         None => Err(MountError::NoRepository { repo: settings.repo.to_string(), server: settings.server.to_string() }),
     }
-}
-
-/// A server, for commands that need no mount.
-///
-/// # Errors
-/// When the client cannot be set up.
-pub fn server(url: &ServerUrl, credentials: CredentialSource) -> Result<Server, WorkspaceError> {
-    oxen::server(url, credentials)
 }
 
 /// The FUSE side of a mount.

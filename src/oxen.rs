@@ -1,72 +1,222 @@
-//! The Oxen server over HTTP: one pooled client, one place for errors and retries, and the dialects of its releases.
+//! The Oxen server over HTTP: [`Repository`] creates and looks things up, [`OxenWorkspace`] is the
+//! [`Workspace`] that a mount works on.
 //!
-//! [`connect`] finds out what the server speaks, finds or makes repository and workspace, and returns them as a
-//! [`Workspace`]. What each request looks like on the wire stands in [`wire`]; which ones a server has in [`dialect`].
+//! | module | owns |
+//! |---|---|
+//! | `connect` | from a mount's settings to its workspace |
+//! | `http` | addresses, credentials, deadlines; answers as values and errors |
+//! | `retry` | when a request is made again |
+//! | `dialect` | what this server can do |
+//! | `wire` | the protocol's JSON and the sources of its facts |
+//! | `body`, `multipart` | request bodies streamed from files |
+//! | `repository` | servers, repositories, branches, workspaces |
+//! | `listing` | what is committed and what is staged |
+//! | `content` | reading files |
+//! | `staging` | content by hash, small files |
+//! | `removal` | removals, unstaging, moves |
+//! | `upload` | large files |
+//! | `commit` | conflicts and commits |
 
+mod body;
+mod commit;
+mod connect;
+mod content;
 mod dialect;
 mod http;
+mod listing;
 mod multipart;
+mod removal;
 mod repository;
 mod retry;
+mod staging;
 mod upload;
 mod wire;
-mod workspace;
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
-use crate::config::{CredentialSource, MountSettings, RepoId, ServerUrl};
-use crate::workspace::{Workspace, WorkspaceError};
+use futures_util::FutureExt;
 
-pub use repository::{InitialFile, NewRepository, RepositoryInfo, Server, WorkspaceInfo};
-pub use workspace::OxenWorkspace;
+pub use self::connect::{connect, create, repository};
+pub use self::http::Credentials;
+pub use self::repository::{
+    Contents, InitialFile, NewRepository, Repository, RepositoryInfo, S3Storage, Storage, User,
+};
+pub use self::wire::{Branch, Commit, WorkspaceInfo};
+pub use crate::config::Secret;
+use crate::path::RepoPath;
+use crate::workspace::{
+    Change, CommitId, CommitRequest, Committed, Entry, Fut, Object, Outcome, Put, ServerInfo, Source, Upload,
+    UploadProgress, Workspace, WorkspaceError,
+};
 
-/// Connects a mount: the repository, made if `settings` say so and it is absent, and its workspace. `None`: there is
-/// no such repository and none was to be made. The flag says whether it was made.
-///
-/// # Errors
-/// The server's.
-pub async fn connect(settings: &MountSettings) -> Result<Option<(Arc<dyn Workspace>, bool)>, WorkspaceError> {
-    let server = Server::new(&settings.server, settings.credentials.clone())?;
-    let (workspace, created) = match open(&server, settings).await? {
-        Some(opened) => opened,
-        None => return Ok(None),
-    };
-    Ok(Some((Arc::new(workspace), created)))
+/// What this program calls itself. Servers take an agent with "oxen" in it, in any case, for their official client and
+/// refuse its version with 426 (0.65.2, tried).
+pub const USER_AGENT: &str = concat!("workspace-mount/", env!("CARGO_PKG_VERSION"));
+
+/// A repository's address and how to be let in.
+#[derive(Clone)]
+pub struct Endpoint {
+    /// `http://host:port` or `https://host`, with a path where a gateway has one.
+    pub server: String,
+    /// User or organization.
+    pub namespace: String,
+    /// The repository's name.
+    pub repo: String,
+    /// Must not contain "oxen".
+    pub user_agent: String,
+    /// Where the token comes from; asked again after a 401.
+    pub credentials: Credentials,
+    /// Whether small files that shrink are sent compressed; `None` leaves it to the address: not to this machine.
+    pub compress: Option<bool>,
 }
 
-async fn open(server: &Server, settings: &MountSettings) -> Result<Option<(OxenWorkspace, bool)>, WorkspaceError> {
-    let version = server.version().await?;
-    let mut created = false;
-    let info = match (server.repository(&settings.repo).await?, &settings.create) {
-        (Some(info), _) => info,
-        (None, None) => return Ok(None),
-        (None, Some(wanted)) => {
-            let new = NewRepository {
-                description: wanted.description.clone(),
-                public: wanted.public,
-                storage: wanted.storage.clone(),
-                ..NewRepository::default()
-            };
-            created = true;
-            server.create_repository(&settings.repo, &new).await?
+impl Endpoint {
+    /// Without credentials, under [`USER_AGENT`].
+    pub fn new(server: impl Into<String>, namespace: impl Into<String>, repo: impl Into<String>) -> Self {
+        Self {
+            server: server.into(),
+            namespace: namespace.into(),
+            repo: repo.into(),
+            user_agent: USER_AGENT.to_owned(),
+            credentials: std::sync::Arc::new(|| None),
+            compress: None,
         }
-    };
-    if !info.is_empty && server.branch(&settings.repo, &settings.branch).await?.is_none() {
-        return Err(WorkspaceError::NotFound { what: format!("branch {} of {}", settings.branch, settings.repo) });
     }
-    let opened = OxenWorkspace::open(server, &version, &settings.repo, &settings.workspace, &settings.branch).await?;
-    Ok(Some((opened, created)))
 }
 
-/// For commands that need a server and no mount.
-///
-/// # Errors
-/// When the client cannot be set up.
-pub fn server(url: &ServerUrl, credentials: CredentialSource) -> Result<Server, WorkspaceError> {
-    Server::new(url, credentials)
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("server", &self.server)
+            .field("namespace", &self.namespace)
+            .field("repo", &self.repo)
+            .finish_non_exhaustive()
+    }
 }
 
-/// The path under `/api/repos` of a repository.
-fn repo_path(repo: &RepoId) -> String {
-    format!("/api/repos/{}/{}", http::segment(&repo.namespace), http::segment(&repo.name))
+/// A workspace on a server.
+pub struct OxenWorkspace {
+    repo: Repository,
+    id: String,
+    name: String,
+    created: bool,
+    dialect: dialect::Dialect,
+    info: ServerInfo,
+    compress: bool,
+    /// Commits that were seen to exist: a directory that is missing in one is empty.
+    known_commits: Mutex<HashSet<CommitId>>,
+    /// Set once the server turned out to have no route for ranges.
+    no_ranges: AtomicBool,
+}
+
+impl OxenWorkspace {
+    /// Opens the workspace called `name`, which is made to stand on `branch` where it does not exist, and finds out
+    /// what the server can do. An empty repository gets a first commit on `branch`.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::NotFound`] without that repository or branch; else as the server answers.
+    pub async fn open(endpoint: &Endpoint, name: &str, branch: &str) -> Result<Self, WorkspaceError> {
+        Repository::connect(endpoint)?.open_workspace(name, branch).await
+    }
+
+    /// Its id on the server, which names it for ever.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether opening made it.
+    pub fn is_new(&self) -> bool {
+        self.created
+    }
+
+    /// The repository it is in.
+    pub fn repository(&self) -> &Repository {
+        &self.repo
+    }
+
+    /// A path below this workspace's own.
+    fn url(&self, rest: &str) -> String {
+        self.repo.url(&format!("workspaces/{}/{rest}", http::segment(&self.id)))
+    }
+
+    /// What is missing when a request to the workspace as such is answered 404.
+    fn what(&self) -> String {
+        format!("workspace {}", self.name)
+    }
+}
+
+impl Workspace for OxenWorkspace {
+    fn info(&self) -> &ServerInfo {
+        &self.info
+    }
+
+    fn base(&self) -> Fut<'_, CommitId> {
+        async { Ok(self.standing().await?.commit_id()) }.boxed()
+    }
+
+    fn list<'a>(&'a self, commit: &'a CommitId, dir: &'a RepoPath) -> Fut<'a, Vec<Entry>> {
+        self.list_commit(commit, dir).boxed()
+    }
+
+    fn changes(&self) -> Fut<'_, Vec<Change>> {
+        self.staged_changes().boxed()
+    }
+
+    fn staged_object<'a>(&'a self, change: &'a Change) -> Fut<'a, Object> {
+        self.what_is_staged(change).boxed()
+    }
+
+    fn fetch<'a>(&'a self, source: &'a Source, into: &'a File) -> Fut<'a, u64> {
+        self.fetch_into(source, into).boxed()
+    }
+
+    fn read<'a>(&'a self, source: &'a Source, range: Range<u64>) -> Fut<'a, bytes::Bytes> {
+        self.read_range(source, range).boxed()
+    }
+
+    fn stage_by_hash<'a>(&'a self, puts: &'a [Put]) -> Fut<'a, Vec<Outcome>> {
+        self.stage_hashes(puts).boxed()
+    }
+
+    fn send_small<'a>(&'a self, puts: &'a [Put]) -> Fut<'a, Vec<Outcome>> {
+        self.send_batch(puts).boxed()
+    }
+
+    fn send_large<'a>(
+        &'a self,
+        put: &'a Put,
+        resume: Option<Upload>,
+        progress: &'a dyn UploadProgress,
+    ) -> Fut<'a, Outcome> {
+        self.send_one(put, resume, progress).boxed()
+    }
+
+    fn remove<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>> {
+        self.remove_files(paths).boxed()
+    }
+
+    fn unstage<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>> {
+        self.drop_changes(paths).boxed()
+    }
+
+    fn rename<'a>(&'a self, from: &'a RepoPath, to: &'a RepoPath) -> Fut<'a, ()> {
+        self.move_file(from, to).boxed()
+    }
+
+    fn conflicts<'a>(&'a self, branch: &'a str) -> Fut<'a, Vec<RepoPath>> {
+        self.find_conflicts(branch).boxed()
+    }
+
+    fn commit<'a>(&'a self, request: &'a CommitRequest) -> Fut<'a, Committed> {
+        self.commit_staged(request).boxed()
+    }
 }

@@ -10,7 +10,7 @@ use crate::config::{CredentialSource, MountSettings, RepoId, ServerUrl};
 use crate::control::Status;
 use crate::mount::daemon::Notifier;
 use crate::mount::state_dir::StateDir;
-use crate::mount::{self, InitialFile, NewRepository, Server};
+use crate::mount::{self, Contents, InitialFile, NewRepository, Repository, User, WorkspaceInfo};
 use crate::workspace::WorkspaceError;
 
 /// Serves a mount until it is unmounted; tells `notifier` when it answers.
@@ -69,14 +69,20 @@ pub struct Ref {
 /// When the server cannot be reached or refuses.
 pub fn create_repo(new: NewRepo) -> Result<Vec<String>, Failure> {
     let NewRepo { place, about, files, author } = new;
-    let read = |(name, path): (String, PathBuf)| match std::fs::read(&path) {
-        Ok(content) => Ok(InitialFile { name, content }),
-        Err(error) => Err(Failure::new(format_args!("{}: {error}", path.display()))),
+    let read = |(path, source): (String, PathBuf)| match std::fs::read(&source) {
+        Ok(content) => {
+            let contents = match String::from_utf8(content) {
+                Ok(text) => Contents::Text(text),
+                Err(other) => Contents::Binary(other.into_bytes().into()),
+            };
+            Ok(InitialFile { path, contents })
+        }
+        Err(error) => Err(Failure::new(format_args!("{}: {error}", source.display()))),
     };
     let files = files.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let new =
-        NewRepository { description: about.description, public: about.public, storage: about.storage, author, files };
-    ask(&place, async |server| server.create_repository(&place.repo, &new).await)?;
+    let user = author.map(|(name, email)| User { name, email });
+    let new = NewRepository { user, files, ..NewRepository::from(&about) };
+    ask(&place, async |repository| mount::create_repository(repository, new).await)?;
     Ok(Vec::new())
 }
 
@@ -85,8 +91,8 @@ pub fn create_repo(new: NewRepo) -> Result<Vec<String>, Failure> {
 /// # Errors
 /// When the server cannot be reached or refuses.
 pub fn branches(place: Place) -> Result<Vec<Ref>, Failure> {
-    let found = ask(&place, async |server| server.branches(&place.repo).await)?;
-    Ok(found.into_iter().map(|(name, commit)| Ref { name, commit: commit.to_string() }).collect())
+    let found = ask(&place, async |repository| repository.branches().await)?;
+    Ok(found.into_iter().map(|branch| Ref { name: branch.name, commit: branch.commit_id }).collect())
 }
 
 /// The workspaces of a repository.
@@ -94,18 +100,18 @@ pub fn branches(place: Place) -> Result<Vec<Ref>, Failure> {
 /// # Errors
 /// When the server cannot be reached or refuses.
 pub fn workspaces(place: Place) -> Result<Vec<Ref>, Failure> {
-    let found = ask(&place, async |server| server.workspaces(&place.repo).await)?;
-    let named = found.into_iter().map(|found| (found.name.unwrap_or(found.id), found.commit));
-    Ok(named.map(|(name, commit)| Ref { name, commit: commit.to_string() }).collect())
+    let found = ask(&place, async |repository| repository.workspaces().await)?;
+    let reference = |found: WorkspaceInfo| Ref { name: found.name.unwrap_or(found.id), commit: found.commit.id };
+    Ok(found.into_iter().map(reference).collect())
 }
 
 /// One conversation with a server, after its version was found to be one.
-fn ask<T>(place: &Place, talk: impl AsyncFnOnce(&Server) -> Result<T, WorkspaceError>) -> Result<T, Failure> {
+fn ask<T>(place: &Place, talk: impl AsyncFnOnce(&Repository) -> Result<T, WorkspaceError>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)?;
     let done = runtime.block_on(async {
-        let server = mount::server(&place.server, place.credentials.clone())?;
-        server.version().await?;
-        talk(&server).await
+        let repository = mount::repository(&place.server, &place.repo, place.credentials.clone())?;
+        repository.server_version().await?;
+        talk(&repository).await
     });
     done.map_err(|error| match error {
         WorkspaceError::NotFound { .. } => Failure::new(format_args!("the repository {} does not exist", place.repo))

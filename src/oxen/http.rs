@@ -1,243 +1,456 @@
-//! Requests and answers: credentials, deadlines, and every answer turned into a value or a [`WorkspaceError`].
+//! One pooled HTTP client: addresses, credentials, deadlines, and every answer made a value or an error.
 
-use std::error::Error as _;
+use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
-use reqwest::{Body, Client, Method, RequestBuilder, Response, StatusCode};
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER,
+};
+use reqwest::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::retry::{self, Attempts};
+use super::body::Body;
+use super::retry::{Patience, retry};
 use super::wire;
-use crate::config::{CredentialSource, Secret, ServerUrl};
+use crate::config::Secret;
 use crate::path::RepoPath;
 use crate::workspace::WorkspaceError;
 
-/// Not the product's name: an agent that contains `oxen`, in any case, is taken for the official client, and its
-/// version is refused with 426 (oxen-server 0.65.2, tried).
-const USER_AGENT: &str = concat!("workspace-mount/", env!("CARGO_PKG_VERSION"));
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection on which nothing arrives for so long is broken.
-const READ_TIMEOUT: Duration = Duration::from_secs(120);
-/// The least time a request gets, and the slowest rate that is waited for beyond it.
-const BASE_DEADLINE: Duration = Duration::from_secs(60);
-const SLOWEST_BYTES_PER_SEC: u64 = 64 << 10;
-/// How much of an error's body is read.
-const ERROR_BODY_BYTES: usize = 64 << 10;
-/// What stays as it is in a path segment: RFC 3986's unreserved characters.
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+/// The token as it is now; asked again after the server refused one.
+pub type Credentials = Arc<dyn Fn() -> Option<Secret> + Send + Sync>;
 
-/// A path segment, encoded.
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long a server may be silent: before an answer to a small request, and between two pieces of a body.
+pub(super) const SILENCE: Duration = Duration::from_secs(60);
+/// The slowest link an upload is waited for on, in bytes a second.
+const SLOWEST_BYTES_PER_SEC: u64 = 256 << 10;
+/// Shorter than the 5 s after which actix, the server's framework, closes idle connections unless told otherwise: a
+/// request on a connection that is just being closed is lost.
+const IDLE: Duration = Duration::from_secs(4);
+/// The longest answer that is held in memory: a page of a listing takes about 10 MB.
+const ANSWER_BYTES: usize = 256 << 20;
+/// The longest refusal that is read: its first sentence is all that is shown.
+const REFUSAL_BYTES: usize = 64 << 10;
+/// Above this, parsing an answer would hold up the other tasks of a thread.
+const PARSE_INLINE_BYTES: usize = 64 << 10;
+
+/// What surely fits into a connection's buffers on the way.
+const SOCKET_BYTES: u64 = 16 << 10;
+
+/// All but the unreserved characters of RFC 3986, and `+`: `workspaces/{id}/files/{path}` does not decode `%2B`, and
+/// nothing takes `+` for a space in a path (oxen-server 0.65.2, tried).
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'+');
+/// The same, without the slash.
+const ENCODED_PATH: &AsciiSet = &ENCODED.remove(b'/');
+
+/// One component of a URL's path.
 pub(super) fn segment(text: &str) -> String {
-    utf8_percent_encode(text, SEGMENT).to_string()
+    utf8_percent_encode(text, ENCODED).to_string()
 }
 
-/// A repository path, encoded by segments.
+/// Several components: slashes stay.
+pub(super) fn segments(text: &str) -> String {
+    utf8_percent_encode(text, ENCODED_PATH).to_string()
+}
+
+/// The same for a path of the repository.
 pub(super) fn path(path: &RepoPath) -> String {
-    path.components().map(segment).collect::<Vec<_>>().join("/")
+    segments(path.as_str())
 }
 
-/// How long a request that carries `bytes` may take.
-pub(super) fn deadline(bytes: u64) -> Duration {
-    BASE_DEADLINE + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SEC)
+/// A request that can be made any number of times.
+#[derive(Debug, Clone)]
+pub(super) struct Request {
+    method: Method,
+    /// Below the server's base, encoded.
+    path: String,
+    /// What is missing when the answer is 404.
+    what: String,
+    body: Option<(String, Body)>,
+    /// What the server may take on top of the time that the body takes.
+    patience: Duration,
 }
 
-/// A server, and how to talk to it.
-#[derive(Clone)]
+impl Request {
+    pub(super) fn new(method: Method, path: String, what: impl Into<String>) -> Self {
+        Self { method, path, what: what.into(), body: None, patience: SILENCE }
+    }
+
+    pub(super) fn get(path: String, what: impl Into<String>) -> Self {
+        Self::new(Method::GET, path, what)
+    }
+
+    /// With `value` as JSON. The media type is exact: oxen-server 0.65.2 takes no other (tried).
+    pub(super) fn json(mut self, value: &impl Serialize) -> Result<Self, WorkspaceError> {
+        let json = serde_json::to_vec(value)
+            .map_err(|error| WorkspaceError::Protocol { detail: format!("cannot write a request: {error}") })?;
+        self.body = Some(("application/json".to_owned(), json.into()));
+        Ok(self)
+    }
+
+    pub(super) fn body(mut self, media_type: impl Into<String>, body: Body) -> Self {
+        self.body = Some((media_type.into(), body));
+        self
+    }
+
+    /// For a request that takes the server longer than others.
+    pub(super) fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Whether a server may refuse it before it has taken the whole body.
+    fn is_long(&self) -> bool {
+        self.body.as_ref().is_some_and(|(_, body)| body.len() > SOCKET_BYTES)
+    }
+
+    /// A short request about the same repository, which meets the same guards.
+    fn question(&self) -> Option<Self> {
+        let end = self.path.match_indices('/').nth(3).map(|(end, _)| end)?;
+        Some(Self::get(self.path[..end].to_owned(), self.what.clone()))
+    }
+
+    fn deadline(&self) -> Duration {
+        let bytes = self.body.as_ref().map_or(0, |(_, body)| body.len());
+        self.patience + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SEC)
+    }
+}
+
+/// A success whose body has not been read yet.
+pub(super) struct Answer {
+    pub status: StatusCode,
+    response: reqwest::Response,
+    what: String,
+    server: Arc<str>,
+    length: Option<u64>,
+    read: u64,
+}
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answer").field("status", &self.status).field("what", &self.what).finish_non_exhaustive()
+    }
+}
+
+impl Answer {
+    /// What the server calls its version in every answer.
+    pub(super) fn version(&self) -> Option<String> {
+        Some(self.response.headers().get("oxen-version")?.to_str().ok()?.to_owned())
+    }
+
+    /// The next piece of the body.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::Protocol`] when the body ends early, [`WorkspaceError::TimedOut`] when nothing comes.
+    pub(super) async fn piece(&mut self) -> Result<Option<Bytes>, WorkspaceError> {
+        match tokio::time::timeout(SILENCE, self.response.chunk()).await {
+            Err(_) => Err(WorkspaceError::TimedOut { after: SILENCE }),
+            Ok(Err(error)) => Err(self.broke_off(&deepest(&error))),
+            Ok(Ok(Some(piece))) => {
+                self.read += piece.len() as u64;
+                Ok(Some(piece))
+            }
+            Ok(Ok(None)) => match self.length {
+                Some(length) if length != self.read => Err(self.broke_off("the connection was closed")),
+                _ => Ok(None),
+            },
+        }
+    }
+
+    fn broke_off(&self, cause: &str) -> WorkspaceError {
+        let of = self.length.map(|length| format!(" of {length}")).unwrap_or_default();
+        let detail = format!("{} ended after {}{of} bytes: {cause}", self.what, self.read);
+        WorkspaceError::Protocol { detail }
+    }
+
+    /// The whole body.
+    async fn bytes(mut self) -> Result<Bytes, WorkspaceError> {
+        let mut whole = BytesMut::new();
+        while let Some(piece) = self.piece().await? {
+            if whole.len() + piece.len() > ANSWER_BYTES {
+                let detail = format!("the answer for {} is longer than {ANSWER_BYTES} bytes", self.what);
+                return Err(WorkspaceError::Protocol { detail });
+            }
+            whole.extend_from_slice(&piece);
+        }
+        Ok(whole.freeze())
+    }
+
+    /// The body as JSON.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::Protocol`] when it is something else; [`WorkspaceError::Unreachable`] when it broke off: to
+    /// whoever changed something, that is a lost answer.
+    pub(super) async fn json<T: DeserializeOwned + Send + 'static>(self) -> Result<T, WorkspaceError> {
+        let (what, server) = (self.what.clone(), self.server.clone());
+        let bytes = self.bytes().await.map_err(|error| match error {
+            WorkspaceError::Protocol { detail } => {
+                WorkspaceError::Unreachable { server: server.to_string(), cause: detail }
+            }
+            error => error,
+        })?;
+        let small = bytes.len() <= PARSE_INLINE_BYTES;
+        let parse = move || {
+            serde_json::from_slice(&bytes).map_err(|error| {
+                let detail = format!("the answer for {what} is not what was asked for: {error}");
+                WorkspaceError::Protocol { detail }
+            })
+        };
+        if small { parse() } else { blocking(parse).await? }
+    }
+}
+
+/// Runs what would hold up other tasks on a thread of its own.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, WorkspaceError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| WorkspaceError::Io(std::io::Error::other(error)))
+}
+
+/// A server and the way to it.
 pub(super) struct Http {
-    client: Client,
-    /// Scheme, host, port and path prefix, without a slash at the end.
-    base: Arc<str>,
-    credentials: CredentialSource,
-    token: Arc<Mutex<Option<Secret>>>,
+    client: reqwest::Client,
+    /// Scheme, authority and path prefix, without a final slash.
+    base: String,
+    /// Scheme and authority, for messages.
+    server: Arc<str>,
+    credentials: Credentials,
+    /// The token last read; `None` before the first request.
+    token: Mutex<Option<Option<Secret>>>,
+    loopback: bool,
 }
 
 impl Http {
-    pub(super) fn new(url: &ServerUrl, credentials: CredentialSource) -> Result<Self, WorkspaceError> {
-        // Fails when another part of the process has installed one: just as well.
+    /// A client for the server at `base`; no request is made.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::Refused`] when `base` is no HTTP address, [`WorkspaceError::Unreachable`] when the system's
+    /// certificates cannot be read.
+    pub(super) fn new(base: &str, user_agent: &str, credentials: Credentials) -> Result<Self, WorkspaceError> {
+        let invalid = |why: &str| WorkspaceError::Refused { status: 0, message: format!("{base}: {why}") };
+        let url = reqwest::Url::parse(base).map_err(|error| invalid(&error.to_string()))?;
+        let (scheme, Some(host)) = (url.scheme(), url.host_str()) else {
+            return Err(invalid("no host"));
+        };
+        if !matches!(scheme, "http" | "https") {
+            return Err(invalid("neither http nor https"));
+        }
+        let loopback = is_loopback(host);
+        let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+        let server: Arc<str> = format!("{scheme}://{host}{port}").into();
+        let base = format!("{server}{}", url.path().trim_end_matches('/'));
+
+        // reqwest comes without a provider here. A second installation fails, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder()
-            .user_agent(USER_AGENT)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .redirect(reqwest::redirect::Policy::limited(3))
+        let mut builder = reqwest::Client::builder()
+            .user_agent(user_agent)
+            .connect_timeout(CONNECT)
+            .pool_idle_timeout(IDLE)
+            .tcp_keepalive(Duration::from_secs(30))
+            // A redirect would turn a POST into a GET.
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false);
+        if scheme == "http" {
+            // No certificate is looked at, so none needs to be installed either.
+            builder = builder.tls_certs_only([]);
+        }
+        if loopback {
+            builder = builder.no_proxy();
+        }
+        let client = builder
             .build()
-            .map_err(|error| WorkspaceError::Protocol { detail: cause(&error) })?;
-        let token = credentials.read();
-        let base = url.to_string().trim_end_matches('/').into();
-        Ok(Self { client, base, credentials, token: Arc::new(Mutex::new(token)) })
+            .map_err(|error| WorkspaceError::Unreachable { server: server.to_string(), cause: deepest(&error) })?;
+        Ok(Self { client, base, server, credentials, token: Mutex::new(None), loopback })
     }
 
+    /// Whether the server is on this machine.
+    pub(super) fn is_loopback(&self) -> bool {
+        self.loopback
+    }
+
+    /// Scheme and authority.
     pub(super) fn server(&self) -> &str {
-        &self.base
+        &self.server
     }
 
-    pub(super) fn request(&self, method: Method, path: &str, carries: u64) -> RequestBuilder {
-        self.client.request(method, format!("{}{path}", self.base)).timeout(deadline(carries))
-    }
-
-    /// A request with a body of known length that is streamed.
-    pub(super) fn streamed(
-        &self,
-        method: Method,
-        path: &str,
-        content_type: &str,
-        length: u64,
-        body: Body,
-    ) -> RequestBuilder {
-        let request = self.request(method, path, length);
-        request.header(CONTENT_TYPE, content_type).header(CONTENT_LENGTH, length).body(body)
-    }
-
-    fn with_token(&self, request: RequestBuilder) -> RequestBuilder {
-        let token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*token {
-            Some(token) => request.bearer_auth(token.expose()),
-            None => request,
+    /// Makes the request once; twice when a token was refused and there is another one.
+    ///
+    /// # Errors
+    /// As the answer says; anything but 2xx is an error.
+    pub(super) async fn send(&self, request: &Request) -> Result<Answer, WorkspaceError> {
+        let token = self.token();
+        let mut result = self.attempt(request, token.as_ref()).await;
+        if matches!(result, Err(WorkspaceError::Unreachable { .. }))
+            && request.is_long()
+            && let Some(question) = request.question()
+            && let Err(error @ (WorkspaceError::Unauthorized | WorkspaceError::Forbidden { .. })) =
+                self.attempt(&question, token.as_ref()).await
+        {
+            // Refused before the body was read: with the connection closed on it, the answer is mostly lost.
+            result = Err(error);
         }
-    }
-
-    /// Sends once, and once more with a fresh token when the one at hand is refused.
-    async fn send_once(
-        &self,
-        build: &impl Fn() -> Result<RequestBuilder, WorkspaceError>,
-    ) -> Result<Response, WorkspaceError> {
-        let mut renewed = false;
-        loop {
-            let answer = self.with_token(build()?).send().await.map_err(|error| self.failure(&error))?;
-            if answer.status() == StatusCode::UNAUTHORIZED && !renewed {
-                renewed = true;
-                let fresh = self.credentials.read();
-                let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
-                if fresh.as_ref().map(Secret::expose) != token.as_ref().map(Secret::expose) {
-                    *token = fresh;
-                    continue;
+        match result {
+            Err(WorkspaceError::Unauthorized) => {
+                let fresh = (self.credentials)();
+                *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(fresh.clone());
+                if fresh.is_none() || fresh == token {
+                    return Err(WorkspaceError::Unauthorized);
                 }
+                self.attempt(request, fresh.as_ref()).await
             }
-            return check(answer).await;
+            result => result,
         }
     }
 
-    /// Sends until it is answered, within `attempts`. `build` makes the request anew for each.
-    pub(super) async fn send(
-        &self,
-        attempts: Attempts,
-        build: impl Fn() -> Result<RequestBuilder, WorkspaceError>,
-    ) -> Result<Response, WorkspaceError> {
-        retry::within(attempts, || self.send_once(&build)).await
+    /// The same, and the answer's JSON.
+    pub(super) async fn json<T>(&self, request: &Request) -> Result<T, WorkspaceError>
+    where
+        T: DeserializeOwned + Send + 'static,
+    {
+        self.send(request).await?.json().await
     }
 
-    /// `GET`s a JSON value.
-    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, WorkspaceError> {
-        retry::within(Attempts::Patient, || async {
-            let answer = self.send_once(&|| Ok(self.request(Method::GET, path, 0))).await?;
-            self.json(answer).await
-        })
-        .await
+    /// The same, repeated as `patience` allows.
+    pub(super) async fn json_with<T>(&self, patience: Patience, request: &Request) -> Result<T, WorkspaceError>
+    where
+        T: DeserializeOwned + Send + 'static,
+    {
+        retry(patience, || self.json(request)).await
     }
 
-    /// The same; `None` for 404.
-    pub(super) async fn find<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, WorkspaceError> {
-        match self.get(path).await {
-            Ok(found) => Ok(Some(found)),
+    /// [`json_with`](Self::json_with) all patience; `None` where the answer is 404.
+    pub(super) async fn find<T>(&self, request: &Request) -> Result<Option<T>, WorkspaceError>
+    where
+        T: DeserializeOwned + Send + 'static,
+    {
+        match self.json_with(Patience::Several, request).await {
+            Ok(value) => Ok(Some(value)),
             Err(WorkspaceError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Sends a JSON body, and reads a JSON answer.
-    pub(super) async fn call<T: DeserializeOwned>(
-        &self,
-        attempts: Attempts,
-        method: Method,
-        path: &str,
-        body: &(impl Serialize + Sync),
-    ) -> Result<(StatusCode, T), WorkspaceError> {
-        let body = bytes::Bytes::from(json_bytes(body)?);
-        let answer = self.send(attempts, || {
-            let request = self.request(method.clone(), path, body.len() as u64);
-            // Exactly this: the server compares the whole value.
-            Ok(request.header(CONTENT_TYPE, "application/json").body(body.clone()))
-        });
-        let answer = answer.await?;
-        let status = answer.status();
-        Ok((status, self.json(answer).await?))
+    fn token(&self) -> Option<Secret> {
+        let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        token.get_or_insert_with(|| (self.credentials)()).clone()
     }
 
-    /// An answer's JSON body.
-    pub(super) async fn json<T: DeserializeOwned>(&self, answer: Response) -> Result<T, WorkspaceError> {
-        let path = answer.url().path().to_owned();
-        let body = answer.bytes().await.map_err(|error| self.failure(&error))?;
-        serde_json::from_slice(&body).map_err(|error| WorkspaceError::Protocol {
-            detail: format!("{path} is not answered as expected: {error}"),
-        })
-    }
-
-    /// A request that got no answer, or whose answer broke off.
-    pub(super) fn failure(&self, error: &reqwest::Error) -> WorkspaceError {
-        if error.is_timeout() {
-            return WorkspaceError::TimedOut { after: if error.is_connect() { CONNECT_TIMEOUT } else { READ_TIMEOUT } };
+    async fn attempt(&self, request: &Request, token: Option<&Secret>) -> Result<Answer, WorkspaceError> {
+        let deadline = request.deadline();
+        let mut builder = self.client.request(request.method.clone(), format!("{}/{}", self.base, request.path));
+        if let Some(token) = token {
+            let Ok(mut value) = reqwest::header::HeaderValue::from_str(&format!("Bearer {}", token.expose())) else {
+                return Err(WorkspaceError::Unauthorized);
+            };
+            value.set_sensitive(true);
+            builder = builder.header(AUTHORIZATION, value);
         }
-        WorkspaceError::Unreachable { server: self.base.to_string(), cause: cause(error) }
+        if let Some((media_type, body)) = &request.body {
+            // With the length set, the stream is not sent in chunks.
+            builder = builder.header(CONTENT_TYPE, media_type).header(CONTENT_LENGTH, body.len()).body(body.open());
+        }
+        let started = std::time::Instant::now();
+        let response = match tokio::time::timeout(deadline, builder.send()).await {
+            Err(_) => return Err(WorkspaceError::TimedOut { after: deadline }),
+            Ok(Err(error)) => {
+                return Err(WorkspaceError::Unreachable { server: self.server.to_string(), cause: deepest(&error) });
+            }
+            Ok(Ok(response)) => response,
+        };
+        let status = response.status();
+        tracing::trace!(method = %request.method, path = request.path, %status, took = ?started.elapsed(), "request");
+        if !status.is_success() {
+            return Err(self.refusal(request, response, token).await);
+        }
+        if let Some(encoding) = response.headers().get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
+            let detail = format!("{} came encoded as {encoding:?}, which was not asked for", request.what);
+            return Err(WorkspaceError::Protocol { detail });
+        }
+        let length = content_length(response.headers());
+        Ok(Answer { status, response, what: request.what.clone(), server: self.server.clone(), length, read: 0 })
+    }
+
+    /// What an answer other than 2xx means.
+    async fn refusal(
+        &self,
+        request: &Request,
+        mut response: reqwest::Response,
+        token: Option<&Secret>,
+    ) -> WorkspaceError {
+        let status = response.status();
+        let retry_after = retry_after(response.headers());
+        let target = response.headers().get(LOCATION).and_then(|url| url.to_str().ok()).map(str::to_owned);
+        let mut body = Vec::new();
+        let read = async {
+            while body.len() < REFUSAL_BYTES
+                && let Ok(Some(piece)) = response.chunk().await
+            {
+                body.extend_from_slice(&piece);
+            }
+        };
+        // What has come by then is enough to tell.
+        let _ = tokio::time::timeout(CONNECT, read).await;
+        body.truncate(REFUSAL_BYTES);
+        let mut message = wire::refusal_message(&body)
+            .unwrap_or_else(|| status.canonical_reason().unwrap_or("no reason given").to_owned());
+        if let Some(token) = token.map(Secret::expose).filter(|token| !token.is_empty()) {
+            message = message.replace(token, "(token)");
+        }
+        classify(status, retry_after, message, &request.what, target.as_deref())
     }
 }
 
-pub(super) fn json_bytes(body: &impl Serialize) -> Result<Vec<u8>, WorkspaceError> {
-    serde_json::to_vec(body).map_err(|error| WorkspaceError::Protocol { detail: error.to_string() })
-}
-
-/// The deepest cause, which is the one that tells something: `Connection refused (os error 111)`.
-fn cause(error: &reqwest::Error) -> String {
-    let mut deepest: &dyn std::error::Error = error;
-    while let Some(source) = deepest.source() {
-        deepest = source;
-    }
-    let text = if error.source().is_some() { deepest.to_string() } else { error.to_string() };
-    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
-}
-
-/// An answer that is no error.
-async fn check(answer: Response) -> Result<Response, WorkspaceError> {
-    let status = answer.status();
-    if status.is_success() {
-        return Ok(answer);
-    }
-    let retry_after = answer
-        .headers()
-        .get(RETRY_AFTER)
-        .and_then(|value| value.to_str().ok()?.trim().parse().ok())
-        .map(Duration::from_secs);
-    let path = answer.url().path().to_owned();
-    let message = message(answer).await;
-    let code = status.as_u16();
-    Err(match code {
+/// The error for a status other than 2xx.
+fn classify(
+    status: StatusCode,
+    retry_after: Option<Duration>,
+    message: String,
+    what: &str,
+    target: Option<&str>,
+) -> WorkspaceError {
+    match status.as_u16() {
+        300..=399 => {
+            let target = target.unwrap_or("another address");
+            WorkspaceError::Refused { status: status.as_u16(), message: format!("the server sends on to {target}") }
+        }
         401 => WorkspaceError::Unauthorized,
         403 => WorkspaceError::Forbidden { message },
-        404 => WorkspaceError::NotFound { what: if message.is_empty() { path } else { message } },
+        404 => WorkspaceError::NotFound { what: what.to_owned() },
+        408 => WorkspaceError::Server { status: 408, message },
         409 => WorkspaceError::Conflict { message },
         413 | 507 => WorkspaceError::NoSpace { message },
         429 => WorkspaceError::Busy { retry_after },
         503 if retry_after.is_some() => WorkspaceError::Busy { retry_after },
-        500.. => WorkspaceError::Server { status: code, message },
-        _ => WorkspaceError::Refused { status: code, message },
-    })
+        500.. => WorkspaceError::Server { status: status.as_u16(), message },
+        _ => WorkspaceError::Refused { status: status.as_u16(), message },
+    }
 }
 
-/// The server's own words, from either shape of its errors, or the plain body.
-async fn message(mut answer: Response) -> String {
-    let mut body = Vec::new();
-    while let Ok(Some(chunk)) = answer.chunk().await {
-        body.extend_from_slice(&chunk);
-        if body.len() > ERROR_BODY_BYTES {
-            break;
-        }
+/// The last link of the error chain, which names the cause; the ones before say where it was met.
+fn deepest(error: &dyn Error) -> String {
+    let mut deepest = error;
+    while let Some(source) = deepest.source() {
+        deepest = source;
     }
-    let plain = || String::from_utf8_lossy(&body).chars().take(200).collect::<String>();
-    match serde_json::from_slice::<wire::ErrorBody>(&body) {
-        Ok(error) => error.message().unwrap_or_else(plain),
-        Err(_) => plain(),
-    }
+    deepest.to_string()
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Seconds; a date is what no Oxen server sends, and counts as a second.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    Some(Duration::from_secs(text.trim().parse().unwrap_or(1)))
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    address == "localhost" || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }

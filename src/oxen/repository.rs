@@ -1,285 +1,545 @@
-//! What belongs to a server and its repositories, not to one workspace.
+//! Servers, repositories, branches and workspaces.
 
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use bytes::Bytes;
 use reqwest::Method;
-use reqwest::header::CONTENT_TYPE;
-use serde::Serialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
-use super::http::{Http, json_bytes, segment};
-use super::multipart::Form;
-use super::retry::Attempts;
-use super::{repo_path, wire};
-use crate::config::{CredentialSource, RepoId, ServerUrl, Storage};
-use crate::workspace::{CommitId, WorkspaceError};
+use super::body::Segment;
+use super::dialect::{Dialect, Routes};
+use super::http::{Http, Request, path, segment, segments};
+use super::multipart::{Form, PLAIN, quoted};
+use super::retry::{Patience, retry};
+use super::wire::{self, Branch, Commit, WorkspaceInfo};
+use super::{Endpoint, OxenWorkspace};
+use crate::hash::HashKind;
+use crate::path::RepoPath;
+use crate::workspace::{CommitId, ServerInfo, WorkspaceError};
 
-/// A server.
-#[derive(Clone)]
-pub struct Server {
-    pub(super) http: Http,
+/// Who makes a repository's first commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct User {
+    /// Name.
+    pub name: String,
+    /// Address.
+    pub email: String,
+}
+
+/// Where a repository's content is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Storage {
+    /// On the server's disk, at a path of it or where it likes.
+    Local(Option<String>),
+    /// In an object store. A server without one answers with success and stores locally:
+    /// [`RepositoryInfo::storage_kind`] tells.
+    S3(S3Storage),
+}
+
+/// A place in an object store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct S3Storage {
+    /// The bucket.
+    pub bucket: String,
+    /// What every key begins with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+}
+
+/// A file of a repository's first commit.
+#[derive(Debug, Clone)]
+pub struct InitialFile {
+    /// Where. In a form, which binary content needs, servers keep the last component.
+    pub path: String,
+    /// What.
+    pub contents: Contents,
+}
+
+/// The content of an [`InitialFile`].
+#[derive(Debug, Clone)]
+pub enum Contents {
+    /// Text.
+    Text(String),
+    /// Anything.
+    Binary(Bytes),
 }
 
 /// A repository to be made.
 #[derive(Debug, Clone, Default)]
 pub struct NewRepository {
-    /// In words.
+    /// What it is about.
     pub description: Option<String>,
-    /// Everybody may read it.
-    pub public: bool,
-    /// Where its content is kept; `None` is the server's choice.
+    /// Whether everybody may read it.
+    pub is_public: Option<bool>,
+    /// The host in its address.
+    pub host: Option<String>,
+    /// The scheme in its address.
+    pub scheme: Option<String>,
+    /// The commit its history begins with.
+    pub root_commit: Option<Commit>,
+    /// Where its content is kept.
     pub storage: Option<Storage>,
-    /// Name and address of the author of the initial commit; needed with `files`.
-    pub author: Option<(String, String)>,
-    /// Files of the initial commit.
+    /// Who makes the first commit; needed for files.
+    pub user: Option<User>,
+    /// The first commit's files; none leave it empty.
     pub files: Vec<InitialFile>,
 }
 
-/// A file of an initial commit.
-#[derive(Debug, Clone)]
-pub struct InitialFile {
-    /// Its name; the server keeps one component.
-    pub name: String,
-    /// Its bytes.
-    pub content: Vec<u8>,
-}
-
-/// What a server says of a repository.
-#[derive(Debug, Clone)]
+/// A repository, as the server describes it.
+#[derive(Debug, Clone, Deserialize)]
 pub struct RepositoryInfo {
-    /// `NAMESPACE/NAME` as the server has it.
-    pub repo: String,
+    /// User or organization.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
     /// No commit yet.
+    #[serde(default)]
     pub is_empty: bool,
+    /// The oldest format that can read it.
+    #[serde(default)]
+    pub min_version: Option<String>,
     /// `local` or `s3`, where the server says.
-    pub storage: Option<String>,
+    #[serde(default)]
+    pub storage_kind: Option<String>,
+    /// Bytes of its content.
+    #[serde(default)]
+    pub size: u64,
+    /// Its identity, which survives a rename.
+    #[serde(default)]
+    pub repo_uuid: Option<String>,
 }
 
-/// A workspace of a repository.
-#[derive(Debug, Clone, Serialize)]
-pub struct WorkspaceInfo {
-    /// Its id.
-    pub id: String,
-    /// Its name, if it has one.
-    pub name: Option<String>,
-    /// The commit it stands on.
-    pub commit: CommitId,
+#[derive(Deserialize)]
+struct RepositoryAnswer {
+    repository: RepositoryInfo,
 }
 
-impl From<wire::Repository> for RepositoryInfo {
-    fn from(found: wire::Repository) -> Self {
-        Self {
-            repo: format!("{}/{}", found.namespace, found.name),
-            is_empty: found.is_empty.unwrap_or(found.latest_commit.is_none()),
-            storage: found.storage_kind,
-        }
+/// `POST /api/repos`. Released servers take `contents` as a plain string and answer 400 to the documented
+/// `{"Text": ...}` (0.65.2, tried).
+#[derive(Serialize)]
+struct RepositoryBody<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    is_public: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scheme: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    root_commit: Option<&'a Commit>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    storage_opts: Option<serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<&'a User>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    files: Option<Vec<serde_json::Value>>,
+}
+
+/// A repository on a server; it need not exist yet. Clones share one pool of connections.
+#[derive(Clone)]
+pub struct Repository {
+    pub(super) http: Arc<Http>,
+    namespace: String,
+    name: String,
+    compress: Option<bool>,
+}
+
+impl std::fmt::Debug for Repository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Repository({}, {}/{})", self.http.server(), self.namespace, self.name)
     }
 }
 
-impl Server {
-    pub(super) fn new(url: &ServerUrl, credentials: CredentialSource) -> Result<Self, WorkspaceError> {
-        Ok(Self { http: Http::new(url, credentials)? })
-    }
-
-    /// The server's version.
+impl Repository {
+    /// The way to a repository; no request is made.
     ///
     /// # Errors
-    /// [`WorkspaceError::Protocol`] when something else answers there.
-    pub async fn version(&self) -> Result<String, WorkspaceError> {
-        match self.http.get::<wire::VersionAnswer>("/api/version").await {
-            Ok(answer) => Ok(answer.oxen_version),
-            Err(WorkspaceError::NotFound { .. } | WorkspaceError::Protocol { .. }) => {
-                Err(WorkspaceError::Protocol { detail: format!("{} is not an Oxen server", self.http.server()) })
-            }
-            Err(error) => Err(error),
-        }
+    /// When the address is none, or the system's certificates cannot be read.
+    pub fn connect(endpoint: &Endpoint) -> Result<Self, WorkspaceError> {
+        let http = Http::new(&endpoint.server, &endpoint.user_agent, endpoint.credentials.clone())?;
+        Ok(Self {
+            http: Arc::new(http),
+            namespace: endpoint.namespace.clone(),
+            name: endpoint.repo.clone(),
+            compress: endpoint.compress,
+        })
     }
 
-    /// What the server says of a repository; `None`: it has none of that name, or does not show it.
-    ///
-    /// # Errors
-    /// The server's.
-    pub async fn repository(&self, repo: &RepoId) -> Result<Option<RepositoryInfo>, WorkspaceError> {
-        let found: Option<wire::RepositoryAnswer> = self.http.find(&repo_path(repo)).await?;
-        Ok(found.map(|answer| answer.repository.into()))
+    /// `rest` below the repository, already encoded.
+    pub(super) fn url(&self, rest: &str) -> String {
+        format!("api/repos/{}/{}/{rest}", segment(&self.namespace), segment(&self.name))
     }
 
-    /// Makes a repository, with an initial commit where it has files.
+    fn own_url(&self) -> String {
+        format!("api/repos/{}/{}", segment(&self.namespace), segment(&self.name))
+    }
+
+    /// What is missing when the repository is.
+    pub(super) fn what(&self) -> String {
+        format!("repository {}/{}", self.namespace, self.name)
+    }
+
+    /// What the server calls its version; needs no repository.
     ///
     /// # Errors
-    /// [`WorkspaceError::Conflict`] when it exists already; [`WorkspaceError::Refused`] for a bad name, or when the
-    /// server keeps its content elsewhere than asked.
-    pub async fn create_repository(
-        &self,
-        repo: &RepoId,
-        new: &NewRepository,
-    ) -> Result<RepositoryInfo, WorkspaceError> {
-        let mut body = json!({ "namespace": repo.namespace, "name": repo.name, "is_public": new.public });
-        if let Some(description) = &new.description {
-            body["description"] = json!(description);
-        }
-        match &new.storage {
-            None => {}
-            Some(Storage::Local) => body["storage_opts"] = json!({ "kind": "local" }),
-            Some(Storage::S3 { bucket, prefix }) => {
-                body["storage_opts"] = json!({ "kind": "s3", "s3_opts": { "bucket": bucket, "prefix": prefix } });
-            }
-        }
-        let made: wire::RepositoryAnswer = match &new.author {
-            Some((name, email)) if !new.files.is_empty() => {
-                let form = || {
-                    let mut form = Form::new();
-                    form.field("new_repo", &body.to_string());
-                    // Before the files: the server takes the author from what it has read.
-                    form.field("name", name);
-                    form.field("email", email);
-                    new.files.iter().for_each(|file| form.bytes("file[]", &file.name, file.content.clone()));
-                    form.finish()
-                };
-                let answer = self.http.send(Attempts::Once, || {
-                    let (content_type, length, body) = form();
-                    Ok(self.http.streamed(Method::POST, "/api/repos", &content_type, length, body))
-                });
-                self.http.json(answer.await?).await?
-            }
-            _ => {
-                if let Some((name, email)) = &new.author {
-                    body["user"] = json!({ "name": name, "email": email });
+    /// When there is no Oxen server.
+    pub async fn server_version(&self) -> Result<String, WorkspaceError> {
+        let request = Request::get("api/version".to_owned(), "an Oxen server at this address");
+        let (header, answer) = retry(Patience::Several, async || {
+            let answer = self.http.send(&request).await?;
+            Ok((answer.version(), answer.json::<wire::VersionAnswer>().await?))
+        })
+        .await?;
+        answer.oxen_version.or(header).ok_or_else(|| {
+            let detail = format!("{} answers, but not as an Oxen server", self.http.server());
+            WorkspaceError::Protocol { detail }
+        })
+    }
+
+    /// The repository; `None` when there is none.
+    ///
+    /// # Errors
+    /// As the server answers.
+    pub async fn get(&self) -> Result<Option<RepositoryInfo>, WorkspaceError> {
+        let answer: Option<RepositoryAnswer> = self.http.find(&Request::get(self.own_url(), self.what())).await?;
+        Ok(answer.map(|answer| answer.repository))
+    }
+
+    /// Makes the repository: as JSON where all its files are text, as a form where one is not.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::Conflict`] when there is one of that name.
+    pub async fn create(&self, new: &NewRepository) -> Result<RepositoryInfo, WorkspaceError> {
+        let in_form = new.files.iter().any(|file| matches!(file.contents, Contents::Binary(_)));
+        let created = if in_form {
+            self.create_by_form(new).await
+        } else {
+            match self.create_by_json(new, ContentsForm::Released).await {
+                // Nothing was made; the documented form is the other one there is.
+                Err(WorkspaceError::Refused { status: 400, message }) if !new.files.is_empty() => {
+                    let documented = self.create_by_json(new, ContentsForm::Documented).await;
+                    documented.map_err(|error| match error {
+                        WorkspaceError::Refused { status: 400, .. } => WorkspaceError::Refused { status: 400, message },
+                        error => error,
+                    })
                 }
-                self.http.call(Attempts::Once, Method::POST, "/api/repos", &body).await?.1
+                result => result,
             }
         };
-        let made = RepositoryInfo::from(made.repository);
-        // A server without S3 answers 200 and keeps the content on its own disk (tried on 0.65.2).
-        let wanted = new.storage.as_ref().map(|storage| if *storage == Storage::Local { "local" } else { "s3" });
-        match (wanted, made.storage.as_deref()) {
-            (Some(wanted), Some(got)) if wanted != got => Err(WorkspaceError::Refused {
-                status: 200,
-                message: format!("{} was made, but keeps its content in {got}, not {wanted}", made.repo),
-            }),
-            _ => Ok(made),
+        let lost_answer = match created {
+            Ok(()) => false,
+            // Not repeated: a repository made by a request whose answer was lost would be a conflict.
+            Err(WorkspaceError::Unreachable { .. } | WorkspaceError::TimedOut { .. }) => true,
+            Err(error) => return Err(error),
+        };
+        match self.get().await? {
+            Some(info) => Ok(info),
+            None if lost_answer => {
+                Err(WorkspaceError::Unconfirmed { what: format!("the creation of {}", self.what()) })
+            }
+            None => Err(WorkspaceError::NotFound { what: self.what() }),
         }
     }
 
-    /// Removes a repository and all it holds.
-    ///
-    /// # Errors
-    /// The server's.
-    pub async fn delete_repository(&self, repo: &RepoId) -> Result<(), WorkspaceError> {
-        let path = repo_path(repo);
-        self.http.send(Attempts::Once, || Ok(self.http.request(Method::DELETE, &path, 0))).await.map(|_| ())
+    async fn create_by_json(&self, new: &NewRepository, form: ContentsForm) -> Result<(), WorkspaceError> {
+        let user = new.user.as_ref();
+        let files = new.files.iter().map(|file| {
+            let contents = match (&file.contents, form) {
+                (Contents::Text(text), ContentsForm::Released) => serde_json::json!(text),
+                (Contents::Text(text), ContentsForm::Documented) => serde_json::json!({ "Text": text }),
+                (Contents::Binary(bytes), _) => serde_json::json!({ "Binary": bytes.as_ref() }),
+            };
+            serde_json::json!({ "path": file.path, "contents": contents, "user": user })
+        });
+        let files: Vec<_> = files.collect();
+        let body = RepositoryBody { files: (!files.is_empty()).then_some(files), ..self.body(new) };
+        let request = Request::new(Method::POST, "api/repos".to_owned(), self.what()).json(&body)?;
+        self.http.json::<wire::Anything>(&request).await.map(drop)
     }
 
-    /// The head of a branch; `None`: there is no such branch.
-    ///
-    /// # Errors
-    /// The server's.
-    pub async fn branch(&self, repo: &RepoId, branch: &str) -> Result<Option<CommitId>, WorkspaceError> {
-        let path = format!("{}/branches/{}", repo_path(repo), segment(branch));
-        let found: Option<wire::BranchAnswer> = self.http.find(&path).await?;
-        Ok(found.map(|answer| CommitId(answer.branch.commit_id.into())))
+    /// The user comes before the files, or they have no author (0.65.2, tried).
+    async fn create_by_form(&self, new: &NewRepository) -> Result<(), WorkspaceError> {
+        let json = serde_json::to_vec(&self.body(new))
+            .map_err(|error| WorkspaceError::Protocol { detail: format!("cannot write a request: {error}") })?;
+        let mut form = Form::new();
+        form.field("new_repo", &json);
+        if let Some(user) = &new.user {
+            form.field("name", user.name.as_bytes());
+            form.field("email", user.email.as_bytes());
+        }
+        for file in &new.files {
+            let Some(name) = quoted(&file.path) else {
+                let message = format!("{:?} cannot be sent: a line break or control character is in it", file.path);
+                return Err(WorkspaceError::Refused { status: 0, message });
+            };
+            let bytes = match &file.contents {
+                Contents::Text(text) => Bytes::copy_from_slice(text.as_bytes()),
+                Contents::Binary(bytes) => bytes.clone(),
+            };
+            form.file(&name, PLAIN, Segment::Bytes(bytes));
+        }
+        let (media_type, body) = form.finish();
+        let request = Request::new(Method::POST, "api/repos".to_owned(), self.what()).body(media_type, body);
+        self.http.json::<wire::Anything>(&request).await.map(drop)
     }
 
-    /// All branches and their heads.
-    ///
-    /// # Errors
-    /// The server's.
-    pub async fn branches(&self, repo: &RepoId) -> Result<Vec<(String, CommitId)>, WorkspaceError> {
-        let answer: wire::BranchesAnswer = self.http.get(&format!("{}/branches", repo_path(repo))).await?;
-        Ok(answer.branches.into_iter().map(|branch| (branch.name, CommitId(branch.commit_id.into()))).collect())
+    fn body<'a>(&'a self, new: &'a NewRepository) -> RepositoryBody<'a> {
+        let storage_opts = new.storage.as_ref().map(|storage| match storage {
+            Storage::Local(None) => serde_json::json!({ "kind": "local" }),
+            Storage::Local(Some(path)) => {
+                serde_json::json!({ "kind": "local", "local_storage_opts": { "path": path } })
+            }
+            Storage::S3(s3) => serde_json::json!({ "kind": "s3", "s3_opts": s3 }),
+        });
+        RepositoryBody {
+            namespace: &self.namespace,
+            name: &self.name,
+            description: new.description.as_deref(),
+            is_public: new.is_public,
+            host: new.host.as_deref(),
+            scheme: new.scheme.as_deref(),
+            root_commit: new.root_commit.as_ref(),
+            storage_opts,
+            user: new.user.as_ref(),
+            files: None,
+        }
     }
 
-    /// Makes a branch where another stands.
+    /// All branches.
     ///
     /// # Errors
-    /// The server's.
-    pub async fn create_branch(&self, repo: &RepoId, new: &str, from: &str) -> Result<CommitId, WorkspaceError> {
-        let path = format!("{}/branches", repo_path(repo));
-        let body = json!({ "new_name": new, "from_name": from });
-        let (_, answer) = self.http.call::<wire::BranchAnswer>(Attempts::Patient, Method::POST, &path, &body).await?;
-        Ok(CommitId(answer.branch.commit_id.into()))
+    /// As the server answers.
+    pub async fn branches(&self) -> Result<Vec<Branch>, WorkspaceError> {
+        let request = Request::get(self.url("branches"), self.what());
+        let answer: wire::BranchesAnswer = self.http.json_with(Patience::Several, &request).await?;
+        Ok(answer.branches)
+    }
+
+    /// A branch; `None` when there is none of that name, or no such repository.
+    ///
+    /// # Errors
+    /// As the server answers.
+    pub async fn branch(&self, name: &str) -> Result<Option<Branch>, WorkspaceError> {
+        let request = Request::get(self.url(&format!("branches/{}", segments(name))), format!("branch {name}"));
+        let answer: Option<wire::BranchAnswer> = self.http.find(&request).await?;
+        Ok(answer.map(|answer| answer.branch))
+    }
+
+    /// Makes the branch `name` where `from` stands. One that is there already is returned as it is.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::NotFound`] without `from`.
+    pub async fn create_branch(&self, name: &str, from: &str) -> Result<Branch, WorkspaceError> {
+        if let Some(branch) = self.branch(name).await? {
+            return Ok(branch);
+        }
+        let body = wire::NewBranch { new_name: name, from_name: from };
+        let request = Request::new(Method::POST, self.url("branches"), format!("branch {from}")).json(&body)?;
+        let answer: wire::BranchAnswer = self.http.json_with(Patience::Several, &request).await?;
+        Ok(answer.branch)
+    }
+
+    /// A commit; `None` when there is none of that id, or no such repository.
+    ///
+    /// # Errors
+    /// As the server answers.
+    pub async fn commit(&self, id: &str) -> Result<Option<Commit>, WorkspaceError> {
+        let request = Request::get(self.url(&format!("commits/{}", segment(id))), format!("commit {id}"));
+        let answer: Option<wire::CommitAnswer> = self.http.find(&request).await?;
+        Ok(answer.map(|answer| answer.commit))
     }
 
     /// All workspaces.
     ///
     /// # Errors
-    /// The server's.
-    pub async fn workspaces(&self, repo: &RepoId) -> Result<Vec<WorkspaceInfo>, WorkspaceError> {
-        let answer: wire::WorkspacesAnswer = self.http.get(&format!("{}/workspaces", repo_path(repo))).await?;
-        Ok(answer.workspaces.into_iter().map(workspace_info).collect())
+    /// As the server answers.
+    pub async fn workspaces(&self) -> Result<Vec<WorkspaceInfo>, WorkspaceError> {
+        let request = Request::get(self.url("workspaces"), self.what());
+        let answer: wire::WorkspacesAnswer = self.http.json_with(Patience::Several, &request).await?;
+        Ok(answer.workspaces)
     }
 
-    /// A workspace by id or name; `None`: there is none.
+    /// A workspace by name or id; `None` when there is none, or no such repository.
     ///
     /// # Errors
-    /// The server's.
-    pub async fn workspace(&self, repo: &RepoId, name: &str) -> Result<Option<WorkspaceInfo>, WorkspaceError> {
-        let path = format!("{}/workspaces/{}", repo_path(repo), segment(name));
-        let found: Option<wire::WorkspaceAnswer> = self.http.find(&path).await?;
-        Ok(found.map(|answer| workspace_info(answer.workspace)))
+    /// As the server answers.
+    pub async fn workspace(&self, name: &str) -> Result<Option<WorkspaceInfo>, WorkspaceError> {
+        let answer: Option<wire::WorkspaceAnswer> = self.http.find(&self.workspace_request(Method::GET, name)).await?;
+        Ok(answer.map(|answer| answer.workspace))
     }
 
-    /// Drops a workspace and what is staged in it.
+    /// Deletes a workspace and what is staged in it; says whether there was one.
     ///
     /// # Errors
-    /// The server's.
-    pub async fn delete_workspace(&self, repo: &RepoId, name: &str) -> Result<(), WorkspaceError> {
-        let path = format!("{}/workspaces/{}", repo_path(repo), segment(name));
-        self.http.send(Attempts::Patient, || Ok(self.http.request(Method::DELETE, &path, 0))).await.map(|_| ())
+    /// As the server answers.
+    pub async fn delete_workspace(&self, name: &str) -> Result<bool, WorkspaceError> {
+        let request = self.workspace_request(Method::DELETE, name);
+        Ok(self.http.find::<wire::Anything>(&request).await?.is_some())
     }
 
-    /// Finds or makes a workspace of this name, which is its id as well. Says whether the documented path answered.
-    pub(super) async fn get_or_create_workspace(
-        &self,
-        repo: &RepoId,
-        name: &str,
-        branch: &str,
-    ) -> Result<(WorkspaceInfo, bool), WorkspaceError> {
-        let body = wire::NewWorkspace { workspace_id: name, name, branch_name: branch };
-        let put = |documented: bool| {
-            let path = format!("{}/workspaces{}", repo_path(repo), if documented { "/get_or_create" } else { "" });
-            let (http, body) = (self.http.clone(), json_bytes(&body));
-            async move {
-                let body = body?;
-                let answer = http.send(Attempts::Patient, || {
-                    let request = http.request(Method::PUT, &path, 0);
-                    Ok(request.header(CONTENT_TYPE, "application/json").body(body.clone()))
-                });
-                http.json::<wire::WorkspaceAnswer>(answer.await?).await
-            }
-        };
-        let (answer, documented) = match put(false).await {
-            // No such route (405 where another method has it), or the route's own 404; the second request tells.
-            Err(error @ (WorkspaceError::NotFound { .. } | WorkspaceError::Refused { status: 405, .. })) => {
-                match put(true).await {
-                    Ok(answer) => (answer, true),
-                    Err(_) => return Err(error),
-                }
-            }
-            done => (done?, false),
-        };
-        let found = workspace_info(answer.workspace);
-        if documented {
-            return Ok((found, true));
+    fn workspace_request(&self, method: Method, name: &str) -> Request {
+        Request::new(method, self.url(&format!("workspaces/{}", segment(name))), format!("workspace {name}"))
+    }
+
+    /// [`OxenWorkspace::open`] on this connection.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn open_workspace(&self, name: &str, branch: &str) -> Result<OxenWorkspace, WorkspaceError> {
+        let version = self.server_version().await?;
+        let mut answer = self.get_or_create_workspace(name, branch).await?;
+        // When it was found by name, the answer has the id that was sent, not its own (0.65.2, tried).
+        let mut found = self.workspace(name).await?.unwrap_or(answer.workspace.clone());
+        // A workspace keeps the commit it was made on. With nothing staged there is no reason to: it is made anew, on
+        // what the branch has become.
+        let head = self.branch(branch).await?;
+        if answer.status_message != "resource_created"
+            && head.is_some_and(|head| head.commit_id != found.commit.id)
+            && !self.has_changes(&found.id).await?
+        {
+            self.delete_workspace(&found.id).await?;
+            answer = self.get_or_create_workspace(name, branch).await?;
+            found = answer.workspace.clone();
         }
-        // Found by name, the answer repeats the id that was sent, not the true one.
-        let found = self.workspace(repo, name).await?.unwrap_or(found);
-        Ok((found, false))
+        let dialect = Dialect::of(self.routes(&found.id).await?, &version);
+        let hash_kind = match dialect.name {
+            "documented" => self.hash_kind(&found.commit.commit_id()).await?.unwrap_or(HashKind::Sha256),
+            _ => HashKind::Xxh3,
+        };
+        let info = ServerInfo { version, dialect: dialect.name, hash_kind, by_hash: dialect.hash_route.by_hash() };
+        tracing::info!(server = self.http.server(), version = info.version, dialect = info.dialect, "connected");
+        Ok(OxenWorkspace {
+            repo: self.clone(),
+            known_commits: Mutex::new(HashSet::from([found.commit.commit_id()])),
+            id: found.id,
+            name: name.to_owned(),
+            created: answer.status_message == "resource_created",
+            dialect,
+            info,
+            compress: self.compress.unwrap_or(!self.http.is_loopback()),
+            no_ranges: AtomicBool::new(false),
+        })
     }
 
-    /// Whether a route is there: a body that it cannot take is refused, not unknown.
-    pub(super) async fn has_route(&self, path: &str, body: &'static str) -> Result<bool, WorkspaceError> {
-        let answer = self.http.send(Attempts::Patient, || {
-            let request = self.http.request(Method::POST, path, 0);
-            Ok(request.header(CONTENT_TYPE, "application/json").body(body))
-        });
-        match answer.await {
+    async fn get_or_create_workspace(&self, name: &str, branch: &str) -> Result<wire::WorkspaceAnswer, WorkspaceError> {
+        // One string for both: either finds it then.
+        let body = wire::NewWorkspace { workspace_id: name, name, branch_name: branch };
+        let mut refused = None;
+        // Released and documented; a server has one of them, and answers the other 404 or 405.
+        for route in ["workspaces", "workspaces/get_or_create"] {
+            let request = Request::new(Method::PUT, self.url(route), self.what()).json(&body)?;
+            match self.http.json_with(Patience::Several, &request).await {
+                Err(error @ (WorkspaceError::NotFound { .. } | WorkspaceError::Refused { status: 405, .. })) => {
+                    refused.get_or_insert(error);
+                }
+                Err(error @ WorkspaceError::Refused { status: 400, .. }) => {
+                    // Of a branch that is not there, too.
+                    let missing = self.branch(branch).await?.is_none();
+                    return Err(match missing {
+                        true => WorkspaceError::NotFound { what: format!("branch {branch}") },
+                        false => error,
+                    });
+                }
+                result => return result,
+            }
+        }
+        if self.get().await?.is_some() && self.branch(branch).await?.is_none() {
+            return Err(WorkspaceError::NotFound { what: format!("branch {branch}") });
+        }
+        Err(refused.unwrap_or_else(|| WorkspaceError::NotFound { what: self.what() }))
+    }
+
+    /// Which routes the server has: asked with requests that change nothing.
+    async fn routes(&self, workspace: &str) -> Result<Routes, WorkspaceError> {
+        let below = |rest: &str| self.url(&format!("workspaces/{}/{rest}", segment(workspace)));
+        let nothing: [(); 0] = [];
+        // 0.65.2 misses a field in `{}` and answers 400 (tried); where there is no such route, 404 or 405.
+        let begin = Request::new(Method::POST, self.url("versions/uploads"), "").json(&Object {})?;
+        if self.answers(&begin, &[400, 422]).await? {
+            return Ok(Routes { uploads: true, ..Routes::default() });
+        }
+        let mut routes = Routes::default();
+        // 200 to no files (read, 0.53.4), 404 from 0.54 on (tried, 0.65.2), 426 where the agent is not liked (read).
+        let request = Request::new(Method::POST, below("versions/"), "").json(&nothing)?;
+        routes.workspace_versions = self.answers(&request, &[]).await?;
+        if !routes.workspace_versions {
+            // Documented; released servers take it for a multipart add and answer 415 (tried, 0.65.2).
+            let request = Request::new(Method::POST, below("files/batch/"), "").json(&nothing)?;
+            routes.files_batch = self.answers(&request, &[]).await?;
+        }
+        // Does nothing and answers 200 (read, 0.53.4 and 0.65.2). The hash is that of no bytes.
+        let create = self.url("versions/99aa06d3014798d86001c324468d497f/create");
+        routes.chunks = self.answers(&Request::new(Method::POST, create, "").json(&Object {})?, &[]).await?;
+        Ok(routes)
+    }
+
+    /// Whether the request succeeds or is refused with one of `statuses`; any other refusal says that there is no such
+    /// route.
+    async fn answers(&self, request: &Request, statuses: &[u16]) -> Result<bool, WorkspaceError> {
+        match retry(Patience::Several, || self.http.send(request)).await {
             Ok(_) => Ok(true),
-            Err(WorkspaceError::NotFound { .. } | WorkspaceError::Refused { status: 405 | 415 | 426, .. }) => Ok(false),
-            Err(WorkspaceError::Refused { .. }) => Ok(true),
+            Err(WorkspaceError::Refused { status, .. }) => Ok(statuses.contains(&status)),
+            Err(WorkspaceError::NotFound { .. } | WorkspaceError::Conflict { .. }) => Ok(false),
+            // Not implemented.
+            Err(WorkspaceError::Server { status: 501, .. }) => Ok(false),
             Err(error) => Err(error),
         }
     }
+
+    async fn has_changes(&self, workspace: &str) -> Result<bool, WorkspaceError> {
+        let url = self.url(&format!("workspaces/{}/changes?page=1&page_size=1", segment(workspace)));
+        let request = Request::get(url, format!("workspace {workspace}"));
+        let staged = self.http.json_with::<wire::ChangesAnswer>(Patience::Several, &request).await?.staged;
+        let lists = [staged.added_files, staged.modified_files, staged.removed_files];
+        Ok(lists.iter().any(|list| list.total_entries > 0 || !list.entries.is_empty()))
+    }
+
+    /// The function that made the hashes of a commit's files; `None` when none is found near the root.
+    async fn hash_kind(&self, commit: &CommitId) -> Result<Option<HashKind>, WorkspaceError> {
+        let mut dirs = VecDeque::from([RepoPath::root()]);
+        // Files are seldom deep; a handful of listings is enough to look for one.
+        for _ in 0..8 {
+            let Some(dir) = dirs.pop_front() else { break };
+            let place = format!("dir/{}/{}?page=1&page_size=20", segment(&commit.0), path(&dir));
+            let page: Option<wire::DirPage> = self.http.find(&Request::get(self.url(&place), "")).await?;
+            for entry in page.map(|page| page.entries).unwrap_or_default() {
+                match (entry.is_dir, wire::hash(&entry.hash)) {
+                    (false, Some(hash)) => return Ok(Some(hash.kind())),
+                    (false, None) => {}
+                    (true, _) => dirs.extend(RepoPath::parse(&entry.filename).map(|below| dir.concat(&below))),
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether `commit` exists: it is found as such, or by its root (the route for commits is not everywhere), or a
+    /// branch stands on it (a root without files is 404).
+    pub(super) async fn has_commit(&self, commit: &CommitId) -> Result<bool, WorkspaceError> {
+        if self.commit(&commit.0).await?.is_some() {
+            return Ok(true);
+        }
+        let root = Request::get(self.url(&format!("dir/{}?page=1&page_size=1", segment(&commit.0))), "");
+        if self.http.find::<wire::Anything>(&root).await?.is_some() {
+            return Ok(true);
+        }
+        Ok(self.branches().await?.iter().any(|branch| *branch.commit_id == *commit.0))
+    }
 }
 
-fn workspace_info(found: wire::WorkspaceBody) -> WorkspaceInfo {
-    WorkspaceInfo { id: found.id, name: found.name, commit: CommitId(found.commit.id.into()) }
+/// How `contents` is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ContentsForm {
+    Released,
+    Documented,
 }
+
+/// `{}`.
+#[derive(Serialize)]
+struct Object {}

@@ -1,220 +1,287 @@
-//! Large files in parts: the protocol of 0.64 and later, which begins by asking for the hash, and that of the
-//! releases before it.
+//! Large files: in parts that the server hashes as they come, in chunks that it assembles, or in one request.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::sync::Arc;
-use std::time::Duration;
+use std::io;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use reqwest::{Body, Method};
+use reqwest::Method;
 
-use super::http::{Http, segment};
-use super::multipart::file_stream;
-use super::retry::Attempts;
+use super::OxenWorkspace;
+use super::body::{Body, Segment};
+use super::dialect::LargeRoute;
+use super::http::Request;
+use super::multipart::PLAIN;
+use super::retry::{Patience, pause, retry};
+use super::staging::{BACKSLASH, has_backslash};
 use super::wire;
 use crate::workspace::{Outcome, Put, Upload, UploadProgress, WorkspaceError};
 
-/// Parts of one file on their way at once: two were the fastest against a server on the same two cores (298 to
-/// 303 MB/s; one 225, four 274 to 280).
-const PARTS_AT_ONCE: usize = 2;
-/// Chunk length of the older protocol, in bytes. Fixed for ever: it counts the chunks of a hash and cannot list them,
-/// so that another length would leave a hash that can never be completed.
-const CHUNK_BYTES: u64 = 10 << 20;
-/// How long a server that says when gets before a part is sent again, at most.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// How often one part is sent before the upload is given back to the caller, who will resume it.
-const PART_ATTEMPTS: u32 = 6;
+/// Parts in flight (0.65.2, tried, hashing included: one at a time 225 MB/s, two 298 to 303, four 274 to 280).
+const PARTS: usize = 2;
+/// How often one call begins anew: the server may have been restarted, and the last answer may have been lost.
+const ROUNDS: u32 = 3;
+/// How often a part is held back by the server before the caller is told that it is busy.
+const HELD_BACK: u32 = 8;
 
-/// The content type of parts and chunks.
-const OCTETS: &str = "application/octet-stream";
-
-/// What both protocols share.
-pub(super) struct Parts<'a> {
-    pub http: &'a Http,
-    /// `/api/repos/NAMESPACE/NAME`.
-    pub repo: &'a str,
-    pub workspace: &'a str,
-    pub put: &'a Put,
-    pub progress: &'a dyn UploadProgress,
+/// Why a round of parts ended.
+enum Round {
+    /// The server verified and staged the whole file.
+    Completed,
+    /// All parts are there, but no answer said so; or the server does not know the upload (any more).
+    Over,
 }
 
-/// What the server said to the beginning of an upload.
-pub(super) enum Begun {
-    /// It has the content; it is staged.
-    Stored,
-    /// It wants the bytes.
-    Wanted { upload: Upload, window: u32 },
-}
-
-impl Parts<'_> {
-    /// Asks by hash; begins an upload where the content is not there.
-    pub(super) async fn begin(&self) -> Result<Begun, WorkspaceError> {
-        let body = wire::BeginUpload {
-            hash: self.put.object.hash.to_string(),
-            size: self.put.object.size,
-            destination: wire::Destination { workspace_id: self.workspace, path: self.put.path.as_str() },
-        };
-        let path = format!("{}/versions/uploads", self.repo);
-        let (_, begun) = self.http.call(Attempts::Quick, Method::POST, &path, &body).await?;
-        Ok(match begun {
-            wire::BegunUpload::AlreadyStored => Begun::Stored,
-            wire::BegunUpload::AwaitingParts { upload_id, part_size, num_parts, part_window } => {
-                let size = self.put.object.size;
-                if part_size == 0 || u64::from(num_parts) != size.div_ceil(part_size) {
-                    let detail = format!("{size} bytes were to be sent in {num_parts} parts of {part_size}");
-                    return Err(WorkspaceError::Protocol { detail });
-                }
-                let upload = Upload { id: upload_id, part_bytes: part_size, parts: Vec::new() };
-                Begun::Wanted { upload, window: part_window.max(1) }
-            }
-        })
-    }
-
-    /// Sends what is missing of an upload, from 0.64 on. `NotFound`: the server no longer knows it.
-    pub(super) async fn send(
+impl OxenWorkspace {
+    pub(super) async fn send_one(
         &self,
-        mut upload: Upload,
-        window: u32,
-        file: &Arc<File>,
+        put: &Put,
+        resume: Option<Upload>,
+        progress: &dyn UploadProgress,
     ) -> Result<Outcome, WorkspaceError> {
-        let size = self.put.object.size;
-        let count = u32::try_from(size.div_ceil(upload.part_bytes)).map_err(|_| WorkspaceError::NoSpace {
-            message: format!("{} needs more parts than can be counted", self.put.path),
-        })?;
-        let done: BTreeSet<u32> = upload.parts.iter().copied().collect();
-        let mut missing: std::collections::VecDeque<u32> = (0..count).filter(|part| !done.contains(part)).collect();
-        if missing.is_empty() {
-            // All were acknowledged and the completing answer was lost: beginning again tells what became of it.
-            return Err(WorkspaceError::NotFound { what: format!("upload {}", upload.id) });
+        if has_backslash(put) {
+            return Ok(Outcome::Failed(WorkspaceError::Unsupported { what: BACKSLASH }));
         }
-        let mut flying = FuturesUnordered::new();
-        let mut in_flight = BTreeSet::new();
-        let mut sent_bytes = 0;
-        loop {
-            while flying.len() < PARTS_AT_ONCE
-                && let Some(&part) = missing.front()
-                && in_flight.first().is_none_or(|first| part < first + window)
-            {
-                missing.pop_front();
-                in_flight.insert(part);
-                flying.push(self.part(&upload.id, part, upload.part_bytes, file));
-            }
-            let Some(answer) = flying.next().await else {
-                return Err(WorkspaceError::Unconfirmed { what: self.put.path.to_string() });
-            };
-            let (part, bytes, completed) = answer?;
-            in_flight.remove(&part);
-            sent_bytes += bytes;
-            self.progress.sent(bytes);
-            if completed {
-                return Ok(Outcome::Done { sent_bytes });
-            }
-            upload.parts.push(part);
-            upload.parts.sort_unstable();
-            self.progress.checkpoint(&upload);
+        if put.file.is_none() && put.object.size > 0 {
+            return self.stage_hashes(std::slice::from_ref(put)).await.map(|mut outcomes| outcomes.remove(0));
+        }
+        if put.object.size > 0 && self.dialect.large != LargeRoute::Multipart {
+            return self.send_in_pieces(put, resume, progress).await;
+        }
+        let mut outcomes = self.send_batch(std::slice::from_ref(put)).await?;
+        let outcome = outcomes.pop().unwrap_or(Outcome::NeedsBytes);
+        if let Outcome::Done { sent_bytes } = outcome {
+            progress.sent(sent_bytes);
+        }
+        Ok(outcome)
+    }
+
+    /// The same, where the server takes pieces and the file has some.
+    pub(super) async fn send_in_pieces(
+        &self,
+        put: &Put,
+        resume: Option<Upload>,
+        progress: &dyn UploadProgress,
+    ) -> Result<Outcome, WorkspaceError> {
+        let result = match self.dialect.large {
+            LargeRoute::Parts => self.send_parts(put, resume, progress).await,
+            LargeRoute::Chunks | LargeRoute::Multipart => self.send_chunks(put, resume, progress).await,
+        };
+        match result {
+            Ok(sent_bytes) => Ok(Outcome::Done { sent_bytes }),
+            // The file's own: its bytes here, or their hash there.
+            Err(error @ (WorkspaceError::Io(_) | WorkspaceError::Refused { .. })) => Ok(Outcome::Failed(error)),
+            Err(error) => Err(error),
         }
     }
 
-    /// One part, sent again as the server asks.
-    async fn part(
+    // ---- parts
+
+    /// Begins an upload; content that the server has is staged by that.
+    pub(super) async fn begin(&self, put: &Put, size: u64) -> Result<wire::BegunUpload, WorkspaceError> {
+        let body = wire::BeginUpload {
+            hash: put.object.hash.to_string(),
+            size,
+            destination: wire::Destination { workspace_id: &self.id, path: put.path.as_str() },
+        };
+        let request = Request::new(Method::POST, self.repo.url("versions/uploads"), self.what()).json(&body)?;
+        self.repo.http.json_with(Patience::Quick, &request).await
+    }
+
+    /// Sends what is missing; returns how much that was.
+    async fn send_parts(
         &self,
-        id: &str,
-        part: u32,
-        part_bytes: u64,
-        file: &Arc<File>,
-    ) -> Result<(u32, u64, bool), WorkspaceError> {
-        let from = u64::from(part) * part_bytes;
-        let bytes = part_bytes.min(self.put.object.size - from);
-        let path = format!("{}/versions/uploads/{}/parts/{}", self.repo, segment(id), part + 1);
-        let mut attempt = 0;
-        loop {
-            let answer = self.http.send(Attempts::Quick, || {
-                let body = Body::wrap_stream(file_stream(file.clone(), from, bytes));
-                Ok(self.http.streamed(Method::PUT, &path, OCTETS, bytes, body))
-            });
-            match answer.await {
-                Ok(answer) => {
-                    let answer: wire::PartAnswer = self.http.json(answer).await?;
-                    return Ok((part, bytes, answer.completed));
+        put: &Put,
+        resume: Option<Upload>,
+        progress: &dyn UploadProgress,
+    ) -> Result<u64, WorkspaceError> {
+        let mut sent_bytes = 0;
+        let mut resume = resume.filter(|upload| !upload.id.is_empty() && upload.part_bytes > 0);
+        for _ in 0..ROUNDS {
+            let (upload, window) = match resume.take() {
+                // A guess that holds for what released servers take: the smallest window there is.
+                Some(upload) => (upload, PARTS as u64),
+                None => {
+                    let begun = self.begin(put, put.object.size).await?;
+                    if begun.file == "already_stored" {
+                        return Ok(sent_bytes);
+                    }
+                    let parts = put.object.size.checked_div(begun.part_size).unwrap_or(0);
+                    let parts = parts + u64::from(put.object.size.checked_rem(begun.part_size).unwrap_or(0) > 0);
+                    if begun.upload_id.is_empty() || parts == 0 || parts != begun.num_parts {
+                        let detail = format!(
+                            "{} parts of {} bytes for the {} bytes of {}",
+                            begun.num_parts, begun.part_size, put.object.size, put.path
+                        );
+                        return Err(WorkspaceError::Protocol { detail });
+                    }
+                    let upload = Upload { id: begun.upload_id, part_bytes: begun.part_size, parts: Vec::new() };
+                    progress.checkpoint(&upload);
+                    (upload, begun.part_window.max(1))
                 }
-                // Outside the window, or the repository is held for maintenance.
-                Err(WorkspaceError::Busy { retry_after }) if attempt < PART_ATTEMPTS => {
-                    attempt += 1;
-                    tokio::time::sleep(retry_after.unwrap_or(Duration::from_millis(500)).min(LONGEST_PAUSE)).await;
+            };
+            match self.send_round(put, upload, window, progress, &mut sent_bytes).await? {
+                Round::Completed => return Ok(sent_bytes),
+                // Beginning again answers `already_stored` where the file is there (0.65.2, tried).
+                Round::Over => {}
+            }
+        }
+        Err(WorkspaceError::Unconfirmed { what: put.path.to_string() })
+    }
+
+    /// Sends the parts that `upload` lacks, [`PARTS`] at a time, none further than `window` ahead of the first missing.
+    async fn send_round(
+        &self,
+        put: &Put,
+        mut upload: Upload,
+        window: u64,
+        progress: &dyn UploadProgress,
+        sent_bytes: &mut u64,
+    ) -> Result<Round, WorkspaceError> {
+        let count = part_count(put.object.size, upload.part_bytes)?;
+        let acknowledged: BTreeSet<u32> = upload.parts.iter().copied().filter(|part| *part < count).collect();
+        let mut missing: BTreeSet<u32> = (0..count).filter(|part| !acknowledged.contains(part)).collect();
+        let mut waiting: BTreeSet<u32> = missing.clone();
+        let mut in_flight = FuturesUnordered::new();
+        let mut completed = false;
+        loop {
+            while in_flight.len() < PARTS
+                && let (Some(first), Some(next)) = (missing.first().copied(), waiting.first().copied())
+                && u64::from(next - first) < window
+            {
+                waiting.remove(&next);
+                in_flight.push(self.send_part(put, &upload.id, upload.part_bytes, next));
+            }
+            let Some(result) = in_flight.next().await else { break };
+            let Some((part, len, last)) = result? else { return Ok(Round::Over) };
+            *sent_bytes += len;
+            completed |= last;
+            missing.remove(&part);
+            if let Err(at) = upload.parts.binary_search(&part) {
+                upload.parts.insert(at, part);
+            }
+            progress.checkpoint(&upload);
+            progress.sent(len);
+        }
+        Ok(if completed { Round::Completed } else { Round::Over })
+    }
+
+    /// Sends one part: its number, its length, and whether it completed the file. `None` when the server does not know
+    /// the upload: it never began, was given up, or is complete (0.65.2, tried; read: given up after 60 s of silence).
+    async fn send_part(
+        &self,
+        put: &Put,
+        upload: &str,
+        part_bytes: u64,
+        part: u32,
+    ) -> Result<Option<(u32, u64, bool)>, WorkspaceError> {
+        let (body, len) = stretch(put, u64::from(part) * part_bytes, part_bytes)?;
+        let place = format!("versions/uploads/{}/parts/{}", super::http::segment(upload), part + 1);
+        let what = format!("upload of {}", put.path);
+        let request = Request::new(Method::PUT, self.repo.url(&place), what).body(PLAIN, body.clone());
+        let mut held_back = 0;
+        loop {
+            match self.send_stretch::<wire::PartAnswer>(&request, &body).await {
+                Ok(answer) => return Ok(Some((part, len, answer.completed))),
+                Err(WorkspaceError::NotFound { .. }) => return Ok(None),
+                Err(error @ WorkspaceError::Busy { .. }) if held_back < HELD_BACK => {
+                    held_back += 1;
+                    tokio::time::sleep(pause(held_back, &error)).await;
                 }
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Sends by the protocol before 0.64: create, chunks at their offsets, complete. A chunk that the server has is
-    /// not written again, so only an unchanging file may be sent, and a resume may repeat any chunk.
-    pub(super) async fn send_chunks(
+    /// Sends a stretch of a file; a file that cannot be read is an error of its own.
+    async fn send_stretch<T>(&self, request: &Request, body: &Body) -> Result<T, WorkspaceError>
+    where
+        T: serde::de::DeserializeOwned + Send + 'static,
+    {
+        retry(Patience::Quick, || async {
+            let result = self.repo.http.json::<T>(request).await;
+            match (result, body.take_trouble()) {
+                (Err(_), Some(trouble)) => Err(WorkspaceError::Io(trouble.error)),
+                (result, _) => result,
+            }
+        })
+        .await
+    }
+
+    // ---- chunks
+
+    async fn send_chunk(&self, put: &Put, chunk: u32) -> Result<(u32, u64), WorkspaceError> {
+        let offset = u64::from(chunk) * wire::CHUNK_BYTES;
+        let (body, len) = stretch(put, offset, wire::CHUNK_BYTES)?;
+        let url = self.repo.url(&format!("versions/{}/chunks?offset={offset}", put.object.hash));
+        let request = Request::new(Method::PUT, url, format!("upload of {}", put.path)).body(PLAIN, body.clone());
+        self.send_stretch::<wire::Anything>(&request, &body).await.map(|_| (chunk, len))
+    }
+
+    /// For servers before 0.64 (read). The file is immutable: a chunk that changed would spoil its hash for good.
+    async fn send_chunks(
         &self,
+        put: &Put,
         resume: Option<Upload>,
-        file: &Arc<File>,
-    ) -> Result<Outcome, WorkspaceError> {
-        let hash = self.put.object.hash.to_string();
-        let versions = format!("{}/versions/{hash}", self.repo);
-        let size = self.put.object.size;
-        let count = size.div_ceil(CHUNK_BYTES) as u32;
-        let mut upload = match resume {
-            Some(upload) if upload.id.is_empty() && upload.part_bytes == CHUNK_BYTES => upload,
-            _ => {
-                let create = format!("{versions}/create");
-                let _: (_, serde_json::Value) =
-                    self.http.call(Attempts::Quick, Method::POST, &create, &serde_json::json!({})).await?;
-                Upload { id: String::new(), part_bytes: CHUNK_BYTES, parts: Vec::new() }
-            }
-        };
-        let done: BTreeSet<u32> = upload.parts.iter().copied().collect();
+        progress: &dyn UploadProgress,
+    ) -> Result<u64, WorkspaceError> {
+        let hash = put.object.hash.to_string();
+        let what = format!("upload of {}", put.path);
+        let url = |rest: &str| self.repo.url(&format!("versions/{hash}/{rest}"));
+        let create = Request::new(Method::POST, url("create"), what.as_str()).json(&Nothing {})?;
+        self.repo.http.json_with::<wire::Anything>(Patience::Quick, &create).await?;
+
+        let count = part_count(put.object.size, wire::CHUNK_BYTES)?;
+        let fresh = || Upload { id: String::new(), part_bytes: wire::CHUNK_BYTES, parts: Vec::new() };
+        let mut upload = resume.filter(|upload| upload.part_bytes == wire::CHUNK_BYTES).unwrap_or_else(fresh);
         let mut sent_bytes = 0;
-        let missing: Vec<u32> = (0..count).filter(|chunk| !done.contains(chunk)).collect();
-        let mut chunks = futures_util::stream::iter(missing)
-            .map(|chunk| {
-                let from = u64::from(chunk) * CHUNK_BYTES;
-                let bytes = CHUNK_BYTES.min(size - from);
-                let path = format!("{versions}/chunks?offset={from}");
-                async move {
-                    self.http
-                        .send(Attempts::Quick, || {
-                            let body = Body::wrap_stream(file_stream(file.clone(), from, bytes));
-                            Ok(self.http.streamed(Method::PUT, &path, OCTETS, bytes, body))
-                        })
-                        .await
-                        .map(|_| (chunk, bytes))
+        loop {
+            let resumed = !upload.parts.is_empty();
+            let missing: Vec<u32> = (0..count).filter(|part| upload.parts.binary_search(part).is_err()).collect();
+            let chunks: Vec<_> = missing.into_iter().map(|chunk| self.send_chunk(put, chunk)).collect();
+            let mut chunks = futures_util::stream::iter(chunks).buffer_unordered(PARTS);
+            while let Some(result) = chunks.next().await {
+                let (chunk, len) = result?;
+                sent_bytes += len;
+                if let Err(at) = upload.parts.binary_search(&chunk) {
+                    upload.parts.insert(at, chunk);
                 }
-            })
-            .buffer_unordered(PARTS_AT_ONCE);
-        while let Some(sent) = chunks.next().await {
-            let (chunk, bytes) = sent?;
-            sent_bytes += bytes;
-            upload.parts.push(chunk);
-            upload.parts.sort_unstable();
-            self.progress.sent(bytes);
-            self.progress.checkpoint(&upload);
-        }
-        let dir = self.put.path.parent().unwrap_or_default();
-        let body = wire::CompleteUpload {
-            files: [wire::CompletedFile {
-                hash,
-                file_name: self.put.path.file_name(),
-                dst_dir: dir.as_str(),
-                num_chunks: count,
-            }],
-            workspace_id: self.workspace,
-        };
-        let complete = format!("{versions}/complete");
-        let done: Result<(_, serde_json::Value), _> =
-            self.http.call(Attempts::Quick, Method::POST, &complete, &body).await;
-        match done {
-            Ok(_) => Ok(Outcome::Done { sent_bytes }),
-            // Its count of chunks differs: another client sends the same content, or a chunk came late.
-            Err(WorkspaceError::Refused { status: 400, .. }) => {
-                Err(WorkspaceError::Unconfirmed { what: self.put.path.to_string() })
+                progress.checkpoint(&upload);
+                progress.sent(len);
             }
-            Err(error) => Err(error),
+            let parent = put.path.parent().filter(|parent| !parent.is_root());
+            let body = wire::CompleteUpload {
+                files: [wire::CompletedFile {
+                    hash: hash.clone(),
+                    file_name: put.path.file_name(),
+                    dst_dir: parent.as_ref().map(|parent| parent.as_str()),
+                    num_chunks: u64::from(count),
+                }],
+                workspace_id: &self.id,
+            };
+            let complete = Request::new(Method::POST, url("complete"), what.as_str()).json(&body)?;
+            match self.repo.http.json_with::<wire::Anything>(Patience::Quick, &complete).await {
+                Ok(_) => return Ok(sent_bytes),
+                // The chunks on record are not there any more: assembled by a request whose answer was lost, or gone.
+                Err(WorkspaceError::Refused { status: 400, .. }) if resumed => upload = fresh(),
+                Err(error) => return Err(error),
+            }
         }
     }
+}
+
+/// `{}`.
+#[derive(serde::Serialize)]
+struct Nothing {}
+
+/// The stretch of a file from `offset`, of at most `len` bytes, and its length.
+fn stretch(put: &Put, offset: u64, len: u64) -> Result<(Body, u64), WorkspaceError> {
+    let len = put.object.size.saturating_sub(offset).min(len);
+    let file = put.file.clone().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    Ok((Body::new(vec![Segment::File { file, offset, len, item: 0 }]), len))
+}
+
+/// How many stretches of `part_bytes` a file has.
+fn part_count(size: u64, part_bytes: u64) -> Result<u32, WorkspaceError> {
+    let count = size.div_ceil(part_bytes.max(1));
+    u32::try_from(count).map_err(|_| WorkspaceError::Protocol { detail: format!("{size} bytes in {count} parts") })
 }

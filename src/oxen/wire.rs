@@ -1,138 +1,152 @@
-//! The JSON of the protocol, as `oxen-server` 0.65.2 was seen to send it on 2026-11-21, unless another source is named.
-//! Fields that are not used are not named; fields that a release may lack have defaults.
+//! The protocol's JSON, and where each fact about it comes from.
+//!
+//! "Tried" is oxen-server 0.65.2, "read" the released sources of the version named, "documented" the published API
+//! description, "guess" none of them. Fields that are not used here are ignored, and missing ones are forgiven where
+//! an answer makes sense without them.
 
 use serde::{Deserialize, Serialize};
 
-use crate::workspace::{CommitId, Committed, Entry, EntryKind, Object};
+use crate::hash::ContentHash;
+use crate::path::RepoPath;
+use crate::workspace::CommitId;
 
-/// Two shapes of errors, and neither field is certain.
-#[derive(Deserialize)]
-pub(super) struct ErrorBody {
-    #[serde(default)]
-    error: Option<ErrorDetail>,
-    #[serde(default)]
-    status_description: Option<String>,
-    #[serde(default)]
-    status_message: Option<String>,
-}
+/// Entries asked for in one page of a listing: about 10 MB of JSON (tried: 100,000 are honoured; a page costs the
+/// server the whole directory wherever it lies, so few large pages beat many small ones).
+pub(super) const PAGE_ENTRIES: u32 = 10_000;
+/// Staged changes asked for in one page. One page is one moment: a workspace that others change moves between pages.
+pub(super) const PAGE_CHANGES: u32 = 100_000;
+/// Bytes of one JSON list in a request: half of what actix takes (2 MiB, its default).
+pub(super) const LIST_BYTES: usize = 1 << 20;
+/// Paths of one request that removes files. The server reads the whole directory for each (tried: 20 ms a file in one
+/// of 3,000, unoptimized), so short lists cost nothing and an answer comes in time.
+pub(super) const REMOVED_PATHS: usize = 100;
+/// The length of every chunk but the last on servers where it is the client's choice. It never changes: chunks that
+/// are already there count (read, 0.53.4 and 0.65.2: their number must match at the end).
+pub(super) const CHUNK_BYTES: u64 = 10 << 20;
+/// What a server is asked to hold in memory for one range (tried: it reads the whole chunk before it answers).
+pub(super) const RANGE_BYTES: u64 = 4 << 20;
 
-#[derive(Deserialize)]
-struct ErrorDetail {
-    #[serde(default)]
-    title: Option<String>,
-    #[serde(default)]
-    detail: Option<String>,
-}
-
-impl ErrorBody {
-    pub(super) fn message(self) -> Option<String> {
-        let detail = self.error.and_then(|error| error.detail.filter(|detail| !detail.is_empty()).or(error.title));
-        detail.or(self.status_description).or(self.status_message)
-    }
-}
-
-#[derive(Deserialize)]
+/// `GET /api/version`.
+#[derive(Debug, Deserialize)]
 pub(super) struct VersionAnswer {
-    pub oxen_version: String,
+    #[serde(default)]
+    pub oxen_version: Option<String>,
 }
 
-#[derive(Deserialize)]
-pub(super) struct RepositoryAnswer {
-    pub repository: Repository,
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) struct Repository {
-    pub namespace: String,
-    pub name: String,
-    #[serde(default)]
-    pub is_empty: Option<bool>,
-    #[serde(default)]
-    pub latest_commit: Option<Commit>,
-    #[serde(default)]
-    pub storage_kind: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) struct Commit {
+/// A commit, wherever one is in an answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    /// Its id.
     pub id: String,
+    /// The commits it follows.
     #[serde(default)]
     pub parent_ids: Vec<String>,
+    /// Its message.
     #[serde(default)]
     pub message: String,
+    /// Its author's name.
     #[serde(default)]
     pub author: String,
+    /// Its author's address.
     #[serde(default)]
-    pub timestamp: Option<String>,
+    pub email: String,
+    /// When it was made, in RFC 3339.
+    #[serde(default)]
+    pub timestamp: String,
 }
 
-impl From<Commit> for Committed {
-    fn from(commit: Commit) -> Self {
-        let parents = commit.parent_ids.into_iter().map(|id| CommitId(id.into())).collect();
-        Self { id: CommitId(commit.id.into()), parents }
+impl Commit {
+    /// Its id, as the seam has it.
+    pub fn commit_id(&self) -> CommitId {
+        CommitId(self.id.as_str().into())
     }
 }
 
-#[derive(Deserialize)]
+/// `GET commits/{id}` and `POST workspaces/{id}/merge/{branch}`.
+#[derive(Debug, Deserialize)]
+pub(super) struct CommitAnswer {
+    pub commit: Commit,
+}
+
+/// A branch.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Branch {
+    /// Its name.
+    pub name: String,
+    /// The commit it stands on.
+    pub commit_id: String,
+}
+
+/// `GET branches/{name}`, `POST branches`.
+#[derive(Debug, Deserialize)]
 pub(super) struct BranchAnswer {
     pub branch: Branch,
 }
 
-#[derive(Deserialize)]
+/// `GET branches`.
+#[derive(Debug, Deserialize)]
 pub(super) struct BranchesAnswer {
+    #[serde(default)]
     pub branches: Vec<Branch>,
 }
 
-#[derive(Deserialize)]
-pub(super) struct Branch {
-    pub name: String,
-    pub commit_id: String,
+/// `POST branches`.
+#[derive(Debug, Serialize)]
+pub(super) struct NewBranch<'a> {
+    pub new_name: &'a str,
+    pub from_name: &'a str,
 }
 
-#[derive(Serialize)]
+/// A workspace, as the server lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct WorkspaceInfo {
+    /// Its id: what every path takes.
+    pub id: String,
+    /// Its name, which lets it survive its commits.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The commit it stands on.
+    pub commit: Commit,
+    /// When it was made, in RFC 3339.
+    #[serde(default)]
+    pub created_at: Option<String>,
+}
+
+/// `PUT workspaces`, `GET workspaces/{id}`. `status_message` is `resource_created` or `resource_found` (tried).
+#[derive(Debug, Deserialize)]
+pub(super) struct WorkspaceAnswer {
+    #[serde(default)]
+    pub status_message: String,
+    pub workspace: WorkspaceInfo,
+}
+
+/// `GET workspaces`.
+#[derive(Debug, Deserialize)]
+pub(super) struct WorkspacesAnswer {
+    #[serde(default)]
+    pub workspaces: Vec<WorkspaceInfo>,
+}
+
+/// `PUT workspaces` (released, tried) and `PUT workspaces/get_or_create` (documented).
+#[derive(Debug, Serialize)]
 pub(super) struct NewWorkspace<'a> {
     pub workspace_id: &'a str,
     pub name: &'a str,
     pub branch_name: &'a str,
 }
 
-#[derive(Deserialize)]
-pub(super) struct WorkspaceAnswer {
-    pub workspace: WorkspaceBody,
-}
-
-#[derive(Deserialize)]
-pub(super) struct WorkspacesAnswer {
-    pub workspaces: Vec<WorkspaceBody>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct WorkspaceBody {
-    pub id: String,
+/// A page of `GET dir/{revision}/{path}`.
+#[derive(Debug, Deserialize)]
+pub(super) struct DirPage {
     #[serde(default)]
-    pub name: Option<String>,
-    pub commit: Commit,
-}
-
-#[derive(Deserialize)]
-pub(super) struct CommitAnswer {
-    pub commit: Commit,
-}
-
-#[derive(Deserialize)]
-pub(super) struct DirAnswer {
-    pub entries: Vec<EntryBody>,
+    pub entries: Vec<DirEntry>,
     #[serde(default)]
     pub total_pages: u64,
 }
 
-#[derive(Deserialize)]
-pub(super) struct MetaAnswer {
-    pub entry: EntryBody,
-}
-
-#[derive(Deserialize)]
-pub(super) struct EntryBody {
+/// A file or directory in a listing, and the entry of `GET meta/{revision}/{path}`.
+#[derive(Debug, Deserialize)]
+pub(super) struct DirEntry {
     pub filename: String,
     #[serde(default)]
     pub hash: String,
@@ -141,142 +155,275 @@ pub(super) struct EntryBody {
     #[serde(default)]
     pub size: u64,
     #[serde(default)]
-    pub latest_commit: Option<Commit>,
+    pub latest_commit: Option<Stamp>,
+    #[serde(default)]
+    pub changes: Option<ChangeMark>,
 }
 
-impl EntryBody {
-    /// `None` for a file whose hash is none.
-    pub(super) fn object(&self) -> Option<Object> {
-        Some(Object { hash: self.hash.parse().ok()?, size: self.size })
-    }
-
-    pub(super) fn entry(self) -> Option<Entry> {
-        let kind = if self.is_dir { EntryKind::Dir } else { EntryKind::File(self.object()?) };
-        let time = self.latest_commit.and_then(|commit| humantime::parse_rfc3339_weak(&commit.timestamp?).ok());
-        let modified_secs = time
-            .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
-            .map_or(0, |since| since.as_secs() as i64);
-        Some(Entry { name: self.filename, kind, modified_secs })
-    }
+/// The part of an entry's last commit that matters: the rest repeats in every entry.
+#[derive(Debug, Deserialize)]
+pub(super) struct Stamp {
+    #[serde(default)]
+    pub timestamp: String,
 }
 
-#[derive(Deserialize)]
+/// What a workspace does to an entry: `Added`, `Modified` or `Removed` (tried).
+#[derive(Debug, Deserialize)]
+pub(super) struct ChangeMark {
+    #[serde(default)]
+    pub status: String,
+}
+
+/// `GET meta/{revision}/{path}`.
+#[derive(Debug, Deserialize)]
+pub(super) struct MetaAnswer {
+    pub entry: DirEntry,
+}
+
+/// `GET workspaces/{id}/changes`: three lists, paged alike (tried; hashes and sizes in it are empty).
+#[derive(Debug, Deserialize)]
 pub(super) struct ChangesAnswer {
-    pub staged: StagedBody,
+    pub staged: Staged,
 }
 
-#[derive(Deserialize)]
-pub(super) struct StagedBody {
+/// The lists of [`ChangesAnswer`].
+#[derive(Debug, Deserialize)]
+pub(super) struct Staged {
     #[serde(default)]
-    pub added_files: StagedFiles,
+    pub added_files: ChangesPage,
     #[serde(default)]
-    pub modified_files: StagedFiles,
-    /// Before it had a list of its own, removals stood among the modified; see `status`.
+    pub modified_files: ChangesPage,
     #[serde(default)]
-    pub removed_files: StagedFiles,
+    pub removed_files: ChangesPage,
 }
 
-#[derive(Default, Deserialize)]
-pub(super) struct StagedFiles {
+/// A page of one of them; `filename` is the whole path (tried).
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct ChangesPage {
     #[serde(default)]
-    pub entries: Vec<StagedEntry>,
+    pub entries: Vec<ChangedFile>,
+    #[serde(default)]
+    pub total_pages: u64,
     #[serde(default)]
     pub total_entries: u64,
 }
 
-#[derive(Deserialize)]
-pub(super) struct StagedEntry {
+/// An entry of [`ChangesPage`].
+#[derive(Debug, Deserialize)]
+pub(super) struct ChangedFile {
     pub filename: String,
 }
 
-/// The answer to a multipart add, and to a removal of which some paths were not found.
-#[derive(Deserialize)]
+/// `POST workspaces/{id}/files/{dir}`, `DELETE workspaces/{id}/files`, `DELETE workspaces/{id}/changes`.
+#[derive(Debug, Default, Deserialize)]
 pub(super) struct PathsAnswer {
     #[serde(default)]
     pub paths: Vec<String>,
 }
 
-#[derive(Serialize)]
+/// An item of `POST workspaces/{id}/versions/{dir}` (read, 0.50 to 0.53) and of `files/batch/{dir}` (documented).
+/// With an empty `dir` the path is the whole one (read, 0.53.4: it is joined to `dir`).
+#[derive(Debug, Serialize)]
 pub(super) struct FileWithHash<'a> {
-    pub hash: String,
     pub path: &'a str,
+    pub hash: String,
 }
 
-/// A list of what could not be staged; the field is `err_files` in the documentation and in 0.50.
-#[derive(Deserialize)]
+/// Its answer.
+#[derive(Debug, Deserialize)]
 pub(super) struct ErrorFilesAnswer {
     #[serde(default)]
     pub err_files: Vec<ErrorFile>,
 }
 
-#[derive(Deserialize)]
+/// A file that was not staged: its content is not there, or staging it failed; the words tell which, and do not count.
+#[derive(Debug, Deserialize)]
 pub(super) struct ErrorFile {
     #[serde(default)]
-    pub path: Option<String>,
-    #[serde(default)]
     pub hash: String,
+    #[serde(default)]
+    pub path: Option<String>,
 }
 
-#[derive(Serialize)]
+/// `POST versions/uploads` (tried).
+#[derive(Debug, Serialize)]
 pub(super) struct BeginUpload<'a> {
     pub hash: String,
     pub size: u64,
     pub destination: Destination<'a>,
 }
 
-#[derive(Serialize)]
+/// Where the content is staged once it is whole.
+#[derive(Debug, Serialize)]
 pub(super) struct Destination<'a> {
     pub workspace_id: &'a str,
     pub path: &'a str,
 }
 
+/// Its answer. `file` is `already_stored`, which is also staged, or `awaiting_parts` with the other fields.
 #[derive(Debug, Deserialize)]
-#[serde(tag = "file", rename_all = "snake_case")]
-pub(super) enum BegunUpload {
-    AlreadyStored,
-    AwaitingParts { upload_id: String, part_size: u64, num_parts: u32, part_window: u32 },
+pub(super) struct BegunUpload {
+    pub file: String,
+    #[serde(default)]
+    pub upload_id: String,
+    #[serde(default)]
+    pub part_size: u64,
+    #[serde(default)]
+    pub num_parts: u64,
+    /// How far ahead of the first unhashed part a part may be.
+    #[serde(default)]
+    pub part_window: u64,
 }
 
-#[derive(Deserialize)]
+/// `PUT versions/uploads/{id}/parts/{n}`.
+#[derive(Debug, Deserialize)]
 pub(super) struct PartAnswer {
+    #[serde(default)]
     pub completed: bool,
 }
 
-#[derive(Serialize)]
+/// `POST versions/{hash}/complete` (read, 0.53.4 and 0.65.2).
+#[derive(Debug, Serialize)]
 pub(super) struct CompleteUpload<'a> {
     pub files: [CompletedFile<'a>; 1],
     pub workspace_id: &'a str,
 }
 
-#[derive(Serialize)]
+/// The file of [`CompleteUpload`]. `dst_dir` and `file_name` are joined.
+#[derive(Debug, Serialize)]
 pub(super) struct CompletedFile<'a> {
     pub hash: String,
     pub file_name: &'a str,
-    pub dst_dir: &'a str,
-    pub num_chunks: u32,
+    pub dst_dir: Option<&'a str>,
+    pub num_chunks: u64,
 }
 
-#[derive(Deserialize)]
-pub(super) struct MergeableAnswer {
+/// `PATCH workspaces/{id}/files/{path}`.
+#[derive(Debug, Serialize)]
+pub(super) struct Rename<'a> {
+    pub new_path: &'a str,
+}
+
+/// `GET workspaces/{id}/merge/{branch}`.
+#[derive(Debug, Deserialize)]
+pub(super) struct MergeAnswer {
     #[serde(default)]
-    pub conflicts: Vec<ConflictBody>,
+    pub conflicts: Vec<Conflict>,
 }
 
-#[derive(Deserialize)]
-pub(super) struct ConflictBody {
+/// A path of it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Conflict {
     pub path: String,
 }
 
-#[derive(Serialize)]
+/// `POST workspaces/{id}/merge/{branch}`: all three are required (tried).
+#[derive(Debug, Serialize)]
 pub(super) struct NewCommit<'a> {
     pub author: &'a str,
     pub email: &'a str,
     pub message: &'a str,
 }
 
-#[derive(Serialize)]
-pub(super) struct NewPath<'a> {
-    pub new_path: &'a str,
+/// Any answer whose body does not matter.
+#[derive(Debug, Deserialize)]
+pub(super) struct Anything {}
+
+/// The server's own words in an error's body, shortened; `None` where it has none that a person should read.
+///
+/// Two shapes (tried): `{"status_message", "status_description"}` and `{"error": {"title", "detail"}}`; extractors of
+/// the framework answer plain text (tried: `Json deserialize error: ...`), gateways HTML.
+pub(super) fn refusal_message(body: &[u8]) -> Option<String> {
+    const SHOWN_CHARS: usize = 300;
+    let text = match serde_json::from_slice::<serde_json::Value>(body) {
+        Ok(json) => [
+            &json["error"]["detail"],
+            &json["error"]["title"],
+            &json["status_description"],
+            &json["status_message"],
+            &json["error"],
+            &json["message"],
+        ]
+        .into_iter()
+        .find_map(|value| value.as_str().filter(|text| !text.is_empty()))?
+        .to_owned(),
+        Err(_) => String::from_utf8_lossy(body).into_owned(),
+    };
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.is_empty() || line.starts_with(['<', '{', '[']) {
+        return None;
+    }
+    let line: String = line.chars().filter(|char| !char.is_control()).collect();
+    Some(match line.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line,
+    })
+}
+
+/// A path from an answer as the server means it: `a//b` and `a/./b` are `a/b` (tried). `None` for what is no path of a
+/// repository.
+pub(super) fn normalized(path: &str) -> Option<RepoPath> {
+    let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    RepoPath::parse(&parts.join("/")).ok()
+}
+
+/// A hash from an answer; `None` where there is none.
+pub(super) fn hash(text: &str) -> Option<ContentHash> {
+    text.parse().ok()
+}
+
+/// Seconds since the epoch of an RFC 3339 time such as `2026-11-21T09:12:34.475478164Z`; `None` for anything else.
+///
+/// Written here because one field of one answer needs it: fractions are cut off, and a leap second counts as the next
+/// second.
+pub(super) fn epoch_secs(text: &str) -> Option<i64> {
+    let number = |range: std::ops::Range<usize>| -> Option<i64> {
+        let digits = text.get(range)?;
+        digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
+    };
+    let mark = |at: usize, marks: &[u8]| text.as_bytes().get(at).is_some_and(|byte| marks.contains(byte));
+    if !(mark(4, b"-") && mark(7, b"-") && mark(10, b"Tt ") && mark(13, b":") && mark(16, b":")) {
+        return None;
+    }
+    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+    let leap_year = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let days = match month {
+        2 if leap_year => 29,
+        2 => 28,
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => return None,
+    };
+    if !(1..=days).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let rest = text.get(19..)?;
+    let zone = match rest.strip_prefix('.') {
+        Some(fraction) => fraction.trim_start_matches(|char: char| char.is_ascii_digit()),
+        None => rest,
+    };
+    let offset = match zone.as_bytes() {
+        [b'Z' | b'z'] => 0,
+        [sign @ (b'+' | b'-'), ..] if zone.len() == 6 && zone.as_bytes()[3] == b':' => {
+            let at = text.len() - 6;
+            let (hours, minutes) = (number(at + 1..at + 3)?, number(at + 4..at + 6)?);
+            if hours > 23 || minutes > 59 {
+                return None;
+            }
+            let offset = hours * 3600 + minutes * 60;
+            if *sign == b'-' { -offset } else { offset }
+        }
+        _ => return None,
+    };
+    // Days since 1970-01-01, counting years from March so that the leap day comes last.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let day_of_year = (153 * month + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = era * 146_097 + day_of_era - 719_468;
+    Some(days * 86_400 + hour * 3600 + minute * 60 + second - offset)
 }
 
 #[cfg(test)]
@@ -284,22 +431,67 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_shapes_of_errors_give_their_words() {
-        let message = |text| serde_json::from_str::<ErrorBody>(text).unwrap().message();
-        let first = r#"{"status":"error","status_message":"resource_not_found","status_description":"Repository 'ox/none' not found"}"#;
-        assert_eq!(message(first).unwrap(), "Repository 'ox/none' not found");
-        let second = r#"{"error":{"detail":"Could not find path: nope","title":"Resource not found","type":"x"},"status":"error"}"#;
-        assert_eq!(message(second).unwrap(), "Could not find path: nope");
-        assert_eq!(message("{}"), None);
+    fn times_are_what_date_says() {
+        // As `date -u -d TEXT +%s` prints them.
+        let table = [
+            ("1970-01-01T00:00:00Z", 0),
+            ("2026-11-21T09:12:34.475478164Z", 1_795_252_354),
+            ("2000-02-29T23:59:59Z", 951_868_799),
+            ("2024-12-31T23:59:60Z", 1_735_689_600),
+            ("1969-12-31T23:59:59Z", -1),
+            ("2025-01-01T10:00:00+02:00", 1_735_718_400),
+            ("2025-01-01T10:00:00.5-05:30", 1_735_745_400),
+        ];
+        for (text, secs) in table {
+            assert_eq!(epoch_secs(text), Some(secs), "{text}");
+        }
     }
 
     #[test]
-    fn an_entry_without_a_hash_is_left_out_and_its_time_is_read() {
-        let entry = |text| serde_json::from_str::<EntryBody>(text).unwrap().entry();
-        assert_eq!(entry(r#"{"filename":"a","hash":"","size":3}"#), None);
-        let found = entry(
-            r#"{"filename":"a","hash":"1f","size":3,"latest_commit":{"id":"c","timestamp":"2026-11-21T09:09:33.837877607Z"}}"#,
-        );
-        assert_eq!(found.unwrap().modified_secs, 1_795_252_173);
+    fn what_is_no_time_is_none() {
+        for bad in [
+            "",
+            "yesterday",
+            "2025-01-01",
+            "2025-13-01T00:00:00Z",
+            "2025-02-29T00:00:00Z",
+            "2025-01-01T24:00:00Z",
+            "2025-01-01T00:00:00",
+            "2025-01-01T00:00:00+2:00",
+            "2025-01-01T00:00:00é:00",
+            "+025-01-01T00:00:00Z",
+        ] {
+            assert_eq!(epoch_secs(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn both_error_shapes_and_plain_text_give_a_sentence() {
+        let table: [(&str, Option<&str>); 7] = [
+            (
+                r#"{"error":{"detail":"Could not find path: x","title":"Path does not exist","type":"t"},"status":"error"}"#,
+                Some("Could not find path: x"),
+            ),
+            (
+                r#"{"status":"error","status_message":"resource_not_found","status_description":"Repository 'a/b' not found"}"#,
+                Some("Repository 'a/b' not found"),
+            ),
+            (r#"{"status":"error","status_message":"Repo already exists."}"#, Some("Repo already exists.")),
+            ("Json deserialize error: missing field\n  `hash`", Some("Json deserialize error: missing field `hash`")),
+            ("<html><h1>502 Bad Gateway</h1></html>", None),
+            ("{\"status\":", None),
+            ("", None),
+        ];
+        for (body, message) in table {
+            assert_eq!(refusal_message(body.as_bytes()).as_deref(), message, "{body}");
+        }
+        let long = refusal_message("é".repeat(1000).as_bytes()).unwrap();
+        assert_eq!(long.chars().count(), 303);
+    }
+
+    #[test]
+    fn paths_are_compared_as_the_server_means_them() {
+        assert_eq!(normalized("./a//b/./c").unwrap().as_str(), "a/b/c");
+        assert_eq!(normalized("a/../b"), None);
     }
 }

@@ -68,5 +68,6 @@ macro_rules! contract {
     };
 }
 
+mod client;
 mod protocol;
 mod server;

@@ -1,0 +1,194 @@
+//! Request bodies of known length, streamed from files without holding them in memory.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+/// Bytes read ahead of the network for one request: large enough for few system calls and thread hops, small enough
+/// that a dozen requests in flight need a few MiB.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// A stretch of a body.
+#[derive(Debug, Clone)]
+pub(super) enum Segment {
+    /// Bytes in memory.
+    Bytes(Bytes),
+    /// Bytes of a file that nobody changes meanwhile.
+    File {
+        /// The file, read with positioned reads.
+        file: Arc<File>,
+        /// Where the stretch begins.
+        offset: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// Which of the request's items it belongs to.
+        item: usize,
+    },
+}
+
+impl Segment {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::File { len, .. } => *len,
+        }
+    }
+}
+
+/// A file that could not be read while its bytes were on their way.
+#[derive(Debug)]
+pub(super) struct Trouble {
+    /// The item it belongs to.
+    pub item: usize,
+    /// What reading gave.
+    pub error: io::Error,
+}
+
+/// A body: stretches one after the other. It can be sent any number of times.
+#[derive(Debug, Clone)]
+pub(super) struct Body {
+    segments: Arc<[Segment]>,
+    len: u64,
+    trouble: Arc<Mutex<Option<Trouble>>>,
+}
+
+impl Body {
+    /// The stretches in order.
+    pub(super) fn new(segments: Vec<Segment>) -> Self {
+        let len = segments.iter().map(Segment::len).sum();
+        Self { segments: segments.into(), len, trouble: Arc::default() }
+    }
+
+    /// Its length in bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// What went wrong on this side since the last call: a request that failed for it says only that it broke.
+    pub(super) fn take_trouble(&self) -> Option<Trouble> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The body for one request.
+    pub(super) fn open(&self) -> reqwest::Body {
+        if let [Segment::Bytes(bytes)] = &*self.segments {
+            return bytes.clone().into();
+        }
+        let cursor = Cursor { segments: self.segments.clone(), index: 0, at: 0 };
+        let trouble = self.trouble.clone();
+        reqwest::Body::wrap_stream(futures_util::stream::try_unfold(cursor, move |mut cursor| {
+            let trouble = trouble.clone();
+            async move {
+                let (piece, cursor) =
+                    tokio::task::spawn_blocking(move || (cursor.piece(), cursor)).await.map_err(io::Error::other)?;
+                match piece {
+                    Ok(piece) if piece.is_empty() => Ok(None),
+                    Ok(piece) => Ok(Some((piece, cursor))),
+                    Err(Trouble { item, error }) => {
+                        let kind = error.kind();
+                        *trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(Trouble { item, error });
+                        Err(io::Error::from(kind))
+                    }
+                }
+            }
+        }))
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::new(vec![Segment::Bytes(bytes.into())])
+    }
+}
+
+/// How far one sending of a body got.
+struct Cursor {
+    segments: Arc<[Segment]>,
+    index: usize,
+    at: u64,
+}
+
+impl Cursor {
+    /// The next [`PIECE_BYTES`], across stretches; fewer at the end, none behind it.
+    fn piece(&mut self) -> Result<Bytes, Trouble> {
+        let mut piece = Vec::with_capacity(PIECE_BYTES);
+        while piece.len() < PIECE_BYTES {
+            let Some(segment) = self.segments.get(self.index) else { break };
+            let left = segment.len() - self.at;
+            if left == 0 {
+                self.index += 1;
+                self.at = 0;
+                continue;
+            }
+            let room = PIECE_BYTES - piece.len();
+            let take = usize::try_from(left).unwrap_or(usize::MAX).min(room);
+            match segment {
+                Segment::Bytes(bytes) => {
+                    let start = self.at as usize; // below the length of bytes in memory
+                    piece.extend_from_slice(&bytes[start..start + take]);
+                }
+                Segment::File { file, offset, item, .. } => {
+                    let start = piece.len();
+                    piece.resize(start + take, 0);
+                    file.read_exact_at(&mut piece[start..], offset + self.at)
+                        .map_err(|error| Trouble { item: *item, error })?;
+                }
+            }
+            self.at += take as u64;
+        }
+        Ok(piece.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn file(bytes: &[u8]) -> Arc<File> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file.into()
+    }
+
+    fn all(body: &Body) -> Result<Vec<u8>, Trouble> {
+        let mut cursor = Cursor { segments: body.segments.clone(), index: 0, at: 0 };
+        let mut bytes = Vec::new();
+        loop {
+            let piece = cursor.piece()?;
+            if piece.is_empty() {
+                return Ok(bytes);
+            }
+            assert!(piece.len() <= PIECE_BYTES);
+            bytes.extend_from_slice(&piece);
+        }
+    }
+
+    #[test]
+    fn stretches_follow_each_other_across_pieces() {
+        let long: Vec<u8> = (0..PIECE_BYTES * 2 + 33).map(|i| (i % 251) as u8).collect();
+        let body = Body::new(vec![
+            Segment::Bytes(Bytes::from_static(b"head")),
+            Segment::File { file: file(&long), offset: 3, len: long.len() as u64 - 3, item: 0 },
+            Segment::Bytes(Bytes::new()),
+            Segment::File { file: file(b""), offset: 0, len: 0, item: 1 },
+            Segment::Bytes(Bytes::from_static(b"tail")),
+        ]);
+        let expected = [b"head", &long[3..], b"tail"].concat();
+        assert_eq!(body.len(), expected.len() as u64);
+        assert_eq!(all(&body).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_file_shorter_than_promised_names_its_item() {
+        let body = Body::new(vec![
+            Segment::File { file: file(b"whole"), offset: 0, len: 5, item: 0 },
+            Segment::File { file: file(b"short"), offset: 0, len: 6, item: 1 },
+        ]);
+        let trouble = all(&body).unwrap_err();
+        assert_eq!((trouble.item, trouble.error.kind()), (1, io::ErrorKind::UnexpectedEof));
+    }
+}

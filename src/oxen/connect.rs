@@ -1,0 +1,97 @@
+//! From a mount's settings to its workspace.
+
+use std::sync::Arc;
+
+use super::{Endpoint, NewRepository, OxenWorkspace, Repository, RepositoryInfo, S3Storage, Storage};
+use crate::config::{self, CredentialSource, MountSettings, RepoId, ServerUrl};
+use crate::workspace::{Workspace, WorkspaceError};
+
+/// The way to a repository.
+///
+/// # Errors
+/// When the client cannot be set up.
+pub fn repository(
+    server: &ServerUrl,
+    repo: &RepoId,
+    credentials: CredentialSource,
+) -> Result<Repository, WorkspaceError> {
+    let endpoint = Endpoint {
+        credentials: Arc::new(move || credentials.read()),
+        ..Endpoint::new(server.to_string(), &*repo.namespace, &*repo.name)
+    };
+    Repository::connect(&endpoint)
+}
+
+/// Connects a mount: the repository, made if `settings` say so and it is absent, and its workspace. `None`: there is
+/// no such repository and none was to be made. The flag says whether it was made.
+///
+/// # Errors
+/// The server's.
+pub async fn connect(settings: &MountSettings) -> Result<Option<(Arc<dyn Workspace>, bool)>, WorkspaceError> {
+    let repository = repository(&settings.server, &settings.repo, settings.credentials.clone())?;
+    repository.server_version().await?;
+    let mut created = false;
+    let found = match (repository.get().await?, &settings.create) {
+        (Some(found), _) => found,
+        (None, None) => return Ok(None),
+        (None, Some(wanted)) => {
+            created = true;
+            create(&repository, wanted.into()).await?
+        }
+    };
+    if !found.is_empty && !created && repository.branch(&settings.branch).await?.is_none() {
+        return Err(WorkspaceError::NotFound { what: format!("branch {} of {}", settings.branch, settings.repo) });
+    }
+    let workspace = open_fresh(&repository, &settings.workspace, &settings.branch).await?;
+    Ok(Some((Arc::new(workspace), created)))
+}
+
+/// Makes a repository, and sees that its content is kept where it should be.
+///
+/// # Errors
+/// [`WorkspaceError::Conflict`] when it exists already; [`WorkspaceError::Refused`] for a bad name, or when the server
+/// keeps its content elsewhere than asked: one without S3 answers with success and uses its own disk (0.65.2, tried).
+pub async fn create(repository: &Repository, new: NewRepository) -> Result<RepositoryInfo, WorkspaceError> {
+    let made = repository.create(&new).await?;
+    let wanted = new.storage.as_ref().map(|storage| if matches!(storage, Storage::S3(_)) { "s3" } else { "local" });
+    match (wanted, made.storage_kind.as_deref()) {
+        (Some(wanted), Some(got)) if wanted != got => Err(WorkspaceError::Refused {
+            status: 200,
+            message: format!("{}/{} was made, but keeps its content in {got}, not {wanted}", made.namespace, made.name),
+        }),
+        _ => Ok(made),
+    }
+}
+
+impl From<&config::CreateRepo> for NewRepository {
+    fn from(wanted: &config::CreateRepo) -> Self {
+        Self {
+            description: wanted.description.clone(),
+            is_public: Some(wanted.public),
+            storage: wanted.storage.as_ref().map(|storage| match storage {
+                config::Storage::Local => Storage::Local(None),
+                config::Storage::S3 { bucket, prefix } => {
+                    let prefix = (!prefix.is_empty()).then(|| prefix.clone());
+                    Storage::S3(S3Storage { bucket: bucket.clone(), prefix })
+                }
+            }),
+            ..Self::default()
+        }
+    }
+}
+
+/// Opens a workspace on what the branch has become. It keeps the commit it was made on; with nothing staged there is
+/// no reason to, and it is made anew.
+async fn open_fresh(repository: &Repository, name: &str, branch: &str) -> Result<OxenWorkspace, WorkspaceError> {
+    let workspace = repository.open_workspace(name, branch).await?;
+    let head = repository.branch(branch).await?;
+    let behind = match head {
+        Some(head) => *head.commit_id != *workspace.base().await?.0,
+        None => false,
+    };
+    if !behind || !workspace.changes().await?.is_empty() {
+        return Ok(workspace);
+    }
+    repository.delete_workspace(name).await?;
+    repository.open_workspace(name, branch).await
+}

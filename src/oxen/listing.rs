@@ -1,0 +1,212 @@
+//! What is committed and what is staged.
+
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+
+use super::OxenWorkspace;
+use super::http::{Request, path, segment};
+use super::retry::Patience;
+use super::wire::{self, ChangesPage, DirEntry};
+use crate::path::RepoPath;
+use crate::workspace::{Change, ChangeKind, CommitId, Entry, EntryKind, Object, WorkspaceError};
+
+/// How often a listing of staged changes is begun anew because they changed between two pages.
+const RESTARTS: u32 = 3;
+
+/// What is at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Meta {
+    /// A file's content, or a directory.
+    pub kind: EntryKind,
+    /// The workspace asked for removes it.
+    pub removed: bool,
+}
+
+impl OxenWorkspace {
+    /// The commit the workspace stands on.
+    pub(super) async fn standing(&self) -> Result<wire::Commit, WorkspaceError> {
+        let info = self.repo.workspace(&self.id).await?;
+        let info = info.ok_or_else(|| WorkspaceError::NotFound { what: self.what() })?;
+        self.know(&info.commit.commit_id());
+        Ok(info.commit)
+    }
+
+    pub(super) async fn list_commit(&self, commit: &CommitId, dir: &RepoPath) -> Result<Vec<Entry>, WorkspaceError> {
+        let mut entries = Vec::new();
+        for page in 1.. {
+            let request = Request::get(
+                self.repo.url(&format!(
+                    "dir/{}/{}?page={page}&page_size={}",
+                    segment(&commit.0),
+                    path(dir),
+                    wire::PAGE_ENTRIES
+                )),
+                format!("directory {dir} of commit {commit}"),
+            );
+            let Some(answer): Option<wire::DirPage> = self.repo.http.find(&request).await? else {
+                self.check_commit(commit).await?;
+                return Ok(Vec::new());
+            };
+            let last = answer.entries.is_empty() || page >= answer.total_pages;
+            for found in answer.entries {
+                entries.push(entry(found)?);
+            }
+            if last {
+                break;
+            }
+        }
+        Ok(entries)
+    }
+
+    /// That `commit` exists: a directory is missing in it, or it is missing itself, and the answer is the same 404.
+    async fn check_commit(&self, commit: &CommitId) -> Result<(), WorkspaceError> {
+        if self.known_commits.lock().unwrap_or_else(PoisonError::into_inner).contains(commit) {
+            return Ok(());
+        }
+        if self.repo.has_commit(commit).await? {
+            self.know(commit);
+            return Ok(());
+        }
+        match self.repo.get().await? {
+            Some(_) => Err(WorkspaceError::NotFound { what: format!("commit {commit}") }),
+            None => Err(WorkspaceError::NotFound { what: self.repo.what() }),
+        }
+    }
+
+    fn know(&self, commit: &CommitId) {
+        self.known_commits.lock().unwrap_or_else(PoisonError::into_inner).insert(commit.clone());
+    }
+
+    pub(super) async fn staged_changes(&self) -> Result<Vec<Change>, WorkspaceError> {
+        let mut changes = BTreeMap::new();
+        for _ in 0..RESTARTS {
+            changes.clear();
+            if self.page_changes(&mut changes).await? {
+                break;
+            }
+        }
+        Ok(changes.into_iter().map(|(path, kind)| Change { path, kind }).collect())
+    }
+
+    /// Reads all pages; says whether they are of one moment, as far as their totals tell.
+    async fn page_changes(&self, changes: &mut BTreeMap<RepoPath, ChangeKind>) -> Result<bool, WorkspaceError> {
+        let mut totals = None;
+        for page in 1.. {
+            let request =
+                Request::get(self.url(&format!("changes?page={page}&page_size={}", wire::PAGE_CHANGES)), self.what());
+            let answer: wire::ChangesAnswer = self.repo.http.json_with(Patience::Several, &request).await?;
+            let staged = answer.staged;
+            let lists = [
+                (staged.added_files, ChangeKind::Added),
+                (staged.modified_files, ChangeKind::Modified),
+                (staged.removed_files, ChangeKind::Removed),
+            ];
+            let these = lists.each_ref().map(|(list, _)| list.total_entries);
+            if *totals.get_or_insert(these) != these {
+                return Ok(false);
+            }
+            let last = lists.iter().all(|(list, _)| page >= list.total_pages || list.entries.is_empty());
+            for (list, kind) in lists {
+                note(changes, list, kind);
+            }
+            if last {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    /// What `meta/` says about a path, in a commit or in the workspace.
+    pub(super) async fn meta(&self, revision: &str, at: &RepoPath) -> Result<Option<Meta>, WorkspaceError> {
+        let url = self.repo.url(&format!("meta/{}/{}", segment(revision), path(at)));
+        let Some(answer): Option<wire::MetaAnswer> = self.repo.http.find(&Request::get(url, at.to_string())).await?
+        else {
+            return Ok(None);
+        };
+        let removed = answer.entry.changes.as_ref().is_some_and(|changes| changes.status == "Removed");
+        Ok(Some(Meta { kind: kind(&answer.entry)?, removed }))
+    }
+
+    pub(super) async fn what_is_staged(&self, change: &Change) -> Result<Object, WorkspaceError> {
+        // A modified file still shows the hash and size of the base there; a path that is not staged any more is
+        // answered 500 (0.65.2, tried).
+        if change.kind == ChangeKind::Added
+            && let Ok(Some(Meta { kind: EntryKind::File(object), removed: false })) =
+                self.meta(&self.id, &change.path).await
+            && object.hash.kind() == self.info.hash_kind
+        {
+            return Ok(object);
+        }
+        if change.kind == ChangeKind::Removed {
+            return Err(WorkspaceError::NotFound { what: format!("staged content of {}", change.path) });
+        }
+        self.hash_staged(&change.path).await
+    }
+}
+
+fn note(changes: &mut BTreeMap<RepoPath, ChangeKind>, list: ChangesPage, kind: ChangeKind) {
+    for entry in list.entries {
+        match wire::normalized(&entry.filename) {
+            Some(path) if !path.is_root() => {
+                changes.insert(path, kind);
+            }
+            _ => tracing::warn!(path = entry.filename, "a staged path that is none is left alone"),
+        }
+    }
+}
+
+fn entry(found: DirEntry) -> Result<Entry, WorkspaceError> {
+    let kind = kind(&found)?;
+    let modified_secs = found.latest_commit.and_then(|stamp| wire::epoch_secs(&stamp.timestamp)).unwrap_or(0);
+    Ok(Entry { name: found.filename, kind, modified_secs })
+}
+
+fn kind(found: &DirEntry) -> Result<EntryKind, WorkspaceError> {
+    if found.is_dir {
+        return Ok(EntryKind::Dir);
+    }
+    let hash = wire::hash(&found.hash).ok_or_else(|| WorkspaceError::Protocol {
+        detail: format!("{} is listed with {:?} for a hash", found.filename, found.hash),
+    })?;
+    Ok(EntryKind::File(Object { hash, size: found.size }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::{ContentHash, HashKind};
+
+    fn parse(json: &str) -> Result<Entry, WorkspaceError> {
+        entry(serde_json::from_str(json).unwrap())
+    }
+
+    #[test]
+    fn entries_keep_what_a_mount_needs() {
+        let file = parse(
+            r#"{"filename":"README.md","hash":"b5e9c1ad071b3e7fc779cfaa5e523818","is_dir":false,
+                "latest_commit":{"id":"c","timestamp":"2026-11-21T09:12:34.47Z"},"size":5,"data_type":"text"}"#,
+        );
+        let object = Object { hash: ContentHash::of(HashKind::Xxh3, b"hello"), size: 5 };
+        let expected = Entry { name: "README.md".into(), kind: EntryKind::File(object), modified_secs: 1_795_252_354 };
+        assert_eq!(file.unwrap(), expected);
+        let dir = parse(r#"{"filename":"data","hash":"x","is_dir":true,"size":8,"latest_commit":null}"#).unwrap();
+        assert_eq!((dir.kind, dir.modified_secs), (EntryKind::Dir, 0));
+    }
+
+    #[test]
+    fn a_file_without_a_hash_is_an_error_and_no_panic() {
+        assert!(matches!(parse(r#"{"filename":"x","hash":""}"#), Err(WorkspaceError::Protocol { .. })));
+    }
+
+    #[test]
+    fn staged_paths_that_are_none_are_left_out() {
+        let list = ChangesPage {
+            entries: ["a//b", "../c", "", "d"].map(|name| wire::ChangedFile { filename: name.into() }).into(),
+            ..ChangesPage::default()
+        };
+        let mut changes = BTreeMap::new();
+        note(&mut changes, list, ChangeKind::Added);
+        let paths: Vec<&str> = changes.keys().map(RepoPath::as_str).collect();
+        assert_eq!(paths, ["a/b", "d"]);
+    }
+}

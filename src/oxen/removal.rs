@@ -1,0 +1,299 @@
+//! Removals, and going back to what the base has.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use reqwest::{Method, StatusCode};
+
+use super::OxenWorkspace;
+use super::dialect::HashRoute;
+use super::http::{Request, SILENCE, blocking, path};
+use super::retry::{Patience, retry};
+use super::staging::{BACKSLASH, DONE, QUESTIONS, again, all_or_error, lists};
+use super::wire;
+use crate::hash::ContentHash;
+use crate::path::RepoPath;
+use crate::workspace::{ChangeKind, CommitId, EntryKind, Object, Outcome, Put, WorkspaceError};
+
+/// What a path of a list may take the server: ten times what was seen in a directory of 3,000 files.
+const EACH_PATH: Duration = Duration::from_millis(200);
+
+/// Extensions of files that the server treats as tables (0.65.2, read: `has_tabular_extension`).
+const TABLES: [&str; 6] = ["csv", "tsv", "parquet", "arrow", "ndjson", "jsonl"];
+
+/// Tables on their way back to the base at once.
+const MOVES: usize = 4;
+
+/// What names of staged files begin with that only a moment's work puts there.
+const ASIDE: &str = ".workspace-mount-aside-";
+
+/// Whether unstaging is not to be trusted with this path (0.65.2, tried): instead of dropping the change the server
+/// puts the committed table into a database, answers 200, keeps the change staged, and at the next commit replaces
+/// whatever is staged there by what the database has.
+fn is_table(path: &RepoPath) -> bool {
+    let extension = Path::new(path.file_name()).extension().and_then(OsStr::to_str).map(str::to_lowercase);
+    extension.is_some_and(|extension| TABLES.contains(&extension.as_str()))
+}
+
+impl OxenWorkspace {
+    /// Stages removals; of a directory too, which takes along all that is committed or staged below it. Only that
+    /// removes the directory itself: without its files alone it stays in the commit, empty (0.65.2, tried).
+    pub(super) async fn remove_files(&self, paths: &[RepoPath]) -> Result<Vec<Outcome>, WorkspaceError> {
+        let mut outcomes = Vec::with_capacity(paths.len());
+        for share in paths.chunks(wire::REMOVED_PATHS) {
+            match self.remove_some(share).await {
+                Ok(some) => outcomes.extend(some),
+                Err(error) => outcomes.extend(share.iter().map(|_| Outcome::Failed(again(&error)))),
+            }
+        }
+        all_or_error(outcomes)
+    }
+
+    async fn remove_some(&self, paths: &[RepoPath]) -> Result<Vec<Outcome>, WorkspaceError> {
+        let (status, listed) = self.delete("files", paths).await?;
+        if status != StatusCode::PARTIAL_CONTENT {
+            return Ok(paths.iter().map(|_| DONE).collect());
+        }
+        // Those that were not found, or could not be removed: the answer does not tell which (0.65.2, read), and
+        // `meta/` of the workspace answers 500 for a path that is not there (tried).
+        let mut staged = self.kinds_staged().await?;
+        // Releases before 0.64 do not find what is only staged either (0.53.4, tried: 206, and still staged).
+        let only_staged = |path: &RepoPath| listed.contains(path) && staged.get(path) == Some(&ChangeKind::Added);
+        let only_staged: Vec<RepoPath> = paths.iter().filter(|path| only_staged(path)).cloned().collect();
+        if !only_staged.is_empty() {
+            self.delete("changes", &only_staged).await?;
+            staged = self.kinds_staged().await?;
+        }
+        let base = self.standing().await?.id;
+        let check = |path: &RepoPath| {
+            let suspect = listed.contains(path);
+            let staged = staged.get(path).copied();
+            let (path, base) = (path.clone(), base.clone());
+            async move {
+                let gone = match staged {
+                    _ if !suspect => Ok(true),
+                    Some(kind) => Ok(kind == ChangeKind::Removed),
+                    None => self.meta(&base, &path).await.map(|meta| meta.is_none()),
+                };
+                match gone {
+                    Ok(true) => DONE,
+                    Ok(false) => unconfirmed("removal", &path),
+                    Err(error) => Outcome::Failed(error),
+                }
+            }
+        };
+        let checks: Vec<_> = paths.iter().map(check).collect();
+        Ok(stream::iter(checks).buffered(QUESTIONS).collect().await)
+    }
+
+    pub(super) async fn drop_changes(&self, paths: &[RepoPath]) -> Result<Vec<Outcome>, WorkspaceError> {
+        let (tables, others): (Vec<_>, Vec<_>) = paths.iter().cloned().partition(is_table);
+        let mut outcomes: HashMap<&RepoPath, Outcome> = HashMap::new();
+        for range in lists(others.len(), |at| others[at].as_str().len()) {
+            let share = &others[range];
+            let dropped = self.drop_some(share).await;
+            outcomes.extend(each(share, dropped));
+        }
+        if !tables.is_empty() {
+            let restored = self.restore_tables(&tables).await;
+            outcomes.extend(each(&tables, restored));
+        }
+        let in_order = paths.iter().map(|path| outcomes.remove(path).unwrap_or(DONE));
+        all_or_error(in_order.collect())
+    }
+
+    /// Unstages files, and the directories above them: the removal of a directory stays staged when a file below it is
+    /// unstaged, and takes the file along at the commit; a directory made for a staged file stays, and is an empty one
+    /// in the commit. Unstaging a directory drops its own entry and no other (0.65.2, tried).
+    async fn drop_some(&self, paths: &[RepoPath]) -> Result<Vec<Outcome>, WorkspaceError> {
+        let mut all: BTreeSet<RepoPath> = paths.iter().cloned().collect();
+        if self.dialect.hash_route == HashRoute::Uploads {
+            for path in paths {
+                let dirs = std::iter::successors(path.parent(), RepoPath::parent);
+                all.extend(dirs.take_while(|dir| !dir.is_root()));
+            }
+        }
+        let all: Vec<RepoPath> = all.into_iter().collect();
+        match self.delete("changes", &all).await {
+            Ok((StatusCode::PARTIAL_CONTENT, _)) => {}
+            Ok(_) => return Ok(paths.iter().map(|_| DONE).collect()),
+            // Nothing staged, or no workspace: the listing below tells.
+            Err(WorkspaceError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let staged = self.kinds_staged().await?;
+        let outcome = |path: &RepoPath| match staged.contains_key(path) {
+            true => unconfirmed("unstaging", path),
+            false => DONE,
+        };
+        Ok(paths.iter().map(outcome).collect())
+    }
+
+    /// Brings tables back to the base, by a way round that does not unstage them: moving a staged table makes the
+    /// server drop what is staged at its old path, a database included, and removing the moved one leaves nothing
+    /// (0.65.2, tried). Servers that treat tables like any other file stage the old path as removed by that; there,
+    /// unstaging works.
+    async fn restore_tables(&self, paths: &[RepoPath]) -> Result<Vec<Outcome>, WorkspaceError> {
+        let staged = self.kinds_staged().await?;
+        // Left behind by a process that ended between moving and removing.
+        let aside: Vec<RepoPath> = staged.keys().filter(|path| path.as_str().starts_with(ASIDE)).cloned().collect();
+        let (mut added, mut changed) = (aside, Vec::new());
+        for path in paths {
+            match staged.get(path) {
+                None => {}
+                Some(ChangeKind::Added) => added.push(path.clone()),
+                Some(kind) => changed.push((path, *kind)),
+            }
+        }
+        let mut failed: HashMap<RepoPath, Outcome> = each(&added, self.remove_files(&added).await)
+            .filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)))
+            .map(|(path, outcome)| (path.clone(), outcome))
+            .collect();
+        if !changed.is_empty() {
+            let base = self.standing().await?.commit_id();
+            let moves: Vec<_> = changed.iter().map(|(path, kind)| self.drop_by_moving(path, *kind, &base)).collect();
+            let results: Vec<_> = stream::iter(moves).buffered(MOVES).collect().await;
+            for ((path, _), result) in changed.iter().zip(results) {
+                if let Err(error) = result {
+                    failed.insert((*path).clone(), Outcome::Failed(error));
+                }
+            }
+            let staged = self.kinds_staged().await?;
+            let untouched = |path: &&RepoPath| staged.contains_key(*path) && !failed.contains_key(*path);
+            let left: Vec<RepoPath> = changed.iter().map(|(path, _)| *path).filter(untouched).cloned().collect();
+            if !left.is_empty() {
+                self.drop_some(&left).await?;
+                let staged = self.kinds_staged().await?;
+                for path in left.into_iter().filter(|path| staged.contains_key(path)) {
+                    let outcome = unconfirmed("unstaging", &path);
+                    failed.insert(path, outcome);
+                }
+            }
+        }
+        Ok(paths.iter().map(|path| failed.remove(path).unwrap_or(DONE)).collect())
+    }
+
+    /// Moves what is staged at the path of a committed table out of the way, and removes it there.
+    async fn drop_by_moving(&self, at: &RepoPath, kind: ChangeKind, base: &CommitId) -> Result<(), WorkspaceError> {
+        if at.as_str().contains('%') {
+            // The route does not decode `%25` (0.65.2, tried).
+            return Err(WorkspaceError::Unsupported { what: "go back to the committed table: % is in its path" });
+        }
+        if kind == ChangeKind::Removed {
+            // What is removed cannot be moved; anything else than the base's content makes it a change.
+            let size = match self.meta(&base.0, at).await?.map(|meta| meta.kind) {
+                Some(EntryKind::File(object)) => object.size,
+                _ => 0,
+            };
+            let filler: &[u8] = if size == 1 { b"--" } else { b"-" };
+            let object = Object { hash: ContentHash::of(self.info.hash_kind, filler), size: filler.len() as u64 };
+            let file = blocking(move || nameless_file(filler)).await??;
+            let put = Put { path: at.clone(), object, file: Some(Arc::new(file)) };
+            match self.send_batch(&[put]).await?.pop() {
+                Some(Outcome::Done { .. }) => {}
+                Some(Outcome::Failed(error)) => return Err(error),
+                _ => return Err(WorkspaceError::Unconfirmed { what: at.to_string() }),
+            }
+        }
+        let name = format!("{ASIDE}{:016x}", fastrand::u64(..));
+        let aside = RepoPath::parse(&name).map_err(|error| WorkspaceError::Protocol { detail: error.to_string() })?;
+        match self.patch(at, &aside).await {
+            Ok(()) => {}
+            // Nothing was moved, or by an attempt before; the listing tells.
+            Err(WorkspaceError::Refused { .. } | WorkspaceError::Conflict { .. } | WorkspaceError::NotFound { .. }) => {
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        match self.remove_files(&[aside]).await?.pop() {
+            Some(Outcome::Failed(error)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn kinds_staged(&self) -> Result<HashMap<RepoPath, ChangeKind>, WorkspaceError> {
+        Ok(self.staged_changes().await?.into_iter().map(|change| (change.path, change.kind)).collect())
+    }
+
+    /// `DELETE` with a list of paths: the status, and the paths in the answer.
+    async fn delete(&self, route: &str, paths: &[RepoPath]) -> Result<(StatusCode, HashSet<RepoPath>), WorkspaceError> {
+        let patience = SILENCE + EACH_PATH * u32::try_from(paths.len()).unwrap_or(u32::MAX);
+        let request = Request::new(Method::DELETE, self.url(route), self.what()).patience(patience).json(&paths)?;
+        retry(Patience::Quick, || async {
+            let answer = self.repo.http.send(&request).await?;
+            let status = answer.status;
+            let listed: wire::PathsAnswer = answer.json().await?;
+            Ok((status, listed.paths.iter().filter_map(|path| wire::normalized(path)).collect()))
+        })
+        .await
+    }
+
+    pub(super) async fn move_file(&self, from: &RepoPath, to: &RepoPath) -> Result<(), WorkspaceError> {
+        if from.as_str().contains('%') {
+            // The route does not decode `%25` (0.65.2, tried).
+            return Err(WorkspaceError::Unsupported { what: "move a file with % in its path" });
+        }
+        if to.as_str().contains('\\') {
+            return Err(WorkspaceError::Unsupported { what: BACKSLASH });
+        }
+        if is_table(from) {
+            // Where the base has it, the old path shows the base again instead of nothing (0.65.2, tried).
+            return Err(WorkspaceError::Unsupported { what: "move a table" });
+        }
+        self.patch(from, to).await
+    }
+
+    /// Not repeated: after a lost answer the source is gone, which would look like a failure.
+    async fn patch(&self, from: &RepoPath, to: &RepoPath) -> Result<(), WorkspaceError> {
+        let request = Request::new(Method::PATCH, self.url(&format!("files/{}", path(from))), from.to_string())
+            .json(&wire::Rename { new_path: to.as_str() })?;
+        self.repo.http.json::<wire::Anything>(&request).await.map(drop)
+    }
+}
+
+fn unconfirmed(what: &str, path: &RepoPath) -> Outcome {
+    Outcome::Failed(WorkspaceError::Unconfirmed { what: format!("the {what} of {path}") })
+}
+
+/// Each path with its outcome, which is the error where there are none.
+fn each(
+    paths: &[RepoPath],
+    outcomes: Result<Vec<Outcome>, WorkspaceError>,
+) -> impl Iterator<Item = (&RepoPath, Outcome)> {
+    let outcomes = outcomes.unwrap_or_else(|error| paths.iter().map(|_| Outcome::Failed(again(&error))).collect());
+    paths.iter().zip(outcomes)
+}
+
+/// A file that is gone when it is closed.
+fn nameless_file(content: &[u8]) -> std::io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).open(std::env::temp_dir())?;
+    file.write_all_at(content, 0)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_known_by_their_extension() {
+        for (path, expected) in [
+            ("t.csv", true),
+            ("dir/t.PARQUET", true),
+            ("a.b.jsonl", true),
+            ("t.csv.gz", false),
+            ("csv", false),
+            (".csv", false),
+            ("dir.csv/t", false),
+            ("t.json", false),
+        ] {
+            assert_eq!(is_table(&RepoPath::parse(path).unwrap()), expected, "{path}");
+        }
+    }
+}
