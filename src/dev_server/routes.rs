@@ -22,6 +22,10 @@ use crate::path::RepoPath;
 /// The oldest official client that servers of these releases talk to.
 const MIN_CLIENT: (u32, u32, u32) = (0, 36, 0);
 
+/// The longest body that is gathered in memory: lists of paths, and chunks, which clients send by 10 MiB. Contents are
+/// streamed, and may be of any length.
+const GATHERED_BYTES: usize = 64 << 20;
+
 /// The header that names the server's version on every answer.
 const VERSION_HEADER: HeaderName = HeaderName::from_static("oxen-version");
 
@@ -104,8 +108,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/_faults", post(faults::arm).delete(faults::disarm))
         .route("/_traffic", get(faults::traffic).delete(faults::forget_traffic))
         .merge(api)
-        // Bodies are as long as files; they are streamed, or bounded where they are gathered.
-        .layer(DefaultBodyLimit::disable())
+        .layer(DefaultBodyLimit::max(GATHERED_BYTES))
         .with_state(app)
 }
 

@@ -20,7 +20,7 @@ use crate::path::RepoPath;
 /// Directories kept in memory. A thousand cover a walk over one commit; their files may be many, so not more.
 const CACHED_DIRS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
-/// The directory that lists nothing.
+/// A directory's name: the hash of what it lists.
 pub(super) type DirId = ContentHash;
 
 /// What a name in a directory stands for.

@@ -582,6 +582,20 @@ mod tests {
     }
 
     #[test]
+    fn the_log_grows_by_what_is_staged_not_by_what_was() {
+        let mut world = World::new();
+        let mut lengths = [0; 2];
+        for (half, length) in lengths.iter_mut().enumerate() {
+            for number in 0..1_000 {
+                world.put(&format!("many/{half}/{number}"), "x");
+            }
+            *length = fs::metadata(world.dir.path().join("log")).unwrap().len();
+        }
+        assert_eq!(lengths[1], 2 * lengths[0]);
+        assert_eq!(world.staging.files().len(), 2_000);
+    }
+
+    #[test]
     fn a_change_collides_with_what_the_branch_did_to_its_path() {
         let [one, two, three] = ["1", "2", "3"].map(|text| Some(content(text).hash));
         let put = |text| Staged::Modified(content(text));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Endpoint, NewRepository, OxenWorkspace, Repository, RepositoryInfo, S3Storage, Storage};
+use super::{Endpoint, NewRepository, Repository, RepositoryInfo, S3Storage, Storage};
 use crate::config::{self, CredentialSource, MountSettings, RepoId, ServerUrl};
 use crate::workspace::{Workspace, WorkspaceError};
 
@@ -42,7 +42,7 @@ pub async fn connect(settings: &MountSettings) -> Result<Option<(Arc<dyn Workspa
     if !found.is_empty && !created && repository.branch(&settings.branch).await?.is_none() {
         return Err(WorkspaceError::NotFound { what: format!("branch {} of {}", settings.branch, settings.repo) });
     }
-    let workspace = open_fresh(&repository, &settings.workspace, &settings.branch).await?;
+    let workspace = repository.open_workspace(&settings.workspace, &settings.branch).await?;
     Ok(Some((Arc::new(workspace), created)))
 }
 
@@ -78,20 +78,4 @@ impl From<&config::CreateRepo> for NewRepository {
             ..Self::default()
         }
     }
-}
-
-/// Opens a workspace on what the branch has become. It keeps the commit it was made on; with nothing staged there is
-/// no reason to, and it is made anew.
-async fn open_fresh(repository: &Repository, name: &str, branch: &str) -> Result<OxenWorkspace, WorkspaceError> {
-    let workspace = repository.open_workspace(name, branch).await?;
-    let head = repository.branch(branch).await?;
-    let behind = match head {
-        Some(head) => *head.commit_id != *workspace.base().await?.0,
-        None => false,
-    };
-    if !behind || !workspace.changes().await?.is_empty() {
-        return Ok(workspace);
-    }
-    repository.delete_workspace(name).await?;
-    repository.open_workspace(name, branch).await
 }

@@ -35,10 +35,8 @@ contract! {
         paths_that_nobody_has_are_removed_and_unstaged_all_the_same,
         odd_names_survive_a_round_trip,
         a_line_break_in_a_name_is_stored_or_refused_alone,
-        a_backslash_in_a_name_is_refused_alone,
         empty_files_are_staged,
         tables_are_unstaged_like_other_files,
-        a_file_unstaged_in_a_removed_directory_stays,
         a_workspace_with_nothing_staged_moves_to_the_branchs_head,
         two_thousand_small_files_arrive_in_batches,
         three_thousand_files_of_one_directory_are_listed,
@@ -634,24 +632,6 @@ async fn a_line_break_in_a_name_is_stored_or_refused_alone(target: &Target) {
             assert_eq!(changes(&workspace).await.get(name), Some(&ChangeKind::Removed));
         }
     }
-}
-
-/// A real server commits `a\\b` as a file in the directory `a`.
-async fn a_backslash_in_a_name_is_refused_alone(target: &Target) {
-    let workspace = open(target).await;
-    let refused = |outcome: &Outcome| matches!(outcome, Outcome::Failed(WorkspaceError::Unsupported { .. }));
-    let puts = [put(&workspace, "back\\slash.txt", b"alpha\n"), put(&workspace, "plain.txt", b"alpha\n")];
-    let outcomes = workspace.send_small(&puts).await.expect("an answer");
-    assert!(refused(&outcomes[0]) && matches!(outcomes[1], Outcome::Done { .. }), "{outcomes:?}");
-    let outcomes = workspace.stage_by_hash(&puts).await.expect("an answer");
-    match workspace.info().by_hash {
-        ByHash::Never => {}
-        _ => assert!(refused(&outcomes[0]) && matches!(outcomes[1], Outcome::Done { .. }), "{outcomes:?}"),
-    }
-    let outcome = workspace.send_large(&puts[0], None, &Recorded::default()).await.expect("an answer");
-    assert!(refused(&outcome), "{outcome:?}");
-    assert!(workspace.rename(&path("README.md"), &puts[0].path).await.is_err());
-    assert_eq!(changes(&workspace).await.len(), 1);
 }
 
 async fn a_directory_with_a_percent_sign_is_refused_where_no_request_can_name_it(target: &Target) {

@@ -14,6 +14,7 @@ use crate::server::{BASE_FILES, Target, text};
 mod adding;
 mod by_hash;
 mod committing;
+mod embedded;
 mod reading;
 mod removing;
 mod repositories;
