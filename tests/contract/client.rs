@@ -35,6 +35,7 @@ contract! {
         paths_that_nobody_has_are_removed_and_unstaged_all_the_same,
         odd_names_survive_a_round_trip,
         a_line_break_in_a_name_is_stored_or_refused_alone,
+        a_backslash_in_a_name_is_refused_alone,
         empty_files_are_staged,
         tables_are_unstaged_like_other_files,
         a_workspace_with_nothing_staged_moves_to_the_branchs_head,
@@ -50,6 +51,7 @@ contract! {
         changes_that_do_not_collide_are_no_conflict,
         compressed_files_arrive_whole,
     ];
+    current: [a_file_unstaged_in_a_removed_directory_stays];
     only_documented: [a_directory_with_a_percent_sign_is_refused_where_no_request_can_name_it];
     only_0_58: [content_is_never_staged_by_hash];
     only_embedded_0_65: [
@@ -632,6 +634,24 @@ async fn a_line_break_in_a_name_is_stored_or_refused_alone(target: &Target) {
             assert_eq!(changes(&workspace).await.get(name), Some(&ChangeKind::Removed));
         }
     }
+}
+
+/// A real server commits `a\\b` as a file in the directory `a`.
+async fn a_backslash_in_a_name_is_refused_alone(target: &Target) {
+    let workspace = open(target).await;
+    let refused = |outcome: &Outcome| matches!(outcome, Outcome::Failed(WorkspaceError::Unsupported { .. }));
+    let puts = [put(&workspace, "back\\slash.txt", b"alpha\n"), put(&workspace, "plain.txt", b"alpha\n")];
+    let outcomes = workspace.send_small(&puts).await.expect("an answer");
+    assert!(refused(&outcomes[0]) && matches!(outcomes[1], Outcome::Done { .. }), "{outcomes:?}");
+    let outcomes = workspace.stage_by_hash(&puts).await.expect("an answer");
+    match workspace.info().by_hash {
+        ByHash::Never => {}
+        _ => assert!(refused(&outcomes[0]) && matches!(outcomes[1], Outcome::Done { .. }), "{outcomes:?}"),
+    }
+    let outcome = workspace.send_large(&puts[0], None, &Recorded::default()).await.expect("an answer");
+    assert!(refused(&outcome), "{outcome:?}");
+    assert!(workspace.rename(&path("README.md"), &puts[0].path).await.is_err());
+    assert_eq!(changes(&workspace).await.len(), 1);
 }
 
 async fn a_directory_with_a_percent_sign_is_refused_where_no_request_can_name_it(target: &Target) {

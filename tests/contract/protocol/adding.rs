@@ -16,6 +16,7 @@ contract! {
         putting_the_bases_content_back_is_silently_ignored,
     ];
     released: [
+        a_backslash_in_a_name_loses_the_file_at_its_commit,
     ];
     by_batch: [
         only_the_last_component_of_a_parts_name_counts,
@@ -61,6 +62,19 @@ async fn names_of_parts_are_unescaped_but_not_decoded(target: &Target) {
         assert_eq!(target.content("main", encoded).await.as_deref(), Some(name));
     }
     assert!(target.names("main", "").await.contains(&long));
+}
+
+async fn a_backslash_in_a_name_loses_the_file_at_its_commit(target: &Target) {
+    let workspace = target.workspace("w").await;
+    let answer = target.add_form(&workspace, "", &form(&[(r"back\\slash", "x")])).await.ok();
+    assert_eq!(answer["paths"], json!([r"back\slash"]));
+    assert_eq!(target.content("w", "back%5Cslash").await.as_deref(), Some("x"));
+    target.commit(&workspace).await.ok();
+    assert_eq!(target.names("main", "").await, ["README.md", "back", "data"]);
+    assert_eq!(target.names("main", "back").await, [r"back\slash"]);
+    for path in ["back%5Cslash", "back/slash"] {
+        assert_eq!(target.content("main", path).await, None, "{path}");
+    }
 }
 
 async fn a_name_with_a_percent_sign_cannot_be_said_in_a_workspaces_url(target: &Target) {
