@@ -44,7 +44,8 @@ fn what_is_written_during_a_commit_lands_in_the_next() {
     let between = std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             let mut at = 0;
-            while !stop.load(Ordering::Relaxed) {
+            // Bounded: what is written during the first commit is staged by the second.
+            while !stop.load(Ordering::Relaxed) && at < 1500 {
                 fs::write(test.at(format!("file {at}")), format!("content {at}").repeat(100)).unwrap();
                 at += 1;
                 written.store(at, Ordering::Relaxed);
