@@ -54,12 +54,7 @@ pub enum Step {
 impl Account {
     /// The step to `wanted` (`None`: no file).
     pub fn step(&self, wanted: Option<Object>) -> Step {
-        let shown = match self.staged {
-            Staged::Nothing => Some(self.base),
-            Staged::Put(object) => Some(Some(object)),
-            Staged::Removed => Some(None),
-            Staged::Doubt => None,
-        };
+        let shown = self.shown();
         let same = |a: Option<Object>, b: Option<Object>| a.map(|o| o.hash) == b.map(|o| o.hash);
         if shown.is_some_and(|shown| same(shown, wanted)) {
             Step::Nothing
@@ -67,6 +62,16 @@ impl Account {
             Step::Unstage
         } else {
             wanted.map_or(Step::Remove, Step::Put)
+        }
+    }
+
+    /// What the workspace shows there (`None` inside: no file); `None` while that is in doubt.
+    pub fn shown(&self) -> Option<Option<Object>> {
+        match self.staged {
+            Staged::Nothing => Some(self.base),
+            Staged::Put(object) => Some(Some(object)),
+            Staged::Removed => Some(None),
+            Staged::Doubt => None,
         }
     }
 

@@ -304,12 +304,7 @@ impl State {
 
     /// Whether the workspace has something else at a path than the tree wants there.
     fn owes(&self, path: &RepoPath, account: &Account) -> bool {
-        let shown = match account.staged {
-            Staged::Nothing => Some(account.base),
-            Staged::Put(object) => Some(Some(object)),
-            Staged::Removed => Some(None),
-            Staged::Doubt => None,
-        };
+        let shown = account.shown();
         match self.tree.resolve(path) {
             // Wanted is what the base has, whatever is staged.
             Resolved::AsBase => shown != Some(account.base),
