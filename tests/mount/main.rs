@@ -15,3 +15,4 @@ mod proxy;
 mod refusals;
 mod server;
 mod wanted_states;
+mod words;
