@@ -14,4 +14,6 @@ mod programs;
 mod proxy;
 mod refusals;
 mod server;
+mod suites;
+mod twin;
 mod wanted_states;
