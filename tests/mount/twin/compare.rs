@@ -29,13 +29,15 @@ pub struct Twins {
     pub plain: World,
     pub mount: World,
     times: HashMap<Seen, Times>,
-    /// Files of the plain directory that were written through mappings.
-    mapped: HashSet<u64>,
+    /// Files of the plain directory whose times the mount cannot know: written through mappings, or written FIFOs.
+    untimed: HashSet<u64>,
     /// Names that the directory under way of being read had all the time, and ever, since the reading began.
     always: BTreeSet<Vec<u8>>,
     ever: BTreeSet<Vec<u8>>,
     /// Whether the plain directory's clock tells two changes in a row apart.
     fine_clock: bool,
+    /// How many operations succeeded.
+    pub succeeded: u64,
     /// How often each divergence was met.
     pub met: HashMap<&'static str, u64>,
 }
@@ -53,10 +55,11 @@ impl Twins {
             plain,
             mount,
             times: HashMap::new(),
-            mapped: HashSet::new(),
+            untimed: HashSet::new(),
             always: BTreeSet::new(),
             ever: BTreeSet::new(),
             fine_clock,
+            succeeded: 0,
             met: HashMap::new(),
         }
     }
@@ -70,11 +73,18 @@ impl Twins {
                 None => return Err(format!("the plain directory answers {plain:?}, the mount {mount:?}")),
             }
         }
+        self.succeeded += u64::from(mount.result.is_ok());
         if let Op::MapWrite { map, .. } = step.op
             && plain.result.is_ok()
             && let Some(stat) = self.plain.stat_map(map)
         {
-            self.mapped.insert(stat.st_ino);
+            self.untimed.insert(stat.st_ino);
+        }
+        if let Op::Write { slot, .. } = step.op
+            && let Some(stat) = self.plain.stat_slot(slot)
+            && stat.st_mode & libc::S_IFMT == libc::S_IFIFO
+        {
+            self.untimed.insert(stat.st_ino);
         }
         self.compare_touched(step, &plain)?;
         self.follow_stream(step, &plain)
@@ -104,13 +114,13 @@ impl Twins {
                 (Some(plain), Some(mount)) => Shown { what: format!("{:?}", Path(path.clone())), plain, mount },
                 (None, Some(_)) => continue,
             };
-            shown.compare(&self.mapped)?;
+            shown.compare(&self.untimed)?;
             self.compare_changes(Seen::Path(path), &shown)?;
         }
         for slot in step.op.slots() {
             if let (Some(plain), Some(mount)) = (self.plain.stat_slot(slot), self.mount.stat_slot(slot)) {
                 let shown = Shown { what: format!("handle {slot}"), plain, mount };
-                shown.compare(&self.mapped)?;
+                shown.compare(&self.untimed)?;
                 self.compare_changes(Seen::Slot(slot), &shown)?;
             } else {
                 self.times.remove(&Seen::Slot(slot));
@@ -128,7 +138,7 @@ impl Twins {
             ctime: ((plain.st_ctime, plain.st_ctime_nsec), (mount.st_ctime, mount.st_ctime_nsec)),
         };
         let Some(before) = self.times.insert(seen, now) else { return Ok(()) };
-        if before.ino != now.ino || self.mapped.contains(&plain.st_ino) {
+        if before.ino != now.ino || self.untimed.contains(&plain.st_ino) {
             return Ok(());
         }
         for (name, before, now) in [("mtime", before.mtime, now.mtime), ("ctime", before.ctime, now.ctime)] {
@@ -223,7 +233,7 @@ impl Twins {
                     return Err(format!("{:?} is listed, and absent", Path(path)));
                 };
                 let shown = Shown { what: format!("{:?}", Path(path.clone())), plain, mount };
-                shown.compare(&self.mapped)?;
+                shown.compare(&self.untimed)?;
                 let (a, b) = (plain.st_ino, mount.st_ino);
                 if *numbers.entry(a).or_insert(b) != b || *back.entry(b).or_insert(a) != a {
                     return Err(format!("{} is a link to another file than in the plain directory", shown.what));
@@ -250,12 +260,12 @@ impl Twins {
         }
         for slot in 0..SLOTS {
             if let (Some(plain), Some(mount)) = (self.plain.stat_slot(slot), self.mount.stat_slot(slot)) {
-                Shown { what: format!("handle {slot}"), plain, mount }.compare(&self.mapped)?;
+                Shown { what: format!("handle {slot}"), plain, mount }.compare(&self.untimed)?;
             }
         }
         for map in 0..MAPS {
             if let (Some(plain), Some(mount)) = (self.plain.stat_map(map), self.mount.stat_map(map)) {
-                Shown { what: format!("mapping {map}"), plain, mount }.compare(&self.mapped)?;
+                Shown { what: format!("mapping {map}"), plain, mount }.compare(&self.untimed)?;
             }
         }
         Ok(())
@@ -271,12 +281,13 @@ fn named(names: &Result<Vec<Vec<u8>>, i32>) -> String {
 
 impl Shown {
     /// Attributes that have to be equal.
-    fn compare(&self, mapped: &HashSet<u64>) -> Result<(), String> {
+    fn compare(&self, untimed: &HashSet<u64>) -> Result<(), String> {
         let (a, b) = (&self.plain, &self.mount);
         let differs = |name: &str, a: &dyn std::fmt::Display, b: &dyn std::fmt::Display| {
             Err(format!("{}: {name} {a}, on the mount {b}", self.what))
         };
-        if a.st_mode != b.st_mode {
+        let compared = if has(Capability::SetIds) { !0 } else { !(libc::S_ISUID | libc::S_ISGID) };
+        if (a.st_mode ^ b.st_mode) & compared != 0 {
             return Err(format!("{}: mode {:o}, on the mount {:o}", self.what, a.st_mode, b.st_mode));
         }
         if (a.st_uid, a.st_gid) != (b.st_uid, b.st_gid) {
@@ -298,7 +309,7 @@ impl Shown {
         if has(Capability::Blocks) && a.st_mode & libc::S_IFMT == libc::S_IFREG && a.st_blocks == 0 && b.st_blocks > 8 {
             return differs("blocks", &a.st_blocks, &b.st_blocks);
         }
-        if mapped.contains(&a.st_ino) {
+        if untimed.contains(&a.st_ino) {
             return Ok(());
         }
         let (set, now) = ((a.st_mtime, a.st_mtime_nsec), (b.st_mtime, b.st_mtime_nsec));

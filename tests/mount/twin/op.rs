@@ -363,9 +363,11 @@ impl Random {
             260..290 => Op::Write { slot, bytes: self.bytes() },
             290..330 => Op::Pread { slot, at: self.at(), length: self.0.usize(..20_000) },
             330..350 => Op::Read { slot, length: self.0.usize(..20_000) },
-            350..360 => {
-                Op::Seek { slot, at: self.length(), whence: self.of(&[libc::SEEK_SET, libc::SEEK_CUR, libc::SEEK_END]) }
-            }
+            350..360 => Op::Seek {
+                slot,
+                at: self.length().min(LENGTH as i64),
+                whence: self.of(&[libc::SEEK_SET, libc::SEEK_CUR, libc::SEEK_END]),
+            },
             360..380 => Op::Truncate { path, length: self.length() },
             380..410 => Op::Ftruncate { slot, length: self.length() },
             410..415 => Op::Fsync { slot, data: self.one_in(2) },

@@ -31,6 +31,9 @@ impl std::fmt::Debug for Outcome {
 /// The error number of what was not tried: there is no such handle.
 pub const SKIPPED: i32 = 9999;
 
+/// The data of a seek in a directory.
+pub const DIRECTORY: &[u8] = b"a directory";
+
 /// One entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
@@ -189,10 +192,12 @@ impl World {
                 }
                 Op::Seek { slot, at, whence } => {
                     let fd = self.fd(*slot)?;
+                    if self.stat_slot(*slot).is_some_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR) {
+                        *data = DIRECTORY.to_vec();
+                    }
                     let to = answer(libc::lseek(fd, *at, *whence))?;
-                    let dir = self.stat_slot(*slot).is_some_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR);
-                    // Offsets of directories mean nothing, and a hole may be told as data.
-                    Ok(if dir || *whence == libc::SEEK_DATA || *whence == libc::SEEK_HOLE { 0 } else { to })
+                    // What is a hole may be told as data; that it is one is checked where it is read.
+                    Ok(if *whence == libc::SEEK_DATA || *whence == libc::SEEK_HOLE { 0 } else { to })
                 }
                 Op::Truncate { path, length } => {
                     // truncate(2) has no form that starts at a directory.
