@@ -43,6 +43,11 @@ pub enum Event {
     Status(Box<Status>),
     /// Something moved, or a second passed.
     Progress(Progress),
+    /// Nothing moves until something outside changes, the server comes back say; `None`: it goes on.
+    Stalled {
+        /// Why, in words.
+        why: Option<String>,
+    },
     /// The request was carried out.
     Done,
     /// The commit was made.

@@ -470,6 +470,39 @@ impl Namespace {
         }
     }
 
+    /// Whether `ino` is a directory without anything below it but directories. `known` remembers what was found, for
+    /// further questions about the same tree.
+    pub fn is_vacant(&self, ino: Ino, known: &mut HashMap<Ino, bool>) -> bool {
+        // The directories on the way down, each with those of its entries that are still to be looked at.
+        let mut path: Vec<(Ino, Vec<Ino>)> = Vec::new();
+        let mut next = Some(ino);
+        loop {
+            if let Some(at) = next.take() {
+                match (known.get(&at), self.dir(at)) {
+                    (Some(true), _) => {}
+                    (Some(false), _) | (None, None) => break,
+                    (None, Some(dir)) if !dir.listed || dir.children.len() > dir.subdirs as usize => break,
+                    (None, Some(dir)) => path.push((at, dir.children.values().copied().collect())),
+                }
+            }
+            match path.last_mut() {
+                None => return true,
+                Some((at, left)) => match left.pop() {
+                    None => {
+                        known.insert(*at, true);
+                        path.pop();
+                    }
+                    child => next = child,
+                },
+            }
+        }
+        for (at, _) in path {
+            known.insert(at, false);
+        }
+        known.insert(ino, false);
+        false
+    }
+
     /// Every name below a directory, parents before children.
     pub fn walk(&self, dir: Ino) -> Vec<(Ino, Name, Ino)> {
         let mut found = Vec::new();
@@ -563,6 +596,23 @@ mod tests {
         assert_eq!(tree.get(a).unwrap().nlink(), 3);
         tree.unlink(a, &name("b"), false);
         assert_eq!(tree.get(a).unwrap().nlink(), 2);
+    }
+
+    #[test]
+    fn a_directory_is_vacant_when_only_directories_are_below_it() {
+        let mut tree = tree();
+        let top = dir(&mut tree, ROOT, "top");
+        let (a, b) = (dir(&mut tree, top, "a"), dir(&mut tree, top, "b"));
+        let deep = dir(&mut tree, a, "deep");
+        assert!(tree.is_vacant(top, &mut HashMap::new()));
+        let at = file(&mut tree, deep, "file");
+        let mut known = HashMap::new();
+        let found = [deep, a, b, top, at].map(|ino| tree.is_vacant(ino, &mut known));
+        assert_eq!(found, [false, false, true, false, false]);
+        tree.unlink(deep, &name("file"), true);
+        tree.dir_mut(b).unwrap().listed = false;
+        assert!(!tree.is_vacant(top, &mut HashMap::new()), "nobody knows what is in b");
+        assert!(tree.is_vacant(a, &mut HashMap::new()));
     }
 
     #[test]

@@ -361,7 +361,7 @@ impl Stager {
         }
         *self.requests.entry(kind).or_default() += 1;
         let mut dirs = BTreeSet::new();
-        if kind == Kind::Remove {
+        if matches!(kind, Kind::Remove | Kind::Unstage) {
             dirs = self.fs.emptied_dirs(&items.iter().map(|item| &item.capture.path).collect());
             self.removing.push(dirs.clone());
         }
@@ -383,7 +383,7 @@ impl Stager {
                 self.fs.failed(&capture.path, &error.to_string(), delay);
             }
             Done::Request { kind, items, dirs, result } => {
-                if kind == Kind::Remove
+                if matches!(kind, Kind::Remove | Kind::Unstage)
                     && let Some(over) = self.removing.iter().position(|other| *other == dirs)
                 {
                     self.removing.swap_remove(over);
@@ -592,7 +592,13 @@ async fn request(
     let paths = || items.iter().map(|item| item.capture.path.clone()).collect::<Vec<_>>();
     let puts = || items.iter().filter_map(put).collect::<Vec<_>>();
     let result = match kind {
-        Kind::Unstage => workspace.unstage(&paths()).await,
+        Kind::Unstage => match workspace.unstage(&paths()).await {
+            Ok(done) if !dirs.is_empty() => {
+                let dirs: Vec<RepoPath> = dirs.iter().cloned().collect();
+                workspace.remove(&dirs).await.map(|_| done)
+            }
+            done => done,
+        },
         Kind::Remove => {
             // The files first: their outcomes come in this order.
             let all: Vec<RepoPath> = paths().into_iter().chain(dirs.iter().cloned()).collect();

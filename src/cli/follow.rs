@@ -85,6 +85,7 @@ pub fn follow(stream: UnixStream, request: &Request, timeout: Option<Duration>) 
         };
         match event {
             Event::Progress(progress) => meter.update(progress),
+            Event::Stalled { why } => meter.stalled(why),
             Event::Done => {
                 meter.finish();
                 return Ok(End::Done);

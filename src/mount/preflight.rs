@@ -197,10 +197,12 @@ fn check_mountpoint(path: &Path, warnings: &mut Vec<Warning>) -> Result<PathBuf,
 }
 
 /// Whether the process behind the FUSE mount at `path` is gone: the kernel then answers everything with ENOTCONN
-/// ("Transport endpoint is not connected").
+/// ("Transport endpoint is not connected"), and with ECONNABORTED what it was asked while the process was going
+/// (`fuse_abort_conn` ends the requests that wait with that).
 pub fn is_stale(path: &Path) -> bool {
+    use rustix::io::Errno;
     // Not stat: the kernel answers that from its cache for as long as it was told to.
-    matches!(rustix::fs::statvfs(path), Err(rustix::io::Errno::NOTCONN))
+    matches!(rustix::fs::statvfs(path), Err(Errno::NOTCONN | Errno::CONNABORTED))
 }
 
 fn check_device() -> Result<(), PreflightError> {

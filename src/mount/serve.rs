@@ -115,9 +115,15 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
 }
 
 /// Tells how far a barrier is until it is reached.
-pub(super) async fn follow(waiting: &Waiting, listener: &mut Listener) -> io::Result<Progress> {
+pub(super) async fn follow(daemon: &Daemon, waiting: &Waiting, listener: &mut Listener) -> io::Result<Progress> {
+    let mut stalled = None;
     loop {
         let (progress, over) = waiting.progress();
+        let why = daemon.meter.stalled().filter(|_| !over);
+        if why != stalled {
+            listener.tell(&Event::Stalled { why: why.clone() }).await?;
+            stalled = why;
+        }
         listener.tell(&Event::Progress(progress)).await?;
         if over {
             return Ok(progress);
@@ -139,7 +145,7 @@ async fn sync(paths: &[String], daemon: &Daemon, listener: &mut Listener) -> io:
     }
     let chosen = |path: &RepoPath| wanted.is_empty() || wanted.iter().any(|dir| path.is_in(dir));
     let Some(waiting) = daemon.fs.barrier(chosen) else { return Ok(Event::Done) };
-    let progress = follow(&waiting, listener).await?;
+    let progress = follow(daemon, &waiting, listener).await?;
     Ok(match unstaged(daemon, &progress) {
         Some(failure) => Event::Failed(failure),
         None => Event::Done,
@@ -190,7 +196,7 @@ impl Drop for Taking<'_> {
 async fn drain(daemon: &Daemon, listener: &mut Listener) -> io::Result<Option<Failure>> {
     loop {
         let Some(waiting) = daemon.fs.barrier(|_| true) else { return Ok(None) };
-        let progress = follow(&waiting, listener).await?;
+        let progress = follow(daemon, &waiting, listener).await?;
         if let Some(failure) = unstaged(daemon, &progress) {
             return Ok(Some(failure));
         }
@@ -234,6 +240,6 @@ async fn drain_and_unmount(daemon: &Arc<Daemon>, listener: &mut Listener) -> io:
 /// Stages what was written up to now; writers may go on.
 async fn drain_once(daemon: &Daemon, listener: &mut Listener) -> io::Result<Option<Failure>> {
     let Some(waiting) = daemon.fs.barrier(|_| true) else { return Ok(None) };
-    let progress = follow(&waiting, listener).await?;
+    let progress = follow(daemon, &waiting, listener).await?;
     Ok(unstaged(daemon, &progress))
 }

@@ -57,26 +57,33 @@ impl OxenWorkspace {
 
     async fn remove_some(&self, paths: &[RepoPath]) -> Result<Vec<Outcome>, WorkspaceError> {
         let (status, listed) = self.delete("files", paths).await?;
-        if status != StatusCode::PARTIAL_CONTENT {
+        // Releases before 0.64 leave what is only staged as it is, at the paths and below them (0.53.4, tried).
+        let takes_staged = self.dialect.hash_route == HashRoute::Uploads;
+        let partial = status == StatusCode::PARTIAL_CONTENT;
+        if takes_staged && !partial {
             return Ok(paths.iter().map(|_| DONE).collect());
         }
-        // Those that were not found, or could not be removed: the answer does not tell which (0.65.2, read), and
-        // `meta/` of the workspace answers 500 for a path that is not there (tried).
         let mut staged = self.kinds_staged().await?;
-        // Releases before 0.64 do not find what is only staged either (0.53.4, tried: 206, and still staged).
-        let only_staged = |path: &RepoPath| listed.contains(path) && staged.get(path) == Some(&ChangeKind::Added);
-        let only_staged: Vec<RepoPath> = paths.iter().filter(|path| only_staged(path)).cloned().collect();
-        if !only_staged.is_empty() {
-            self.delete("changes", &only_staged).await?;
+        let named: HashSet<&RepoPath> = paths.iter().collect();
+        let under = |path: &RepoPath| {
+            std::iter::successors(Some(path.clone()), RepoPath::parent).any(|above| named.contains(&above))
+        };
+        let left = |(path, kind): (&RepoPath, &ChangeKind)| *kind == ChangeKind::Added && under(path);
+        let left: Vec<RepoPath> = staged.iter().filter(|each| left(*each)).map(|(path, _)| path.clone()).collect();
+        if !left.is_empty() {
+            self.unstage_added(&left).await?;
             staged = self.kinds_staged().await?;
         }
+        // Those in a partial answer were not found, or could not be removed: it does not tell which (0.65.2, read), and
+        // `meta/` of the workspace answers 500 for a path that is not there (tried).
         let base = self.standing().await?.id;
         let check = |path: &RepoPath| {
-            let suspect = listed.contains(path);
+            let suspect = partial && listed.contains(path);
             let staged = staged.get(path).copied();
             let (path, base) = (path.clone(), base.clone());
             async move {
                 let gone = match staged {
+                    Some(ChangeKind::Added) => Ok(false),
                     _ if !suspect => Ok(true),
                     Some(kind) => Ok(kind == ChangeKind::Removed),
                     None => self.meta(&base, &path).await.map(|meta| meta.is_none()),
@@ -90,6 +97,22 @@ impl OxenWorkspace {
         };
         let checks: Vec<_> = paths.iter().map(check).collect();
         Ok(stream::iter(checks).buffered(QUESTIONS).collect().await)
+    }
+
+    /// Unstages what the base does not have, where removing it does not.
+    async fn unstage_added(&self, paths: &[RepoPath]) -> Result<(), WorkspaceError> {
+        let (tables, others): (Vec<_>, Vec<_>) = paths.iter().cloned().partition(is_table);
+        for range in lists(others.len(), |at| others[at].as_str().len()) {
+            self.delete("changes", &others[range]).await?;
+        }
+        // A table is read into a database instead; under a name that is none it is a file like any other (0.53.4,
+        // tried).
+        for table in tables {
+            let aside = aside()?;
+            self.patch(&table, &aside).await?;
+            self.delete("changes", &[aside]).await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn drop_changes(&self, paths: &[RepoPath]) -> Result<Vec<Outcome>, WorkspaceError> {
@@ -201,8 +224,7 @@ impl OxenWorkspace {
                 _ => return Err(WorkspaceError::Unconfirmed { what: at.to_string() }),
             }
         }
-        let name = format!("{ASIDE}{:016x}", fastrand::u64(..));
-        let aside = RepoPath::parse(&name).map_err(|error| WorkspaceError::Protocol { detail: error.to_string() })?;
+        let aside = aside()?;
         match self.patch(at, &aside).await {
             Ok(()) => {}
             // Nothing was moved, or by an attempt before; the listing tells.
@@ -255,6 +277,12 @@ impl OxenWorkspace {
             .json(&wire::Rename { new_path: to.as_str() })?;
         self.repo.http.json::<wire::Anything>(&request).await.map(drop)
     }
+}
+
+/// A path that nobody uses.
+fn aside() -> Result<RepoPath, WorkspaceError> {
+    let name = format!("{ASIDE}{:016x}", fastrand::u64(..));
+    RepoPath::parse(&name).map_err(|error| WorkspaceError::Protocol { detail: error.to_string() })
 }
 
 fn unconfirmed(what: &str, path: &RepoPath) -> Outcome {

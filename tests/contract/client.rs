@@ -38,6 +38,7 @@ contract! {
         a_backslash_in_a_name_is_refused_alone,
         empty_files_are_staged,
         tables_are_unstaged_like_other_files,
+        a_removed_directory_takes_along_what_is_only_staged_in_it,
         a_workspace_with_nothing_staged_moves_to_the_branchs_head,
         two_thousand_small_files_arrive_in_batches,
         three_thousand_files_of_one_directory_are_listed,
@@ -543,6 +544,20 @@ async fn tables_are_unstaged_like_other_files(target: &Target) {
     let mut expected = base_tree();
     expected.extend(names.map(|name| (name.to_owned(), base.to_vec())));
     expected.insert("twice.csv".into(), b"a,b\n7,8\n".into());
+    same(tree(&workspace, &committed.id).await, &expected);
+}
+
+async fn a_removed_directory_takes_along_what_is_only_staged_in_it(target: &Target) {
+    let workspace = open(target).await;
+    for name in ["data/new.txt", "data/new.csv", "data/sub/deep/new.jsonl", "database.txt"] {
+        bring(&workspace, name, Some(b"{\"a\": 1}\n")).await;
+    }
+    bring(&workspace, "data/a.txt", Some(b"changed\n")).await;
+    done(workspace.remove(&[path("data")]).await.expect("an answer"));
+    let committed = commit(&workspace, "without").await;
+    let mut expected = base_tree();
+    expected.retain(|path, _| !path.starts_with("data/"));
+    expected.insert("database.txt".into(), b"{\"a\": 1}\n".into());
     same(tree(&workspace, &committed.id).await, &expected);
 }
 

@@ -51,8 +51,16 @@ impl Target {
 
     /// The real server that all tests of this process share.
     pub async fn real() -> Self {
-        let url = tokio::task::spawn_blocking(real_server_url).await.expect("the real server starts");
-        Self::with_repository(url.clone(), Dialect::V0_65).await
+        static URL: OnceLock<String> = OnceLock::new();
+        let url = tokio::task::spawn_blocking(|| real_server_url(&URL, None)).await.expect("the real server starts");
+        Self::with_repository(url, Dialect::V0_65).await
+    }
+
+    /// The same of the last release that stages by hash through JSON.
+    pub async fn older() -> Self {
+        static URL: OnceLock<String> = OnceLock::new();
+        let url = tokio::task::spawn_blocking(|| real_server_url(&URL, Some("0.53.4")));
+        Self::with_repository(url.await.expect("the real server starts"), Dialect::V0_50).await
     }
 
     async fn with_repository(base_url: String, dialect: Dialect) -> Self {
@@ -132,15 +140,14 @@ fn client() -> reqwest::Client {
     reqwest::Client::builder().user_agent(USER_AGENT).no_proxy().build().expect("a client")
 }
 
-/// The real server's URL; the first caller starts it.
-fn real_server_url() -> String {
-    static URL: OnceLock<String> = OnceLock::new();
-    URL.get_or_init(|| {
+/// The URL of the real server of that version; the first caller starts it.
+fn real_server_url(url: &OnceLock<String>, version: Option<&'static str>) -> String {
+    url.get_or_init(|| {
         let (ready, started) = std::sync::mpsc::channel();
         // The kernel ends the server when the thread that started it ends, so that no way of ending this process
         // leaves a server behind. This thread never ends by itself.
         std::thread::spawn(move || {
-            let _ = ready.send(start_real_server());
+            let _ = ready.send(start_real_server(version));
             loop {
                 std::thread::park();
             }
@@ -151,8 +158,8 @@ fn real_server_url() -> String {
 }
 
 /// Starts the real server on a free port with its data in a directory of this process's own.
-fn start_real_server() -> String {
-    let binary = real_server_path();
+fn start_real_server(version: Option<&str>) -> String {
+    let binary = real_server_path(version);
     let data = real_server_data();
     let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
     let mut command = Command::new(&binary);
@@ -181,9 +188,12 @@ fn start_real_server() -> String {
     format!("http://127.0.0.1:{port}")
 }
 
-fn real_server_path() -> PathBuf {
+/// `None`: the version that the script is pinned to.
+fn real_server_path(version: Option<&str>) -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/oxen-server");
-    let printed = Command::new(&script).arg("path").output().expect("scripts/oxen-server runs");
+    let mut command = Command::new(&script);
+    command.arg("path").envs(version.map(|version| ("OXEN_SERVER_VERSION", version)));
+    let printed = command.output().expect("scripts/oxen-server runs");
     assert!(printed.status.success(), "the real server is not installed: run scripts/oxen-server install");
     PathBuf::from(String::from_utf8_lossy(&printed.stdout).trim())
 }

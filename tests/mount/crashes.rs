@@ -59,6 +59,29 @@ fn a_daemon_killed_while_it_stages_loses_nothing() {
 }
 
 #[test]
+fn a_mount_that_asks_while_the_daemon_dies_takes_the_broken_mount_away() {
+    let test = TestMount::new();
+    fs::write(test.at("file"), "kept").unwrap();
+    test.signal(Signal::STOP);
+    let pid = test.daemons()[0];
+    let said = std::thread::scope(|scope| {
+        let mounting = scope.spawn(|| test.mount(&[]));
+        // The mount's question is in the kernel and nobody answers it: statfs(2), with the mount point open to it.
+        let asks = |pid: &i32| {
+            let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+            call.split(' ').next() == Some(&libc::SYS_statfs.to_string())
+        };
+        wait_until("the mount to ask", || test.daemons().iter().any(asks));
+        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        mounting.join().unwrap()
+    });
+    let said = said.ok();
+    assert!(said.err.contains("removed the broken mount"), "{}", said.err);
+    assert_eq!(fs::read_to_string(test.at("file")).unwrap(), "kept");
+    test.unmount_commit();
+}
+
+#[test]
 fn what_a_program_wrote_before_the_kill_is_there_though_it_never_closed_the_file() {
     let test = TestMount::new();
     fs::write(test.at("base"), noise(3, 200_000)).unwrap();

@@ -17,3 +17,4 @@ mod server;
 mod suites;
 mod twin;
 mod wanted_states;
+mod words;

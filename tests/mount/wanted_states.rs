@@ -192,6 +192,13 @@ fn a_removed_directory_leaves_no_empty_one_in_the_commit() {
 }
 
 #[test]
+fn a_directory_whose_last_file_was_only_staged_leaves_no_empty_one_either() {
+    let twins = Twins::new();
+    twins.shell("echo new > dir/sub/deep/new").sync().shell("rm dir/sub/deep/four").sync();
+    twins.shell("rm dir/sub/deep/new").sync().shell("rm -r dir/sub").sync().commit_and_compare();
+}
+
+#[test]
 fn removing_everything_leaves_an_empty_branch() {
     let twins = Twins::new();
     twins.shell("rm -r ./*").sync().commit_and_compare();
