@@ -14,5 +14,7 @@ mod programs;
 mod proxy;
 mod refusals;
 mod server;
+mod suites;
+mod twin;
 mod wanted_states;
 mod words;
