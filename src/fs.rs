@@ -7,6 +7,7 @@
 //! Every change is made under one lock, written as one journal frame, and acknowledged once that frame is in the
 //! kernel. The lock is held for memory work alone: not across a write, a copy or a request.
 
+mod diff;
 mod layers;
 mod ops;
 mod queue;
@@ -30,6 +31,7 @@ use crate::path::{Name, RepoPath};
 use crate::spool::{Cache, Spool, copy_content};
 use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceError};
 
+pub use diff::recorded_differences;
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, Stat, Statfs};
 pub use queue::Phase;
 pub use recovery::{Foreign, Limits, survey};
