@@ -117,9 +117,13 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
 /// Tells how far a barrier is until it is reached.
 pub(super) async fn follow(waiting: &Waiting, listener: &mut Listener) -> io::Result<Progress> {
     loop {
-        let (progress, over) = waiting.progress();
+        let (mut progress, over) = waiting.progress();
         listener.tell(&Event::Progress(progress)).await?;
         if over {
+            if let Err(error) = waiting.settled().await {
+                tracing::error!(%error, "staged, but not on record");
+                progress.files_failed = progress.files_failed.max(1);
+            }
             return Ok(progress);
         }
         let _ = tokio::time::timeout(TELL_EVERY, waiting.reached()).await;
