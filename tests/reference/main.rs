@@ -2,6 +2,9 @@
 //! is compared, and after every drain the workspace. Faults, commits, crashes and remounts are operations too.
 
 mod model;
+mod regressions;
+mod sweep;
+mod workload;
 mod world;
 
 use proptest::prelude::*;
