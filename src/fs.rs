@@ -673,7 +673,7 @@ impl Fs {
             self.spool.release(size);
             return Err(error.into());
         }
-        self.install(ino, id, to, size, |content| match (content, old) {
+        self.install(ino, id, to, size, true, |content| match (content, old) {
             (Content::Remote { .. }, None) => true,
             (Content::Local { spool, .. }, Some(old)) => *spool == old,
             _ => false,
@@ -683,7 +683,7 @@ impl Fs {
     /// Puts an empty spool file in the place of a file's content.
     fn empty(&self, ino: Ino) -> Result<(), FsError> {
         let (id, file) = self.spool.create()?;
-        self.install(ino, id, file, 0, |_| true)?;
+        self.install(ino, id, file, 0, false, |_| true)?;
         // Unlike a copy, this is a change, whether or not a write follows.
         let noted = self.change(|state| {
             state.wrote(ino, |size| size, self);
@@ -692,13 +692,14 @@ impl Fs {
         staging::into_plain(noted)
     }
 
-    /// Makes a spool file a file's content, if `expected` still holds of the old one.
+    /// Makes a spool file a file's content, if `expected` still holds of the old one, of which it may be a `copy`.
     fn install(
         &self,
         ino: Ino,
         id: SpoolId,
         file: File,
         size: u64,
+        copy: bool,
         expected: impl FnOnce(&Content) -> bool,
     ) -> Result<(), FsError> {
         let mut free = None;
@@ -719,10 +720,18 @@ impl Fs {
             }
             state.materialize(ino);
             let generation = state.fresh_generation();
-            state.set_content(ino, Content::Local { spool: id, generation, hash: None }, size);
+            let hash = match &old.0 {
+                Content::Remote { hash, .. } if copy => Some(*hash),
+                _ => None,
+            };
+            state.set_content(ino, Content::Local { spool: id, generation, hash }, size);
             state.record(ino);
+            let file = Arc::new(file);
             if let Some(open) = state.open.get_mut(&ino) {
-                open.file = Some(Arc::new(file));
+                open.file = Some(file.clone());
+            }
+            if hash.is_some() {
+                state.seal_frozen(self, ino, &file);
             }
             if let (Content::Local { spool, .. }, size) = old {
                 free = Some((state.abandon(spool), size));
@@ -759,7 +768,9 @@ impl Fs {
     /// When the record or the cache cannot be flushed; what was to be done is done the next time, or at the next mount.
     pub fn tidy(&self) -> Result<(), FsError> {
         let leaving = std::mem::take(&mut *self.leaving.lock().unwrap_or_else(PoisonError::into_inner));
-        if leaving.is_empty() && !self.cache.is_unsettled() {
+        // Before the flush: what arrives meanwhile need not be covered by it.
+        let arrived = self.cache.arrived();
+        if leaving.is_empty() && arrived.is_empty() {
             return Ok(());
         }
         if let Err(error) = self.journal.sync(self.journal.append(&[])) {
@@ -767,7 +778,7 @@ impl Fs {
             return Err(error.into());
         }
         leaving.into_iter().for_each(|spool| self.spool.remove(spool));
-        Ok(self.cache.settle()?)
+        Ok(self.cache.settle(arrived)?)
     }
 
     /// Opens a file's spool file; `None` when it has other content by now: a confirmation moves spool files away.

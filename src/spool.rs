@@ -97,6 +97,12 @@ impl Spool {
         Ok((id, file))
     }
 
+    /// Never gives `id` to a new file. To be told of every file on record: one that a power loss took must not come
+    /// back with other bytes.
+    pub fn pass_over(&self, id: SpoolId) {
+        self.next.fetch_max(id.0 + 1, Ordering::Relaxed);
+    }
+
     /// Opens a file for reading and writing.
     ///
     /// # Errors
@@ -321,18 +327,16 @@ impl Cache {
         }
     }
 
-    /// Whether something waits for [`settle`](Self::settle).
-    pub fn is_unsettled(&self) -> bool {
-        !self.arriving().is_empty()
+    /// What waits to be [settled](Self::settle).
+    pub fn arrived(&self) -> Arrived {
+        Arrived(self.arriving().iter().map(|(hash, path)| (*hash, path.clone())).collect())
     }
 
-    /// Flushes what has arrived, and gives it its name. What cannot be named is removed: it is only a copy.
+    /// Flushes what had arrived, and gives it its name. What cannot be named is removed: it is only a copy.
     ///
     /// # Errors
     /// When nothing could be flushed; all is as before.
-    pub fn settle(&self) -> io::Result<()> {
-        let arrived: Vec<(ContentHash, PathBuf)> =
-            self.arriving().iter().map(|(hash, path)| (*hash, path.clone())).collect();
+    pub fn settle(&self, Arrived(arrived): Arrived) -> io::Result<()> {
         let all = arrived.len() >= FLUSH_ALL_FROM;
         if all {
             let dir = File::open(&self.dir)?;
@@ -379,8 +383,8 @@ impl Cache {
         }
     }
 
-    /// Takes over a spool file whose content the server confirmed; whether it is wanted. It stays where it is until
-    /// the next [`settle`](Self::settle), before which the record must have been flushed.
+    /// Takes over a spool file whose content the server confirmed; whether it is wanted. It stays where it is until it
+    /// is [settled](Self::settle), before which the record must have been flushed.
     pub fn adopt(&self, spool: &Spool, id: SpoolId, hash: ContentHash) -> bool {
         self.announce(hash, &spool.path(id))
     }
@@ -409,6 +413,16 @@ impl Cache {
                 tracing::warn!(%error, %hash, "a cached file could not be removed");
             }
         }
+    }
+}
+
+/// Content that has arrived by some moment.
+pub struct Arrived(Vec<(ContentHash, PathBuf)>);
+
+impl Arrived {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
@@ -502,7 +516,7 @@ mod tests {
         let fetching = cache.begin().unwrap();
         fetching.file.write_all_at(text.as_bytes(), 0).unwrap();
         cache.keep(fetching, hash);
-        cache.settle().unwrap();
+        cache.settle(cache.arrived()).unwrap();
         hash
     }
 
@@ -518,6 +532,16 @@ mod tests {
         spool.sweep(&HashSet::from([kept])).unwrap();
         assert!(spool.file(kept).is_ok());
         assert!(spool.file(orphan).is_err());
+    }
+
+    #[test]
+    fn the_number_of_a_lost_file_is_not_given_to_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), None).unwrap();
+        spool.pass_over(SpoolId(7));
+        assert_eq!(spool.create().unwrap().0, SpoolId(8));
+        spool.pass_over(SpoolId(3));
+        assert_eq!(spool.create().unwrap().0, SpoolId(9));
     }
 
     #[test]
@@ -553,7 +577,7 @@ mod tests {
         let hash = ContentHash::of(HashKind::Xxh3, b"hello");
         assert!(cache.adopt(&spool, id, hash));
         assert_eq!(content(&mut cache.file(hash).unwrap()), "hello", "readable before it is flushed");
-        cache.settle().unwrap();
+        cache.settle(cache.arrived()).unwrap();
         assert!(spool.file(id).is_err());
         assert_eq!(content(&mut cache.file(hash).unwrap()), "hello");
         let again = Cache::open(&dir.path().join("cache"), 2).unwrap();

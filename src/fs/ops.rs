@@ -270,9 +270,11 @@ impl State {
         for path in &old_paths {
             self.touch(path, fs.options.settle);
         }
-        let files = files.iter().map(|(.., child)| *child);
-        for file in files.filter(|file| self.content(*file).is_some()).collect::<Vec<_>>() {
-            for path in self.tree.file_paths(file) {
+        // Not all paths of these files: their names elsewhere did not change, and the base may have those.
+        for (parent, name, file) in [(to.0, to.1.clone(), ino)].into_iter().chain(below) {
+            if self.content(file).is_some()
+                && let Ok(path) = self.tree.path_in(parent, &name)
+            {
                 self.open_account(&path, None);
                 self.touch(&path, fs.options.settle);
             }

@@ -358,6 +358,7 @@ impl State {
         }
         let mut keep = HashSet::new();
         for (ino, id) in local {
+            spool.pass_over(id);
             match spool.file(id).and_then(|file| file.metadata()) {
                 Ok(found) => {
                     keep.insert(id);
@@ -373,7 +374,7 @@ impl State {
                         inode.attrs.ctime = inode.attrs.ctime.max(inode.attrs.mtime).min(now());
                     }
                 }
-                // Not a crash of ours: the record never names a file that was not made. Shown as failed when staged.
+                // A power loss took what was never flushed. Shown as failed when it is to be staged.
                 Err(error) => {
                     let path = self.tree.display_path(ino);
                     tracing::error!(%error, path, spool = id.0, "bytes on record are gone from the spool");

@@ -186,6 +186,24 @@ impl State {
         frozen.into_iter().any(|capture| matches!(&capture.want, Want::Sealed { held, .. } if held.spool == spool))
     }
 
+    /// Gives what a commit waits for its own hold on a file's bytes that came into the spool meanwhile: where they
+    /// were on the server, something else may be staged before their turn comes.
+    pub(super) fn seal_frozen(&mut self, fs: &Fs, ino: Ino, file: &Arc<File>) {
+        let Some(mut frozen) = self.frozen.take() else { return };
+        for capture in frozen.values_mut() {
+            if let (Want::Remote { ino: whose, object, .. }, Some((Content::Local { spool, generation, hash }, size))) =
+                (&capture.want, self.content(ino))
+                && *whose == ino
+                && *hash == Some(object.hash)
+            {
+                let (spool, generation, hash) = (*spool, *generation, *hash);
+                let held = self.hold(fs, spool, file.clone());
+                capture.want = Want::Sealed { ino, generation, hash, size, held };
+            }
+        }
+        self.frozen = Some(frozen);
+    }
+
     fn hold(&mut self, fs: &Fs, spool: SpoolId, file: Arc<File>) -> Arc<Held> {
         let hold = self.held.entry(spool).or_insert_with(|| Hold {
             count: 0,
@@ -255,7 +273,14 @@ impl Fs {
                 None
             }
             Err(Miss::Lost(error)) => {
-                self.failed(path, &format!("its bytes in the spool cannot be read: {error}"), None);
+                let lost = error.kind() == std::io::ErrorKind::NotFound;
+                let what = if lost {
+                    "its bytes were not flushed before this machine lost power, and are gone; write it again or remove it"
+                        .to_owned()
+                } else {
+                    format!("its bytes in the spool cannot be read: {error}")
+                };
+                self.failed(path, &what, None);
                 None
             }
         }
