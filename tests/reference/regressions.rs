@@ -40,6 +40,13 @@ fn a_staged_file_that_is_renamed_keeps_the_bytes_that_only_the_server_has() {
 }
 
 #[test]
+fn a_rename_leaves_what_the_base_has_at_the_other_names_of_a_file() {
+    let link = Op::Link { from: path("base"), to: path("also") };
+    let on = Op::Write { path: path("base"), at: 0, text: "more".into() };
+    check(&[link, Op::Commit], &[rename("also", "x"), Op::Drain, on, rename("base", "y"), Op::Drain, Op::Crash]);
+}
+
+#[test]
 fn renames_that_wait_for_each_other_end() {
     let exchange = Op::Rename { from: path("x"), to: path("y"), mode: 2 };
     let staged = [write("x", "x"), write("y", "y"), write("v", "v"), Op::Drain];

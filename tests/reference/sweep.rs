@@ -191,14 +191,13 @@ fn sweep(workload: &Workload) -> usize {
         let points = remains.len();
         let survivals = futures_util::stream::iter(remains).map(|remains| survive(workload, &models, remains));
         let kills: usize = survivals.buffer_unordered(AT_ONCE).fold(0, |sum, kills| async move { sum + kills }).await;
-        tell(&format!("seed {}: {} operations, {points} points, {kills} kills", workload.seed, workload.ops.len()));
+        crate::tell(&format!(
+            "seed {}: {} operations, {points} points, {kills} kills",
+            workload.seed,
+            workload.ops.len()
+        ));
         kills
     })
-}
-
-#[expect(clippy::print_stderr, reason = "how much was tried; shown with --nocapture")]
-fn tell(what: &str) {
-    eprintln!("{what}");
 }
 
 #[test]
@@ -213,6 +212,6 @@ fn every_kill_point_of_the_fixed_workload_is_survived() {
 fn random_workloads_survive_every_kill_point() {
     let seeds = std::env::var("OXENFS_SWEEP_SEEDS").map_or(2, |seeds| seeds.parse().expect("a number of seeds"));
     let kills: usize = (1..=seeds).map(|seed| sweep(&workload::random(seed))).sum();
-    tell(&format!("{kills} kills, none lost, torn or doubled"));
+    crate::tell(&format!("{kills} kills, none lost, torn or doubled"));
     assert!(kills > 0);
 }

@@ -146,9 +146,12 @@ fn any(random: &mut fastrand::Rng, model: &Model) -> Op {
         14..=15 => Op::Truncate { path: file, size: random.u64(0..3000) },
         16..=17 => Op::Unlink(file),
         18 => Op::Mkdir(fresh),
+        19 | 24 if dir.is_empty() => Op::Compact,
         19 => Op::Rmdir(dir),
         20..=23 => Op::Rename { from: file, to: target, mode: random.u8(0..4) },
         24 => Op::Rename { from: dir, to: target, mode: 0 },
+        // The model does not tell the names of one symbolic link apart.
+        25 if model.file(&file).is_none() => Op::Symlink(fresh),
         25 => Op::Link { from: file, to: fresh },
         26 => Op::Symlink(fresh),
         27..=28 => Op::Fsync(if random.bool() { file } else { dir }),
