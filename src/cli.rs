@@ -10,6 +10,7 @@ mod diff;
 mod failure;
 mod find;
 mod follow;
+mod import;
 mod interrupt;
 mod mount;
 mod output;
@@ -66,6 +67,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Unmount(args) => unmount::unmount(args, &find()?, environment),
         Command::Status(args) => status::status(args, &find()?),
         Command::Diff(args) => diff::diff(args, &find()?),
+        Command::Import(args) => import::import(args, &find()?),
         Command::Sync(args) => sync::sync(args, &find()?),
         Command::Commit(args) => sync::commit(args, &find()?, environment),
         Command::Repo(args::RepoCommand::Create(args)) => repo::create(args, environment),
