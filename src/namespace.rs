@@ -470,8 +470,8 @@ impl Namespace {
         }
     }
 
-    /// Whether `ino` is a directory without anything below it but directories. `known` remembers what was found, for
-    /// further questions about the same tree.
+    /// Whether `ino` is a directory without anything below it that travels: directories at most, links and special
+    /// files. `known` remembers what was found, for further questions about the same tree.
     pub fn is_vacant(&self, ino: Ino, known: &mut HashMap<Ino, bool>) -> bool {
         // The directories on the way down, each with those of its entries that are still to be looked at.
         let mut path: Vec<(Ino, Vec<Ino>)> = Vec::new();
@@ -481,8 +481,17 @@ impl Namespace {
                 match (known.get(&at), self.dir(at)) {
                     (Some(true), _) => {}
                     (Some(false), _) | (None, None) => break,
-                    (None, Some(dir)) if !dir.listed || dir.children.len() > dir.subdirs as usize => break,
-                    (None, Some(dir)) => path.push((at, dir.children.values().copied().collect())),
+                    (None, Some(dir)) if !dir.listed => break,
+                    (None, Some(dir)) => {
+                        let file =
+                            |ino: &Ino| self.get(*ino).is_some_and(|inode| matches!(inode.body, Body::File { .. }));
+                        if dir.children.len() > dir.subdirs as usize && dir.children.values().any(file) {
+                            known.insert(at, false);
+                            break;
+                        }
+                        let is_dir = |ino: &Ino| self.dir(*ino).is_some();
+                        path.push((at, dir.children.values().copied().filter(is_dir).collect()));
+                    }
                 }
             }
             match path.last_mut() {
