@@ -76,13 +76,8 @@ impl Target {
         };
         let user = json!({"name": "Base", "email": "base@example.com"});
         let files = BASE_FILES.map(|(path, contents)| json!({"path": path, "contents": contents, "user": user}));
-        let answer = target
-            .http
-            .post(format!("{}/api/repos", target.base_url))
-            .json(&json!({"namespace": target.namespace, "name": target.repo, "files": files}))
-            .send()
-            .await
-            .expect("the server answers");
+        let new = json!({"namespace": target.namespace, "name": target.repo, "files": files});
+        let answer = answered(target.http.post(format!("{}/api/repos", target.base_url)).json(&new)).await;
         let status = answer.status();
         let body = answer.text().await.unwrap_or_default();
         assert!(status.is_success(), "creating the repository: {status} {body}");
@@ -117,12 +112,25 @@ impl Target {
 
     /// GETs `below`, which must succeed with JSON.
     pub async fn get_json(&self, below: &str) -> Value {
-        let answer = self.http.get(self.url(below)).send().await.expect("an answer");
+        let answer = answered(self.http.get(self.url(below))).await;
         let status = answer.status();
         let body = answer.text().await.expect("a whole answer");
         assert!(status.is_success(), "GET {below}: {status} {body}");
         serde_json::from_str(&body).expect("JSON")
     }
+}
+
+/// The answer to a request. One that did not arrive in the time that the server had for it (408, seen of a busy machine)
+/// is sent again, as any client does.
+pub async fn answered(request: reqwest::RequestBuilder) -> reqwest::Response {
+    for _ in 0..5 {
+        let request = request.try_clone().expect("a body in memory");
+        let answer = request.send().await.expect("the server answers");
+        if answer.status() != reqwest::StatusCode::REQUEST_TIMEOUT {
+            return answer;
+        }
+    }
+    panic!("the server has no time for the request: {request:?}");
 }
 
 /// A JSON string's value.
