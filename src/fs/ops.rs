@@ -911,16 +911,21 @@ impl Fs {
         let ino = *ino;
         if offset == 0 || entries.is_none() {
             let children = state.tree.dir(ino).map(|dir| &dir.children).into_iter().flatten();
-            *entries = Some(Arc::new(children.map(|(name, child)| (name.clone(), *child)).collect()));
+            *entries = Some(Arc::new(children.map(|(name, _)| name.clone()).collect()));
         }
         let Some(snapshot) = entries.clone() else { return Ok(()) };
         let parent = state.tree.get(ino).and_then(|inode| inode.links.first()).map_or(ino, |(parent, _)| *parent);
-        let dots: [(&[u8], Ino); 2] = [(b".", ino), (b"..", parent)];
-        let all = dots.into_iter().chain(snapshot.iter().map(|(name, child)| (name.as_bytes(), *child)));
-        for (next, (name, child)) in (1..).zip(all).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
-            // Gone since the snapshot.
-            let Ok(stat) = state.stat(child) else { continue };
-            if take(&DirEntry { name, stat, next }) {
+        let dots = [(b".".as_slice(), None, ino), (b"..", None, parent)];
+        let all = dots.into_iter().chain(snapshot.iter().map(|name| (name.as_bytes(), Some(name), ino)));
+        for (next, (shown, name, dot)) in (1..).zip(all).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+            // What the name stands for now: the kernel believes what a listing says of an entry, and one that was
+            // removed meanwhile would be back.
+            let child = match name {
+                Some(name) => state.tree.dir(ino).and_then(|dir| dir.children.get(name)).copied(),
+                None => Some(dot),
+            };
+            let Some((child, Ok(stat))) = child.map(|child| (child, state.stat(child))) else { continue };
+            if take(&DirEntry { name: shown, stat, next }) {
                 break;
             }
             if count
