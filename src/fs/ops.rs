@@ -181,6 +181,16 @@ impl State {
         self.stat(ino)
     }
 
+    /// The spool file of an inode, and its handle if it is open.
+    fn spooled(&self, ino: Ino) -> Option<(SpoolId, Option<Arc<File>>)> {
+        match self.content(ino) {
+            Some((Content::Local { spool, .. }, _)) => {
+                Some((*spool, self.open.get(&ino).and_then(|open| open.file.clone())))
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the base has something at this entry, so that removing it must hide it.
     fn base_has(&self, parent: Ino, name: &Name, ino: Ino) -> bool {
         match self.tree.get(ino).map(|inode| &inode.body) {
@@ -347,26 +357,30 @@ impl Fs {
             attrs.atime = set.atime.unwrap_or(attrs.atime);
             attrs.mtime = set.mtime.unwrap_or(attrs.mtime);
             attrs.ctime = time;
-            if set.mtime.is_some()
-                && let Some((Content::Local { spool: id, .. }, _)) = state.content(ino)
-            {
-                spool = Some((*id, state.open.get(&ino).and_then(|open| open.file.clone())));
+            if set.mtime.is_some() {
+                spool = state.spooled(ino);
             }
             state.record(ino);
             state.stat(ino)
         })?;
-        if let (Some((id, file)), Some(mtime)) = (spool, set.mtime) {
-            // After a crash the spool file's own time is what counts.
-            match file {
-                Some(file) => set_mtime(&file, mtime)?,
-                None => {
-                    if let Ok(file) = self.spool.file(id) {
-                        set_mtime(&file, mtime)?;
-                    }
-                }
-            }
+        if let Some(mtime) = set.mtime {
+            self.stamp_spool(spool, mtime)?;
         }
         Ok(stat)
+    }
+
+    /// Gives a spool file the time of its inode: after a crash the spool file's own is what counts.
+    fn stamp_spool(&self, spooled: Option<(SpoolId, Option<Arc<File>>)>, mtime: Timestamp) -> Op<()> {
+        match spooled {
+            Some((_, Some(file))) => set_mtime(&file, mtime)?,
+            Some((id, None)) => {
+                if let Ok(file) = self.spool.file(id) {
+                    set_mtime(&file, mtime)?;
+                }
+            }
+            None => {}
+        }
+        Ok(())
     }
 
     fn truncate(&self, ino: Ino, size: u64) -> Op<()> {
@@ -425,15 +439,16 @@ impl Fs {
 
     /// A change of nothing: only the times move.
     fn touch_times(&self, ino: Ino) -> Op<()> {
-        self.change(|state| {
+        let time = now();
+        let spooled = self.change(|state| {
             state.materialize(ino);
-            let time = now();
             if let Some(inode) = state.tree.get_mut(ino) {
                 (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
             }
             state.record(ino);
-            Ok(())
-        })
+            Ok(state.spooled(ino))
+        })?;
+        self.stamp_spool(spooled, time)
     }
 
     /// A symlink's target.
