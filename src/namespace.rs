@@ -107,6 +107,8 @@ pub struct Dir {
     pub children: BTreeMap<Name, Ino>,
     /// How many of them are directories.
     pub subdirs: u32,
+    /// How many are regular files with names that the server can hold.
+    pub files: u32,
     /// Base names that do not show. An entry of `children` wins over it.
     pub hidden: BTreeSet<Name>,
     /// Whether the base may have a directory at this path.
@@ -138,6 +140,15 @@ impl Inode {
         match &self.body {
             Body::Dir(dir) => 2 + dir.subdirs,
             _ => self.links.len() as u32,
+        }
+    }
+
+    /// What it adds to [`Dir::subdirs`] and [`Dir::files`] under `name`.
+    fn counted(&self, name: &Name) -> (u32, u32) {
+        match self.body {
+            Body::Dir(_) => (1, 0),
+            Body::File { .. } => (0, u32::from(name.storable().is_ok())),
+            Body::Symlink(_) | Body::Special { .. } => (0, 0),
         }
     }
 
@@ -352,12 +363,13 @@ impl Namespace {
             return;
         }
         self.unlink(parent, &name, false);
-        let Some(is_dir) = self.get(ino).map(Inode::is_dir) else {
+        let Some(kind) = self.get(ino).map(|inode| inode.counted(&name)) else {
             return;
         };
         let Some(dir) = self.dir_mut(parent) else { return };
         dir.children.insert(name.clone(), ino);
-        dir.subdirs += u32::from(is_dir);
+        dir.subdirs += kind.0;
+        dir.files += kind.1;
         if let Some(inode) = self.get_mut(ino) {
             inode.links.push((parent, name));
         }
@@ -373,10 +385,10 @@ impl Namespace {
         let ino = dir.children.remove(name)?;
         let inode = self.inodes.get_mut(&ino)?;
         inode.links.retain(|(at, entry)| *at != parent || entry != name);
-        if inode.is_dir()
-            && let Some(dir) = self.dir_mut(parent)
-        {
-            dir.subdirs -= 1;
+        let kind = inode.counted(name);
+        if let Some(dir) = self.dir_mut(parent) {
+            dir.subdirs -= kind.0;
+            dir.files -= kind.1;
         }
         Some(ino)
     }
@@ -470,8 +482,8 @@ impl Namespace {
         }
     }
 
-    /// Whether `ino` is a directory without anything below it that travels: directories at most, links and special
-    /// files. `known` remembers what was found, for further questions about the same tree.
+    /// Whether `ino` is a directory of which nothing travels: no regular file is below it, but for names that the server
+    /// cannot hold. `known` remembers what was found, for further questions about the same tree.
     pub fn is_vacant(&self, ino: Ino, known: &mut HashMap<Ino, bool>) -> bool {
         // The directories on the way down, each with those of its entries that are still to be looked at.
         let mut path: Vec<(Ino, Vec<Ino>)> = Vec::new();
@@ -481,16 +493,11 @@ impl Namespace {
                 match (known.get(&at), self.dir(at)) {
                     (Some(true), _) => {}
                     (Some(false), _) | (None, None) => break,
-                    (None, Some(dir)) if !dir.listed => break,
+                    (None, Some(dir)) if !dir.listed || dir.files > 0 => break,
+                    (None, Some(dir)) if dir.subdirs == 0 => drop(known.insert(at, true)),
                     (None, Some(dir)) => {
-                        let file =
-                            |ino: &Ino| self.get(*ino).is_some_and(|inode| matches!(inode.body, Body::File { .. }));
-                        if dir.children.len() > dir.subdirs as usize && dir.children.values().any(file) {
-                            known.insert(at, false);
-                            break;
-                        }
-                        let is_dir = |ino: &Ino| self.dir(*ino).is_some();
-                        path.push((at, dir.children.values().copied().filter(is_dir).collect()));
+                        let subdirs = dir.children.values().copied().filter(|child| self.dir(*child).is_some());
+                        path.push((at, subdirs.collect()));
                     }
                 }
             }
@@ -608,12 +615,19 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_vacant_when_only_directories_are_below_it() {
+    fn a_directory_is_vacant_when_nothing_below_it_travels() {
         let mut tree = tree();
         let top = dir(&mut tree, ROOT, "top");
         let (a, b) = (dir(&mut tree, top, "a"), dir(&mut tree, top, "b"));
         let deep = dir(&mut tree, a, "deep");
         assert!(tree.is_vacant(top, &mut HashMap::new()));
+        let link = tree.fresh_ino();
+        tree.insert(link, attrs(), Body::Symlink((*b"file").into()), false);
+        tree.link(b, name("link"), link);
+        let odd = file(&mut tree, b, "back\\slash");
+        assert!(tree.is_vacant(top, &mut HashMap::new()), "neither link nor odd name travels");
+        tree.unlink(b, &name("back\\slash"), false);
+        tree.drop_inode(odd);
         let at = file(&mut tree, deep, "file");
         let mut known = HashMap::new();
         let found = [deep, a, b, top, at].map(|ino| tree.is_vacant(ino, &mut known));

@@ -236,7 +236,14 @@ impl Stager {
             Want::AsBase => capture.account.base,
             want => want.object(),
         };
-        let step = capture.account.step(wanted);
+        let mut step = capture.account.step(wanted);
+        // Never staged, and nothing of it there: but it may have been what kept a directory in the commit.
+        if step == Step::Nothing
+            && wanted.is_none()
+            && !self.fs.emptied_dirs(&HashSet::from([&capture.path])).is_empty()
+        {
+            step = Step::Unstage;
+        }
         self.fs.set_phase(&capture.path, Phase::Ready);
         let item = Item { capture, step, asked, fetched, marked: false };
         if step == Step::Nothing {

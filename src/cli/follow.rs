@@ -98,7 +98,7 @@ pub fn follow(stream: UnixStream, request: &Request, timeout: Option<Duration>) 
                 meter.clear();
                 return Ok(End::Refused(refusal));
             }
-            Event::Status(_) => {
+            Event::Status(_) | Event::Differences { .. } => {
                 meter.clear();
                 return Err(ClientError::NotUnderstood);
             }

@@ -446,12 +446,7 @@ impl Fs {
             let mut top = None;
             let mut above = file.parent();
             while let Some(dir) = above {
-                let empty = match state.tree.resolve(&dir) {
-                    Resolved::Absent => true,
-                    Resolved::Inode(ino) => state.tree.is_vacant(ino, &mut known),
-                    Resolved::AsBase => false,
-                };
-                if dir.is_root() || !empty {
+                if dir.is_root() || !state.is_vacant(&dir, &mut known) {
                     break;
                 }
                 above = dir.parent();

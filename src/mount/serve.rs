@@ -21,6 +21,9 @@ const TELL_EVERY: Duration = Duration::from_millis(200);
 /// The longest request: a list of paths.
 const REQUEST_BYTES: u64 = 16 << 20;
 
+/// How many differences an event has: a few hundred kilobytes.
+const DIFFERENCES_AT_A_TIME: usize = 1000;
+
 /// Accepts commands until aborted.
 pub(super) fn listen(listener: UnixListener, daemon: Arc<Daemon>) -> io::Result<JoinHandle<()>> {
     listener.set_nonblocking(true)?;
@@ -84,6 +87,14 @@ async fn answer(stream: UnixStream, daemon: &Arc<Daemon>) -> io::Result<()> {
 async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listener) -> io::Result<()> {
     match request {
         Request::Status => listener.tell(&Event::Status(Box::new(daemon.status()))).await,
+        Request::Diff => {
+            let fs = daemon.fs.clone();
+            let differences = tokio::task::spawn_blocking(move || fs.differences()).await?;
+            for some in differences.chunks(DIFFERENCES_AT_A_TIME) {
+                listener.tell(&Event::Differences { changes: some.to_vec() }).await?;
+            }
+            listener.tell(&Event::Done).await
+        }
         Request::Sync { paths } => {
             let done = sync(&paths, daemon, listener).await?;
             listener.tell(&done).await

@@ -8,6 +8,7 @@ mod commits;
 mod copies;
 mod crashes;
 mod dataset;
+mod differences;
 mod http;
 mod mounted;
 mod programs;
