@@ -23,6 +23,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::disk::Act;
 use crate::hash::{ContentHash, HashKind};
 use crate::journal::{Change, Journal, PathUpload};
 use crate::ledger::{Account, Ledger};
@@ -35,7 +36,7 @@ pub use diff::recorded_differences;
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, Stat, Statfs};
 pub use queue::Phase;
 pub use recovery::{Foreign, Limits, survey};
-pub use staging::{Capture, Frozen, Waiting, Want};
+pub use staging::{Capture, Frees, Frozen, Waiting, Want};
 
 /// A file of at most this size is copied when a writer meets its sealed generation; a larger one makes its upload
 /// stop instead, unless the filesystem shares blocks. 16 MiB copies in a few milliseconds.
@@ -168,6 +169,9 @@ pub struct Fs {
     unheld: Notify,
     /// Told what the kernel must look up anew.
     watcher: Mutex<Option<std::sync::mpsc::Sender<Stale>>>,
+    /// Spool files that no file has any more. Each is removed when the record of that is on stable storage: after a
+    /// power loss an older record may count, which still names them.
+    leaving: Mutex<Vec<SpoolId>>,
     /// Downloads under way, so that many readers of one content share one.
     fetching: Mutex<HashMap<ContentHash, Weak<tokio::sync::Mutex<()>>>>,
 }
@@ -191,6 +195,9 @@ struct State {
     stale: Vec<Stale>,
     /// Paths that were in doubt when the daemon started.
     suspects: Vec<RepoPath>,
+    /// Files whose bytes are read at a path of the workspace that is not theirs any more, by that path. Some entries
+    /// may be out of date.
+    pinned: HashMap<RepoPath, Vec<Ino>>,
 }
 
 /// Something that the kernel may have cached and that changed without it.
@@ -300,6 +307,12 @@ impl State {
     }
 
     fn set_content(&mut self, ino: Ino, content: Content, size: u64) {
+        if let Some(path) = content.origin_in_workspace() {
+            let pinned = self.pinned.entry(path.clone()).or_default();
+            if !pinned.contains(&ino) {
+                pinned.push(ino);
+            }
+        }
         if let Some(inode) = self.tree.get_mut(ino)
             && let Body::File { content: old, size: old_size } = &mut inode.body
         {
@@ -535,15 +548,26 @@ impl Fs {
 
     /// A file's remote content as a local file, downloaded if need be. `None` when its bytes are in the spool.
     async fn fetch(&self, ino: Ino) -> Result<Option<Arc<File>>, FsError> {
-        let (hash, size, source) = {
-            let state = self.lock();
-            match state.content(ino) {
-                None => return Err(FsError::Stale),
-                Some((Content::Local { .. }, _)) => return Ok(None),
-                Some((Content::Remote { hash, .. }, size)) => (*hash, size, state.source(ino)),
+        let mut tried = None;
+        loop {
+            let (hash, size, source) = {
+                let state = self.lock();
+                match state.content(ino) {
+                    None => return Err(FsError::Stale),
+                    Some((Content::Local { .. }, _)) => return Ok(None),
+                    Some((Content::Remote { hash, .. }, size)) => (*hash, size, state.source(ino)),
+                }
+            };
+            match self.fetch_content(hash, size, source.clone()).await {
+                // What was renamed here is staged under its new name meanwhile, and gone from the old one.
+                Err(FsError::Remote(WorkspaceError::NotFound { .. } | WorkspaceError::Protocol { .. }))
+                    if tried.as_ref() != Some(&source) =>
+                {
+                    tried = Some(source);
+                }
+                fetched => return fetched.map(Some),
             }
-        };
-        self.fetch_content(hash, size, source).await.map(Some)
+        }
     }
 
     /// Content that the server has, as a local file.
@@ -585,7 +609,7 @@ impl Fs {
                 return Err(WorkspaceError::Protocol { detail }.into());
             }
             let file = fetched.file.clone();
-            fs.cache.keep(fetched, hash)?;
+            fs.cache.keep(fetched, hash);
             Ok(file)
         })
         .await
@@ -657,13 +681,20 @@ impl Fs {
         let size = from.metadata()?.len();
         self.spool.reserve(size)?;
         let (id, to) = self.spool.create()?;
-        let copied = copy_content(from, &to);
+        let copied = self.spool.disk().act(Act::Write(&to), || copy_content(from, &to));
         if let Err(error) = copied {
             self.spool.remove(id);
             self.spool.release(size);
             return Err(error.into());
         }
-        self.install(ino, id, to, size, |content| match (content, old) {
+        // The old bytes may be on stable storage, by an `fsync` or on the server: the record must not move on to
+        // bytes that are not.
+        if let Err(error) = self.spool.sync(id, &to) {
+            self.spool.remove(id);
+            self.spool.release(size);
+            return Err(error.into());
+        }
+        self.install(ino, id, to, size, true, |content| match (content, old) {
             (Content::Remote { .. }, None) => true,
             (Content::Local { spool, .. }, Some(old)) => *spool == old,
             _ => false,
@@ -673,7 +704,7 @@ impl Fs {
     /// Puts an empty spool file in the place of a file's content.
     fn empty(&self, ino: Ino) -> Result<(), FsError> {
         let (id, file) = self.spool.create()?;
-        self.install(ino, id, file, 0, |_| true)?;
+        self.install(ino, id, file, 0, false, |_| true)?;
         // Unlike a copy, this is a change, whether or not a write follows.
         let noted = self.change(|state| {
             state.wrote(ino, |size| size, self);
@@ -682,13 +713,14 @@ impl Fs {
         staging::into_plain(noted)
     }
 
-    /// Makes a spool file a file's content, if `expected` still holds of the old one.
+    /// Makes a spool file a file's content, if `expected` still holds of the old one, of which it may be a `copy`.
     fn install(
         &self,
         ino: Ino,
         id: SpoolId,
         file: File,
         size: u64,
+        copy: bool,
         expected: impl FnOnce(&Content) -> bool,
     ) -> Result<(), FsError> {
         let mut free = None;
@@ -709,10 +741,18 @@ impl Fs {
             }
             state.materialize(ino);
             let generation = state.fresh_generation();
-            state.set_content(ino, Content::Local { spool: id, generation, hash: None }, size);
+            let hash = match &old.0 {
+                Content::Remote { hash, .. } if copy => Some(*hash),
+                _ => None,
+            };
+            state.set_content(ino, Content::Local { spool: id, generation, hash }, size);
             state.record(ino);
+            let file = Arc::new(file);
             if let Some(open) = state.open.get_mut(&ino) {
-                open.file = Some(Arc::new(file));
+                open.file = Some(file.clone());
+            }
+            if hash.is_some() {
+                state.seal_frozen(self, ino, &file);
             }
             if let (Content::Local { spool, .. }, size) = old {
                 free = Some((state.abandon(spool), size));
@@ -731,10 +771,35 @@ impl Fs {
         if let Some((spool, size)) = free {
             self.spool.release(size);
             if let Some(spool) = spool {
-                self.spool.remove(spool);
+                self.leave(spool);
             }
         }
         Ok(())
+    }
+
+    /// Removes a spool file that the record no longer names, soon.
+    fn leave(&self, spool: SpoolId) {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).push(spool);
+    }
+
+    /// Flushes the record, and then removes or moves to the cache the spool files that it no longer names. To be
+    /// called now and then, where it may wait for the disk.
+    ///
+    /// # Errors
+    /// When the record or the cache cannot be flushed; what was to be done is done the next time, or at the next mount.
+    pub fn tidy(&self) -> Result<(), FsError> {
+        let leaving = std::mem::take(&mut *self.leaving.lock().unwrap_or_else(PoisonError::into_inner));
+        // Before the flush: what arrives meanwhile need not be covered by it.
+        let arrived = self.cache.arrived();
+        if leaving.is_empty() && arrived.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = self.journal.sync(self.journal.append(&[])) {
+            self.leaving.lock().unwrap_or_else(PoisonError::into_inner).extend(leaving);
+            return Err(error.into());
+        }
+        leaving.into_iter().for_each(|spool| self.spool.remove(spool));
+        Ok(self.cache.settle(arrived)?)
     }
 
     /// Opens a file's spool file; `None` when it has other content by now: a confirmation moves spool files away.
@@ -756,7 +821,7 @@ impl Fs {
         self.spool.release(size);
         let free = self.lock().abandon(spool);
         if let Some(spool) = free {
-            self.spool.remove(spool);
+            self.leave(spool);
         }
     }
 

@@ -248,7 +248,8 @@ impl Adapter {
             return reply.error(Errno::EIO);
         };
         self.runtime.spawn(async move {
-            if waiting.reached().await.files_failed > 0 { reply.error(Errno::EIO) } else { reply.ok() }
+            let staged = waiting.settled().await.is_ok_and(|progress| progress.files_failed == 0);
+            if staged { reply.ok() } else { reply.error(Errno::EIO) }
         });
     }
 }

@@ -25,6 +25,7 @@
 //! | [`fs`] | what each POSIX operation means here; open handles |
 //! | [`namespace`] | the inode tree in memory, no I/O |
 //! | [`ledger`] | per path: base, staged, wanted, and the step that brings one to the other; no I/O |
+//! | [`disk`] | the way to the local filesystem, where a test can stand in between |
 //! | [`spool`] | files with the bytes that the server lacks, and complete copies of those it has, by hash |
 //! | [`journal`] | the durable record of all that must survive a crash |
 //! | [`stager`] | the write-back queue: hash, ask, send, confirm |
@@ -38,8 +39,8 @@
 //! ```text
 //! cli ▸ mount ▸ { fuse, control, oxen }      fuse ▸ fs      control ▸ (types only)
 //! fs ▸ { namespace, ledger, spool, journal }      stager ▸ { fs, workspace, hash }
-//! namespace, ledger, spool, journal ▸ { path, hash, workspace (values) }
-//! leaves: path, hash
+//! namespace, ledger, spool, journal ▸ { path, hash, workspace (values) }      spool, journal ▸ disk
+//! leaves: path, hash, disk
 //! ```
 //!
 //! Only `mount` names both `oxen` and `fs`; only `fuse` and `mount` name `fuser`; only `oxen` names `reqwest`; only
@@ -49,6 +50,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod dev_server;
+pub mod disk;
 pub mod fs;
 pub mod fuse;
 pub mod hash;

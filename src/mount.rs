@@ -37,6 +37,8 @@ use state_dir::{StateDir, StateError};
 
 /// How long a daemon that is told to end (SIGTERM) goes on staging: well within the 90 s that systemd grants.
 const TERM_DRAIN: Duration = Duration::from_secs(20);
+/// How often spool files that are done with are removed or moved to the cache: a flush of the record each time.
+const TIDY_EVERY: Duration = Duration::from_secs(1);
 /// How often the journal's length is looked at.
 const COMPACTION_CHECK: Duration = Duration::from_secs(60);
 
@@ -248,6 +250,8 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     stager.abort();
     housekeeping.abort();
     control.abort();
+    let tidied = fs.clone();
+    let _ = tokio::task::spawn_blocking(move || tidy(&tidied)).await;
     let owed = fs.owed();
     tracing::info!(owed, "ended");
     Ok(Ended { owed })
@@ -344,16 +348,26 @@ async fn keep_house(fs: Arc<Fs>) {
         }
     })
     .await;
-    let mut next = Instant::now();
+    let mut compaction = Instant::now() + COMPACTION_CHECK;
     loop {
-        next += COMPACTION_CHECK;
-        tokio::time::sleep_until(next.into()).await;
+        tokio::time::sleep(TIDY_EVERY).await;
+        let _ = work(&fs, tidy).await;
+        if Instant::now() < compaction {
+            continue;
+        }
+        compaction = Instant::now() + COMPACTION_CHECK;
         let _ = work(&fs, |fs| {
             if let Err(error) = fs.compact(false) {
                 tracing::warn!(%error, "the journal could not be compacted");
             }
         })
         .await;
+    }
+}
+
+fn tidy(fs: &Fs) {
+    if let Err(error) = fs.tidy() {
+        tracing::warn!(%error, "spool files that are done with stay for now");
     }
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hash::ContentHash;
 use crate::path::{Name, PathError, RepoPath};
-use crate::workspace::{Object, Source};
+use crate::workspace::{Object, Revision, Source};
 
 /// An inode number. Never reused while a daemon lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -75,6 +75,16 @@ pub enum Content {
         /// Hash of this generation once known; not recorded, since a later write need not be on record.
         hash: Option<ContentHash>,
     },
+}
+
+impl Content {
+    /// The path of the workspace where its bytes are, if that is noted.
+    pub fn origin_in_workspace(&self) -> Option<&RepoPath> {
+        match self {
+            Self::Remote { origin: Some(origin), .. } if origin.revision == Revision::Workspace => Some(&origin.path),
+            _ => None,
+        }
+    }
 }
 
 /// What a name stands for.

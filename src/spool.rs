@@ -2,9 +2,10 @@
 //! **cache** holds complete copies of what it has, named by content, and is bounded by eviction.
 //!
 //! Confirmed content moves from the one to the other by a rename, so what was just written stays readable without a
-//! download.
+//! download. A name in the cache means that the bytes are on stable storage: what arrives there is served from where it
+//! is until it has been flushed, or a power loss would leave names of content that is not there.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 
+use crate::disk::{Act, Disk};
 use crate::hash::ContentHash;
 use crate::namespace::SpoolId;
 
@@ -21,13 +23,19 @@ use crate::namespace::SpoolId;
 const SHARDS: u64 = 256;
 /// Where the cache keeps what it is still fetching.
 const FETCHING: &str = "fetching";
+/// From this many files on, one flush of the whole filesystem takes the place of one for each.
+const FLUSH_ALL_FROM: usize = 16;
 
 /// Files whose bytes the server lacks.
 pub struct Spool {
+    disk: Disk,
     dir: PathBuf,
     next: AtomicU64,
     used: AtomicU64,
     limit: Option<u64>,
+    /// Which directories have names that were not flushed, by number; locked while one is flushed, so that whoever
+    /// finds it flushed is right, and many share one flush.
+    unflushed: Vec<Mutex<bool>>,
 }
 
 impl Spool {
@@ -36,8 +44,19 @@ impl Spool {
     /// # Errors
     /// When the directory cannot be made or read.
     pub fn open(dir: &Path, limit: Option<u64>) -> io::Result<Self> {
-        fs::create_dir_all(dir)?;
-        let spool = Self { dir: dir.to_owned(), next: AtomicU64::new(1), used: AtomicU64::new(0), limit };
+        Self::open_on(&Disk::default(), dir, limit)
+    }
+
+    /// [`open`](Self::open) by way of `disk`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_on(disk: &Disk, dir: &Path, limit: Option<u64>) -> io::Result<Self> {
+        disk.make_dirs(dir)?;
+        // A killed daemon may have left names that were never flushed.
+        let unflushed = (0..SHARDS).map(|shard| Mutex::new(shard_dir(dir, shard).is_dir())).collect();
+        let (next, used) = (AtomicU64::new(1), AtomicU64::new(0));
+        let spool = Self { disk: disk.clone(), dir: dir.to_owned(), next, used, limit, unflushed };
         let highest = spool.ids()?.into_iter().map(|id| id.0).max().unwrap_or(0);
         spool.next.store(highest + 1, Ordering::Relaxed);
         Ok(spool)
@@ -73,8 +92,15 @@ impl Spool {
         let path = self.path(id);
         let mut open = OpenOptions::new();
         open.read(true).write(true).create_new(true).mode(0o600);
-        let file = with_parent(&path, || open.open(&path))?;
+        let file = with_parent(&self.disk, &path, || self.disk.act(Act::Create(&path), || open.open(&path)))?;
+        *self.unflushed(id.0 % SHARDS) = true;
         Ok((id, file))
+    }
+
+    /// Never gives `id` to a new file. To be told of every file on record: one that a power loss took must not come
+    /// back with other bytes.
+    pub fn pass_over(&self, id: SpoolId) {
+        self.next.fetch_max(id.0 + 1, Ordering::Relaxed);
     }
 
     /// Opens a file for reading and writing.
@@ -90,12 +116,47 @@ impl Spool {
     /// # Errors
     /// The filesystem's.
     pub fn sync_name(&self, id: SpoolId) -> io::Result<()> {
-        File::open(self.dir.join(format!("{:02x}", id.0 % SHARDS)))?.sync_all()
+        self.flush_shard(id.0 % SHARDS)
+    }
+
+    /// Makes the names of all files survive a power loss.
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub fn sync_names(&self) -> io::Result<()> {
+        (0..SHARDS).try_for_each(|shard| self.flush_shard(shard))
+    }
+
+    fn flush_shard(&self, shard: u64) -> io::Result<()> {
+        let mut unflushed = self.unflushed(shard);
+        if *unflushed {
+            self.disk.flush_dir(&shard_dir(&self.dir, shard))?;
+            *unflushed = false;
+        }
+        Ok(())
+    }
+
+    fn unflushed(&self, shard: u64) -> MutexGuard<'_, bool> {
+        self.unflushed[shard as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a file's bytes and its name survive a power loss.
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub fn sync(&self, id: SpoolId, file: &File) -> io::Result<()> {
+        self.disk.flush(file)?;
+        self.sync_name(id)
+    }
+
+    /// The way to the disk, for what is done to an open file.
+    pub fn disk(&self) -> &Disk {
+        &self.disk
     }
 
     /// Removes a file. One that is gone already is no error.
     pub fn remove(&self, id: SpoolId) {
-        if let Err(error) = fs::remove_file(self.path(id))
+        if let Err(error) = self.disk.remove(&self.path(id))
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(%error, spool = id.0, "a spool file could not be removed");
@@ -155,10 +216,13 @@ impl Spool {
 
 /// Complete copies of content that the server has. Reads never change them.
 pub struct Cache {
+    disk: Disk,
     dir: PathBuf,
     limit: u64,
     /// Bytes in all, and the length of each, least recently used first out.
     known: Mutex<(u64, LruCache<ContentHash, u64>)>,
+    /// What has not been flushed yet, and where it is meanwhile.
+    arriving: Mutex<HashMap<ContentHash, PathBuf>>,
     temporary: AtomicU64,
 }
 
@@ -168,14 +232,23 @@ impl Cache {
     /// # Errors
     /// When the directory cannot be made.
     pub fn open(dir: &Path, limit: u64) -> io::Result<Self> {
-        fs::create_dir_all(dir)?;
+        Self::open_on(&Disk::default(), dir, limit)
+    }
+
+    /// [`open`](Self::open) by way of `disk`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_on(disk: &Disk, dir: &Path, limit: u64) -> io::Result<Self> {
+        disk.make_dirs(dir)?;
         let fetching = dir.join(FETCHING);
-        if fetching.exists() {
-            fs::remove_dir_all(&fetching)?;
+        disk.make_dirs(&fetching)?;
+        for left in fs::read_dir(&fetching)? {
+            disk.remove(&left?.path())?;
         }
-        fs::create_dir(&fetching)?;
         let known = Mutex::new((0, LruCache::unbounded()));
-        Ok(Self { dir: dir.to_owned(), limit, known, temporary: AtomicU64::new(0) })
+        let (arriving, temporary) = (Mutex::default(), AtomicU64::new(0));
+        Ok(Self { disk: disk.clone(), dir: dir.to_owned(), limit, known, arriving, temporary })
     }
 
     /// Learns what earlier mounts left, oldest access first. Until it has run, those files serve reads but are not
@@ -228,9 +301,66 @@ impl Cache {
 
     /// The content, if it is here.
     pub fn file(&self, hash: ContentHash) -> Option<File> {
+        let arriving = self.arriving().get(&hash).cloned();
+        // It may be renamed just now, and is found under its name then.
+        if let Some(file) = arriving.and_then(|path| File::open(path).ok()) {
+            return Some(file);
+        }
         let file = File::open(self.path(hash)).ok()?;
         self.lock().1.promote(&hash);
         Some(file)
+    }
+
+    fn arriving(&self) -> MutexGuard<'_, HashMap<ContentHash, PathBuf>> {
+        self.arriving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in `path`, to be named when it has been flushed; whether it is wanted: the same content may be on its way
+    /// already.
+    fn announce(&self, hash: ContentHash, path: &Path) -> bool {
+        match self.arriving().entry(hash) {
+            std::collections::hash_map::Entry::Occupied(_) => false,
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(path.to_owned());
+                true
+            }
+        }
+    }
+
+    /// What waits to be [settled](Self::settle).
+    pub fn arrived(&self) -> Arrived {
+        Arrived(self.arriving().iter().map(|(hash, path)| (*hash, path.clone())).collect())
+    }
+
+    /// Flushes what had arrived, and gives it its name. What cannot be named is removed: it is only a copy.
+    ///
+    /// # Errors
+    /// When nothing could be flushed; all is as before.
+    pub fn settle(&self, Arrived(arrived): Arrived) -> io::Result<()> {
+        let all = arrived.len() >= FLUSH_ALL_FROM;
+        if all {
+            let dir = File::open(&self.dir)?;
+            self.disk.act(Act::FlushAll(&self.dir), || Ok(rustix::fs::syncfs(&dir)?))?;
+        }
+        for (hash, from) in arrived {
+            let to = self.path(hash);
+            let named = File::open(&from).and_then(|file| {
+                if !all {
+                    self.disk.flush(&file)?;
+                }
+                with_parent(&self.disk, &to, || self.disk.rename(&from, &to))?;
+                Ok(file.metadata()?.len())
+            });
+            self.arriving().remove(&hash);
+            match named {
+                Ok(size) => self.note(hash, size),
+                Err(error) => {
+                    tracing::warn!(%error, %hash, "what the server has could not move to the cache");
+                    let _ = self.disk.remove(&from);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A new file to fetch into; gone when dropped unless it is [kept](Self::keep).
@@ -240,35 +370,23 @@ impl Cache {
     pub fn begin(&self) -> io::Result<Fetching> {
         let number = self.temporary.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join(format!("{FETCHING}/{number}"));
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(Fetching { path: Some(path), file: Arc::new(file) })
+        let mut open = OpenOptions::new();
+        open.read(true).write(true).create_new(true).mode(0o600);
+        let file = self.disk.act(Act::Create(&path), || open.open(&path))?;
+        Ok(Fetching { disk: self.disk.clone(), path: Some(path), file: Arc::new(file) })
     }
 
     /// Takes in a fetched file whose hash has been checked.
-    ///
-    /// # Errors
-    /// The filesystem's.
-    pub fn keep(&self, mut fetched: Fetching, hash: ContentHash) -> io::Result<()> {
-        let size = fetched.file.metadata()?.len();
-        if let Some(path) = fetched.path.take() {
-            let to = self.path(hash);
-            with_parent(&to, || fs::rename(&path, &to))?;
+    pub fn keep(&self, mut fetched: Fetching, hash: ContentHash) {
+        if fetched.path.as_ref().is_some_and(|path| self.announce(hash, path)) {
+            fetched.path = None;
         }
-        self.note(hash, size);
-        Ok(())
     }
 
-    /// Takes over a spool file whose content the server confirmed.
-    ///
-    /// # Errors
-    /// The filesystem's; the spool file is still there then.
-    pub fn adopt(&self, spool: &Spool, id: SpoolId, hash: ContentHash) -> io::Result<()> {
-        let from = spool.path(id);
-        let size = fs::metadata(&from)?.len();
-        let to = self.path(hash);
-        with_parent(&to, || fs::rename(&from, &to))?;
-        self.note(hash, size);
-        Ok(())
+    /// Takes over a spool file whose content the server confirmed; whether it is wanted. It stays where it is until it
+    /// is [settled](Self::settle), before which the record must have been flushed.
+    pub fn adopt(&self, spool: &Spool, id: SpoolId, hash: ContentHash) -> bool {
+        self.announce(hash, &spool.path(id))
     }
 
     fn note(&self, hash: ContentHash, size: u64) {
@@ -289,7 +407,7 @@ impl Cache {
             let Some((hash, size)) = known.1.pop_lru() else { return };
             known.0 = known.0.saturating_sub(size);
             drop(known);
-            if let Err(error) = fs::remove_file(self.path(hash))
+            if let Err(error) = self.disk.remove(&self.path(hash))
                 && error.kind() != io::ErrorKind::NotFound
             {
                 tracing::warn!(%error, %hash, "a cached file could not be removed");
@@ -298,8 +416,19 @@ impl Cache {
     }
 }
 
+/// Content that has arrived by some moment.
+pub struct Arrived(Vec<(ContentHash, PathBuf)>);
+
+impl Arrived {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// A file being fetched.
 pub struct Fetching {
+    disk: Disk,
     path: Option<PathBuf>,
     /// Where the bytes go.
     pub file: Arc<File>,
@@ -308,20 +437,24 @@ pub struct Fetching {
 impl Drop for Fetching {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
-            let _ = fs::remove_file(path);
+            let _ = self.disk.remove(path);
         }
     }
 }
 
+fn shard_dir(dir: &Path, shard: u64) -> PathBuf {
+    dir.join(format!("{shard:02x}"))
+}
+
 fn path_in(dir: &Path, id: SpoolId) -> PathBuf {
-    dir.join(format!("{:02x}/{:x}", id.0 % SHARDS, id.0))
+    shard_dir(dir, id.0 % SHARDS).join(format!("{:x}", id.0))
 }
 
 /// Makes the directory of `path` when `work` finds that it is not there.
-fn with_parent<T>(path: &Path, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
+fn with_parent<T>(disk: &Disk, path: &Path, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
     match (work(), path.parent()) {
         (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound && !parent.exists() => {
-            fs::create_dir_all(parent)?;
+            disk.make_dirs(parent)?;
             work()
         }
         (done, _) => done,
@@ -382,7 +515,8 @@ mod tests {
         let hash = ContentHash::of(HashKind::Xxh3, text.as_bytes());
         let fetching = cache.begin().unwrap();
         fetching.file.write_all_at(text.as_bytes(), 0).unwrap();
-        cache.keep(fetching, hash).unwrap();
+        cache.keep(fetching, hash);
+        cache.settle(cache.arrived()).unwrap();
         hash
     }
 
@@ -398,6 +532,16 @@ mod tests {
         spool.sweep(&HashSet::from([kept])).unwrap();
         assert!(spool.file(kept).is_ok());
         assert!(spool.file(orphan).is_err());
+    }
+
+    #[test]
+    fn the_number_of_a_lost_file_is_not_given_to_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), None).unwrap();
+        spool.pass_over(SpoolId(7));
+        assert_eq!(spool.create().unwrap().0, SpoolId(8));
+        spool.pass_over(SpoolId(3));
+        assert_eq!(spool.create().unwrap().0, SpoolId(9));
     }
 
     #[test]
@@ -431,7 +575,9 @@ mod tests {
         let (id, file) = spool.create().unwrap();
         file.write_all_at(b"hello", 0).unwrap();
         let hash = ContentHash::of(HashKind::Xxh3, b"hello");
-        cache.adopt(&spool, id, hash).unwrap();
+        assert!(cache.adopt(&spool, id, hash));
+        assert_eq!(content(&mut cache.file(hash).unwrap()), "hello", "readable before it is flushed");
+        cache.settle(cache.arrived()).unwrap();
         assert!(spool.file(id).is_err());
         assert_eq!(content(&mut cache.file(hash).unwrap()), "hello");
         let again = Cache::open(&dir.path().join("cache"), 2).unwrap();

@@ -15,10 +15,11 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
-use crate::fs::{Capture, Fs, FsError, Phase, Want};
+use crate::fs::{Capture, Frees, Fs, FsError, Phase, Want};
 use crate::hash::ContentHash;
 use crate::journal::PathUpload;
 use crate::ledger::Step;
+use crate::namespace::Ino;
 use crate::path::RepoPath;
 use crate::workspace::{ByHash, Outcome, Put, Upload, UploadProgress, Workspace, WorkspaceError};
 use plan::{Lane, lane};
@@ -117,6 +118,7 @@ impl Meter {
 enum Done {
     Hashed(Capture, std::io::Result<(ContentHash, u64)>),
     Fetched(Capture, Result<Arc<std::fs::File>, FsError>),
+    Rescued(Ino, Result<(), FsError>),
     Request { kind: Kind, items: Vec<Item>, dirs: BTreeSet<RepoPath>, result: Result<Vec<Outcome>, WorkspaceError> },
 }
 
@@ -161,6 +163,9 @@ pub struct Stager {
     sending: HashSet<ContentHash>,
     /// Directories that the removals under way take along.
     removing: Vec<BTreeSet<RepoPath>>,
+    /// Files whose bytes are being fetched before the server loses them, and those where that is in vain.
+    rescuing: HashSet<Ino>,
+    lost: HashSet<Ino>,
     /// Nothing is sent before this, after a request that told nothing.
     quiet_until: Option<Instant>,
     failures: u32,
@@ -185,6 +190,8 @@ impl Stager {
             ready: VecDeque::new(),
             sending: HashSet::new(),
             removing: Vec::new(),
+            rescuing: HashSet::new(),
+            lost: HashSet::new(),
             quiet_until: None,
             failures: 0,
             delays,
@@ -342,13 +349,28 @@ impl Stager {
         }
     }
 
-    /// Whether the path's turn has come: a server takes a file and a file below it alike, and keeps one of them.
-    fn may_go(&self, item: &Item) -> bool {
-        match item.step {
-            Step::Put(_) => {
-                let path = &item.capture.path;
-                self.fs.clear_for_put(path) && !self.removing.iter().flatten().any(|dir| path.is_in(dir))
+    /// Whether the path's turn has come: a server takes a file and a file below it alike, and keeps one of them; and
+    /// what only the server has must not go before it is staged under its new name.
+    fn may_go(&mut self, item: &Item) -> bool {
+        let path = &item.capture.path;
+        match self.fs.frees(path, item.step) {
+            Frees::Now => {}
+            Frees::Later => return false,
+            Frees::Once(stranded) => {
+                let stranded: Vec<Ino> = stranded.into_iter().filter(|ino| !self.lost.contains(ino)).collect();
+                for ino in &stranded {
+                    if self.rescuing.insert(*ino) {
+                        let (fs, ino) = (self.fs.clone(), *ino);
+                        self.running.push(async move { Done::Rescued(ino, fs.rescue(ino).await) }.boxed());
+                    }
+                }
+                if !stranded.is_empty() {
+                    return false;
+                }
             }
+        }
+        match item.step {
+            Step::Put(_) => self.fs.clear_for_put(path) && !self.removing.iter().flatten().any(|dir| path.is_in(dir)),
             _ => true,
         }
     }
@@ -381,6 +403,16 @@ impl Stager {
             Done::Hashed(capture, result) => {
                 self.hashing -= 1;
                 self.hashed(capture, result);
+            }
+            Done::Rescued(ino, rescued) => {
+                self.rescuing.remove(&ino);
+                if let Err(error) = rescued {
+                    let gone = matches!(&error, FsError::Remote(error) if !error.is_transient());
+                    tracing::warn!(%error, ino = ino.0, gone, "bytes that are only on the server were not fetched");
+                    if gone {
+                        self.lost.insert(ino);
+                    }
+                }
             }
             Done::Fetched(capture, Ok(file)) => self.decide(capture, Some(file), true),
             Done::Fetched(capture, Err(error)) => {
@@ -598,6 +630,12 @@ async fn request(
 ) -> Done {
     let paths = || items.iter().map(|item| item.capture.path.clone()).collect::<Vec<_>>();
     let puts = || items.iter().filter_map(put).collect::<Vec<_>>();
+    // Many requests share one flush.
+    if let Err(error) = fs.flush().await {
+        tracing::error!(%error, "nothing is sent without a record of it");
+        let result = Err(WorkspaceError::Io(std::io::Error::other(error)));
+        return Done::Request { kind, items, dirs, result };
+    }
     let result = match kind {
         Kind::Unstage => match workspace.unstage(&paths()).await {
             Ok(done) if !dirs.is_empty() => {

@@ -209,6 +209,9 @@ impl State {
         if let (Ok(path), Some(_)) = (&path, self.content(ino)) {
             self.open_account(path, Some(ino));
         }
+        if self.tree.get(ino).is_some_and(|inode| inode.links.len() > 1) {
+            self.pin_source(ino);
+        }
         self.stamp_dir(parent, time);
         self.materialize(ino);
         let hide = self.base_has(parent, name, ino);
@@ -279,9 +282,11 @@ impl State {
         for path in &old_paths {
             self.touch(path, fs.options.settle);
         }
-        let files = files.iter().map(|(.., child)| *child);
-        for file in files.filter(|file| self.content(*file).is_some()).collect::<Vec<_>>() {
-            for path in self.tree.file_paths(file) {
+        // Not all paths of these files: their names elsewhere did not change, and the base may have those.
+        for (parent, name, file) in [(to.0, to.1.clone(), ino)].into_iter().chain(below) {
+            if self.content(file).is_some()
+                && let Ok(path) = self.tree.path_in(parent, &name)
+            {
                 self.open_account(&path, None);
                 self.touch(&path, fs.options.settle);
             }
@@ -421,7 +426,7 @@ impl Fs {
                 Some(file) => file,
                 None => Arc::new(self.spool.file(spool)?),
             };
-            file.set_len(size)
+            self.spool.disk().resize(&file, size)
         });
         let ok = done.is_ok();
         self.change(|state| {
@@ -791,7 +796,7 @@ impl Fs {
             *writing += 1;
             (ino, file.clone(), grown)
         };
-        let done = file.write_all_at(data, offset);
+        let done = self.spool.disk().write_at(&file, data, offset);
         let ok = done.is_ok();
         self.change(|state| {
             state.end_writing(ino);
@@ -823,14 +828,18 @@ impl Fs {
                     let file = state.open.get(ino).and_then(|open| open.file.clone());
                     (file, spool, state.tree.file_paths(*ino))
                 }
-                Some(Handle::Dir { .. }) => (None, None, Vec::new()),
+                Some(Handle::Dir { .. }) => {
+                    drop(state);
+                    // What the record names must be there, or the directory's new files are names of nothing.
+                    self.spool.sync_names()?;
+                    (None, None, Vec::new())
+                }
                 None => return Err(FsError::BadHandle.into()),
             }
         };
         if let (Some(file), Some(spool)) = (file, spool) {
             // A concurrent confirmation may have moved the file to the cache; its bytes are on the server then.
-            file.sync_all()?;
-            self.spool.sync_name(spool)?;
+            self.spool.sync(spool, &file)?;
         }
         let ticket = self.journal.append(&[]);
         self.journal.sync(ticket)?;

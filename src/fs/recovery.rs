@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use super::staging::into_plain;
 use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, unlisted_dir};
 use crate::control::{Counts, LocalPath};
+use crate::disk::Disk;
 use crate::journal::{Change, Journal, JournalError};
 use crate::ledger::{Account, Ledger, Staged};
 use crate::namespace::{Body, Content, Ino, Namespace, ROOT, Resolved, SpoolId, Timestamp};
@@ -54,16 +55,31 @@ impl Fs {
         limits: Limits,
         workspace: Arc<dyn Workspace>,
     ) -> Result<Arc<Self>, JournalError> {
+        Self::recover_on(&Disk::default(), dir, root_path, options, limits, workspace)
+    }
+
+    /// [`recover`](Self::recover) by way of `disk`.
+    ///
+    /// # Errors
+    /// As [`recover`](Self::recover).
+    pub fn recover_on(
+        disk: &Disk,
+        dir: &Path,
+        root_path: RepoPath,
+        options: Options,
+        limits: Limits,
+        workspace: Arc<dyn Workspace>,
+    ) -> Result<Arc<Self>, JournalError> {
         let io = |path: &Path| {
             let path = path.to_owned();
             move |source| JournalError::Io { path, source }
         };
         let mut state = State::empty(empty_tree(root_path, &options));
-        let journal = Journal::open(&dir.join("journal"), |change| state.replay(&change))?;
+        let journal = Journal::open_on(disk, &dir.join("journal"), |change| state.replay(&change))?;
         let spool_dir = dir.join("spool");
-        let spool = Spool::open(&spool_dir, limits.spool).map_err(io(&spool_dir))?;
+        let spool = Spool::open_on(disk, &spool_dir, limits.spool).map_err(io(&spool_dir))?;
         let cache_dir = dir.join("cache");
-        let cache = Cache::open(&cache_dir, limits.cache).map_err(io(&cache_dir))?;
+        let cache = Cache::open_on(disk, &cache_dir, limits.cache).map_err(io(&cache_dir))?;
         let keep = state.recover(&spool);
         spool.sweep(&keep).map_err(io(&spool_dir))?;
         let fs = Arc::new_cyclic(|this| Self {
@@ -79,6 +95,7 @@ impl Fs {
             progress: Notify::new(),
             unheld: Notify::new(),
             watcher: Mutex::new(None),
+            leaving: Mutex::default(),
             fetching: Mutex::new(HashMap::new()),
         });
         Ok(fs)
@@ -308,6 +325,7 @@ impl State {
             frame: Vec::new(),
             stale: Vec::new(),
             suspects: Vec::new(),
+            pinned: HashMap::new(),
         }
     }
 
@@ -340,8 +358,16 @@ impl State {
                 _ => None,
             })
             .collect();
+        let pinned = self.tree.iter().filter_map(|(ino, inode)| match &inode.body {
+            Body::File { content, .. } => Some((ino, content.origin_in_workspace()?.clone())),
+            _ => None,
+        });
+        for (ino, path) in pinned.collect::<Vec<_>>() {
+            self.pinned.entry(path).or_default().push(ino);
+        }
         let mut keep = HashSet::new();
         for (ino, id) in local {
+            spool.pass_over(id);
             match spool.file(id).and_then(|file| file.metadata()) {
                 Ok(found) => {
                     keep.insert(id);
@@ -357,7 +383,7 @@ impl State {
                         inode.attrs.ctime = inode.attrs.ctime.max(inode.attrs.mtime).min(now());
                     }
                 }
-                // Not a crash of ours: the record never names a file that was not made. Shown as failed when staged.
+                // A power loss took what was never flushed. Shown as failed when it is to be staged.
                 Err(error) => {
                     let path = self.tree.display_path(ino);
                     tracing::error!(%error, path, spool = id.0, "bytes on record are gone from the spool");

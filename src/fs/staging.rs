@@ -15,7 +15,7 @@ use crate::journal::{Change, PathUpload};
 use crate::ledger::{Account, Staged, Step};
 use crate::namespace::{Body, Content, Generation, Ino, Resolved, SpoolId};
 use crate::path::{Name, RepoPath};
-use crate::workspace::{ChangeKind, CommitId, Object, Source};
+use crate::workspace::{ChangeKind, CommitId, Object, Revision, Source};
 
 /// How soon a path that cannot be captured just now is looked at again: a write is between two locks.
 const RECHECK: Duration = Duration::from_millis(20);
@@ -161,6 +161,17 @@ impl Waiting {
             moved.await;
         }
     }
+
+    /// Completes when nothing is left to wait for, and the record of it is on stable storage: after a power loss an
+    /// older one would send older bytes over what was staged.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn settled(&self) -> Result<Progress, FsError> {
+        let progress = self.reached().await;
+        self.fs.flush().await?;
+        Ok(progress)
+    }
 }
 
 impl Drop for Waiting {
@@ -173,6 +184,24 @@ impl State {
     pub(super) fn is_frozen(&self, spool: SpoolId) -> bool {
         let frozen = self.frozen.as_ref().map(HashMap::values).into_iter().flatten();
         frozen.into_iter().any(|capture| matches!(&capture.want, Want::Sealed { held, .. } if held.spool == spool))
+    }
+
+    /// Gives what a commit waits for its own hold on a file's bytes that came into the spool meanwhile: where they
+    /// were on the server, something else may be staged before their turn comes.
+    pub(super) fn seal_frozen(&mut self, fs: &Fs, ino: Ino, file: &Arc<File>) {
+        let Some(mut frozen) = self.frozen.take() else { return };
+        for capture in frozen.values_mut() {
+            if let (Want::Remote { ino: whose, object, .. }, Some((Content::Local { spool, generation, hash }, size))) =
+                (&capture.want, self.content(ino))
+                && *whose == ino
+                && *hash == Some(object.hash)
+            {
+                let (spool, generation, hash) = (*spool, *generation, *hash);
+                let held = self.hold(fs, spool, file.clone());
+                capture.want = Want::Sealed { ino, generation, hash, size, held };
+            }
+        }
+        self.frozen = Some(frozen);
     }
 
     fn hold(&mut self, fs: &Fs, spool: SpoolId, file: Arc<File>) -> Arc<Held> {
@@ -244,7 +273,14 @@ impl Fs {
                 None
             }
             Err(Miss::Lost(error)) => {
-                self.failed(path, &format!("its bytes in the spool cannot be read: {error}"), None);
+                let lost = error.kind() == std::io::ErrorKind::NotFound;
+                let what = if lost {
+                    "its bytes were not flushed before this machine lost power, and are gone; write it again or remove it"
+                        .to_owned()
+                } else {
+                    format!("its bytes in the spool cannot be read: {error}")
+                };
+                self.failed(path, &what, None);
                 None
             }
         }
@@ -325,7 +361,7 @@ impl Fs {
         };
         self.unheld.notify_waiters();
         if remove {
-            self.spool.remove(spool);
+            self.leave(spool);
         }
     }
 
@@ -363,6 +399,15 @@ impl Fs {
         into_plain(done)
     }
 
+    /// Returns when everything on record is on stable storage. A request that changes the server waits for it: after
+    /// a power loss, what a lost record does not explain would look like somebody else's change.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn flush(&self) -> Result<(), FsError> {
+        self.blocking(|fs| Ok(fs.journal.sync(fs.journal.append(&[]))?)).await
+    }
+
     /// The server confirmed these steps.
     ///
     /// # Errors
@@ -381,9 +426,8 @@ impl Fs {
         drop(thawed);
         for (spool, hash, size) in adopt {
             self.spool.release(size);
-            if let Err(error) = self.cache.adopt(&self.spool, spool, hash) {
-                tracing::warn!(%error, spool = spool.0, "a staged file could not move to the cache");
-                self.spool.remove(spool);
+            if !self.cache.adopt(&self.spool, spool, hash) {
+                self.leave(spool);
             }
         }
         self.progress.notify_waiters();
@@ -434,6 +478,56 @@ impl Fs {
             above = dir.parent();
         }
         !state.ledger.below(path).any(|(below, account)| below != path && account.may_show())
+    }
+
+    /// Whether `path` may be given to `step` without losing bytes that the workspace has nowhere else: those of a file
+    /// that was renamed away from there and is not staged under its new name yet.
+    pub fn frees(&self, path: &RepoPath, step: Step) -> Frees {
+        let mut state = self.lock();
+        let Some(pinned) = state.pinned.remove(path) else { return Frees::Now };
+        let pinned: Vec<Ino> = pinned.into_iter().filter(|ino| state.is_pinned(*ino, path)).collect();
+        if pinned.is_empty() {
+            return Frees::Now;
+        }
+        state.pinned.insert(path.clone(), pinned.clone());
+        let stays = |ino: &Ino| match (step, state.content(*ino)) {
+            (Step::Put(object), Some((Content::Remote { hash, .. }, _))) => *hash == object.hash,
+            _ => false,
+        };
+        let needed: Vec<Ino> = pinned.into_iter().filter(|ino| !stays(ino)).collect();
+        let stranded: Vec<Ino> =
+            needed.iter().filter(|ino| !state.comes_free(**ino, &mut vec![path.clone()])).copied().collect();
+        match (needed.is_empty(), stranded.is_empty()) {
+            (true, _) => Frees::Now,
+            (false, true) => Frees::Later,
+            (false, false) => Frees::Once(stranded),
+        }
+    }
+
+    /// Gets a file's bytes into the spool, so that it needs those on the server no longer.
+    ///
+    /// # Errors
+    /// When they cannot be downloaded or stored.
+    pub async fn rescue(&self, ino: Ino) -> Result<(), FsError> {
+        self.satisfy(super::Need::Own(ino)).await?;
+        into_plain(self.change(|state| {
+            state.touch_file(ino, Duration::ZERO);
+            Ok(())
+        }))
+    }
+
+    /// Gets the bytes of these staged files into the spool, before they are staged no more.
+    ///
+    /// # Errors
+    /// As [`rescue`](Self::rescue).
+    pub async fn rescue_all(&self, paths: &[RepoPath]) -> Result<(), FsError> {
+        for path in paths {
+            let resolved = self.lock().tree.resolve(path);
+            if let Resolved::Inode(ino) = resolved {
+                self.rescue(ino).await?;
+            }
+        }
+        Ok(())
     }
 
     /// The topmost directories of the base that are left without anything once `files` are removed or unstaged: a server
@@ -606,15 +700,17 @@ impl Fs {
         staged.map(|(path, _)| path.clone()).collect()
     }
 
-    /// The staged changes have become `commit`; `alone`: it holds nothing else over the old base.
+    /// The staged changes have become `commit`; `alone`: it holds nothing else over the old base. On stable storage
+    /// when this returns.
     ///
     /// # Errors
     /// When the journal cannot be written.
-    pub fn rebased(&self, commit: CommitId, alone: bool) -> Result<(), FsError> {
+    pub async fn rebased(&self, commit: CommitId, alone: bool) -> Result<(), FsError> {
         into_plain(self.change(|state| {
             state.apply(Change::Rebase { commit, alone });
             Ok(())
-        }))
+        }))?;
+        self.flush().await
     }
 
     /// Whether nothing is owed to the server.
@@ -685,7 +781,44 @@ impl Fs {
     }
 }
 
+/// Whether a path of the workspace may change.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Frees {
+    /// It may.
+    Now,
+    /// When other paths of the queue have had their turn.
+    Later,
+    /// When these files have been [rescued](Fs::rescue): nothing else will free it.
+    Once(Vec<Ino>),
+}
+
 impl State {
+    /// Whether a file's bytes are read at `path` of the workspace.
+    fn is_pinned(&self, ino: Ino, path: &RepoPath) -> bool {
+        self.content(ino).is_some_and(|(content, _)| content.origin_in_workspace() == Some(path))
+    }
+
+    /// Whether the queue will stage a pinned file under a name of its own, without waiting for one of `waiting`.
+    fn comes_free(&self, ino: Ino, waiting: &mut Vec<RepoPath>) -> bool {
+        const DEEPEST: usize = 64;
+        self.tree.file_paths(ino).into_iter().any(|path| {
+            if waiting.contains(&path) || waiting.len() > DEEPEST {
+                return false;
+            }
+            let coming = self.queue.get(&path).is_some_and(|entry| !entry.parked);
+            waiting.push(path.clone());
+            let pinned = self.pinned.get(&path).into_iter().flatten();
+            let mut pinned = pinned.filter(|other| **other != ino && self.is_pinned(**other, &path));
+            coming && pinned.all(|other| self.comes_free(*other, waiting))
+        })
+    }
+
+    /// Where the bytes of a file that was just staged at `path` are found: there, if it has that name no longer.
+    fn staged_origin(&self, ino: Ino, path: &RepoPath) -> Option<Arc<Source>> {
+        let moved = !self.tree.file_paths(ino).contains(path);
+        moved.then(|| Arc::new(Source { revision: Revision::Workspace, path: path.clone() }))
+    }
+
     /// Applies a confirmation; returns the spool file that the cache may take over.
     fn confirm(&mut self, capture: &Capture, step: Step) -> Option<(SpoolId, ContentHash, u64)> {
         let path = &capture.path;
@@ -705,7 +838,8 @@ impl State {
                 if let Some(object) = object
                     && same
                 {
-                    self.set_content(*ino, Content::Remote { hash: object.hash, origin: None }, *size);
+                    let origin = self.staged_origin(*ino, path);
+                    self.set_content(*ino, Content::Remote { hash: object.hash, origin }, *size);
                     self.record(*ino);
                     adopted = Some((held.spool, object.hash, *size));
                 }
@@ -714,7 +848,8 @@ impl State {
                 if let Some((Content::Remote { hash, origin: Some(_) }, size)) = self.content(*ino)
                     && *hash == object.hash
                 {
-                    self.set_content(*ino, Content::Remote { hash: object.hash, origin: None }, size);
+                    let origin = self.staged_origin(*ino, path);
+                    self.set_content(*ino, Content::Remote { hash: object.hash, origin }, size);
                     self.record(*ino);
                 }
             }

@@ -100,7 +100,9 @@ pub(super) async fn commit(
 async fn make_way(daemon: &Daemon, over: &[RepoPath], request: &CommitRequest) -> Result<(), Failure> {
     let failed = |message: String| Failure { message, hint: None, owed: !daemon.fs.is_drained() };
     let workspace = daemon.fs.workspace();
+    daemon.fs.rescue_all(over).await.map_err(|error| failed(error.to_string()))?;
     daemon.fs.intend(over.iter()).map_err(|error| failed(error.to_string()))?;
+    daemon.fs.flush().await.map_err(|error| failed(error.to_string()))?;
     let done = match workspace.unstage(over).await {
         Ok(_) => workspace.remove(over).await.map(|_| ()),
         Err(error) => Err(error),
@@ -113,6 +115,10 @@ async fn make_way(daemon: &Daemon, over: &[RepoPath], request: &CommitRequest) -
 /// Commits everything staged, and stands on the new base.
 async fn publish(daemon: &Daemon, request: &CommitRequest) -> Result<CommitId, Failure> {
     let base = daemon.fs.base();
+    // Once it is committed, the record of what was staged tells our own changes from others'.
+    if let Err(error) = daemon.fs.flush().await {
+        return Err(Failure { message: error.to_string(), hint: None, owed: true });
+    }
     let committed = match daemon.fs.workspace().commit(request).await {
         Ok(committed) => committed,
         Err(error) => {
@@ -122,7 +128,7 @@ async fn publish(daemon: &Daemon, request: &CommitRequest) -> Result<CommitId, F
     };
     // Others' commits may have been merged in: then the new base is more than the old one with our changes.
     let alone = committed.parents == [base];
-    if let Err(error) = daemon.fs.rebased(committed.id.clone(), alone) {
+    if let Err(error) = daemon.fs.rebased(committed.id.clone(), alone).await {
         tracing::error!(%error, "committed, but not on record; the next mount finds out");
     }
     if !alone {

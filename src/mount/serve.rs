@@ -129,7 +129,7 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
 pub(super) async fn follow(daemon: &Daemon, waiting: &Waiting, listener: &mut Listener) -> io::Result<Progress> {
     let mut stalled = None;
     loop {
-        let (progress, over) = waiting.progress();
+        let (mut progress, over) = waiting.progress();
         let why = daemon.meter.stalled().filter(|_| !over);
         if why != stalled {
             listener.tell(&Event::Stalled { why: why.clone() }).await?;
@@ -137,6 +137,10 @@ pub(super) async fn follow(daemon: &Daemon, waiting: &Waiting, listener: &mut Li
         }
         listener.tell(&Event::Progress(progress)).await?;
         if over {
+            if let Err(error) = waiting.settled().await {
+                tracing::error!(%error, "staged, but not on record");
+                progress.files_failed = progress.files_failed.max(1);
+            }
             return Ok(progress);
         }
         let _ = tokio::time::timeout(TELL_EVERY, waiting.reached()).await;

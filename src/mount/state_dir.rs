@@ -11,10 +11,10 @@
 #[cfg(test)]
 mod tests;
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,6 +23,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::preflight::mountinfo;
+use crate::disk::Disk;
 use crate::hash::{ContentHash, HashKind};
 
 const META: &str = "meta.json";
@@ -171,7 +172,7 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Stat
 pub fn prepare_root(root: &Path, mountpoint: &Path) -> Result<(PathBuf, Vec<Warning>), StateError> {
     // Before anything is made: a root inside the mount point would make that non-empty.
     refuse_nested(&resolve_existing(root), mountpoint)?;
-    DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(io_error("create", root))?;
+    Disk::default().make_dirs(root).map_err(io_error("create", root))?;
     let root = root.canonicalize().map_err(io_error("resolve", root))?;
     refuse_nested(&root, mountpoint)?;
     check_owner(&root)?;
@@ -318,11 +319,8 @@ impl StateDir {
                 Err(_) => std::fs::remove_file(&path).map_err(io_error("remove the link", &path))?,
             }
         }
-        let is_new = match DirBuilder::new().mode(0o700).create(&path) {
-            Ok(()) => true,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-            Err(error) => return Err(io_error("create", &path)(error)),
-        };
+        let is_new = !path.exists();
+        Disk::default().make_dirs(&path).map_err(io_error("create", &path))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir =
             rustix::fs::open(&path, flags, Mode::empty()).map_err(|errno| io_error("open", &path)(errno.into()))?;

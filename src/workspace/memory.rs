@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -15,6 +15,9 @@ use super::{
 };
 use crate::hash::{ContentHash, HashKind};
 use crate::path::RepoPath;
+
+/// Length of an upload's parts: small, so that small files have several.
+const PART_BYTES: u64 = 32 << 10;
 
 /// What a fault does to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,18 +33,26 @@ pub enum Fault {
 /// A tree: path to content.
 pub type Tree = BTreeMap<RepoPath, Bytes>;
 
+/// Called with a request's name when it arrives, before its effect, and when its answer leaves.
+pub type Witness = Arc<dyn Fn(&'static str) + Send + Sync>;
+
 /// The double.
 pub struct Memory {
     info: ServerInfo,
+    part_bytes: u64,
     state: Mutex<State>,
+    fault: Mutex<Box<dyn FnMut(&'static str) -> Fault + Send>>,
+    witness: Mutex<Option<Witness>>,
 }
 
+#[derive(Clone)]
 struct State {
     commits: HashMap<String, Tree>,
     base: String,
     staged: BTreeMap<RepoPath, Option<Bytes>>,
     store: HashMap<ContentHash, Bytes>,
-    fault: Box<dyn FnMut(&'static str) -> Fault + Send>,
+    /// Parts received, by upload and number.
+    uploads: HashMap<String, BTreeMap<u32, Bytes>>,
     sent_bytes: u64,
 }
 
@@ -54,10 +65,34 @@ impl Memory {
             base: "c0".to_owned(),
             staged: BTreeMap::new(),
             store: HashMap::new(),
-            fault: Box::new(|_| Fault::None),
+            uploads: HashMap::new(),
             sent_bytes: 0,
         };
-        Self { info, state: Mutex::new(state) }
+        Self::with(info, state)
+    }
+
+    fn with(info: ServerInfo, state: State) -> Self {
+        let fault: Box<dyn FnMut(&'static str) -> Fault + Send> = Box::new(|_| Fault::None);
+        let (fault, witness) = (Mutex::new(fault), Mutex::default());
+        Self { info, part_bytes: PART_BYTES, state: Mutex::new(state), fault, witness }
+    }
+
+    /// Another server that holds what this one holds now.
+    pub fn fork(&self) -> Self {
+        let state = self.lock().clone();
+        Self::with(self.info.clone(), state)
+    }
+
+    /// Tells `witness` of every request.
+    pub fn set_witness(&self, witness: Witness) {
+        *self.witness.lock().unwrap_or_else(PoisonError::into_inner) = Some(witness);
+    }
+
+    fn tell(&self, name: &'static str) {
+        let witness = self.witness.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(witness) = witness {
+            witness(name);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -86,7 +121,7 @@ impl Memory {
 
     /// Asked before every request, with the method's name.
     pub fn set_fault(&self, fault: impl FnMut(&'static str) -> Fault + Send + 'static) {
-        self.lock().fault = Box::new(fault);
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(fault);
     }
 
     /// Content bytes that were sent here.
@@ -114,16 +149,16 @@ impl Memory {
         async move {
             // As over a network: others run meanwhile.
             tokio::task::yield_now().await;
-            let mut state = self.lock();
+            self.tell(name);
             let lost = || WorkspaceError::Unreachable { server: "memory".into(), cause: "scripted".into() };
-            match (state.fault)(name) {
+            let fault = (*self.fault.lock().unwrap_or_else(PoisonError::into_inner))(name);
+            let answer = match fault {
                 Fault::Lost => Err(lost()),
-                Fault::None => serve(&mut state),
-                Fault::AnswerLost => {
-                    serve(&mut state)?;
-                    Err(lost())
-                }
-            }
+                Fault::None => serve(&mut self.lock()),
+                Fault::AnswerLost => serve(&mut self.lock()).and_then(|_| Err(lost())),
+            };
+            self.tell(name);
+            answer
         }
         .boxed()
     }
@@ -265,21 +300,68 @@ impl Workspace for Memory {
     fn send_large<'a>(
         &'a self,
         put: &'a Put,
-        _resume: Option<Upload>,
+        resume: Option<Upload>,
         progress: &'a dyn UploadProgress,
     ) -> Fut<'a, Outcome> {
-        let upload = Upload { id: "memory".into(), part_bytes: put.object.size.max(1), parts: Vec::new() };
-        progress.checkpoint(&upload);
-        self.request("send_large", move |state| {
-            if let Some(content) = state.store.get(&put.object.hash).cloned()
-                && self.info.by_hash == ByHash::Single
-            {
-                state.put(&put.path, content);
-                return Ok(Outcome::Done { sent_bytes: 0 });
+        async move {
+            if self.info.by_hash == ByHash::Single {
+                let asked = self.stage_by_hash(std::slice::from_ref(put)).await?.pop();
+                if let Some(done @ Outcome::Done { .. }) = asked {
+                    return Ok(done);
+                }
             }
-            progress.sent(put.object.size);
-            Ok(state.take(put))
-        })
+            let Some(file) = &put.file else { return Ok(Outcome::NeedsBytes) };
+            let known = |upload: &Upload| self.lock().uploads.contains_key(&upload.id);
+            let mut upload = match resume.filter(known) {
+                Some(upload) => upload,
+                None => {
+                    self.request("begin_upload", |state| {
+                        let id = format!("u{}", state.uploads.len());
+                        state.uploads.insert(id.clone(), BTreeMap::new());
+                        Ok(Upload { id, part_bytes: self.part_bytes, parts: Vec::new() })
+                    })
+                    .await?
+                }
+            };
+            progress.checkpoint(&upload);
+            let mut sent_bytes = 0;
+            for part in 0..u32::try_from(put.object.size.div_ceil(upload.part_bytes)).unwrap_or(u32::MAX) {
+                if upload.parts.contains(&part) {
+                    continue;
+                }
+                let at = u64::from(part) * upload.part_bytes;
+                let mut bytes = vec![0; upload.part_bytes.min(put.object.size - at) as usize];
+                file.read_exact_at(&mut bytes, at)?;
+                let length = bytes.len() as u64;
+                let id = &upload.id;
+                self.request("send_part", move |state| {
+                    state.sent_bytes += length;
+                    state.uploads.entry(id.clone()).or_default().insert(part, bytes.into());
+                    Ok(())
+                })
+                .await?;
+                sent_bytes += length;
+                upload.parts.push(part);
+                progress.checkpoint(&upload);
+                progress.sent(length);
+            }
+            let id = &upload.id;
+            self.request("complete_upload", move |state| {
+                // A completed upload is known on: completing it again does no harm.
+                let whole: Bytes =
+                    state.uploads.get(id).into_iter().flatten().flat_map(|(_, part)| part.clone()).collect();
+                if ContentHash::of(HashKind::Xxh3, &whole) != put.object.hash {
+                    state.uploads.remove(id);
+                    let detail = format!("the parts of {} are not its content", put.path);
+                    return Ok(Outcome::Failed(WorkspaceError::Protocol { detail }));
+                }
+                state.store.insert(put.object.hash, whole.clone());
+                state.put(&put.path, whole);
+                Ok(Outcome::Done { sent_bytes })
+            })
+            .await
+        }
+        .boxed()
     }
 
     fn remove<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>> {

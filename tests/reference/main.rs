@@ -2,10 +2,19 @@
 //! is compared, and after every drain the workspace. Faults, commits, crashes and remounts are operations too.
 
 mod model;
+mod power;
+mod regressions;
+mod sweep;
+mod workload;
 mod world;
 
 use proptest::prelude::*;
 use world::{Op, World};
+
+#[expect(clippy::print_stderr, reason = "how much was tried; shown with --nocapture")]
+fn tell(what: &str) {
+    eprintln!("{what}");
+}
 
 fn name() -> impl Strategy<Value = String> {
     // Few names, so that operations meet; `dir` and `base` exist in the base.

@@ -13,6 +13,30 @@ pub enum Node {
     Symlink,
 }
 
+/// What a program sees at a path.
+#[derive(Clone, PartialEq)]
+pub enum Shown {
+    Dir,
+    Symlink,
+    File(Vec<u8>),
+    /// A file that cannot be read.
+    Unreadable,
+}
+
+impl std::fmt::Debug for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dir => f.write_str("Dir"),
+            Self::Symlink => f.write_str("Symlink"),
+            Self::Unreadable => f.write_str("Unreadable"),
+            Self::File(content) => {
+                let start = &content[..content.len().min(40)];
+                write!(f, "File({} bytes: {:?})", content.len(), String::from_utf8_lossy(start))
+            }
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     NotFound,
@@ -109,6 +133,15 @@ impl Model {
         let number = self.open(path, false)?;
         self.contents.entry(number).or_default().resize(size, 0);
         Ok(())
+    }
+
+    pub fn flush(&self, path: &[String]) -> Done {
+        self.parent(path)?;
+        match self.get(path) {
+            None => Err(Refusal::NotFound),
+            Some(Node::Symlink) => Err(Refusal::Invalid),
+            Some(_) => Ok(()),
+        }
     }
 
     pub fn unlink(&mut self, path: &[String]) -> Done {
@@ -228,6 +261,19 @@ impl Model {
                 Ok(())
             }
         }
+    }
+
+    /// Everything there is.
+    pub fn shown(&self) -> BTreeMap<Path, Shown> {
+        let shown = |(path, node): (&Path, &Node)| {
+            let shown = match node {
+                Node::Dir => Shown::Dir,
+                Node::Symlink => Shown::Symlink,
+                Node::File(number) => Shown::File(self.contents.get(number).cloned().unwrap_or_default()),
+            };
+            (path.clone(), shown)
+        };
+        self.nodes.iter().map(shown).collect()
     }
 
     /// What a server should hold of it.

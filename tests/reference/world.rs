@@ -1,18 +1,20 @@
 //! The filesystem under test beside its model, and how each operation is done on both.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use oxenfs::disk::Disk;
 use oxenfs::fs::{Fs, FsError, Limits, OpenFlags, Options, RenameMode, SetAttr, Stop};
 use oxenfs::namespace::{Attrs, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::stager::{Delays, Meter, Stager};
-use oxenfs::workspace::memory::{Fault, Memory, Tree};
+use oxenfs::workspace::memory::{Fault, Memory};
 use oxenfs::workspace::{ByHash, CommitRequest, Workspace};
 
-use crate::model::{Model, Node, Path, Refusal};
+use crate::model::{Model, Node, Path, Refusal, Shown};
 
 #[derive(Debug, Clone)]
 pub enum Op {
@@ -43,6 +45,8 @@ pub enum Op {
         to: Path,
     },
     Symlink(Path),
+    /// Flush a file or directory, and the record.
+    Fsync(Path),
     /// Stage all, and compare with the workspace.
     Drain,
     Commit,
@@ -62,13 +66,27 @@ pub enum Op {
 }
 
 pub struct World {
-    dir: tempfile::TempDir,
-    memory: Arc<Memory>,
+    dir: Arc<tempfile::TempDir>,
+    pub memory: Arc<Memory>,
     fs: Arc<Fs>,
-    stager: tokio::task::JoinHandle<()>,
-    model: Model,
-    /// What the last commit held, by the model.
-    committed: std::collections::BTreeMap<String, Vec<u8>>,
+    disk: Disk,
+    tasks: Tasks,
+    pub model: Model,
+}
+
+/// What runs beside the filesystem; ends when dropped.
+struct Tasks([tokio::task::JoinHandle<()>; 2]);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+/// In memory where there is such a place: what is tested here does not depend on the disk.
+pub fn temporary_dir() -> tempfile::TempDir {
+    let shm = std::path::Path::new("/dev/shm");
+    if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap()
 }
 
 fn attrs() -> Attrs {
@@ -76,15 +94,28 @@ fn attrs() -> Attrs {
     Attrs { mode: 0o644, uid: 0, gid: 0, atime: zero, mtime: zero, ctime: zero }
 }
 
+/// What the base commit holds.
+const BASE: [(&str, &str); 4] =
+    [("base", "base content"), ("dir/a", "a"), ("dir/base", "base content"), ("dir/dir/b", "b")];
+
+/// The model of the base commit.
+pub fn base_model() -> Model {
+    let mut model = Model::default();
+    for (path, text) in BASE {
+        model.insert_base(&split(path), text.into());
+    }
+    model
+}
+
 fn split(path: &str) -> Path {
     path.split('/').map(str::to_owned).collect()
 }
 
-async fn start(dir: &std::path::Path, memory: &Arc<Memory>) -> (Arc<Fs>, tokio::task::JoinHandle<()>) {
+async fn start(dir: &std::path::Path, memory: &Arc<Memory>, disk: &Disk) -> (Arc<Fs>, Tasks) {
     let options = Options { read_only: false, settle: Duration::from_millis(1), uid: 0, gid: 0, umask: 0o022 };
     let limits = Limits { spool: None, cache: 200 };
     let workspace: Arc<dyn Workspace> = memory.clone();
-    let fs = Fs::recover(dir, RepoPath::root(), options, limits, workspace).unwrap();
+    let fs = Fs::recover_on(disk, dir, RepoPath::root(), options, limits, workspace).unwrap();
     for attempt in 0.. {
         match fs.reconcile().await {
             Ok(()) => break,
@@ -93,7 +124,15 @@ async fn start(dir: &std::path::Path, memory: &Arc<Memory>) -> (Arc<Fs>, tokio::
     }
     let delays = Delays { first: Duration::from_millis(1), last: Duration::from_millis(4) };
     let stager = tokio::spawn(Stager::new(fs.clone(), Arc::new(Meter::default()), delays).run());
-    (fs, stager)
+    let housekeeping = fs.clone();
+    let tidying = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            let fs = housekeeping.clone();
+            tokio::task::spawn_blocking(move || fs.tidy().unwrap()).await.unwrap();
+        }
+    });
+    (fs, Tasks([stager, tidying]))
 }
 
 fn refusal(error: &FsError) -> Refusal {
@@ -111,25 +150,29 @@ fn refusal(error: &FsError) -> Refusal {
 
 impl World {
     pub async fn new(by_hash: ByHash) -> Self {
-        // In memory where there is such a place: what is tested here does not depend on the disk.
-        let shm = std::path::Path::new("/dev/shm");
-        let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap();
-        let memory = Arc::new(Memory::new(by_hash));
-        let mut model = Model::default();
-        let mut base = Tree::new();
-        for (path, text) in [("base", "base content"), ("dir/a", "a"), ("dir/base", "base content"), ("dir/dir/b", "b")]
-        {
-            base.insert(RepoPath::parse(path).unwrap(), Bytes::from_static(text.as_bytes()));
-            model.insert_base(&split(path), text.into());
-        }
-        memory.set_base(base);
-        let (fs, stager) = start(dir.path(), &memory).await;
-        let committed = model.files();
-        Self { dir, memory, fs, stager, model, committed }
+        Self::watched(Arc::new(temporary_dir()), Arc::new(Memory::new(by_hash)), Disk::default()).await
+    }
+
+    /// A world that begins in `dir`, on `memory`, with somebody between it and the disk.
+    pub async fn watched(dir: Arc<tempfile::TempDir>, memory: Arc<Memory>, disk: Disk) -> Self {
+        let model = base_model();
+        let base = BASE.map(|(path, text)| (RepoPath::parse(path).unwrap(), Bytes::from_static(text.as_bytes())));
+        memory.set_base(base.into_iter().collect());
+        Self::recovered(dir, memory, disk, model).await
+    }
+
+    /// The world that a crash left in `dir` and on `memory`.
+    pub async fn recovered(dir: Arc<tempfile::TempDir>, memory: Arc<Memory>, disk: Disk, model: Model) -> Self {
+        let (fs, tasks) = start(dir.path(), &memory, &disk).await;
+        Self { dir, memory, fs, disk, tasks, model }
     }
 
     /// Runs an operation, and what it needs; lost requests are repeated as a program would repeat the call.
     async fn run<T>(&self, op: impl Fn(&Fs) -> oxenfs::fs::Op<T>) -> Result<T, Refusal> {
+        self.attempt(op).await.map_err(|error| refusal(&error))
+    }
+
+    async fn attempt<T>(&self, op: impl Fn(&Fs) -> oxenfs::fs::Op<T>) -> Result<T, FsError> {
         loop {
             let done = match op(&self.fs) {
                 Err(Stop::Need(need)) => self.fs.run(need, &op).await,
@@ -138,8 +181,7 @@ impl World {
             };
             match done {
                 Err(FsError::Remote(error)) if error.is_transient() => {}
-                Err(error) => return Err(refusal(&error)),
-                Ok(done) => return Ok(done),
+                done => return done,
             }
         }
     }
@@ -185,7 +227,7 @@ impl World {
         done
     }
 
-    async fn real(&self, op: &Op) -> Result<(), Refusal> {
+    pub async fn real(&self, op: &Op) -> Result<(), Refusal> {
         match op {
             Op::Write { path, at, text } => self.write(path, *at, text.as_bytes(), false).await,
             Op::Replace { path, text } => self.write(path, 0, text.as_bytes(), true).await,
@@ -237,6 +279,17 @@ impl World {
                 self.fs.forget(stat.ino, 1);
                 Ok(())
             }
+            Op::Fsync(path) => {
+                let ino = self.lookup(path).await?;
+                let flags = OpenFlags { read: true, write: false, truncate: false };
+                let handle = match self.run(|fs| fs.open(ino, flags)).await {
+                    Err(Refusal::IsDir) => self.run(|fs| fs.opendir(ino)).await?,
+                    opened => opened?,
+                };
+                let flushed = self.run(|fs| fs.fsync(handle)).await;
+                self.fs.release(handle);
+                flushed.map(|_| ())
+            }
             Op::Drain | Op::Commit | Op::Crash | Op::Compact | Op::Fault { .. } | Op::Foreign { .. } => Ok(()),
         }
     }
@@ -275,31 +328,23 @@ impl World {
         entries
     }
 
-    fn modelled(&mut self, op: &Op) -> Result<(), Refusal> {
-        match op {
-            Op::Write { path, at, text } => self.model.write(path, *at as usize, text.as_bytes()),
-            Op::Replace { path, text } => self.model.replace(path, text.as_bytes()),
-            Op::Truncate { path, size } => self.model.truncate(path, *size as usize),
-            Op::Unlink(path) => self.model.unlink(path),
-            Op::Mkdir(path) => self.model.mkdir(path),
-            Op::Symlink(path) => self.model.symlink(path),
-            Op::Rmdir(path) => self.model.rmdir(path),
-            Op::RemoveAll(path) => self.model.remove_all(path),
-            Op::Rename { from, to, mode } => self.model.rename(from, to, *mode),
-            Op::Link { from, to } => self.model.link(from, to),
-            Op::Drain | Op::Commit | Op::Crash | Op::Compact | Op::Fault { .. } | Op::Foreign { .. } => Ok(()),
-        }
+    pub fn modelled(&mut self, op: &Op) -> Result<(), Refusal> {
+        on_model(&mut self.model, op)
     }
 
     pub async fn step(&mut self, op: &Op) {
+        self.unseen_step(op).await;
+        self.compare(op).await;
+    }
+
+    /// A step after which nobody reads anything, so that nothing is fetched.
+    pub async fn unseen_step(&mut self, op: &Op) {
         let real = self.real(op).await;
         let modelled = self.modelled(op);
         assert_eq!(real, modelled, "{op:?}");
         match op {
-            Op::Drain => self.drain().await,
-            Op::Commit => self.commit().await,
+            Op::Drain | Op::Commit | Op::Compact => self.keep(op).await,
             Op::Crash => self.crash().await,
-            Op::Compact => self.fs.compact(true).unwrap(),
             Op::Fault { after, effect } => {
                 let left = AtomicI64::new(i64::from(*after));
                 let effect = if *effect { Fault::AnswerLost } else { Fault::Lost };
@@ -311,49 +356,97 @@ impl World {
             Op::Foreign { path, text } => self.foreign(path, text.as_deref()).await,
             _ => {}
         }
-        self.compare(op).await;
     }
 
-    async fn drain(&mut self) {
-        let waiting = self.fs.barrier(|_| true).unwrap();
-        let reached = tokio::time::timeout(Duration::from_secs(20), waiting.reached()).await;
-        let report = self.fs.report();
-        let progress = reached.unwrap_or_else(|_| panic!("never drained: {report:?}"));
-        assert_eq!(progress.files_failed, 0, "{report:?}");
-        let view: std::collections::BTreeMap<String, Vec<u8>> = self
-            .memory
-            .view()
-            .into_iter()
-            .map(|(path, content)| (path.as_str().to_owned(), content.to_vec()))
-            .collect();
-        assert_eq!(view, self.model.files(), "the workspace differs from the tree");
+    /// Removes all copies of what the server has.
+    pub async fn lose_cache(&mut self) {
+        self.crash_after(|dir| std::fs::remove_dir_all(dir.join("cache")).unwrap()).await;
     }
 
-    async fn commit(&mut self) {
+    /// What changes nothing that a program sees.
+    pub async fn keep(&self, op: &Op) {
+        match op {
+            Op::Drain => self.drain().await,
+            Op::Commit => self.commit().await,
+            Op::Compact => self.fs.compact(true).unwrap(),
+            _ => {}
+        }
+    }
+
+    /// Stages everything, as `unmount` does; how many files could not be.
+    pub async fn stage_all(&self) -> u64 {
+        loop {
+            let waiting = self.fs.barrier(|_| true).unwrap();
+            let reached = tokio::time::timeout(Duration::from_secs(20), waiting.settled()).await;
+            let progress = reached.unwrap_or_else(|_| panic!("never drained: {:?}", self.fs.report())).unwrap();
+            if progress.files_failed > 0 {
+                return progress.files_failed;
+            }
+            match self.fs.audit().await {
+                Ok(false) => break,
+                Ok(true) => {}
+                Err(FsError::Remote(error)) if error.is_transient() => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        0
+    }
+
+    pub async fn drain(&self) {
+        assert_eq!(self.stage_all().await, 0, "{:?}", self.fs.report());
+        assert_eq!(self.view(), self.model.files(), "the workspace differs from the tree");
+    }
+
+    /// What the workspace shows.
+    pub fn view(&self) -> BTreeMap<String, Vec<u8>> {
+        let view = self.memory.view().into_iter();
+        view.map(|(path, content)| (path.as_str().to_owned(), content.to_vec())).collect()
+    }
+
+    /// What a status would say.
+    pub fn report(&self) -> impl std::fmt::Debug {
+        self.fs.report()
+    }
+
+    async fn commit(&self) {
         let frozen = self.fs.freeze().await.unwrap();
         let reached = tokio::time::timeout(Duration::from_secs(20), frozen.waiting.reached()).await;
         let progress = reached.unwrap_or_else(|_| panic!("never drained: {:?}", self.fs.report()));
-        assert_eq!(progress.files_failed, 0);
+        assert_eq!(progress.files_failed, 0, "{:?}", self.report());
         let request =
             CommitRequest { branch: "main".into(), message: "m".into(), author: "a".into(), email: "e".into() };
+        self.fs.flush().await.unwrap();
         let committed = self.memory.commit(&request).await.unwrap();
-        self.fs.rebased(committed.id, true).unwrap();
+        self.fs.rebased(committed.id, true).await.unwrap();
         drop(frozen);
-        self.committed = self.model.files();
-        let tree: std::collections::BTreeMap<String, Vec<u8>> = self
+        let tree: BTreeMap<String, Vec<u8>> = self
             .memory
             .base_tree()
             .into_iter()
             .map(|(path, content)| (path.as_str().to_owned(), content.to_vec()))
             .collect();
-        assert_eq!(tree, self.committed, "the commit differs from the tree");
+        assert_eq!(tree, self.model.files(), "the commit differs from the tree");
     }
 
     async fn crash(&mut self) {
-        self.stager.abort();
-        let _ = (&mut self.stager).await;
-        // The old state must be gone before the new one reads the directory, as a process would be.
-        (self.fs, self.stager) = start(self.dir.path(), &self.memory).await;
+        self.crash_after(|_| ()).await;
+    }
+
+    /// Ends the daemon, changes what it left, and starts another.
+    async fn crash_after(&mut self, change: impl FnOnce(&std::path::Path)) {
+        // The old tasks must be gone before the new ones read the directory, as a process would be.
+        for task in &mut self.tasks.0 {
+            task.abort();
+            let _ = task.await;
+        }
+        // What they had begun on threads that may block ends by itself.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Arc::strong_count(&self.fs) > 1 {
+            assert!(Instant::now() < deadline, "somebody is still at work in the filesystem");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        change(self.dir.path());
+        (self.fs, self.tasks) = start(self.dir.path(), &self.memory, &self.disk).await;
     }
 
     async fn foreign(&mut self, path: &Path, text: Option<&str>) {
@@ -387,33 +480,67 @@ impl World {
 
     /// The whole tree equals the model.
     async fn compare(&self, after: &Op) {
-        let mut seen = 0;
+        let (shown, expected) = (self.shown().await, self.model.shown());
+        assert!(shown == expected, "after {after:?}: {}", difference(&shown, &expected));
+    }
+
+    /// What a program sees.
+    pub async fn shown(&self) -> BTreeMap<Path, Shown> {
+        let mut all = BTreeMap::new();
         let mut todo: Vec<(Path, Ino)> = vec![(Vec::new(), ROOT)];
         while let Some((path, dir)) = todo.pop() {
             for (name, ino, format, size) in self.list(dir).await {
                 let mut below = path.clone();
                 below.push(String::from_utf8(name.as_bytes().to_vec()).unwrap());
-                seen += 1;
-                match self.model.get(&below) {
-                    Some(Node::Dir) => {
-                        assert_eq!(format, libc::S_IFDIR, "{below:?} after {after:?}");
-                        todo.push((below, ino));
+                let shown = match format {
+                    libc::S_IFDIR => {
+                        todo.push((below.clone(), ino));
+                        Shown::Dir
                     }
-                    Some(Node::Symlink) => assert_eq!(format, libc::S_IFLNK, "{below:?} after {after:?}"),
-                    Some(Node::File(_)) => {
-                        assert_eq!(format, libc::S_IFREG, "{below:?} after {after:?}");
-                        let content = self.model.file(&below).unwrap();
-                        assert_eq!(size, content.len() as u64, "size of {below:?} after {after:?}");
-                        let flags = OpenFlags { read: true, write: false, truncate: false };
-                        let handle = self.run(|fs| fs.open(ino, flags)).await.unwrap();
-                        let bytes = self.run(|fs| fs.read(handle, 0, 1000)).await.unwrap();
-                        self.fs.release(handle);
-                        assert_eq!(&bytes, content, "{below:?} after {after:?}");
-                    }
-                    None => panic!("{below:?} should not be there after {after:?}"),
-                }
+                    libc::S_IFLNK => Shown::Symlink,
+                    _ => self.content(ino, size).await.map_or(Shown::Unreadable, Shown::File),
+                };
+                all.insert(below, shown);
             }
         }
-        assert_eq!(seen, self.model.nodes.len(), "entries are missing after {after:?}: {:?}", self.model.nodes.keys());
+        all
+    }
+
+    async fn content(&self, ino: Ino, size: u64) -> Option<Vec<u8>> {
+        let flags = OpenFlags { read: true, write: false, truncate: false };
+        let handle = self.attempt(|fs| fs.open(ino, flags)).await.ok()?;
+        let bytes = self.attempt(|fs| fs.read(handle, 0, size as usize + 1)).await;
+        self.fs.release(handle);
+        let bytes = bytes.ok()?;
+        assert_eq!(bytes.len() as u64, size, "the size in the listing");
+        Some(bytes)
+    }
+}
+
+/// Where two trees differ, in words.
+pub fn difference(found: &BTreeMap<Path, Shown>, expected: &BTreeMap<Path, Shown>) -> String {
+    let paths: std::collections::BTreeSet<&Path> = found.keys().chain(expected.keys()).collect();
+    let differing = paths.into_iter().filter(|path| found.get(*path) != expected.get(*path));
+    let lines: Vec<String> = differing
+        .map(|path| format!("{}: found {:?}, expected {:?}", path.join("/"), found.get(path), expected.get(path)))
+        .collect();
+    lines.join("\n")
+}
+
+/// What an operation does to the model.
+pub fn on_model(model: &mut Model, op: &Op) -> Result<(), Refusal> {
+    match op {
+        Op::Write { path, at, text } => model.write(path, *at as usize, text.as_bytes()),
+        Op::Replace { path, text } => model.replace(path, text.as_bytes()),
+        Op::Truncate { path, size } => model.truncate(path, *size as usize),
+        Op::Unlink(path) => model.unlink(path),
+        Op::Mkdir(path) => model.mkdir(path),
+        Op::Symlink(path) => model.symlink(path),
+        Op::Rmdir(path) => model.rmdir(path),
+        Op::RemoveAll(path) => model.remove_all(path),
+        Op::Rename { from, to, mode } => model.rename(from, to, *mode),
+        Op::Link { from, to } => model.link(from, to),
+        Op::Fsync(path) => model.flush(path),
+        Op::Drain | Op::Commit | Op::Crash | Op::Compact | Op::Fault { .. } | Op::Foreign { .. } => Ok(()),
     }
 }

@@ -1,0 +1,173 @@
+//! What the record and the spool do to the local filesystem, each act in one place, so that a test can stand between
+//! them and the disk: end the world at any act, or take back what was never flushed.
+//!
+//! Without a witness an act costs one comparison.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::Path;
+use std::sync::Arc;
+
+/// One change of the local filesystem, or one flush.
+#[derive(Debug, Clone, Copy)]
+pub enum Act<'a> {
+    /// A directory is made.
+    MakeDir(&'a Path),
+    /// An empty file is made.
+    Create(&'a Path),
+    /// A name is changed; what stood at the second goes.
+    Rename(&'a Path, &'a Path),
+    /// A file is removed.
+    Remove(&'a Path),
+    /// Bytes are written, by whatever call.
+    Write(&'a File),
+    /// A file is given another length.
+    Resize(&'a File),
+    /// A file's bytes are flushed to stable storage.
+    Flush(&'a File),
+    /// A directory's entries are flushed to stable storage.
+    FlushDir(&'a Path),
+    /// All of the filesystem that holds this is flushed to stable storage.
+    FlushAll(&'a Path),
+}
+
+/// Stands between an act and the disk.
+pub trait Witness: Send + Sync {
+    /// Calls `work` once, or returns an error in its place. Acts do not nest.
+    ///
+    /// # Errors
+    /// `work`'s, or one that the witness makes up.
+    fn around(&self, act: &Act<'_>, work: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()>;
+}
+
+/// The way to the local filesystem.
+#[derive(Clone, Default)]
+pub struct Disk {
+    witness: Option<Arc<dyn Witness>>,
+}
+
+impl Disk {
+    /// With somebody who stands in between.
+    pub fn witnessed(witness: Arc<dyn Witness>) -> Self {
+        Self { witness: Some(witness) }
+    }
+
+    /// Does `work`, which is `act`.
+    ///
+    /// # Errors
+    /// `work`'s.
+    pub fn act<T>(&self, act: Act<'_>, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let Some(witness) = &self.witness else { return work() };
+        let (mut work, mut out) = (Some(work), None);
+        witness.around(&act, &mut || {
+            out = work.take().map(|work| work()).transpose()?;
+            Ok(())
+        })?;
+        out.ok_or_else(|| io::Error::other("the witness did not let the act happen"))
+    }
+
+    /// Makes a directory with all above it that are missing, for the owner alone, and flushes each into the one above.
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub fn make_dirs(&self, dir: &Path) -> io::Result<()> {
+        if dir.is_dir() {
+            return Ok(());
+        }
+        let above = dir.parent().filter(|above| !above.as_os_str().is_empty());
+        if let Some(above) = above {
+            self.make_dirs(above)?;
+        }
+        match self.act(Act::MakeDir(dir), || fs::DirBuilder::new().mode(0o700).create(dir)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        above.map_or(Ok(()), |above| self.flush_dir(above))
+    }
+
+    /// Renames.
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.act(Act::Rename(from, to), || fs::rename(from, to))
+    }
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub fn remove(&self, path: &Path) -> io::Result<()> {
+        self.act(Act::Remove(path), || fs::remove_file(path))
+    }
+
+    /// Writes all of `bytes` at `offset`.
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.act(Act::Write(file), || file.write_all_at(bytes, offset))
+    }
+
+    /// Gives a file another length.
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub fn resize(&self, file: &File, length: u64) -> io::Result<()> {
+        self.act(Act::Resize(file), || file.set_len(length))
+    }
+
+    /// Flushes a file's bytes and length.
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub fn flush(&self, file: &File) -> io::Result<()> {
+        self.act(Act::Flush(file), || file.sync_data())
+    }
+
+    /// Flushes a directory's entries.
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub fn flush_dir(&self, dir: &Path) -> io::Result<()> {
+        self.act(Act::FlushDir(dir), || File::open(dir)?.sync_all())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[derive(Default)]
+    struct Notes(Mutex<Vec<String>>);
+
+    impl Witness for Notes {
+        fn around(&self, act: &Act<'_>, work: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+            let mut notes = self.0.lock().unwrap();
+            if notes.len() == 4 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            let named = match act {
+                Act::MakeDir(path) | Act::FlushDir(path) => path.file_name().unwrap().to_str().unwrap(),
+                _ => "",
+            };
+            notes.push(format!("{} {named}", format!("{act:?}").split('(').next().unwrap()));
+            work()
+        }
+    }
+
+    #[test]
+    fn a_new_directory_is_flushed_into_the_one_above_and_a_witness_can_refuse() {
+        let temp = tempfile::tempdir().unwrap();
+        let top = temp.path().file_name().unwrap().to_str().unwrap();
+        let notes = Arc::new(Notes::default());
+        let disk = Disk::witnessed(notes.clone());
+        disk.make_dirs(&temp.path().join("a/b")).unwrap();
+        let expected = ["MakeDir a".to_owned(), format!("FlushDir {top}"), "MakeDir b".into(), "FlushDir a".into()];
+        assert_eq!(*notes.0.lock().unwrap(), expected);
+        let refused = disk.remove(&temp.path().join("a"));
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::StorageFull);
+    }
+}

@@ -1,0 +1,217 @@
+//! Kill points: a workload runs once, and at every act on the disk and every request, before and after it, the world is
+//! copied as a `kill -9` would leave it there: the state directory as the kernel has it, and the server. Each copy is
+//! then recovered, looked at and drained. What had been acknowledged must be there, once and whole; the operation under
+//! way is there or is not. Each recovery is itself ended at one of its own points, and recovered again.
+//!
+//! `OXENFS_SWEEP_SEEDS=N` adds N random workloads to the fixed one (`scripts/sweep` shows ten thousand kills).
+
+use std::path::{Path as FsPath, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use oxenfs::disk::{Act, Disk, Witness};
+use oxenfs::workspace::ByHash;
+use oxenfs::workspace::memory::Memory;
+
+use crate::model::Model;
+use crate::workload::{self, Workload};
+use crate::world::{World, difference, temporary_dir};
+
+/// Recoveries at once: enough to fill the waits of each.
+const AT_ONCE: usize = 16;
+
+/// What a kill leaves.
+struct Remains {
+    dir: Arc<tempfile::TempDir>,
+    memory: Arc<Memory>,
+    /// Operations acknowledged by then.
+    acknowledged: usize,
+    /// Which point it was.
+    point: String,
+}
+
+/// Stands at every point; the world does not move while it copies.
+struct Killer {
+    dir: PathBuf,
+    memory: Arc<Memory>,
+    /// Operations acknowledged so far.
+    acknowledged: Arc<AtomicUsize>,
+    crossed: Mutex<Crossed>,
+}
+
+struct Crossed {
+    points: usize,
+    /// The only point that counts, or all.
+    only: Option<usize>,
+    /// The directory may go: what still runs is not looked at.
+    over: bool,
+    remains: Vec<Remains>,
+}
+
+impl Killer {
+    fn new(dir: &FsPath, memory: &Arc<Memory>, acknowledged: Arc<AtomicUsize>, only: Option<usize>) -> Arc<Self> {
+        let crossed = Mutex::new(Crossed { points: 0, only, over: false, remains: Vec::new() });
+        let killer = Arc::new(Self { dir: dir.to_owned(), memory: memory.clone(), acknowledged, crossed });
+        let weak = Arc::downgrade(&killer);
+        memory.set_witness(Arc::new(move |request| {
+            if let Some(killer) = weak.upgrade() {
+                killer.cross(&mut killer.crossed.lock().unwrap(), || format!("request {request}"));
+            }
+        }));
+        killer
+    }
+
+    fn cross(&self, crossed: &mut Crossed, point: impl Fn() -> String) {
+        // Read before the copy: what is acknowledged later may be in it, as the operation under way.
+        let acknowledged = self.acknowledged.load(Ordering::SeqCst);
+        if !crossed.over && crossed.only.is_none_or(|only| only == crossed.points) {
+            let dir = temporary_dir();
+            copy(&self.dir, dir.path());
+            crossed.remains.push(Remains {
+                dir: Arc::new(dir),
+                memory: Arc::new(self.memory.fork()),
+                acknowledged,
+                point: format!("point {} ({})", crossed.points, point()),
+            });
+        }
+        crossed.points += 1;
+    }
+
+    fn remains(&self) -> Vec<Remains> {
+        let mut crossed = self.crossed.lock().unwrap();
+        crossed.over = true;
+        std::mem::take(&mut crossed.remains)
+    }
+}
+
+impl Witness for Killer {
+    fn around(&self, act: &Act<'_>, work: &mut dyn FnMut() -> std::io::Result<()>) -> std::io::Result<()> {
+        let mut crossed = self.crossed.lock().unwrap();
+        self.cross(&mut crossed, || format!("before {act:?}"));
+        let done = work();
+        self.cross(&mut crossed, || format!("after {act:?}"));
+        done
+    }
+}
+
+fn copy(from: &FsPath, to: &FsPath) {
+    for entry in std::fs::read_dir(from).unwrap_or_else(|error| panic!("{}: {error}", from.display())) {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir(&to).unwrap();
+            copy(&entry.path(), &to);
+        } else {
+            // Made by the processes under test, and removed by them alone between two points.
+            let copied = std::fs::copy(entry.path(), &to);
+            copied.unwrap_or_else(|error| panic!("{}: {error}", entry.path().display()));
+        }
+    }
+}
+
+/// Runs a workload under a killer; the states of the model, and what each kill leaves.
+async fn run(workload: &Workload) -> (Vec<Model>, Vec<Remains>) {
+    let dir = Arc::new(temporary_dir());
+    let memory = Arc::new(Memory::new(workload.by_hash));
+    let acknowledged = Arc::new(AtomicUsize::new(0));
+    let killer = Killer::new(dir.path(), &memory, acknowledged.clone(), None);
+    let mut world = World::watched(dir.clone(), memory, Disk::witnessed(killer.clone())).await;
+    let mut models = vec![world.model.clone()];
+    let mut random = fastrand::Rng::with_seed(workload.seed);
+    for op in &workload.ops {
+        let real = world.real(op).await;
+        let modelled = world.modelled(op);
+        assert_eq!(real, modelled, "{op:?}");
+        world.keep(op).await;
+        models.push(world.model.clone());
+        acknowledged.store(models.len() - 1, Ordering::SeqCst);
+        // Sometimes on, sometimes while the stager works on it.
+        if random.bool() {
+            tokio::time::sleep(Duration::from_micros(random.u64(0..4000))).await;
+        }
+    }
+    (models, killer.remains())
+}
+
+/// Recovers what a kill left, twice: once to be killed again on the way.
+async fn survive(workload: &Workload, models: &[Model], remains: Remains) -> usize {
+    let mut random = fastrand::Rng::with_seed(remains.acknowledged as u64 ^ fastrand::u64(..));
+    let memory = Arc::new(remains.memory.fork());
+    let again = Arc::new(temporary_dir());
+    copy(remains.dir.path(), again.path());
+    let kill_at = random.usize(0..60);
+    let acknowledged = Arc::new(AtomicUsize::new(remains.acknowledged));
+    let killer = Killer::new(again.path(), &memory, acknowledged, Some(kill_at));
+    let point = remains.point.clone();
+    recover(workload, models, &remains, again.clone(), memory, Disk::witnessed(killer.clone())).await;
+    let mut kills = 1;
+    for second in killer.remains() {
+        let second = Remains { point: format!("{point}, then {}", second.point), ..second };
+        let (dir, memory) = (second.dir.clone(), second.memory.clone());
+        recover(workload, models, &second, dir, memory, Disk::default()).await;
+        kills += 1;
+    }
+    kills
+}
+
+async fn recover(
+    workload: &Workload,
+    models: &[Model],
+    remains: &Remains,
+    dir: Arc<tempfile::TempDir>,
+    memory: Arc<Memory>,
+    disk: Disk,
+) {
+    let (point, by, seed) = (&remains.point, remains.acknowledged, workload.seed);
+    let underway = workload.ops.get(by);
+    let mut world = World::recovered(dir, memory, disk, models[by].clone()).await;
+    let shown = world.shown().await;
+    let possible = &models[by..models.len().min(by + 2)];
+    let Some(model) = possible.iter().find(|model| model.shown() == shown) else {
+        panic!(
+            "seed {seed}, {point}: after {by} operations and perhaps {underway:?}\n{}",
+            difference(&shown, &models[by].shown())
+        );
+    };
+    world.model = model.clone();
+    let failed = world.stage_all().await;
+    assert_eq!(failed, 0, "seed {seed}, {point}: {:?}", world.report());
+    let (view, files) = (world.view(), world.model.files());
+    assert!(view == files, "seed {seed}, {point}: the workspace has {:?}, the tree {:?}", view.keys(), files.keys());
+    let drained = world.shown().await;
+    assert!(drained == shown, "seed {seed}, {point}: draining changed {}", difference(&drained, &shown));
+}
+
+fn sweep(workload: &Workload) -> usize {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (models, remains) = run(workload).await;
+        let points = remains.len();
+        let survivals = futures_util::stream::iter(remains).map(|remains| survive(workload, &models, remains));
+        let kills: usize = survivals.buffer_unordered(AT_ONCE).fold(0, |sum, kills| async move { sum + kills }).await;
+        crate::tell(&format!(
+            "seed {}: {} operations, {points} points, {kills} kills",
+            workload.seed,
+            workload.ops.len()
+        ));
+        kills
+    })
+}
+
+#[test]
+fn every_kill_point_of_the_fixed_workload_is_survived() {
+    for by_hash in [ByHash::Single, ByHash::Never] {
+        let kills = sweep(&workload::fixed(by_hash));
+        assert!(kills > 500, "the workload crosses only {kills} points");
+    }
+}
+
+#[test]
+fn random_workloads_survive_every_kill_point() {
+    let seeds = std::env::var("OXENFS_SWEEP_SEEDS").map_or(2, |seeds| seeds.parse().expect("a number of seeds"));
+    let kills: usize = (1..=seeds).map(|seed| sweep(&workload::random(seed))).sum();
+    crate::tell(&format!("{kills} kills, none lost, torn or doubled"));
+    assert!(kills > 0);
+}

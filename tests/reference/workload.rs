@@ -1,0 +1,166 @@
+//! What is done to the filesystem while it is killed: each operation is one that either happened or did not.
+
+use oxenfs::workspace::ByHash;
+
+use crate::model::{Model, Node, Path};
+use crate::world::{Op, base_model};
+
+pub struct Workload {
+    pub seed: u64,
+    pub by_hash: ByHash,
+    pub ops: Vec<Op>,
+}
+
+fn path(text: &str) -> Path {
+    if text.is_empty() { Vec::new() } else { text.split('/').map(str::to_owned).collect() }
+}
+
+/// Text that is the same for the same `seed`.
+fn text(seed: u64, length: usize) -> String {
+    let mut random = fastrand::Rng::with_seed(seed);
+    std::iter::repeat_with(|| random.alphanumeric()).take(length).collect()
+}
+
+fn write(at: &str, offset: u64, text: String) -> Op {
+    Op::Write { path: path(at), at: offset, text }
+}
+
+/// Makes a file, and writes to it: two operations.
+fn make(at: &str, text: String) -> [Op; 2] {
+    [write(at, 0, String::new()), write(at, 0, text)]
+}
+
+fn empty(at: &str) -> Op {
+    Op::Replace { path: path(at), text: String::new() }
+}
+
+fn rename(from: &str, to: &str, mode: u8) -> Op {
+    Op::Rename { from: path(from), to: path(to), mode }
+}
+
+fn link(from: &str, to: &str) -> Op {
+    Op::Link { from: path(from), to: path(to) }
+}
+
+fn truncate(at: &str, size: u64) -> Op {
+    Op::Truncate { path: path(at), size }
+}
+
+/// Every kind of change, on files of the base, staged ones and new ones, settled and in flight.
+pub fn fixed(by_hash: ByHash) -> Workload {
+    let mut ops = Vec::new();
+    // New files, small ones and one that goes in parts, while others come.
+    ops.extend(make("new", text(1, 300)));
+    ops.extend(make("large", text(2, 150_000)));
+    ops.push(Op::Mkdir(path("made")));
+    ops.extend(make("made/one", text(3, 500)));
+    ops.extend(make("made/two", text(4, 500)));
+    ops.push(Op::Symlink(path("made/link")));
+    ops.push(link("made/one", "also"));
+    ops.push(Op::Fsync(path("made/one")));
+    // Files of the base: over, appended to, cut, emptied, moved, removed.
+    ops.push(write("base", 3, text(5, 20)));
+    ops.push(write("dir/a", 1, text(6, 50)));
+    ops.push(truncate("dir/base", 5));
+    ops.push(rename("dir/dir/b", "b", 0));
+    ops.push(Op::Drain);
+    // The same, now staged; and a write that meets an upload.
+    ops.push(write("large", 70_000, text(7, 60_000)));
+    ops.push(write("new", 100, text(8, 400)));
+    ops.push(write("large", 10, text(9, 10)));
+    ops.push(empty("base"));
+    ops.push(write("base", 0, text(10, 80_000)));
+    ops.push(rename("large", "made/large", 0));
+    ops.push(Op::Compact);
+    ops.push(rename("made/two", "new", 0));
+    ops.push(rename("made", "moved", 0));
+    ops.push(Op::Unlink(path("moved/large")));
+    ops.push(Op::Fsync(path("")));
+    ops.push(Op::Rmdir(path("dir/dir")));
+    ops.push(Op::Unlink(path("also")));
+    ops.push(Op::Commit);
+    // After the commit: the way of an editor, an exchange, a directory in a file's place.
+    ops.extend(make("dir/.tmp", text(11, 700)));
+    ops.push(Op::Fsync(path("dir/.tmp")));
+    ops.push(rename("dir/.tmp", "dir/base", 0));
+    ops.push(rename("new", "b", 2));
+    ops.push(Op::Unlink(path("base")));
+    ops.push(Op::Mkdir(path("base")));
+    ops.extend(make("base/inside", text(12, 200_000)));
+    ops.push(Op::Compact);
+    ops.push(truncate("base/inside", 100_000));
+    ops.push(rename("moved", "base/moved", 0));
+    ops.push(link("base/inside", "hard"));
+    ops.push(write("hard", 50, text(13, 10)));
+    ops.push(Op::Drain);
+    ops.push(rename("base", "again", 0));
+    ops.push(Op::Commit);
+    Workload { seed: 0, by_hash, ops }
+}
+
+/// Random operations that mostly succeed.
+pub fn random(seed: u64) -> Workload {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut model = base_model();
+    let mut ops = Vec::new();
+    while ops.len() < 60 {
+        let op = any(&mut random, &model);
+        let known = model.clone();
+        // Now and then one that is refused.
+        if apply(&mut model, &op).is_err() && random.u8(..) > 20 {
+            model = known;
+            continue;
+        }
+        ops.push(op);
+    }
+    let by_hash = random.choice([ByHash::Single, ByHash::Batch, ByHash::Never]).unwrap();
+    Workload { seed, by_hash, ops }
+}
+
+fn any(random: &mut fastrand::Rng, model: &Model) -> Op {
+    let known: Vec<&Path> = model.nodes.keys().collect();
+    let mut some = |dirs: bool| {
+        let mut pick = Path::new();
+        for _ in 0..20 {
+            pick = random.choice(&known).map(|path| (*path).clone()).unwrap_or_default();
+            if dirs == (model.get(&pick) == Some(&Node::Dir)) {
+                break;
+            }
+        }
+        pick
+    };
+    let (file, other, mut dir) = (some(false), some(false), some(true));
+    if random.u8(0..3) == 0 {
+        dir = Path::new();
+    }
+    let fresh = [dir.clone(), vec![random.choice(["x", "y", "z", "w"]).unwrap().to_owned()]].concat();
+    let target = if random.bool() { fresh.clone() } else { other };
+    let length = random.choice([1, 40, 3000, 100_000]).unwrap();
+    match random.u8(0..32) {
+        0..=4 => Op::Write { path: fresh, at: 0, text: String::new() },
+        5..=11 => {
+            let at = random.u64(0..200);
+            Op::Write { path: file, at, text: text(random.u64(..), length) }
+        }
+        12..=13 => Op::Replace { path: file, text: String::new() },
+        14..=15 => Op::Truncate { path: file, size: random.u64(0..3000) },
+        16..=17 => Op::Unlink(file),
+        18 => Op::Mkdir(fresh),
+        19 | 24 if dir.is_empty() => Op::Compact,
+        19 => Op::Rmdir(dir),
+        20..=23 => Op::Rename { from: file, to: target, mode: random.u8(0..4) },
+        24 => Op::Rename { from: dir, to: target, mode: 0 },
+        // The model does not tell the names of one symbolic link apart.
+        25 if model.file(&file).is_none() => Op::Symlink(fresh),
+        25 => Op::Link { from: file, to: fresh },
+        26 => Op::Symlink(fresh),
+        27..=28 => Op::Fsync(if random.bool() { file } else { dir }),
+        29 => Op::Drain,
+        30 => Op::Commit,
+        _ => Op::Compact,
+    }
+}
+
+fn apply(model: &mut Model, op: &Op) -> Result<(), crate::model::Refusal> {
+    crate::world::on_model(model, op)
+}
