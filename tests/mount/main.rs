@@ -16,6 +16,7 @@ mod proxy;
 mod refusals;
 mod server;
 mod suites;
+mod tools;
 mod twin;
 mod wanted_states;
 mod words;

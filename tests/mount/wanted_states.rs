@@ -199,6 +199,14 @@ fn a_directory_whose_last_file_was_only_staged_leaves_no_empty_one_either() {
 }
 
 #[test]
+fn a_directory_of_links_and_fifos_alone_is_none_in_the_commit() {
+    let twins = Twins::new();
+    twins.shell("ln -s nowhere dir/sub/deep/link; mkfifo other/fifo").sync();
+    twins.shell("rm dir/sub/deep/four other/five; rm -r gone").sync();
+    twins.shell("rm -r dir/sub other").sync().commit_and_compare();
+}
+
+#[test]
 fn a_directory_that_only_an_unstaged_file_kept_leaves_no_empty_one_either() {
     let twins = Twins::new();
     let open = |root: &Path| fs::File::create(root.join("dir/sub/deep/open")).unwrap();
