@@ -728,10 +728,10 @@ impl Fs {
             state.record(ino);
             let file = Arc::new(file);
             if let Some(open) = state.open.get_mut(&ino) {
-                open.file = Some(file.clone());
+                open.file = Some(file);
             }
             if hash.is_some() {
-                state.seal_frozen(self, ino, &file);
+                state.seal_frozen(self, ino);
             }
             if let (Content::Local { spool, .. }, size) = old {
                 free = Some((state.abandon(spool), size));
@@ -769,7 +769,11 @@ impl Fs {
     pub fn tidy(&self) -> Result<(), FsError> {
         let leaving = std::mem::take(&mut *self.leaving.lock().unwrap_or_else(PoisonError::into_inner));
         // Before the flush: what arrives meanwhile need not be covered by it.
-        let arrived = self.cache.arrived();
+        let arrived = {
+            let state = self.lock();
+            // What is held keeps its name: it may be opened by it.
+            self.cache.arrived(|spool| !state.held.contains_key(&spool))
+        };
         if leaving.is_empty() && arrived.is_empty() {
             return Ok(());
         }

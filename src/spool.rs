@@ -222,7 +222,7 @@ pub struct Cache {
     /// Bytes in all, and the length of each, least recently used first out.
     known: Mutex<(u64, LruCache<ContentHash, u64>)>,
     /// What has not been flushed yet, and where it is meanwhile.
-    arriving: Mutex<HashMap<ContentHash, PathBuf>>,
+    arriving: Mutex<HashMap<ContentHash, Place>>,
     temporary: AtomicU64,
 }
 
@@ -301,7 +301,7 @@ impl Cache {
 
     /// The content, if it is here.
     pub fn file(&self, hash: ContentHash) -> Option<File> {
-        let arriving = self.arriving().get(&hash).cloned();
+        let arriving = self.arriving().get(&hash).map(|place| place.path.clone());
         // It may be renamed just now, and is found under its name then.
         if let Some(file) = arriving.and_then(|path| File::open(path).ok()) {
             return Some(file);
@@ -311,25 +311,27 @@ impl Cache {
         Some(file)
     }
 
-    fn arriving(&self) -> MutexGuard<'_, HashMap<ContentHash, PathBuf>> {
+    fn arriving(&self) -> MutexGuard<'_, HashMap<ContentHash, Place>> {
         self.arriving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes in `path`, to be named when it has been flushed; whether it is wanted: the same content may be on its way
     /// already.
-    fn announce(&self, hash: ContentHash, path: &Path) -> bool {
+    fn announce(&self, hash: ContentHash, path: &Path, spool: Option<SpoolId>) -> bool {
         match self.arriving().entry(hash) {
             std::collections::hash_map::Entry::Occupied(_) => false,
             std::collections::hash_map::Entry::Vacant(place) => {
-                place.insert(path.to_owned());
+                place.insert(Place { path: path.to_owned(), spool });
                 true
             }
         }
     }
 
-    /// What waits to be [settled](Self::settle).
-    pub fn arrived(&self) -> Arrived {
-        Arrived(self.arriving().iter().map(|(hash, path)| (*hash, path.clone())).collect())
+    /// What waits to be [settled](Self::settle); of what lies in the spool, the files that may `leave` it.
+    pub fn arrived(&self, leave: impl Fn(SpoolId) -> bool) -> Arrived {
+        let arriving = self.arriving();
+        let ready = arriving.iter().filter(|(_, place)| place.spool.is_none_or(&leave));
+        Arrived(ready.map(|(hash, place)| (*hash, place.path.clone())).collect())
     }
 
     /// Flushes what had arrived, and gives it its name. What cannot be named is removed: it is only a copy.
@@ -378,7 +380,7 @@ impl Cache {
 
     /// Takes in a fetched file whose hash has been checked.
     pub fn keep(&self, mut fetched: Fetching, hash: ContentHash) {
-        if fetched.path.as_ref().is_some_and(|path| self.announce(hash, path)) {
+        if fetched.path.as_ref().is_some_and(|path| self.announce(hash, path, None)) {
             fetched.path = None;
         }
     }
@@ -386,7 +388,7 @@ impl Cache {
     /// Takes over a spool file whose content the server confirmed; whether it is wanted. It stays where it is until it
     /// is [settled](Self::settle), before which the record must have been flushed.
     pub fn adopt(&self, spool: &Spool, id: SpoolId, hash: ContentHash) -> bool {
-        self.announce(hash, &spool.path(id))
+        self.announce(hash, &spool.path(id), Some(id))
     }
 
     fn note(&self, hash: ContentHash, size: u64) {
@@ -414,6 +416,13 @@ impl Cache {
             }
         }
     }
+}
+
+/// Where content is until it has its name in the cache.
+struct Place {
+    path: PathBuf,
+    /// The spool file it is, if it is one.
+    spool: Option<SpoolId>,
 }
 
 /// Content that has arrived by some moment.
@@ -516,7 +525,7 @@ mod tests {
         let fetching = cache.begin().unwrap();
         fetching.file.write_all_at(text.as_bytes(), 0).unwrap();
         cache.keep(fetching, hash);
-        cache.settle(cache.arrived()).unwrap();
+        cache.settle(cache.arrived(|_| true)).unwrap();
         hash
     }
 
@@ -577,7 +586,7 @@ mod tests {
         let hash = ContentHash::of(HashKind::Xxh3, b"hello");
         assert!(cache.adopt(&spool, id, hash));
         assert_eq!(content(&mut cache.file(hash).unwrap()), "hello", "readable before it is flushed");
-        cache.settle(cache.arrived()).unwrap();
+        cache.settle(cache.arrived(|_| true)).unwrap();
         assert!(spool.file(id).is_err());
         assert_eq!(content(&mut cache.file(hash).unwrap()), "hello");
         let again = Cache::open(&dir.path().join("cache"), 2).unwrap();
