@@ -6,6 +6,7 @@
 
 mod args;
 mod dev_server;
+mod diff;
 mod failure;
 mod find;
 mod follow;
@@ -64,6 +65,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Mount(args) => mount::mount(*args, state_dir, environment),
         Command::Unmount(args) => unmount::unmount(args, &find()?, environment),
         Command::Status(args) => status::status(args, &find()?),
+        Command::Diff(args) => diff::diff(args, &find()?),
         Command::Sync(args) => sync::sync(args, &find()?),
         Command::Commit(args) => sync::commit(args, &find()?, environment),
         Command::Repo(args::RepoCommand::Create(args)) => repo::create(args, environment),

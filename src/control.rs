@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub enum Request {
     /// One [`Event::Status`].
     Status,
+    /// What the next commit would change: [`Event::Differences`], as often as it takes, then [`Event::Done`].
+    Diff,
     /// Stage what was written up to now: all of it, or what lies at these paths (repository paths, relative to the
     /// mount's root; a directory means all below it). [`Event::Progress`] until [`Event::Done`].
     Sync {
@@ -41,8 +43,18 @@ pub enum Request {
 pub enum Event {
     /// The state of the mount.
     Status(Box<Status>),
+    /// Some of what the next commit would change.
+    Differences {
+        /// In tree order.
+        changes: Vec<Difference>,
+    },
     /// Something moved, or a second passed.
     Progress(Progress),
+    /// Nothing moves until something outside changes, the server comes back say; `None`: it goes on.
+    Stalled {
+        /// Why, in words.
+        why: Option<String>,
+    },
     /// The request was carried out.
     Done,
     /// The commit was made.
@@ -168,6 +180,41 @@ pub struct FileError {
     pub attempts: u32,
     /// Whether it waits for somebody (parked) or will be tried again by itself.
     pub parked: bool,
+}
+
+/// A path that the next commit would change, or that no commit can hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Repository path; of [`Kind::Local`], the path from the mount's root.
+    pub path: String,
+    /// How it differs from the base.
+    pub kind: Kind,
+    /// Where a renamed file was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Length of its content; of a removed file, of what it was.
+    pub bytes: u64,
+    /// Whether the server has it: it is in the workspace.
+    pub staged: bool,
+    /// Why it stays local.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// How a path differs from the base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The base has no such file.
+    Added,
+    /// The base has other content there.
+    Modified,
+    /// The base has it, and it is gone.
+    Removed,
+    /// The base has its content under another path, which is gone.
+    Renamed,
+    /// Oxen cannot store it.
+    Local,
 }
 
 /// A path that stays local.

@@ -7,6 +7,7 @@
 //! Every change is made under one lock, written as one journal frame, and acknowledged once that frame is in the
 //! kernel. The lock is held for memory work alone: not across a write, a copy or a request.
 
+mod diff;
 mod layers;
 mod ops;
 mod queue;
@@ -26,11 +27,12 @@ use crate::disk::Act;
 use crate::hash::{ContentHash, HashKind};
 use crate::journal::{Change, Journal, PathUpload};
 use crate::ledger::{Account, Ledger};
-use crate::namespace::{Attrs, Body, Content, Dir, Generation, Ino, Namespace, SpoolId, Timestamp};
+use crate::namespace::{Attrs, Body, Content, Dir, Generation, Ino, Namespace, Resolved, SpoolId, Timestamp};
 use crate::path::{Name, RepoPath};
 use crate::spool::{Cache, Spool, copy_content};
 use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceError};
 
+pub use diff::recorded_differences;
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, Stat, Statfs};
 pub use queue::Phase;
 pub use recovery::{Foreign, Limits, survey};
@@ -335,14 +337,33 @@ impl State {
     fn touch(&mut self, path: &RepoPath, settle: Duration) {
         if let Some(account) = self.ledger.get(path)
             && *account == Account::default()
-            && !matches!(self.tree.resolve(path), crate::namespace::Resolved::Inode(ino) if self.content(ino).is_some())
+            && !matches!(self.tree.resolve(path), Resolved::Inode(ino) if self.content(ino).is_some())
             && !self.queue.is_active(path)
+            && !self.kept_base_dir(path)
         {
             self.queue.remove(path);
             self.apply(Change::Account { path: path.clone(), account: None });
             return;
         }
         self.queue.touch(path, settle);
+    }
+
+    /// Whether the file that was at `path` was the last thing that kept a directory of the base from being removed.
+    fn kept_base_dir(&self, path: &RepoPath) -> bool {
+        let mut known = HashMap::new();
+        let above = std::iter::successors(path.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
+        above
+            .take_while(|dir| self.is_vacant(dir, &mut known))
+            .any(|dir| self.ledger.below(&dir).any(|(_, account)| account.base.is_some()))
+    }
+
+    /// Whether nothing at or below a directory's path is to travel.
+    fn is_vacant(&self, dir: &RepoPath, known: &mut HashMap<Ino, bool>) -> bool {
+        match self.tree.resolve(dir) {
+            Resolved::Absent => true,
+            Resolved::Inode(ino) => self.tree.is_vacant(ino, known),
+            Resolved::AsBase => false,
+        }
     }
 
     /// Puts every path of a file in the queue.

@@ -180,12 +180,10 @@ fn timestamp(time: TimeOrNow) -> Timestamp {
     };
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => Timestamp(since.as_secs() as i64, since.subsec_nanos()),
+        // Of seconds before the epoch, fuser 0.18 counts the nanoseconds backwards too; the kernel counts them forwards.
         Err(before) => {
             let before = before.duration();
-            match before.subsec_nanos() {
-                0 => Timestamp(-(before.as_secs() as i64), 0),
-                nanos => Timestamp(-(before.as_secs() as i64) - 1, 1_000_000_000 - nanos),
-            }
+            Timestamp(-(before.as_secs() as i64), before.subsec_nanos())
         }
     }
 }

@@ -11,6 +11,11 @@
 //! The log lies in numbered segments. To compact it, the owner starts a segment, appends the present state in
 //! portions between ordinary frames, and marks it complete; replay starts at the last complete segment. Nothing
 //! stops meanwhile, and a crash in the middle finds the older segments still there.
+//!
+//! Why not SQLite: each new file costs three facts in one frame, acknowledged before the program that made it goes on.
+//! Five runs of 20,000 such frames, one after the other, beside the same facts as upserts in one transaction (rusqlite
+//! 0.37 bundled, WAL, `synchronous=OFF`) on the same disk, 2 cores: 2.4 µs against 14.4 µs, a ratio of 6.1 (5.9 to
+//! 6.3). Flushed one by one (`synchronous=FULL`) both wait for the disk: 0.9 (0.6 to 1.9).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};

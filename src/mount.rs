@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::config::{FsyncPolicy, MountSettings};
-use crate::control::Status;
+use crate::control::{Difference, Status};
 use crate::fs::{Fs, FsError, Limits, Need, Options};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
@@ -399,6 +399,14 @@ impl Signals {
             _ = self.interrupt.recv() => {}
         }
     }
+}
+
+/// What the next commit of a state directory without a daemon would change. Changes nothing.
+///
+/// # Errors
+/// When its journal cannot be read.
+pub fn offline_differences(dir: &Path) -> Result<Vec<Difference>, MountError> {
+    Ok(crate::fs::recorded_differences(dir)?)
 }
 
 /// What a state directory without a daemon owes the server. Changes nothing.

@@ -117,6 +117,8 @@ pub struct Dir {
     pub children: BTreeMap<Name, Ino>,
     /// How many of them are directories.
     pub subdirs: u32,
+    /// How many are regular files with names that the server can hold.
+    pub files: u32,
     /// Base names that do not show. An entry of `children` wins over it.
     pub hidden: BTreeSet<Name>,
     /// Whether the base may have a directory at this path.
@@ -148,6 +150,15 @@ impl Inode {
         match &self.body {
             Body::Dir(dir) => 2 + dir.subdirs,
             _ => self.links.len() as u32,
+        }
+    }
+
+    /// What it adds to [`Dir::subdirs`] and [`Dir::files`] under `name`.
+    fn counted(&self, name: &Name) -> (u32, u32) {
+        match self.body {
+            Body::Dir(_) => (1, 0),
+            Body::File { .. } => (0, u32::from(name.storable().is_ok())),
+            Body::Symlink(_) | Body::Special { .. } => (0, 0),
         }
     }
 
@@ -362,12 +373,13 @@ impl Namespace {
             return;
         }
         self.unlink(parent, &name, false);
-        let Some(is_dir) = self.get(ino).map(Inode::is_dir) else {
+        let Some(kind) = self.get(ino).map(|inode| inode.counted(&name)) else {
             return;
         };
         let Some(dir) = self.dir_mut(parent) else { return };
         dir.children.insert(name.clone(), ino);
-        dir.subdirs += u32::from(is_dir);
+        dir.subdirs += kind.0;
+        dir.files += kind.1;
         if let Some(inode) = self.get_mut(ino) {
             inode.links.push((parent, name));
         }
@@ -383,10 +395,10 @@ impl Namespace {
         let ino = dir.children.remove(name)?;
         let inode = self.inodes.get_mut(&ino)?;
         inode.links.retain(|(at, entry)| *at != parent || entry != name);
-        if inode.is_dir()
-            && let Some(dir) = self.dir_mut(parent)
-        {
-            dir.subdirs -= 1;
+        let kind = inode.counted(name);
+        if let Some(dir) = self.dir_mut(parent) {
+            dir.subdirs -= kind.0;
+            dir.files -= kind.1;
         }
         Some(ino)
     }
@@ -478,6 +490,43 @@ impl Namespace {
                 None => return false,
             }
         }
+    }
+
+    /// Whether `ino` is a directory of which nothing travels: no regular file is below it, but for names that the server
+    /// cannot hold. `known` remembers what was found, for further questions about the same tree.
+    pub fn is_vacant(&self, ino: Ino, known: &mut HashMap<Ino, bool>) -> bool {
+        // The directories on the way down, each with those of its entries that are still to be looked at.
+        let mut path: Vec<(Ino, Vec<Ino>)> = Vec::new();
+        let mut next = Some(ino);
+        loop {
+            if let Some(at) = next.take() {
+                match (known.get(&at), self.dir(at)) {
+                    (Some(true), _) => {}
+                    (Some(false), _) | (None, None) => break,
+                    (None, Some(dir)) if !dir.listed || dir.files > 0 => break,
+                    (None, Some(dir)) if dir.subdirs == 0 => drop(known.insert(at, true)),
+                    (None, Some(dir)) => {
+                        let subdirs = dir.children.values().copied().filter(|child| self.dir(*child).is_some());
+                        path.push((at, subdirs.collect()));
+                    }
+                }
+            }
+            match path.last_mut() {
+                None => return true,
+                Some((at, left)) => match left.pop() {
+                    None => {
+                        known.insert(*at, true);
+                        path.pop();
+                    }
+                    child => next = child,
+                },
+            }
+        }
+        for (at, _) in path {
+            known.insert(at, false);
+        }
+        known.insert(ino, false);
+        false
     }
 
     /// Every name below a directory, parents before children.
@@ -573,6 +622,30 @@ mod tests {
         assert_eq!(tree.get(a).unwrap().nlink(), 3);
         tree.unlink(a, &name("b"), false);
         assert_eq!(tree.get(a).unwrap().nlink(), 2);
+    }
+
+    #[test]
+    fn a_directory_is_vacant_when_nothing_below_it_travels() {
+        let mut tree = tree();
+        let top = dir(&mut tree, ROOT, "top");
+        let (a, b) = (dir(&mut tree, top, "a"), dir(&mut tree, top, "b"));
+        let deep = dir(&mut tree, a, "deep");
+        assert!(tree.is_vacant(top, &mut HashMap::new()));
+        let link = tree.fresh_ino();
+        tree.insert(link, attrs(), Body::Symlink((*b"file").into()), false);
+        tree.link(b, name("link"), link);
+        let odd = file(&mut tree, b, "back\\slash");
+        assert!(tree.is_vacant(top, &mut HashMap::new()), "neither link nor odd name travels");
+        tree.unlink(b, &name("back\\slash"), false);
+        tree.drop_inode(odd);
+        let at = file(&mut tree, deep, "file");
+        let mut known = HashMap::new();
+        let found = [deep, a, b, top, at].map(|ino| tree.is_vacant(ino, &mut known));
+        assert_eq!(found, [false, false, true, false, false]);
+        tree.unlink(deep, &name("file"), true);
+        tree.dir_mut(b).unwrap().listed = false;
+        assert!(!tree.is_vacant(top, &mut HashMap::new()), "nobody knows what is in b");
+        assert!(tree.is_vacant(a, &mut HashMap::new()));
     }
 
     #[test]

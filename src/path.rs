@@ -29,8 +29,9 @@ pub enum PathError {
     /// (oxen-server 0.65.2, tried), which would put the file elsewhere, perhaps over another.
     #[error("the server takes the backslash in the name for a directory separator")]
     Backslash,
-    /// Valid here, but taken by Oxen for its own files.
-    #[error("the name .oxen belongs to Oxen itself")]
+    /// Valid here, but a spelling of `.oxen`, which Oxen keeps for its own files (oxen-server 0.65.2, tried: one such
+    /// name refuses the whole request).
+    #[error("the server takes the name for .oxen, which belongs to Oxen itself")]
     Reserved,
 }
 
@@ -74,11 +75,19 @@ impl Name {
     pub fn storable(&self) -> Result<&str, PathError> {
         let text = std::str::from_utf8(&self.0).map_err(|_| PathError::NotUtf8)?;
         match text {
-            ".oxen" => Err(PathError::Reserved),
+            _ if names_oxens_own(text) => Err(PathError::Reserved),
             _ if text.contains('\\') => Err(PathError::Backslash),
             _ => Ok(text),
         }
     }
+}
+
+/// Whether a name stands for the directory `.oxen` on any filesystem: in any case, with what Windows drops from the end
+/// of names, or by its short name there. The rule is the server's (0.65.2, read: `is_oxen_hidden_dir_name`).
+pub fn names_oxens_own(name: &str) -> bool {
+    let name = name.split(':').next().unwrap_or_default().trim_end_matches(['.', ' ']).to_ascii_lowercase();
+    let short = name.strip_prefix("oxen~");
+    name == ".oxen" || short.is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 impl fmt::Debug for Name {
@@ -118,6 +127,7 @@ impl RepoPath {
                 match Name::new(part.as_bytes())?.storable() {
                     // A server may name one; only making one is refused.
                     Ok(_) | Err(PathError::Backslash) => {}
+                    Err(PathError::Reserved) if part != ".oxen" => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -243,6 +253,12 @@ mod tests {
         assert_eq!(Name::new(b"\xff").unwrap().storable(), Err(PathError::NotUtf8));
         assert_eq!(Name::new(b".oxen").unwrap().storable(), Err(PathError::Reserved));
         assert_eq!(Name::new(b"a\\b").unwrap().storable(), Err(PathError::Backslash));
+        for taken in [".OXEN", ".oxen.", ".oxen ", ".oxen:stream", "OXEN~1"] {
+            assert_eq!(Name::new(taken.as_bytes()).unwrap().storable(), Err(PathError::Reserved), "{taken}");
+        }
+        for free in [".oxenfs", "oxen", "oxen~x", "oxen~", ".oxenignore"] {
+            assert_eq!(Name::new(free.as_bytes()).unwrap().storable(), Ok(free));
+        }
     }
 
     #[test]

@@ -247,7 +247,14 @@ impl Stager {
             Want::AsBase => capture.account.base,
             want => want.object(),
         };
-        let step = capture.account.step(wanted);
+        let mut step = capture.account.step(wanted);
+        // Never staged, and nothing of it there: but it may have been what kept a directory in the commit.
+        if step == Step::Nothing
+            && wanted.is_none()
+            && !self.fs.emptied_dirs(&HashSet::from([&capture.path])).is_empty()
+        {
+            step = Step::Unstage;
+        }
         self.fs.set_phase(&capture.path, Phase::Ready);
         let item = Item { capture, step, asked, fetched, marked: false };
         if step == Step::Nothing {
@@ -387,7 +394,7 @@ impl Stager {
         }
         *self.requests.entry(kind).or_default() += 1;
         let mut dirs = BTreeSet::new();
-        if kind == Kind::Remove {
+        if matches!(kind, Kind::Remove | Kind::Unstage) {
             dirs = self.fs.emptied_dirs(&items.iter().map(|item| &item.capture.path).collect());
             self.removing.push(dirs.clone());
         }
@@ -419,7 +426,7 @@ impl Stager {
                 self.fs.failed(&capture.path, &error.to_string(), delay);
             }
             Done::Request { kind, items, dirs, result } => {
-                if kind == Kind::Remove
+                if matches!(kind, Kind::Remove | Kind::Unstage)
                     && let Some(over) = self.removing.iter().position(|other| *other == dirs)
                 {
                     self.removing.swap_remove(over);
@@ -640,7 +647,13 @@ async fn request(
         return Done::Request { kind, items, dirs, result };
     }
     let result = match kind {
-        Kind::Unstage => workspace.unstage(&paths()).await,
+        Kind::Unstage => match workspace.unstage(&paths()).await {
+            Ok(done) if !dirs.is_empty() => {
+                let dirs: Vec<RepoPath> = dirs.iter().cloned().collect();
+                workspace.remove(&dirs).await.map(|_| done)
+            }
+            done => done,
+        },
         Kind::Remove => {
             // The files first: their outcomes come in this order.
             let all: Vec<RepoPath> = paths().into_iter().chain(dirs.iter().cloned()).collect();

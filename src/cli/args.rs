@@ -42,6 +42,8 @@ pub enum Command {
     Unmount(UnmountArgs),
     /// Show mounts, and what the server does not have yet
     Status(StatusArgs),
+    /// Show what the next commit would contain
+    Diff(DiffArgs),
     /// Wait until everything, or these paths, are staged on the server
     Sync(SyncArgs),
     /// Stage what was written up to now, and commit it
@@ -274,6 +276,17 @@ pub struct StatusArgs {
     /// Again every second
     #[arg(long)]
     pub watch: bool,
+}
+
+/// `oxenfs diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The mount point, or a directory on the mount to look below
+    pub dir: PathBuf,
+
+    /// As a JSON list
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `oxenfs sync`.

@@ -85,6 +85,7 @@ pub fn follow(stream: UnixStream, request: &Request, timeout: Option<Duration>) 
         };
         match event {
             Event::Progress(progress) => meter.update(progress),
+            Event::Stalled { why } => meter.stalled(why),
             Event::Done => {
                 meter.finish();
                 return Ok(End::Done);
@@ -97,7 +98,7 @@ pub fn follow(stream: UnixStream, request: &Request, timeout: Option<Duration>) 
                 meter.clear();
                 return Ok(End::Refused(refusal));
             }
-            Event::Status(_) => {
+            Event::Status(_) | Event::Differences { .. } => {
                 meter.clear();
                 return Err(ClientError::NotUnderstood);
             }

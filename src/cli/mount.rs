@@ -61,16 +61,25 @@ fn start(input: MountInput, environment: &Environment, fake: bool) -> Result<u8,
         mountpoint: settings.mountpoint.clone(),
     };
     let state = open_state(&settings.state_root, &identity)?;
-    announce(&state, environment);
+    let unused = state.unused();
     let said = format!("mounted {} at {}", settings.repo, quoted(&settings.mountpoint));
     if settings.foreground {
-        seams::run(&settings, state, &Notifier::foreground(move |ready| welcome(&ready, &said)))?;
-        return Ok(0);
+        announce(&state, environment);
+        let ended = seams::run(&settings, state, &Notifier::foreground(move |ready| welcome(&ready, &said)));
+        return ended.map(|()| 0).inspect_err(|_| unused.remove());
     }
     let log = state.log_path();
     drop(state.open_log()?); // makes it, closed to others, and sets a long one aside
     match daemon::daemonize(&log).map_err(|error| Failure::new(format_args!("cannot start a daemon: {error}")))? {
-        Fork::Parent(outcome) => report(outcome, &said),
+        Fork::Parent(outcome) => {
+            match &outcome {
+                Outcome::Ready(_) => announce(&state, environment),
+                Outcome::Failed(_) => unused.remove(),
+                // Its log is there.
+                Outcome::Died { .. } => {}
+            }
+            report(outcome, &said)
+        }
         Fork::Child(notifier) => Ok(serve(settings, state, &notifier)),
     }
 }

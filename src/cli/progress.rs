@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::output::{bytes, count, note, seconds, thousands};
+use super::output::{bytes, count, note, printable, seconds, thousands};
 use crate::control::Progress;
 
 /// Rates are of this last stretch: long enough to be calm, short enough to follow the network.
@@ -22,6 +22,7 @@ pub struct Meter {
     last_line: Instant,
     last: Progress,
     samples: VecDeque<(Instant, Progress)>,
+    stalled: bool,
 }
 
 impl Meter {
@@ -33,7 +34,7 @@ impl Meter {
             bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
         let now = Instant::now();
-        Self { bar, began: now, last_line: now, last: Progress::default(), samples: VecDeque::new() }
+        Self { bar, began: now, last_line: now, last: Progress::default(), samples: VecDeque::new(), stalled: false }
     }
 
     /// The last that was heard.
@@ -58,9 +59,24 @@ impl Meter {
             bar.set_length(total);
             bar.set_position(done);
             bar.set_message(line(&progress, self.pace(now)));
-        } else if now - self.last_line >= LINE_EVERY && progress.files_done < progress.files_total {
+        } else if !self.stalled && now - self.last_line >= LINE_EVERY && progress.files_done < progress.files_total {
             self.last_line = now;
             note(line(&progress, self.pace(now)));
+        }
+    }
+
+    /// Says why nothing moves, and when it does again.
+    pub fn stalled(&mut self, why: Option<String>) {
+        let waiting = why.is_some();
+        let text = match why {
+            Some(why) => format!("waiting: {}; nothing is lost, and Ctrl-C leaves it safely queued", printable(&why)),
+            None if self.stalled => "going on".to_owned(),
+            None => return,
+        };
+        self.stalled = waiting;
+        match &self.bar {
+            Some(bar) => bar.suspend(|| note(text)),
+            None => note(text),
         }
     }
 

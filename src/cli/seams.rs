@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::failure::Failure;
 use super::repo::NewRepo;
 use crate::config::{CredentialSource, MountSettings, RepoId, ServerUrl};
-use crate::control::Status;
+use crate::control::{Difference, Status};
 use crate::mount::daemon::Notifier;
 use crate::mount::state_dir::StateDir;
 use crate::mount::{self, Contents, InitialFile, NewRepository, Repository, User, WorkspaceInfo};
@@ -34,6 +34,14 @@ pub fn run(settings: &MountSettings, state: StateDir, notifier: &Notifier) -> Re
 /// When its journal cannot be read.
 pub fn offline_status(dir: &Path) -> Result<Status, Failure> {
     Ok(mount::offline_status(dir)?)
+}
+
+/// What the next commit of a state directory would change, while no daemon runs.
+///
+/// # Errors
+/// When its journal cannot be read.
+pub fn offline_differences(dir: &Path) -> Result<Vec<Difference>, Failure> {
+    Ok(mount::offline_differences(dir)?)
 }
 
 /// A repository on a server, and the way in.

@@ -58,8 +58,19 @@ fn one(
     }
     match follow(connected(known)?, &Request::Unmount, args.timeout)? {
         End::Done | End::Committed(_) => {
-            let staged = if args.commit { "" } else { ", staged" };
+            // The record of the daemon that just ended.
+            let left = seams::offline_status(&known.path).unwrap_or_default().counts;
+            let staged = match left.staged.files {
+                0 => String::new(),
+                files => format!(", {} staged and not committed", count(files, "change")),
+            };
             note(format_args!("unmounted {}; everything is on the server{staged}", quoted(&args.dir)));
+            if left.local.files > 0 {
+                let paths = count(left.local.files, "path");
+                note(format_args!(
+                    "on this disk alone: {paths}, which Oxen cannot store in full; oxenfs status lists them"
+                ));
+            }
             Ok(0)
         }
         End::Refused(refusal) => Err(refusal.into()),

@@ -17,7 +17,7 @@ use serde_json::json;
 use super::answers::{Answer, Refusal, success};
 use super::repository::Repository;
 use super::{App, Dialect, faults, reading, repositories, staging, uploads};
-use crate::path::RepoPath;
+use crate::path::{RepoPath, names_oxens_own};
 
 /// The oldest official client that servers of these releases talk to.
 const MIN_CLIENT: (u32, u32, u32) = (0, 36, 0);
@@ -225,20 +225,11 @@ pub(super) fn staged_path(directory: &str, name: &str) -> Result<RepoPath, Refus
         match part {
             "" | "." => {}
             ".." => return Err(refuse("it has a `..` component")),
-            _ if is_oxens_own(part) => return Err(refuse("it is inside a .oxen directory")),
+            _ if names_oxens_own(part) => return Err(refuse("it is inside a .oxen directory")),
             _ => parts.push(part),
         }
     }
     RepoPath::parse(&parts.join("/")).map_err(|error| refuse(&error.to_string()))
-}
-
-/// Whether a component names the directory `.oxen` on any filesystem: in any case, with what Windows drops from the
-/// end of names, or by its short name there.
-fn is_oxens_own(part: &str) -> bool {
-    let name = part.split(':').next().unwrap_or_default().trim_end_matches(['.', ' ']);
-    let lower = name.to_ascii_lowercase();
-    let short = lower.strip_prefix("oxen~");
-    lower == ".oxen" || short.is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]

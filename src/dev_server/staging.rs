@@ -380,7 +380,7 @@ pub(super) async fn remove(
             let mut missing = Vec::new();
             for text in &paths {
                 let found = match RepoPath::parse(text) {
-                    Ok(path) => staging.remove(base, &path)?,
+                    Ok(path) => staging.remove(base, app.dialect, &path)?,
                     Err(_) => false,
                 };
                 if !found {

@@ -174,9 +174,9 @@ impl Staging {
         self.write(records)
     }
 
-    /// Stages the removal of a file, or of a directory with all its files; what is only staged is unstaged. Says
-    /// whether there was anything.
-    pub(super) fn remove(&mut self, base: &Base<'_>, path: &RepoPath) -> io::Result<bool> {
+    /// Stages the removal of a file, or of a directory with all its files; what is only staged is unstaged, but for the
+    /// dialect of 0.50, which does not see it (0.53.4, tried). Says whether there was anything.
+    pub(super) fn remove(&mut self, base: &Base<'_>, dialect: Dialect, path: &RepoPath) -> io::Result<bool> {
         let dir = match base.find(path)? {
             Some(Node::File(_)) => {
                 let (path, staged) = (path.clone(), Staged::Removed);
@@ -186,10 +186,15 @@ impl Staging {
             Some(Node::Dir(dir)) => Some(dir),
             None => None,
         };
-        if dir.is_none() && !self.touches(path) {
+        let sees_staged = dialect != Dialect::V0_50;
+        if dir.is_none() && !(sees_staged && self.touches(path)) {
             return Ok(false);
         }
         let mut records = self.forgetting(path);
+        if !sees_staged {
+            let added = |path: &RepoPath| matches!(self.files.get(path), Some(Staged::Added(_)));
+            records.retain(|record| !matches!(record, Record::Unstage { path } if added(path)));
+        }
         records.extend(self.pruning(base, path)?);
         if let Some(dir) = dir {
             records.extend(removal(base, path, dir)?);
@@ -459,7 +464,7 @@ mod tests {
 
         fn remove(&mut self, at: &str) -> bool {
             let base = Base { trees: &self.trees, root: &self.root };
-            self.staging.remove(&base, &path(at)).unwrap()
+            self.staging.remove(&base, Dialect::V0_65, &path(at)).unwrap()
         }
 
         fn rename(&mut self, from: &str, to: &str) -> Result<(), Refusal> {

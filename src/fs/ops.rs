@@ -117,7 +117,9 @@ impl State {
             Body::Symlink(_) => (libc::S_IFLNK, 0),
             Body::Special { format, rdev } => (*format, *rdev),
         };
-        Ok(Stat { ino, attrs: inode.attrs, format, size: inode.size(), nlink: inode.nlink(), rdev })
+        // A directory that was removed while it is open has not even its own dot any more.
+        let nlink = if inode.links.is_empty() && ino != ROOT { 0 } else { inode.nlink() };
+        Ok(Stat { ino, attrs: inode.attrs, format, size: inode.size(), nlink, rdev })
     }
 
     /// The entry of a directory; `None` when there is none for sure.
@@ -673,8 +675,13 @@ impl Fs {
     /// # Errors
     /// [`FsError::IsDir`]; the server's when its bytes must be fetched.
     pub fn open(&self, ino: Ino, flags: OpenFlags) -> Op<u64> {
-        if flags.write {
+        if flags.write || flags.truncate {
             self.writable_mount()?;
+        }
+        let empty = |state: &State| state.content(ino).is_some_and(|(_, size)| size == 0);
+        if flags.truncate && empty(&self.lock()) {
+            // Emptying what is empty is a change too, by its times.
+            self.touch_times(ino)?;
         }
         loop {
             let content = {
@@ -685,7 +692,8 @@ impl Fs {
                     Some(_) => return Err(FsError::Unsupported.into()),
                     None => return Err(FsError::Stale.into()),
                 };
-                if flags.truncate && flags.write && size > 0 {
+                // O_TRUNC counts with O_RDONLY too: the kernel has checked that the file may be written.
+                if flags.truncate && size > 0 {
                     return Err(super::Stop::Need(Need::Empty(ino)));
                 }
                 let attached = state.open.get(&ino).is_some_and(|open| open.file.is_some());

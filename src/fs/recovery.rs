@@ -271,9 +271,7 @@ impl Listings<'_> {
 /// # Errors
 /// [`JournalError`].
 pub fn survey(dir: &Path) -> Result<(Counts, Vec<LocalPath>, CommitId), JournalError> {
-    let options = Options { read_only: true, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
-    let mut state = State::empty(empty_tree(RepoPath::root(), &options));
-    Journal::read(&dir.join("journal"), |change| state.replay(&change))?;
+    let state = recorded(dir)?;
     let mut counts = Counts::default();
     for (path, account) in state.ledger.iter() {
         let (found, size) = match state.tree.resolve(path) {
@@ -296,6 +294,17 @@ pub fn survey(dir: &Path) -> Result<(Counts, Vec<LocalPath>, CommitId), JournalE
     }
     let local = state.local_paths(&mut counts.local);
     Ok((counts, local, state.base))
+}
+
+/// The state that is on record in a directory.
+///
+/// # Errors
+/// When its journal cannot be read.
+pub(super) fn recorded(dir: &Path) -> Result<State, JournalError> {
+    let options = Options { read_only: true, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
+    let mut state = State::empty(empty_tree(RepoPath::root(), &options));
+    Journal::read(&dir.join("journal"), |change| state.replay(&change))?;
+    Ok(state)
 }
 
 impl State {
@@ -321,7 +330,7 @@ impl State {
     }
 
     /// Whether the workspace has something else at a path than the tree wants there.
-    fn owes(&self, path: &RepoPath, account: &Account) -> bool {
+    pub(super) fn owes(&self, path: &RepoPath, account: &Account) -> bool {
         let shown = account.shown();
         match self.tree.resolve(path) {
             // Wanted is what the base has, whatever is staged.

@@ -561,23 +561,17 @@ impl Fs {
         Ok(())
     }
 
-    /// The topmost directories that removing `files` leaves without anything: a server keeps them, empty, unless they
-    /// are removed by name (0.65.2, tried). Nothing may be put below them meanwhile.
+    /// The topmost directories of the base that are left without anything once `files` are removed or unstaged: a server
+    /// keeps them, empty, unless they are removed by name (0.65.2, tried). Nothing may be put below them meanwhile.
     pub fn emptied_dirs(&self, files: &HashSet<&RepoPath>) -> BTreeSet<RepoPath> {
         let state = self.lock();
         let mut dirs = BTreeSet::new();
+        let mut known = HashMap::new();
         for file in files {
             let mut top = None;
             let mut above = file.parent();
             while let Some(dir) = above {
-                let empty = match state.tree.resolve(&dir) {
-                    Resolved::Absent => true,
-                    Resolved::Inode(ino) => {
-                        state.tree.dir(ino).is_some_and(|dir| dir.listed && dir.children.is_empty())
-                    }
-                    Resolved::AsBase => false,
-                };
-                if dir.is_root() || !empty {
+                if dir.is_root() || !state.is_vacant(&dir, &mut known) {
                     break;
                 }
                 above = dir.parent();
@@ -585,7 +579,8 @@ impl Fs {
             }
             let Some(dir) = top.filter(|dir| !dirs.contains(dir)) else { continue };
             let clear = state.ledger.below(&dir).all(|(path, account)| files.contains(path) || !account.may_show());
-            if clear {
+            let based = state.ledger.below(&dir).any(|(_, account)| account.base.is_some());
+            if clear && based {
                 dirs.insert(dir);
             }
         }

@@ -37,7 +37,7 @@ pub(super) async fn commit(
             }
             Err(error) => return Ok(Err(failed(error.to_string(), None))),
         };
-        let progress = follow(&frozen.waiting, listener).await?;
+        let progress = follow(daemon, &frozen.waiting, listener).await?;
         if let Some(failure) = unstaged(daemon, &progress) {
             return Ok(Err(failure));
         }
@@ -85,7 +85,7 @@ pub(super) async fn commit(
             Ok(again) => again,
             Err(error) => return Ok(Err(failed(error.to_string(), None))),
         };
-        let progress = follow(&again.waiting, listener).await?;
+        let progress = follow(daemon, &again.waiting, listener).await?;
         if let Some(failure) = unstaged(daemon, &progress) {
             return Ok(Err(failure));
         }

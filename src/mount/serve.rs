@@ -21,6 +21,9 @@ const TELL_EVERY: Duration = Duration::from_millis(200);
 /// The longest request: a list of paths.
 const REQUEST_BYTES: u64 = 16 << 20;
 
+/// How many differences an event has: a few hundred kilobytes.
+const DIFFERENCES_AT_A_TIME: usize = 1000;
+
 /// Accepts commands until aborted.
 pub(super) fn listen(listener: UnixListener, daemon: Arc<Daemon>) -> io::Result<JoinHandle<()>> {
     listener.set_nonblocking(true)?;
@@ -84,6 +87,14 @@ async fn answer(stream: UnixStream, daemon: &Arc<Daemon>) -> io::Result<()> {
 async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listener) -> io::Result<()> {
     match request {
         Request::Status => listener.tell(&Event::Status(Box::new(daemon.status()))).await,
+        Request::Diff => {
+            let fs = daemon.fs.clone();
+            let differences = tokio::task::spawn_blocking(move || fs.differences()).await?;
+            for some in differences.chunks(DIFFERENCES_AT_A_TIME) {
+                listener.tell(&Event::Differences { changes: some.to_vec() }).await?;
+            }
+            listener.tell(&Event::Done).await
+        }
         Request::Sync { paths } => {
             let done = sync(&paths, daemon, listener).await?;
             listener.tell(&done).await
@@ -115,9 +126,15 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
 }
 
 /// Tells how far a barrier is until it is reached.
-pub(super) async fn follow(waiting: &Waiting, listener: &mut Listener) -> io::Result<Progress> {
+pub(super) async fn follow(daemon: &Daemon, waiting: &Waiting, listener: &mut Listener) -> io::Result<Progress> {
+    let mut stalled = None;
     loop {
         let (mut progress, over) = waiting.progress();
+        let why = daemon.meter.stalled().filter(|_| !over);
+        if why != stalled {
+            listener.tell(&Event::Stalled { why: why.clone() }).await?;
+            stalled = why;
+        }
         listener.tell(&Event::Progress(progress)).await?;
         if over {
             if let Err(error) = waiting.settled().await {
@@ -143,7 +160,7 @@ async fn sync(paths: &[String], daemon: &Daemon, listener: &mut Listener) -> io:
     }
     let chosen = |path: &RepoPath| wanted.is_empty() || wanted.iter().any(|dir| path.is_in(dir));
     let Some(waiting) = daemon.fs.barrier(chosen) else { return Ok(Event::Done) };
-    let progress = follow(&waiting, listener).await?;
+    let progress = follow(daemon, &waiting, listener).await?;
     Ok(match unstaged(daemon, &progress) {
         Some(failure) => Event::Failed(failure),
         None => Event::Done,
@@ -194,7 +211,7 @@ impl Drop for Taking<'_> {
 async fn drain(daemon: &Daemon, listener: &mut Listener) -> io::Result<Option<Failure>> {
     loop {
         let Some(waiting) = daemon.fs.barrier(|_| true) else { return Ok(None) };
-        let progress = follow(&waiting, listener).await?;
+        let progress = follow(daemon, &waiting, listener).await?;
         if let Some(failure) = unstaged(daemon, &progress) {
             return Ok(Some(failure));
         }
@@ -238,6 +255,6 @@ async fn drain_and_unmount(daemon: &Arc<Daemon>, listener: &mut Listener) -> io:
 /// Stages what was written up to now; writers may go on.
 async fn drain_once(daemon: &Daemon, listener: &mut Listener) -> io::Result<Option<Failure>> {
     let Some(waiting) = daemon.fs.barrier(|_| true) else { return Ok(None) };
-    let progress = follow(&waiting, listener).await?;
+    let progress = follow(daemon, &waiting, listener).await?;
     Ok(unstaged(daemon, &progress))
 }

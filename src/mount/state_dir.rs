@@ -279,6 +279,29 @@ pub struct StateDir {
     dir: OwnedFd,
     lock: File,
     meta: Meta,
+    is_new: bool,
+}
+
+/// A state directory that may hold nothing of worth yet.
+#[derive(Debug)]
+pub struct Unused(Option<PathBuf>);
+
+impl Unused {
+    /// Removes the directory if it was made for a mount that came to nothing: it is new, and no record was begun.
+    /// What cannot be removed does no harm.
+    pub fn remove(self) {
+        let Some(path) = self.0 else { return };
+        let ours = |name: &std::ffi::OsStr| [README, META, LOCK, LOG, SOCKET].iter().any(|own| name == *own);
+        let names = |entry: io::Result<std::fs::DirEntry>| entry.map(|entry| entry.file_name());
+        let entries: io::Result<Vec<_>> = std::fs::read_dir(&path).and_then(|entries| entries.map(names).collect());
+        let Ok(entries) = entries else { return };
+        if entries.iter().all(|name| ours(name)) {
+            for name in entries {
+                let _ = std::fs::remove_file(path.join(name));
+            }
+            let _ = std::fs::remove_dir(&path);
+        }
+    }
 }
 
 impl StateDir {
@@ -296,6 +319,7 @@ impl StateDir {
                 Err(_) => std::fs::remove_file(&path).map_err(io_error("remove the link", &path))?,
             }
         }
+        let is_new = !path.exists();
         Disk::default().make_dirs(&path).map_err(io_error("create", &path))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir =
@@ -304,8 +328,8 @@ impl StateDir {
         rustix::fs::fchmod(&dir, Mode::RWXU).map_err(|errno| io_error("close to others", &path)(errno.into()))?;
         let lock = lock(&path)?;
         write_readme(&path)?;
-        let mut state =
-            Self { path, dir, lock, meta: Meta { identity: identity.clone(), pid: 0, version: String::new() } };
+        let meta = Meta { identity: identity.clone(), pid: 0, version: String::new() };
+        let mut state = Self { path, dir, lock, meta, is_new };
         state.claim()?;
         Ok(state)
     }
@@ -333,6 +357,11 @@ impl StateDir {
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What is to be removed when this mount comes to nothing.
+    pub fn unused(&self) -> Unused {
+        Unused(self.is_new.then(|| self.path.clone()))
     }
 
     /// What it is for.

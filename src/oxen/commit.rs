@@ -82,8 +82,11 @@ impl OxenWorkspace {
         loop {
             match self.repo.http.json::<wire::CommitAnswer>(&post).await {
                 Ok(answer) => return Ok(committed(&answer.commit)),
-                // Another commit was being made; this one was not (0.65.2, read).
-                Err(error @ WorkspaceError::Busy { .. }) if attempt < ATTEMPTS => {
+                // Another commit was being made, and this one was not (0.65.2, read); or the request did not arrive in
+                // the time that the server had for it (RFC 9110, 15.5.9).
+                Err(error @ (WorkspaceError::Busy { .. } | WorkspaceError::Server { status: 408, .. }))
+                    if attempt < ATTEMPTS =>
+                {
                     tokio::time::sleep(pause(attempt, &error)).await;
                     attempt += 1;
                 }

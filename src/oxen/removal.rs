@@ -13,7 +13,7 @@ use reqwest::{Method, StatusCode};
 
 use super::OxenWorkspace;
 use super::dialect::HashRoute;
-use super::http::{Request, SILENCE, blocking, path};
+use super::http::{Request, SILENCE, blocking, workspace_path};
 use super::retry::{Patience, retry};
 use super::staging::{BACKSLASH, DONE, QUESTIONS, again, all_or_error, lists};
 use super::wire;
@@ -32,6 +32,9 @@ const MOVES: usize = 4;
 
 /// What names of staged files begin with that only a moment's work puts there.
 const ASIDE: &str = ".workspace-mount-aside-";
+
+/// What no request can name, in [`WorkspaceError::Unsupported`].
+const ESCAPE: &str = "move a staged file, or unstage a table, with % and two hexadecimal digits in its path";
 
 /// Whether unstaging is not to be trusted with this path (0.65.2, tried): instead of dropping the change the server
 /// puts the committed table into a database, answers 200, keeps the change staged, and at the next commit replaces
@@ -57,26 +60,38 @@ impl OxenWorkspace {
 
     async fn remove_some(&self, paths: &[RepoPath]) -> Result<Vec<Outcome>, WorkspaceError> {
         let (status, listed) = self.delete("files", paths).await?;
-        if status != StatusCode::PARTIAL_CONTENT {
+        // Releases before 0.64 leave what is only staged as it is, at the paths and below them (0.53.4, tried).
+        let takes_staged = self.dialect.hash_route == HashRoute::Uploads;
+        let partial = status == StatusCode::PARTIAL_CONTENT;
+        if takes_staged && !partial {
             return Ok(paths.iter().map(|_| DONE).collect());
         }
-        // Those that were not found, or could not be removed: the answer does not tell which (0.65.2, read), and
-        // `meta/` of the workspace answers 500 for a path that is not there (tried).
         let mut staged = self.kinds_staged().await?;
-        // Releases before 0.64 do not find what is only staged either (0.53.4, tried: 206, and still staged).
-        let only_staged = |path: &RepoPath| listed.contains(path) && staged.get(path) == Some(&ChangeKind::Added);
-        let only_staged: Vec<RepoPath> = paths.iter().filter(|path| only_staged(path)).cloned().collect();
-        if !only_staged.is_empty() {
-            self.delete("changes", &only_staged).await?;
+        let named: HashSet<&RepoPath> = paths.iter().collect();
+        let under = |path: &RepoPath| {
+            std::iter::successors(Some(path.clone()), RepoPath::parent).any(|above| named.contains(&above))
+        };
+        let left = |(path, kind): (&RepoPath, &ChangeKind)| *kind == ChangeKind::Added && under(path);
+        let left: Vec<RepoPath> = staged.iter().filter(|each| left(*each)).map(|(path, _)| path.clone()).collect();
+        let mut kept = HashMap::new();
+        if !left.is_empty() {
+            kept = self.unstage_added(&left).await?;
             staged = self.kinds_staged().await?;
         }
+        // Those in a partial answer were not found, or could not be removed: it does not tell which (0.65.2, read), and
+        // `meta/` of the workspace answers 500 for a path that is not there (tried).
         let base = self.standing().await?.id;
         let check = |path: &RepoPath| {
-            let suspect = listed.contains(path);
+            let suspect = partial && listed.contains(path);
             let staged = staged.get(path).copied();
+            let why = kept.iter().find(|(left, _)| left.is_in(path)).map(|(_, error)| again(error));
             let (path, base) = (path.clone(), base.clone());
             async move {
+                if let Some(why) = why {
+                    return Outcome::Failed(why);
+                }
                 let gone = match staged {
+                    Some(ChangeKind::Added) => Ok(false),
                     _ if !suspect => Ok(true),
                     Some(kind) => Ok(kind == ChangeKind::Removed),
                     None => self.meta(&base, &path).await.map(|meta| meta.is_none()),
@@ -90,6 +105,25 @@ impl OxenWorkspace {
         };
         let checks: Vec<_> = paths.iter().map(check).collect();
         Ok(stream::iter(checks).buffered(QUESTIONS).collect().await)
+    }
+
+    /// Unstages what the base does not have, where removing it does not. Returns what stays staged, with the reason.
+    async fn unstage_added(&self, paths: &[RepoPath]) -> Result<HashMap<RepoPath, WorkspaceError>, WorkspaceError> {
+        let (tables, others): (Vec<_>, Vec<_>) = paths.iter().cloned().partition(is_table);
+        for range in lists(others.len(), |at| others[at].as_str().len()) {
+            self.delete("changes", &others[range]).await?;
+        }
+        // A table is read into a database instead; under a name that is none it is a file like any other (0.53.4,
+        // tried).
+        let mut kept = HashMap::new();
+        for table in tables {
+            let aside = aside()?;
+            match self.patch(&table, &aside).await {
+                Ok(()) => drop(self.delete("changes", &[aside]).await?),
+                Err(error) => drop(kept.insert(table, error)),
+            }
+        }
+        Ok(kept)
     }
 
     pub(super) async fn drop_changes(&self, paths: &[RepoPath]) -> Result<Vec<Outcome>, WorkspaceError> {
@@ -181,9 +215,9 @@ impl OxenWorkspace {
 
     /// Moves what is staged at the path of a committed table out of the way, and removes it there.
     async fn drop_by_moving(&self, at: &RepoPath, kind: ChangeKind, base: &CommitId) -> Result<(), WorkspaceError> {
-        if at.as_str().contains('%') {
-            // The route does not decode `%25` (0.65.2, tried).
-            return Err(WorkspaceError::Unsupported { what: "go back to the committed table: % is in its path" });
+        // Before anything is changed.
+        if workspace_path(at).is_none() {
+            return Err(WorkspaceError::Unsupported { what: ESCAPE });
         }
         if kind == ChangeKind::Removed {
             // What is removed cannot be moved; anything else than the base's content makes it a change.
@@ -201,8 +235,7 @@ impl OxenWorkspace {
                 _ => return Err(WorkspaceError::Unconfirmed { what: at.to_string() }),
             }
         }
-        let name = format!("{ASIDE}{:016x}", fastrand::u64(..));
-        let aside = RepoPath::parse(&name).map_err(|error| WorkspaceError::Protocol { detail: error.to_string() })?;
+        let aside = aside()?;
         match self.patch(at, &aside).await {
             Ok(()) => {}
             // Nothing was moved, or by an attempt before; the listing tells.
@@ -235,10 +268,6 @@ impl OxenWorkspace {
     }
 
     pub(super) async fn move_file(&self, from: &RepoPath, to: &RepoPath) -> Result<(), WorkspaceError> {
-        if from.as_str().contains('%') {
-            // The route does not decode `%25` (0.65.2, tried).
-            return Err(WorkspaceError::Unsupported { what: "move a file with % in its path" });
-        }
         if to.as_str().contains('\\') {
             return Err(WorkspaceError::Unsupported { what: BACKSLASH });
         }
@@ -251,10 +280,19 @@ impl OxenWorkspace {
 
     /// Not repeated: after a lost answer the source is gone, which would look like a failure.
     async fn patch(&self, from: &RepoPath, to: &RepoPath) -> Result<(), WorkspaceError> {
-        let request = Request::new(Method::PATCH, self.url(&format!("files/{}", path(from))), from.to_string())
+        let Some(at) = workspace_path(from) else {
+            return Err(WorkspaceError::Unsupported { what: ESCAPE });
+        };
+        let request = Request::new(Method::PATCH, self.url(&format!("files/{at}")), from.to_string())
             .json(&wire::Rename { new_path: to.as_str() })?;
         self.repo.http.json::<wire::Anything>(&request).await.map(drop)
     }
+}
+
+/// A path that nobody uses.
+fn aside() -> Result<RepoPath, WorkspaceError> {
+    let name = format!("{ASIDE}{:016x}", fastrand::u64(..));
+    RepoPath::parse(&name).map_err(|error| WorkspaceError::Protocol { detail: error.to_string() })
 }
 
 fn unconfirmed(what: &str, path: &RepoPath) -> Outcome {

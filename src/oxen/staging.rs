@@ -10,7 +10,7 @@ use reqwest::Method;
 use super::OxenWorkspace;
 use super::body::{Body, Segment, Trouble};
 use super::dialect::{HashRoute, LargeRoute, PartNames};
-use super::http::{Request, blocking, path};
+use super::http::{Request, blocking, workspace_path};
 use super::multipart::{self, Form};
 use super::retry::{Patience, retry};
 use super::wire;
@@ -29,7 +29,7 @@ pub(super) const DONE: Outcome = Outcome::Done { sent_bytes: 0 };
 /// What the server cannot hold, in [`WorkspaceError::Unsupported`].
 const ODD_NAME: &str = "take a name with a line break, control character or such like";
 pub(super) const BACKSLASH: &str = "take a name with a backslash, which it reads as a directory's end";
-const PERCENT_DIR: &str = "take files in a directory with % in its name";
+const PERCENT_DIR: &str = "take files in a directory with % and two hexadecimal digits in its name";
 
 /// A request's share of a batch: what it is about, and the items' places in the batch.
 struct Group<'a> {
@@ -93,15 +93,17 @@ impl OxenWorkspace {
             let parent = put.path.parent().unwrap_or_default();
             match self.dialect.part_names {
                 _ if has_backslash(put) => outcomes[at] = Some(unsupported(BACKSLASH)),
-                // The route does not decode `%25`.
-                PartNames::Last if !parent.as_str().contains('%') => by_dir.entry(parent).or_default().push((at, put)),
+                PartNames::Last if workspace_path(&parent).is_some() => {
+                    by_dir.entry(parent).or_default().push((at, put))
+                }
                 _ => by_dir.entry(RepoPath::root()).or_default().push((at, put)),
             }
         }
         for (dir, items) in by_dir {
             for range in lists(items.len(), |at| items[at].1.path.as_str().len() + 80) {
                 let share = &items[range];
-                let asked = self.ask_list(&format!("{route}{}", path(&dir)), &dir, share).await;
+                let asked =
+                    self.ask_list(&format!("{route}{}", workspace_path(&dir).unwrap_or_default()), &dir, share).await;
                 let asked =
                     asked.unwrap_or_else(|error| share.iter().map(|_| Outcome::Failed(again(&error))).collect());
                 for ((at, _), outcome) in share.iter().zip(asked) {
@@ -179,8 +181,7 @@ impl OxenWorkspace {
                 _ if has_backslash(put) => odd.push((at, BACKSLASH)),
                 _ if multipart::quoted(put.path.as_str()).is_none() => odd.push((at, ODD_NAME)),
                 PartNames::Relative => by_dir.entry(None).or_default().push((at, put)),
-                // The route does not decode `%25` (0.65.2, tried).
-                PartNames::Last if parent.as_str().contains('%') => odd.push((at, PERCENT_DIR)),
+                PartNames::Last if workspace_path(&parent).is_none() => odd.push((at, PERCENT_DIR)),
                 PartNames::Last => by_dir.entry(Some(parent)).or_default().push((at, put)),
             }
         }
@@ -207,7 +208,7 @@ impl OxenWorkspace {
                     continue;
                 }
             };
-            let dir = group.dir.as_ref().map(path).unwrap_or_default();
+            let dir = group.dir.as_ref().and_then(workspace_path).unwrap_or_default();
             let request = Request::new(Method::POST, self.url(&format!("files/{dir}")), self.what())
                 .body(media_type, body.clone());
             let answer = retry(Patience::Quick, || async {

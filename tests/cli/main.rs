@@ -153,7 +153,7 @@ fn what_clap_refuses_exits_with_2_and_help_with_0() {
     }
     let help = user.run(["--help"]);
     assert_eq!((help.exit, help.err.as_str()), (0, ""));
-    for command in ["mount", "unmount", "status", "sync", "commit", "repo", "dev-server", "completions"] {
+    for command in ["mount", "unmount", "status", "diff", "sync", "commit", "repo", "dev-server", "completions"] {
         assert!(help.out.contains(command), "{command}");
     }
     let version = user.run(["--version"]);

@@ -6,6 +6,8 @@
 //! - `embedded_documented`, `embedded_0_50`, `embedded_0_58`, `embedded_0_65`: in process, nothing to install;
 //! - `real`: the binary that `scripts/oxen-server path` prints, started once per test process. These are `#[ignore]`d
 //!   for whoever has not built it: `cargo test --test contract -- --ignored real`, or `scripts/test`.
+//! - `older`: the last release that stages by hash through JSON, 0.53.4, for running by hand:
+//!   `OXEN_SERVER_VERSION=0.53.4 scripts/oxen-server install && cargo test --test contract -- --ignored older`.
 //!
 //! To add one: write the function in `protocol.rs` (raw HTTP) or in a file of its own, and name it in that file's
 //! `contract!` under the servers it holds for.
@@ -13,14 +15,16 @@
 /// Makes a test of each behaviour for each server of its group.
 ///
 /// Groups, all optional, in this order: `everywhere`; `released` (all but the documented dialect); `by_batch` (the two
-/// dialects that stage many files by hash in one request: documented and 0.50); `subdirectories` (multipart names keep
-/// them: 0.58, 0.65, real); `current` (0.65, real); `only_documented`; `only_0_50`; `only_0_58`; `only_embedded_0_65`
+/// dialects that stage many files by hash in one request: documented and 0.50; older too); `newer` (0.58, 0.65, real);
+/// `subdirectories` (multipart names keep
+/// them: 0.58, 0.65, real, older); `current` (0.65, real); `only_documented`; `only_0_50`; `only_0_58`; `only_embedded_0_65`
 /// (what needs faults or a restart).
 macro_rules! contract {
     (
         $(everywhere: [$($everywhere:ident),* $(,)?];)?
         $(released: [$($released:ident),* $(,)?];)?
         $(by_batch: [$($by_batch:ident),* $(,)?];)?
+        $(newer: [$($newer:ident),* $(,)?];)?
         $(subdirectories: [$($subdirectories:ident),* $(,)?];)?
         $(current: [$($current:ident),* $(,)?];)?
         $(only_documented: [$($only_documented:ident),* $(,)?];)?
@@ -36,15 +40,19 @@ macro_rules! contract {
         }
         mod embedded_0_58 {
             contract!(@embedded V0_58:
-                $($($everywhere)*)? $($($released)*)? $($($subdirectories)*)? $($($only_0_58)*)?);
+                $($($everywhere)*)? $($($released)*)? $($($newer)*)? $($($subdirectories)*)? $($($only_0_58)*)?);
         }
         mod embedded_0_65 {
             contract!(@embedded V0_65:
-                $($($everywhere)*)? $($($released)*)? $($($subdirectories)*)? $($($current)*)?
+                $($($everywhere)*)? $($($released)*)? $($($newer)*)? $($($subdirectories)*)? $($($current)*)?
                 $($($only_embedded_0_65)*)?);
         }
         mod real {
-            contract!(@real: $($($everywhere)*)? $($($released)*)? $($($subdirectories)*)? $($($current)*)?);
+            contract!(@real real:
+                $($($everywhere)*)? $($($released)*)? $($($newer)*)? $($($subdirectories)*)? $($($current)*)?);
+        }
+        mod older {
+            contract!(@real older: $($($everywhere)*)? $($($released)*)? $($($by_batch)*)? $($($subdirectories)*)?);
         }
     };
     (@embedded $dialect:ident: $($name:ident)*) => {
@@ -56,12 +64,12 @@ macro_rules! contract {
             }
         )*
     };
-    (@real: $($name:ident)*) => {
+    (@real $server:ident: $($name:ident)*) => {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             #[ignore = "needs the real oxen-server: scripts/test runs these"]
             async fn $name() {
-                let target = crate::server::Target::real().await;
+                let target = crate::server::Target::$server().await;
                 super::$name(&target).await;
             }
         )*

@@ -9,7 +9,7 @@ use oxenfs::hash::ContentHash;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::server::{BASE_FILES, Target, text};
+use crate::server::{BASE_FILES, Target, answered, text};
 
 mod adding;
 mod by_hash;
@@ -27,7 +27,7 @@ struct Answered {
 
 impl Answered {
     async fn of(request: reqwest::RequestBuilder) -> Self {
-        let answer = request.send().await.expect("an answer");
+        let answer = answered(request).await;
         let status = answer.status().as_u16();
         let bytes = answer.bytes().await.expect("a whole answer");
         let body = serde_json::from_slice(&bytes).unwrap_or_default();

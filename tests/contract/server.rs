@@ -51,8 +51,16 @@ impl Target {
 
     /// The real server that all tests of this process share.
     pub async fn real() -> Self {
-        let url = tokio::task::spawn_blocking(real_server_url).await.expect("the real server starts");
-        Self::with_repository(url.clone(), Dialect::V0_65).await
+        static URL: OnceLock<String> = OnceLock::new();
+        let url = tokio::task::spawn_blocking(|| real_server_url(&URL, None)).await.expect("the real server starts");
+        Self::with_repository(url, Dialect::V0_65).await
+    }
+
+    /// The same of the last release that stages by hash through JSON.
+    pub async fn older() -> Self {
+        static URL: OnceLock<String> = OnceLock::new();
+        let url = tokio::task::spawn_blocking(|| real_server_url(&URL, Some("0.53.4")));
+        Self::with_repository(url.await.expect("the real server starts"), Dialect::V0_50).await
     }
 
     async fn with_repository(base_url: String, dialect: Dialect) -> Self {
@@ -68,13 +76,8 @@ impl Target {
         };
         let user = json!({"name": "Base", "email": "base@example.com"});
         let files = BASE_FILES.map(|(path, contents)| json!({"path": path, "contents": contents, "user": user}));
-        let answer = target
-            .http
-            .post(format!("{}/api/repos", target.base_url))
-            .json(&json!({"namespace": target.namespace, "name": target.repo, "files": files}))
-            .send()
-            .await
-            .expect("the server answers");
+        let new = json!({"namespace": target.namespace, "name": target.repo, "files": files});
+        let answer = answered(target.http.post(format!("{}/api/repos", target.base_url)).json(&new)).await;
         let status = answer.status();
         let body = answer.text().await.unwrap_or_default();
         assert!(status.is_success(), "creating the repository: {status} {body}");
@@ -109,12 +112,25 @@ impl Target {
 
     /// GETs `below`, which must succeed with JSON.
     pub async fn get_json(&self, below: &str) -> Value {
-        let answer = self.http.get(self.url(below)).send().await.expect("an answer");
+        let answer = answered(self.http.get(self.url(below))).await;
         let status = answer.status();
         let body = answer.text().await.expect("a whole answer");
         assert!(status.is_success(), "GET {below}: {status} {body}");
         serde_json::from_str(&body).expect("JSON")
     }
+}
+
+/// The answer to a request. One that did not arrive in the time that the server had for it (408, seen of a busy machine)
+/// is sent again, as any client does.
+pub async fn answered(request: reqwest::RequestBuilder) -> reqwest::Response {
+    for _ in 0..5 {
+        let request = request.try_clone().expect("a body in memory");
+        let answer = request.send().await.expect("the server answers");
+        if answer.status() != reqwest::StatusCode::REQUEST_TIMEOUT {
+            return answer;
+        }
+    }
+    panic!("the server has no time for the request: {request:?}");
 }
 
 /// A JSON string's value.
@@ -132,15 +148,14 @@ fn client() -> reqwest::Client {
     reqwest::Client::builder().user_agent(USER_AGENT).no_proxy().build().expect("a client")
 }
 
-/// The real server's URL; the first caller starts it.
-fn real_server_url() -> String {
-    static URL: OnceLock<String> = OnceLock::new();
-    URL.get_or_init(|| {
+/// The URL of the real server of that version; the first caller starts it.
+fn real_server_url(url: &OnceLock<String>, version: Option<&'static str>) -> String {
+    url.get_or_init(|| {
         let (ready, started) = std::sync::mpsc::channel();
         // The kernel ends the server when the thread that started it ends, so that no way of ending this process
         // leaves a server behind. This thread never ends by itself.
         std::thread::spawn(move || {
-            let _ = ready.send(start_real_server());
+            let _ = ready.send(start_real_server(version));
             loop {
                 std::thread::park();
             }
@@ -151,8 +166,8 @@ fn real_server_url() -> String {
 }
 
 /// Starts the real server on a free port with its data in a directory of this process's own.
-fn start_real_server() -> String {
-    let binary = real_server_path();
+fn start_real_server(version: Option<&str>) -> String {
+    let binary = real_server_path(version);
     let data = real_server_data();
     let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
     let mut command = Command::new(&binary);
@@ -181,9 +196,12 @@ fn start_real_server() -> String {
     format!("http://127.0.0.1:{port}")
 }
 
-fn real_server_path() -> PathBuf {
+/// `None`: the version that the script is pinned to.
+fn real_server_path(version: Option<&str>) -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/oxen-server");
-    let printed = Command::new(&script).arg("path").output().expect("scripts/oxen-server runs");
+    let mut command = Command::new(&script);
+    command.arg("path").envs(version.map(|version| ("OXEN_SERVER_VERSION", version)));
+    let printed = command.output().expect("scripts/oxen-server runs");
     assert!(printed.status.success(), "the real server is not installed: run scripts/oxen-server install");
     PathBuf::from(String::from_utf8_lossy(&printed.stdout).trim())
 }

@@ -64,8 +64,14 @@ impl TestMount {
     /// Mounts a new repository by way of `server`.
     #[track_caller]
     pub fn through(server: &str) -> Self {
+        Self::with(server, &[])
+    }
+
+    /// Mounts a new repository by way of `server`, with more options.
+    #[track_caller]
+    pub fn with(server: &str, options: &[&str]) -> Self {
         let test = Self::unmounted(server);
-        test.mount(&["--create"]).ok();
+        test.mount(&[&["--create"], options].concat()).ok();
         test
     }
 
@@ -154,6 +160,15 @@ impl TestMount {
             ["unmount", dir, "--commit", "-m", "a commit", "--author", "A. Tester", "--email", "a@example.org"];
         self.oxenfs(arguments).ok();
         self.assert_gone();
+    }
+
+    /// Unmounts with a commit, and compares: the branch holds the regular files that the mount held, and nothing else.
+    /// This is how every suite ends.
+    #[track_caller]
+    pub fn unmount_and_compare(&self) {
+        let held = local_tree(&self.dir);
+        self.unmount_commit();
+        http::assert_same(&self.committed(), &held);
     }
 
     /// Empties the local state: the next mount knows only what the server has.
@@ -352,7 +367,7 @@ pub fn local_tree(root: &Path) -> Tree {
                 let name = entry.path().strip_prefix(root).unwrap().to_str().expect("UTF-8").to_owned();
                 tree.insert(name, std::fs::read(entry.path()).unwrap());
             } else {
-                assert!(kind.is_symlink() || kind.is_fifo());
+                assert!(kind.is_symlink() || kind.is_fifo() || kind.is_socket(), "{}", entry.path().display());
             }
         }
     }

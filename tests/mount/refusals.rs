@@ -23,6 +23,9 @@ fn an_unknown_repository_is_not_made_unasked() {
     test.assert_gone();
     // And it still is not there.
     assert_eq!(test.mount(&[]).exit, 1);
+    test.assert_gone();
+    let left: Vec<_> = fs::read_dir(&test.state).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["README"], "a mount that came to nothing leaves no state");
 }
 
 #[test]

@@ -192,6 +192,29 @@ fn a_removed_directory_leaves_no_empty_one_in_the_commit() {
 }
 
 #[test]
+fn a_directory_whose_last_file_was_only_staged_leaves_no_empty_one_either() {
+    let twins = Twins::new();
+    twins.shell("echo new > dir/sub/deep/new").sync().shell("rm dir/sub/deep/four").sync();
+    twins.shell("rm dir/sub/deep/new").sync().shell("rm -r dir/sub").sync().commit_and_compare();
+}
+
+#[test]
+fn a_directory_that_only_an_unstaged_file_kept_leaves_no_empty_one_either() {
+    let twins = Twins::new();
+    let open = |root: &Path| fs::File::create(root.join("dir/sub/deep/open")).unwrap();
+    let files = [open(&twins.test.dir), open(&twins.plain)];
+    // The rest is staged while the file, still open, is not.
+    twins.shell("rm dir/sub/deep/four dir/sub/three; ln -s x dir/sub/link");
+    twins.test.wait_status("the removals to be staged", |status| {
+        let counts = &status["counts"];
+        counts["removals"]["files"] == 0 && counts["staged"]["files"] == 2
+    });
+    twins.shell("rm dir/sub/deep/open");
+    drop(files);
+    twins.shell("rmdir dir/sub/deep").commit_and_compare();
+}
+
+#[test]
 fn removing_everything_leaves_an_empty_branch() {
     let twins = Twins::new();
     twins.shell("rm -r ./*").sync().commit_and_compare();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use oxenfs::disk::Disk;
@@ -438,6 +438,12 @@ impl World {
         for task in &mut self.tasks.0 {
             task.abort();
             let _ = task.await;
+        }
+        // What they had begun on threads that may block ends by itself.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Arc::strong_count(&self.fs) > 1 {
+            assert!(Instant::now() < deadline, "somebody is still at work in the filesystem");
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         change(self.dir.path());
         (self.fs, self.tasks) = start(self.dir.path(), &self.memory, &self.disk).await;

@@ -1,0 +1,124 @@
+//! `oxenfs diff`.
+
+use std::fmt::Write;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use super::args::DiffArgs;
+use super::failure::{Doing, Failure, quoted};
+use super::find::{self, Finder, connect};
+use super::output::{bytes, count, data, note, printable, thousands};
+use super::seams;
+use crate::control::client::{Client, ClientError, Next};
+use crate::control::{Difference, Event, Kind, Request};
+use crate::mount::state_dir::Known;
+
+/// Between two answers of a daemon: it looks through everything that changed before the first.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `oxenfs diff`. Works without a daemon too.
+pub fn diff(args: DiffArgs, finder: &Finder) -> Result<u8, Failure> {
+    let failed = || format!("cannot show what differs in {}", quoted(&args.dir));
+    let real = find::real(&args.dir).doing(failed)?;
+    let Some(known) = finder.above(&real) else {
+        let failure = Failure::new("no oxenfs mount is there").hint("oxenfs status lists the mounts");
+        return Err(failure.doing(failed()));
+    };
+    let mut found = match connect(known).doing(failed)? {
+        Some(stream) => ask(stream).doing(failed)?,
+        None => seams::offline_differences(&known.path).doing(failed)?,
+    };
+    let below = real.strip_prefix(&known.meta.identity.mountpoint).unwrap_or(Path::new(""));
+    found.retain(|difference| is_below(difference, known, below));
+    if args.json {
+        data(&serde_json::to_string_pretty(&found).map_err(Failure::new)?)?;
+    } else if !found.is_empty() {
+        data(lines(&found).trim_end())?;
+    }
+    note(summary(&found));
+    Ok(0)
+}
+
+fn ask(stream: UnixStream) -> Result<Vec<Difference>, Failure> {
+    let mut client = Client::ask(stream, &Request::Diff)?;
+    let mut found = Vec::new();
+    loop {
+        match client.next(PATIENCE)? {
+            Next::Event(Event::Differences { changes }) => found.extend(changes),
+            Next::Event(Event::Done) => return Ok(found),
+            Next::Event(Event::Failed(failure)) => return Err(failure.into()),
+            Next::Event(_) => return Err(ClientError::NotUnderstood.into()),
+            Next::Nothing => {
+                let silence = format!("the mount's daemon did not answer within {} s", PATIENCE.as_secs());
+                return Err(Failure::new(silence));
+            }
+        }
+    }
+}
+
+/// Whether a difference lies at or below a path of the mount; a rename counts at both of its ends.
+fn is_below(difference: &Difference, known: &Known, below: &Path) -> bool {
+    let root = match difference.kind {
+        Kind::Local => Path::new(""),
+        _ => Path::new(&known.meta.identity.subdir),
+    };
+    let dir = root.join(below);
+    [Some(&difference.path), difference.from.as_ref()]
+        .into_iter()
+        .flatten()
+        .any(|path| Path::new(path).starts_with(&dir))
+}
+
+fn word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Added => "added",
+        Kind::Modified => "modified",
+        Kind::Removed => "removed",
+        Kind::Renamed => "renamed",
+        Kind::Local => "local",
+    }
+}
+
+/// One line each: what, where it is, how large, which path.
+fn lines(found: &[Difference]) -> String {
+    let mut text = String::new();
+    for difference in found {
+        let path = printable(&difference.path);
+        let place = match difference.kind {
+            Kind::Local => "",
+            _ if difference.staged => "staged",
+            _ => "to send",
+        };
+        let size = match difference.kind {
+            Kind::Local => String::new(),
+            _ => bytes(difference.bytes),
+        };
+        let _ = write!(text, "{:<9} {place:<8} {size:>10}  ", word(difference.kind));
+        let _ = match (&difference.from, &difference.reason) {
+            (Some(from), _) => writeln!(text, "{} -> {path}", printable(from)),
+            (_, Some(reason)) => writeln!(text, "{path} ({})", printable(reason)),
+            _ => writeln!(text, "{path}"),
+        };
+    }
+    text
+}
+
+fn summary(found: &[Difference]) -> String {
+    let of = |kind: Kind| found.iter().filter(|difference| difference.kind == kind).count() as u64;
+    let kinds = [Kind::Added, Kind::Modified, Kind::Removed, Kind::Renamed];
+    let parts: Vec<String> = kinds
+        .into_iter()
+        .filter(|kind| of(*kind) > 0)
+        .map(|kind| format!("{} {}", thousands(of(kind)), word(kind)))
+        .collect();
+    let mut text = if parts.is_empty() { "nothing to commit".to_owned() } else { parts.join(", ") };
+    let to_send = found.iter().filter(|difference| difference.kind != Kind::Local && !difference.staged).count() as u64;
+    if to_send > 0 {
+        let _ = write!(text, "; {} to send", count(to_send, "change"));
+    }
+    if of(Kind::Local) > 0 {
+        let _ = write!(text, "; {} on this disk alone, which Oxen cannot store", count(of(Kind::Local), "path"));
+    }
+    text
+}

@@ -1,0 +1,73 @@
+//! Where the mount and a local filesystem differ, each with the reason. What is not here has to be equal.
+
+use super::op::{Op, Step};
+use super::world::{DIRECTORY, Outcome};
+
+/// What the mount does or does not do as a whole. Switched on here when it does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Capability {
+    /// Names that are no UTF-8 or have a backslash.
+    AnyName,
+    /// `fallocate` with its modes.
+    Fallocate,
+    /// `copy_file_range`.
+    CopyRange,
+    /// `SEEK_HOLE`, `SEEK_DATA`.
+    SeekHole,
+    /// `user.*` and `trusted.*`.
+    Xattrs,
+    /// Who may keep set-user-id and set-group-id bits over a write, a truncation, a change of owner.
+    SetIds,
+    /// `O_TMPFILE`.
+    Tmpfile,
+    /// `st_blocks` counts what is allocated.
+    Blocks,
+}
+
+/// Whether the mount has it.
+pub fn has(capability: Capability) -> bool {
+    match capability {
+        Capability::CopyRange => true,
+        Capability::AnyName
+        | Capability::Fallocate
+        | Capability::SeekHole
+        | Capability::Xattrs
+        | Capability::SetIds
+        | Capability::Tmpfile
+        | Capability::Blocks => false,
+    }
+}
+
+/// A difference in an operation's answer that is as it should be.
+pub struct Divergence {
+    pub name: &'static str,
+    /// Why it is right, or cannot be otherwise.
+    pub why: &'static str,
+    /// Whether this is it; what the plain directory answered, and the mount.
+    pub is: fn(&Step, &Outcome, &Outcome) -> bool,
+}
+
+/// In answers. In attributes, [`compare`](super::compare) leaves out, everywhere:
+///
+/// - `st_dev`, inode numbers as such (that equal numbers mean the same file is compared), `st_blksize`;
+/// - the size of directories: a local filesystem tells its own blocks, the mount 0;
+/// - the access time, but for that which `utimensat` just set: the kernel keeps no access times for FUSE (`noatime`);
+/// - modification and change time of what was written through a mapping: the kernel tells a FUSE filesystem of such
+///   writes when it writes the pages back, not at the first touch;
+/// - these two times of a FIFO that was written to: the kernel tells a FUSE filesystem nothing of what goes through one;
+/// - by how much two clocks read one after the other differ.
+///
+/// What is never asked of either: seeking beyond what a local filesystem can hold, where each has a limit of its own
+/// (the kernel gives every FUSE filesystem the largest there is; writing and truncating there is asked, and refused by
+/// both); mapped writes behind the end of the file, which nobody promises anything of.
+pub const DIVERGENCES: &[Divergence] = &[Divergence {
+    name: "seeking in a directory",
+    why: "Only offsets that the directory gave mean anything; ext4 takes others by the range of its hashes, the \
+          mount by their order.",
+    is: |step, plain, mount| matches!(step.op, Op::Seek { .. }) && plain.data == DIRECTORY && mount.data == DIRECTORY,
+}];
+
+/// The divergence that this is.
+pub fn explained(step: &Step, plain: &Outcome, mount: &Outcome) -> Option<&'static Divergence> {
+    DIVERGENCES.iter().find(|divergence| (divergence.is)(step, plain, mount))
+}
