@@ -599,6 +599,9 @@ impl Fs {
         if let Some(file) = self.cache.file(hash) {
             return Ok(Arc::new(file));
         }
+        if let Some(file) = self.blocking(move |fs| Ok(fs.cache.check(hash))).await? {
+            return Ok(Arc::new(file));
+        }
         let source = source.ok_or(FsError::Stale)?;
         let fetched = self.cache.begin()?;
         let length = self.workspace.fetch(&source, &fetched.file).await?;
@@ -749,10 +752,10 @@ impl Fs {
             state.record(ino);
             let file = Arc::new(file);
             if let Some(open) = state.open.get_mut(&ino) {
-                open.file = Some(file.clone());
+                open.file = Some(file);
             }
             if hash.is_some() {
-                state.seal_frozen(self, ino, &file);
+                state.seal_frozen(self, ino);
             }
             if let (Content::Local { spool, .. }, size) = old {
                 free = Some((state.abandon(spool), size));
@@ -786,11 +789,15 @@ impl Fs {
     /// called now and then, where it may wait for the disk.
     ///
     /// # Errors
-    /// When the record or the cache cannot be flushed; what was to be done is done the next time, or at the next mount.
+    /// When the record cannot be flushed; what was to be done is done the next time, or at the next mount.
     pub fn tidy(&self) -> Result<(), FsError> {
         let leaving = std::mem::take(&mut *self.leaving.lock().unwrap_or_else(PoisonError::into_inner));
         // Before the flush: what arrives meanwhile need not be covered by it.
-        let arrived = self.cache.arrived();
+        let arrived = {
+            let state = self.lock();
+            // What is held keeps its name: it may be opened by it.
+            self.cache.arrived(|spool| !state.held.contains_key(&spool))
+        };
         if leaving.is_empty() && arrived.is_empty() {
             return Ok(());
         }
@@ -799,7 +806,8 @@ impl Fs {
             return Err(error.into());
         }
         leaving.into_iter().for_each(|spool| self.spool.remove(spool));
-        Ok(self.cache.settle(arrived)?)
+        self.cache.settle(arrived);
+        Ok(())
     }
 
     /// Opens a file's spool file; `None` when it has other content by now: a confirmation moves spool files away.
