@@ -223,6 +223,21 @@ fn a_directory_that_only_an_unstaged_file_kept_leaves_no_empty_one_either() {
 }
 
 #[test]
+fn a_directory_emptied_a_little_at_a_time_leaves_no_empty_one_either() {
+    let test = TestMount::unmounted(crate::server::url());
+    // So short that removals are staged while others are made.
+    test.mount(&["--create", "--settle", "0.02"]).ok();
+    fs::write(test.at("keep"), "kept").unwrap();
+    for round in 0..10 {
+        shell(&test.dir, "mkdir -p E/b/c; echo 1 > E/a; echo 2 > E/b/b; echo 3 > E/b/c/c");
+        test.commit();
+        shell(&test.dir, "rm E/b/b; rm E/a E/b/c/c; sleep 0.05; rm -r E");
+        test.commit();
+        assert_eq!(test.committed().into_keys().collect::<Vec<_>>(), ["keep"], "round {round}");
+    }
+}
+
+#[test]
 fn removing_everything_leaves_an_empty_branch() {
     let twins = Twins::new();
     twins.shell("rm -r ./*").sync().commit_and_compare();
