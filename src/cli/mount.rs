@@ -12,7 +12,7 @@ use crate::config::{Environment, MountInput, MountSettings};
 use crate::control::Request;
 use crate::control::client::Client;
 use crate::mount::daemon::{self, Fork, Notifier, Outcome, Ready};
-use crate::mount::preflight;
+use crate::mount::preflight::{self, mountinfo};
 use crate::mount::state_dir::{self, Identity, StateDir, StateError};
 
 /// How long a daemon that only drains may take to let go: it stops between two requests.
@@ -136,13 +136,15 @@ fn open_state(root: &Path, identity: &Identity) -> Result<StateDir, Failure> {
         Err(error @ StateError::Locked { .. }) => error,
         Err(error) => return Err(error.into()),
     };
-    let StateError::Locked { path, .. } = &locked else {
+    let StateError::Locked { path, mountpoint, .. } = &locked else {
         return Err(locked.into());
     };
     let Ok(status) = state_dir::connect_control(path).map_err(Failure::new).and_then(status_of) else {
         return Err(locked.into());
     };
-    if status.phase != "draining" {
+    // A mount that was taken away a moment ago is gone before its daemon notices.
+    let gone = mountinfo::top(mountpoint).is_ok_and(|top| top.is_none_or(|mount| !mount.is_ours()));
+    if status.phase != "draining" && !gone {
         return Err(locked.into());
     }
     let stream = state_dir::connect_control(path).map_err(Failure::new)?;
