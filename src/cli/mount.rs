@@ -17,6 +17,8 @@ use crate::mount::state_dir::{self, Identity, StateDir, StateError};
 
 /// How long a daemon that only drains may take to let go: it stops between two requests.
 const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(30);
+/// How long one that does not answer may take: it is about to end, or hangs.
+const SILENCE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// `oxenfs mount`.
 pub fn mount(args: MountArgs, state_dir: Option<PathBuf>, environment: &Environment) -> Result<u8, Failure> {
@@ -131,15 +133,23 @@ fn welcome(ready: &Ready, said: &str) {
 /// Opens the state directory. Where a daemon without a mount still drains it, that daemon is asked to stop: what it
 /// did not send is on record, and the new one goes on.
 fn open_state(root: &Path, identity: &Identity) -> Result<StateDir, Failure> {
-    let locked = match StateDir::open(root, identity) {
-        Ok(state) => return Ok(state),
-        Err(error @ StateError::Locked { .. }) => error,
-        Err(error) => return Err(error.into()),
+    let began = Instant::now();
+    let (locked, status) = loop {
+        let locked = match StateDir::open(root, identity) {
+            Ok(state) => return Ok(state),
+            Err(error @ StateError::Locked { .. }) => error,
+            Err(error) => return Err(error.into()),
+        };
+        let StateError::Locked { path, .. } = &locked else {
+            return Err(locked.into());
+        };
+        match state_dir::connect_control(path).map_err(Failure::new).and_then(status_of) {
+            Ok(status) => break (locked, status),
+            Err(_) if began.elapsed() < SILENCE_PATIENCE => {}
+            Err(_) => return Err(locked.into()),
+        }
     };
     let StateError::Locked { path, mountpoint, .. } = &locked else {
-        return Err(locked.into());
-    };
-    let Ok(status) = state_dir::connect_control(path).map_err(Failure::new).and_then(status_of) else {
         return Err(locked.into());
     };
     // A mount that was taken away a moment ago is gone before its daemon notices.
@@ -147,8 +157,9 @@ fn open_state(root: &Path, identity: &Identity) -> Result<StateDir, Failure> {
     if status.phase != "draining" && !gone {
         return Err(locked.into());
     }
-    let stream = state_dir::connect_control(path).map_err(Failure::new)?;
-    let _asked = Client::ask(stream, &Request::Detach)?;
+    // It may have ended meanwhile; then nobody has to be asked.
+    let asked = state_dir::connect_control(path).map_err(Failure::new);
+    let _asked = asked.and_then(|stream| Ok(Client::ask(stream, &Request::Detach)?));
     let began = Instant::now();
     loop {
         match StateDir::open(root, identity) {
