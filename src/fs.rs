@@ -212,7 +212,7 @@ pub enum Stale {
 /// An open file or directory.
 enum Handle {
     File { ino: Ino, read: bool, write: bool },
-    Dir { ino: Ino, entries: Option<Arc<Vec<(Name, Ino)>>> },
+    Dir { ino: Ino, entries: Option<Arc<Vec<Name>>> },
 }
 
 /// What the open handles of one file share.

@@ -499,6 +499,18 @@ fn with_parent<T>(disk: &Disk, path: &Path, work: impl Fn() -> io::Result<T>) ->
     }
 }
 
+/// Whether the filesystem of `dir` copies files by sharing their blocks (`ioctl_ficlone(2)`); `None` when no file can be
+/// made there to try it.
+pub fn shares_blocks(dir: &Path) -> Option<bool> {
+    let nameless = || {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_TMPFILE).open(dir).ok()
+    };
+    let (from, to) = (nameless()?, nameless()?);
+    from.write_all_at(&[0; 4096], 0).ok()?;
+    Some(rustix::fs::ioctl_ficlone(&to, &from).is_ok())
+}
+
 /// Copies a whole file: shares its blocks where the filesystem can, else copies in the kernel.
 ///
 /// # Errors

@@ -281,8 +281,19 @@ impl Stager {
         let mut later = VecDeque::new();
         while let Some(mut item) = self.ready.pop_front() {
             let kind = self.kind(&item);
+            // Removals go one request after the other: the last one to empty a directory must see that it is.
+            let other = match kind {
+                Kind::Unstage => Some(Kind::Remove),
+                Kind::Remove => Some(Kind::Unstage),
+                _ => None,
+            };
+            let other_goes = other.is_some_and(|other| {
+                self.requests.get(&other).is_some_and(|count| *count > 0)
+                    || batches.get(&other).is_some_and(|b| !b.is_empty())
+            });
             let batch = batches.entry(kind).or_default();
             let room = self.requests.get(&kind).copied().unwrap_or(0) < limit(kind)
+                && !other_goes
                 && match kind {
                     Kind::Small => batch.len() < SMALL_FILES && batch_bytes < SMALL_BYTES,
                     Kind::Middle | Kind::Large => batch.is_empty(),
@@ -613,7 +624,8 @@ fn limit(kind: Kind) -> usize {
         Kind::Small => SMALL_REQUESTS,
         Kind::Middle => MIDDLE_REQUESTS,
         Kind::Large => LARGE_REQUESTS,
-        Kind::Unstage | Kind::Remove | Kind::Ask => LIST_REQUESTS,
+        Kind::Unstage | Kind::Remove => 1,
+        Kind::Ask => LIST_REQUESTS,
     }
 }
 

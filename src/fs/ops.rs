@@ -181,6 +181,16 @@ impl State {
         self.stat(ino)
     }
 
+    /// The spool file of an inode, and its handle if it is open.
+    fn spooled(&self, ino: Ino) -> Option<(SpoolId, Option<Arc<File>>)> {
+        match self.content(ino) {
+            Some((Content::Local { spool, .. }, _)) => {
+                Some((*spool, self.open.get(&ino).and_then(|open| open.file.clone())))
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the base has something at this entry, so that removing it must hide it.
     fn base_has(&self, parent: Ino, name: &Name, ino: Ino) -> bool {
         match self.tree.get(ino).map(|inode| &inode.body) {
@@ -352,26 +362,30 @@ impl Fs {
             attrs.atime = set.atime.unwrap_or(attrs.atime);
             attrs.mtime = set.mtime.unwrap_or(attrs.mtime);
             attrs.ctime = time;
-            if set.mtime.is_some()
-                && let Some((Content::Local { spool: id, .. }, _)) = state.content(ino)
-            {
-                spool = Some((*id, state.open.get(&ino).and_then(|open| open.file.clone())));
+            if set.mtime.is_some() {
+                spool = state.spooled(ino);
             }
             state.record(ino);
             state.stat(ino)
         })?;
-        if let (Some((id, file)), Some(mtime)) = (spool, set.mtime) {
-            // After a crash the spool file's own time is what counts.
-            match file {
-                Some(file) => set_mtime(&file, mtime)?,
-                None => {
-                    if let Ok(file) = self.spool.file(id) {
-                        set_mtime(&file, mtime)?;
-                    }
-                }
-            }
+        if let Some(mtime) = set.mtime {
+            self.stamp_spool(spool, mtime)?;
         }
         Ok(stat)
+    }
+
+    /// Gives a spool file the time of its inode: after a crash the spool file's own is what counts.
+    fn stamp_spool(&self, spooled: Option<(SpoolId, Option<Arc<File>>)>, mtime: Timestamp) -> Op<()> {
+        match spooled {
+            Some((_, Some(file))) => set_mtime(&file, mtime)?,
+            Some((id, None)) => {
+                if let Ok(file) = self.spool.file(id) {
+                    set_mtime(&file, mtime)?;
+                }
+            }
+            None => {}
+        }
+        Ok(())
     }
 
     fn truncate(&self, ino: Ino, size: u64) -> Op<()> {
@@ -430,15 +444,16 @@ impl Fs {
 
     /// A change of nothing: only the times move.
     fn touch_times(&self, ino: Ino) -> Op<()> {
-        self.change(|state| {
+        let time = now();
+        let spooled = self.change(|state| {
             state.materialize(ino);
-            let time = now();
             if let Some(inode) = state.tree.get_mut(ino) {
                 (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
             }
             state.record(ino);
-            Ok(())
-        })
+            Ok(state.spooled(ino))
+        })?;
+        self.stamp_spool(spooled, time)
     }
 
     /// A symlink's target.
@@ -920,16 +935,21 @@ impl Fs {
         let ino = *ino;
         if offset == 0 || entries.is_none() {
             let children = state.tree.dir(ino).map(|dir| &dir.children).into_iter().flatten();
-            *entries = Some(Arc::new(children.map(|(name, child)| (name.clone(), *child)).collect()));
+            *entries = Some(Arc::new(children.map(|(name, _)| name.clone()).collect()));
         }
         let Some(snapshot) = entries.clone() else { return Ok(()) };
         let parent = state.tree.get(ino).and_then(|inode| inode.links.first()).map_or(ino, |(parent, _)| *parent);
-        let dots: [(&[u8], Ino); 2] = [(b".", ino), (b"..", parent)];
-        let all = dots.into_iter().chain(snapshot.iter().map(|(name, child)| (name.as_bytes(), *child)));
-        for (next, (name, child)) in (1..).zip(all).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
-            // Gone since the snapshot.
-            let Ok(stat) = state.stat(child) else { continue };
-            if take(&DirEntry { name, stat, next }) {
+        let dots = [(b".".as_slice(), None, ino), (b"..", None, parent)];
+        let all = dots.into_iter().chain(snapshot.iter().map(|name| (name.as_bytes(), Some(name), ino)));
+        for (next, (shown, name, dot)) in (1..).zip(all).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+            // What the name stands for now: the kernel believes what a listing says of an entry, and one that was
+            // removed meanwhile would be back.
+            let child = match name {
+                Some(name) => state.tree.dir(ino).and_then(|dir| dir.children.get(name)).copied(),
+                None => Some(dot),
+            };
+            let Some((child, Ok(stat))) = child.map(|child| (child, state.stat(child))) else { continue };
+            if take(&DirEntry { name: shown, stat, next }) {
                 break;
             }
             if count

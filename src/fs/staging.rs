@@ -567,20 +567,24 @@ impl Fs {
         let state = self.lock();
         let mut dirs = BTreeSet::new();
         let mut known = HashMap::new();
+        // Of each directory, whether the workspace will show nothing below it; asked once, not for every file in it.
+        let mut clear: HashMap<RepoPath, bool> = HashMap::new();
         for file in files {
             let mut top = None;
-            let mut above = file.parent();
-            while let Some(dir) = above {
-                if dir.is_root() || !state.is_vacant(&dir, &mut known) {
+            let above = std::iter::successors(file.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
+            for dir in above {
+                let is_clear = *clear.entry(dir.clone()).or_insert_with(|| {
+                    let gone = |(path, account): (&RepoPath, &Account)| files.contains(path) || !account.may_show();
+                    state.is_vacant(&dir, &mut known) && state.ledger.below(&dir).all(gone)
+                });
+                if !is_clear {
                     break;
                 }
-                above = dir.parent();
                 top = Some(dir);
             }
-            let Some(dir) = top.filter(|dir| !dirs.contains(dir)) else { continue };
-            let clear = state.ledger.below(&dir).all(|(path, account)| files.contains(path) || !account.may_show());
-            let based = state.ledger.below(&dir).any(|(_, account)| account.base.is_some());
-            if clear && based {
+            if let Some(dir) = top
+                && state.ledger.below(&dir).any(|(_, account)| account.base.is_some())
+            {
                 dirs.insert(dir);
             }
         }

@@ -18,6 +18,7 @@ mod refusals;
 mod scripted;
 mod server;
 mod suites;
+mod tools;
 mod twin;
 mod wanted_states;
 mod words;
