@@ -260,9 +260,9 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     }
     stager.abort();
     housekeeping.abort();
-    control.abort();
     let tidied = fs.clone();
     let _ = tokio::task::spawn_blocking(move || tidy(&tidied)).await;
+    control.abort();
     let owed = fs.owed();
     tracing::info!(owed, "ended");
     Ok(Ended { owed })

@@ -846,11 +846,11 @@ impl Fs {
         Ok(paths)
     }
 
-    /// The paths of an open file.
+    /// The paths of a file that is open for writing: closing any other waits for nothing.
     pub fn handle_paths(&self, handle: u64) -> Vec<RepoPath> {
         let state = self.lock();
         match state.handles.get(&handle) {
-            Some(Handle::File { ino, .. }) => state.tree.file_paths(*ino),
+            Some(Handle::File { ino, write: true, .. }) => state.tree.file_paths(*ino),
             _ => Vec::new(),
         }
     }

@@ -2,6 +2,7 @@
 //! daemon is needed, a scripted one answers.
 
 mod daemon;
+mod promises;
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};

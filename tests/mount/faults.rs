@@ -349,3 +349,64 @@ fn a_lazy_umount_under_an_open_file_loses_nothing() {
     test.mount(&[]).ok();
     assert_ends_well(&test, &server, &Tree::from([("open".into(), b"before and after".to_vec())]));
 }
+
+#[test]
+fn fsync_and_close_wait_for_the_server_where_they_were_asked_to() {
+    for option in [["--fsync", "staged"].as_slice(), ["--write-through"].as_slice()] {
+        let mut server = Scripted::new();
+        let test = TestMount::unmounted(&server.url());
+        test.mount(&[&["--create"], option].concat()).ok();
+        // With the server there, what returned is staged.
+        let write = |path: &str| {
+            let mut file = fs::File::create(test.at(path)).unwrap();
+            file.write_all(path.as_bytes()).unwrap();
+            if option[0] == "--fsync" { file.sync_all() } else { close(file) }
+        };
+        write("first").unwrap();
+        assert_eq!(owed(&test.status()), 0, "{option:?}");
+        // Without it they wait, and nothing is lost.
+        server.stop();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| write("second"));
+            test.wait_status("the outage to show", |status| status["stalled"].is_string());
+            assert!(!waiting.is_finished(), "{option:?}");
+            assert_eq!(fs::read_to_string(test.at("second")).unwrap(), "second");
+            server.start(None);
+            waiting.join().unwrap().unwrap();
+        });
+        assert_eq!(owed(&test.status()), 0, "{option:?}");
+        let expected = ["first", "second"].map(|path| (path.to_owned(), path.as_bytes().to_vec()));
+        assert_ends_well(&test, &server, &expected.into());
+    }
+}
+
+/// `close(2)`, whose error `drop` does not tell.
+fn close(file: fs::File) -> std::io::Result<()> {
+    use std::os::fd::IntoRawFd;
+    // SAFETY: the file gave its descriptor away.
+    if unsafe { libc::close(file.into_raw_fd()) } == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+#[test]
+fn a_commit_that_is_cut_off_is_made_once_or_not_at_all() {
+    for action in ["drop_before", "drop_after"] {
+        let server = Scripted::new();
+        let test = TestMount::through(&server.url());
+        fs::write(test.at("base"), "base").unwrap();
+        test.commit();
+        let mut expected = write_some(&test, "committed");
+        expected.insert("base".into(), b"base".to_vec());
+        test.sync();
+        let before = server.committed(&test.repo);
+        server.arm("POST", "/merge/", Some(1), json!(action));
+        let arguments = ["commit", test.dir.to_str().unwrap(), "-m", "m", "--author", "a", "--email", "e@example.org"];
+        let said = test.oxenfs(arguments);
+        let after = server.committed(&test.repo);
+        assert_same(&after, if said.exit == 0 || action == "drop_after" { &expected } else { &before });
+        server.disarm();
+        // Said again, it does what is left to do.
+        assert_eq!(test.oxenfs(arguments).exit, 0, "{action}: after {said:#?}");
+        assert_same(&server.committed(&test.repo), &expected);
+        assert_ends_well(&test, &server, &expected);
+    }
+}
