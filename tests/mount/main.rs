@@ -10,6 +10,7 @@ mod crashes;
 mod dataset;
 mod differences;
 mod http;
+mod metadata;
 mod mounted;
 mod programs;
 mod proxy;
