@@ -13,12 +13,13 @@ mod ops;
 mod queue;
 mod recovery;
 mod staging;
+mod xattrs;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -33,10 +34,11 @@ use crate::spool::{Cache, Spool, copy_content};
 use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceError};
 
 pub use diff::recorded_differences;
-pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, Stat, Statfs};
+pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat, Statfs};
 pub use queue::Phase;
 pub use recovery::{Foreign, Limits, survey};
 pub use staging::{Capture, Frees, Frozen, Waiting, Want};
+pub use xattrs::XattrMode;
 
 /// A file of at most this size is copied when a writer meets its sealed generation; a larger one makes its upload
 /// stop instead, unless the filesystem shares blocks. 16 MiB copies in a few milliseconds.
@@ -83,6 +85,15 @@ pub enum FsError {
     /// The inode is gone.
     #[error("stale handle")]
     Stale,
+    /// No such extended attribute.
+    #[error("no such attribute")]
+    NoData,
+    /// It does not fit where it is wanted.
+    #[error("out of range")]
+    Range,
+    /// An extended attribute's value is longer than any may be.
+    #[error("value too long")]
+    TooBig,
     /// Not on this kind of file, or not with these flags.
     #[error("not supported")]
     Unsupported,
@@ -237,8 +248,7 @@ struct Hold {
 
 /// The time now, as `stat` shows it.
 fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(since.as_secs() as i64, since.subsec_nanos())
+    SystemTime::now().into()
 }
 
 impl State {
@@ -251,6 +261,8 @@ impl State {
     fn replay(&mut self, change: &Change) {
         match change {
             Change::Inode { ino, record } => self.tree.apply_record(*ino, record),
+            Change::Xattr { ino, name, value } => self.tree.set_xattr(*ino, name, Some(value)),
+            Change::DropXattr { ino, name } => self.tree.set_xattr(*ino, name, None),
             Change::Link { parent, name, ino } => self.tree.link(*parent, name.clone(), *ino),
             Change::Unlink { parent, name, hide } => {
                 self.tree.unlink(*parent, name, *hide);

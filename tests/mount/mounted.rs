@@ -355,7 +355,7 @@ pub fn python(dir: &Path, script: &str) -> String {
     run("python3", [OsStr::new("-c"), OsStr::new(&script), dir.as_os_str()])
 }
 
-/// All regular files below a directory; what is not one is left out.
+/// All regular files below a directory with names that a server can hold; what else there is, is left out.
 pub fn local_tree(root: &Path) -> Tree {
     let mut tree = Tree::new();
     let mut dirs = vec![root.to_owned()];
@@ -366,8 +366,12 @@ pub fn local_tree(root: &Path) -> Tree {
             if kind.is_dir() {
                 dirs.push(entry.path());
             } else if kind.is_file() {
-                let name = entry.path().strip_prefix(root).unwrap().to_str().expect("UTF-8").to_owned();
-                tree.insert(name, std::fs::read(entry.path()).unwrap());
+                match entry.path().strip_prefix(root).unwrap().to_str() {
+                    Some(name) if !name.contains('\\') => {
+                        tree.insert(name.to_owned(), std::fs::read(entry.path()).unwrap());
+                    }
+                    _ => {}
+                }
             } else {
                 assert!(kind.is_symlink() || kind.is_fifo() || kind.is_socket(), "{}", entry.path().display());
             }
