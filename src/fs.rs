@@ -8,6 +8,7 @@
 //! kernel. The lock is held for memory work alone: not across a write, a copy or a request.
 
 mod diff;
+mod import;
 mod layers;
 mod ops;
 mod queue;
@@ -34,6 +35,7 @@ use crate::spool::{Cache, Spool, copy_content};
 use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceError};
 
 pub use diff::recorded_differences;
+pub use import::{Arrival, Arrived, Spooled};
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat, Statfs};
 pub use queue::Phase;
 pub use recovery::{Foreign, Limits, survey};
@@ -179,7 +181,7 @@ pub struct Fs {
     /// A spool file is no longer held.
     unheld: Notify,
     /// Told what the kernel must look up anew.
-    watcher: Mutex<Option<std::sync::mpsc::Sender<Stale>>>,
+    watcher: Mutex<Option<std::sync::mpsc::Sender<Told>>>,
     /// Spool files that no file has any more. Each is removed when the record of that is on stable storage: after a
     /// power loss an older record may count, which still names them.
     leaving: Mutex<Vec<SpoolId>>,
@@ -218,6 +220,13 @@ pub enum Stale {
     Content(Ino),
     /// What a name stands for.
     Name(Ino, Name),
+}
+
+/// What the watcher is told.
+enum Told {
+    Stale(Stale),
+    /// All before this has been passed on once this is dropped.
+    Mark(#[expect(dead_code, reason = "dropping it is the message")] tokio::sync::oneshot::Sender<()>),
 }
 
 /// An open file or directory.
@@ -457,7 +466,7 @@ impl Fs {
         if !stale.is_empty() {
             let watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
             // A mount that ends needs to know no more.
-            stale.into_iter().for_each(|stale| drop(watcher.as_ref().map(|watcher| watcher.send(stale))));
+            stale.into_iter().for_each(|stale| drop(watcher.as_ref().map(|watcher| watcher.send(Told::Stale(stale)))));
         }
         if frame.is_empty() {
             return out;
@@ -849,11 +858,27 @@ impl Fs {
     pub fn watch_staleness(&self, tell: impl Fn(Stale) + Send + 'static) {
         let (sender, receiver) = std::sync::mpsc::channel();
         *self.watcher.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
-        let spawned =
-            std::thread::Builder::new().name("invalidate".into()).spawn(move || receiver.iter().for_each(tell));
+        let spawned = std::thread::Builder::new().name("invalidate".into()).spawn(move || {
+            for told in receiver {
+                match told {
+                    Told::Stale(stale) => tell(stale),
+                    Told::Mark(_) => {}
+                }
+            }
+        });
         if let Err(error) = spawned {
             tracing::warn!(%error, "what others change shows up only when the kernel's caches expire");
         }
+    }
+
+    /// Completes when the kernel has been told of everything that changed behind its back up to now.
+    pub async fn kernel_knows(&self) {
+        let (mark, passed) = tokio::sync::oneshot::channel();
+        if let Some(watcher) = &*self.watcher.lock().unwrap_or_else(PoisonError::into_inner) {
+            // A mount that ends needs to know no more.
+            let _ = watcher.send(Told::Mark(mark));
+        }
+        let _ = passed.await;
     }
 
     /// What the mount's root is in the repository.

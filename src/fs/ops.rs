@@ -163,7 +163,7 @@ impl State {
     }
 
     /// The entry of a directory; `None` when there is none for sure.
-    fn entry(&self, parent: Ino, name: &Name) -> Op<Option<Ino>> {
+    pub(super) fn entry(&self, parent: Ino, name: &Name) -> Op<Option<Ino>> {
         let dir = match self.tree.get(parent).map(|inode| &inode.body) {
             None => return Err(FsError::Stale.into()),
             Some(Body::Dir(dir)) => dir,
@@ -177,7 +177,7 @@ impl State {
     }
 
     /// Checks that `name` can be made in `parent`.
-    fn vacancy(&self, parent: Ino, name: &Name) -> Op<()> {
+    pub(super) fn vacancy(&self, parent: Ino, name: &Name) -> Op<()> {
         if self.entry(parent, name)?.is_some() {
             return Err(FsError::Exists.into());
         }
@@ -189,7 +189,7 @@ impl State {
     }
 
     /// Times of a directory whose entries changed.
-    fn stamp_dir(&mut self, dir: Ino, time: Timestamp) {
+    pub(super) fn stamp_dir(&mut self, dir: Ino, time: Timestamp) {
         self.materialize(dir);
         if let Some(inode) = self.tree.get_mut(dir) {
             (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
@@ -197,19 +197,23 @@ impl State {
         self.record(dir);
     }
 
-    /// Adds an inode under a name, and tells the kernel of it.
-    fn plant(&mut self, parent: Ino, name: Name, mut attrs: Attrs, body: Body) -> Op<Stat> {
-        let time = now();
-        (attrs.atime, attrs.mtime, attrs.ctime) = (time, time, time);
+    /// A set-group-id directory hands its group down, and to directories the bit itself (inode(7)).
+    pub(super) fn inherit_group(&self, parent: Ino, attrs: &mut Attrs, body: &Body) {
         if let Some(dir) = self.tree.get(parent)
             && u32::from(dir.attrs.mode) & libc::S_ISGID != 0
         {
-            // A set-group-id directory hands its group down, and to directories the bit itself (inode(7)).
             attrs.gid = dir.attrs.gid;
             if matches!(body, Body::Dir(_)) {
                 attrs.mode |= libc::S_ISGID as u16;
             }
         }
+    }
+
+    /// Adds an inode under a name, and tells the kernel of it.
+    fn plant(&mut self, parent: Ino, name: Name, mut attrs: Attrs, body: Body) -> Op<Stat> {
+        let time = now();
+        (attrs.atime, attrs.mtime, attrs.ctime) = (time, time, time);
+        self.inherit_group(parent, &mut attrs, &body);
         self.stamp_dir(parent, time);
         let ino = self.tree.fresh_ino();
         self.tree.insert(ino, attrs, body, true);
@@ -243,7 +247,7 @@ impl State {
     }
 
     /// Takes an entry away, with its account and its place in the queue.
-    fn uproot(&mut self, parent: Ino, name: &Name, ino: Ino, fs: &Fs) {
+    pub(super) fn uproot(&mut self, parent: Ino, name: &Name, ino: Ino, fs: &Fs) {
         let time = now();
         let path = self.tree.path_in(parent, name);
         if let (Ok(path), Some(_)) = (&path, self.content(ino)) {

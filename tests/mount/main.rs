@@ -11,6 +11,7 @@ mod dataset;
 mod differences;
 mod faults;
 mod http;
+mod import;
 mod metadata;
 mod mounted;
 mod programs;

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -27,18 +27,23 @@ pub struct Said {
 
 impl Said {
     fn of(command: &mut Command) -> Self {
-        let output = command.stdin(Stdio::null()).output().unwrap();
-        Self {
-            exit: output.status.code().unwrap_or(-1),
-            out: String::from_utf8_lossy(&output.stdout).into_owned(),
-            err: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
+        command.stdin(Stdio::null()).output().unwrap().into()
     }
 
     #[track_caller]
     pub fn ok(self) -> Self {
         assert_eq!(self.exit, 0, "{self:#?}");
         self
+    }
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Self {
+        Self {
+            exit: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
     }
 }
 
@@ -102,6 +107,16 @@ impl TestMount {
 
     /// Runs `oxenfs` with the state directory `state`.
     pub fn oxenfs_with<S: AsRef<OsStr>>(&self, state: &Path, arguments: impl IntoIterator<Item = S>) -> Said {
+        Said::of(&mut self.command(state, arguments))
+    }
+
+    /// Starts `oxenfs`; its words are the child's.
+    pub fn spawn<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Child {
+        let mut command = self.command(&self.state, arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn command<S: AsRef<OsStr>>(&self, state: &Path, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_oxenfs"));
         command
             .args(arguments)
@@ -112,7 +127,7 @@ impl TestMount {
         for name in ["OXEN_SERVER", "OXEN_API_KEY", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "RUST_LOG"] {
             command.env_remove(name);
         }
-        Said::of(&mut command)
+        command
     }
 
     /// Runs `oxenfs`.
