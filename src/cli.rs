@@ -7,6 +7,7 @@
 mod args;
 mod dev_server;
 mod diff;
+mod doctor;
 mod failure;
 mod find;
 mod follow;
@@ -67,6 +68,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Unmount(args) => unmount::unmount(args, &find()?, environment),
         Command::Status(args) => status::status(args, &find()?),
         Command::Diff(args) => diff::diff(args, &find()?),
+        Command::Doctor(args) => doctor::doctor(args, state_dir.as_deref(), environment),
         Command::Import(args) => import::import(args, &find()?),
         Command::Sync(args) => sync::sync(args, &find()?),
         Command::Commit(args) => sync::commit(args, &find()?, environment),

@@ -28,8 +28,6 @@ pub enum Act<'a> {
     Flush(&'a File),
     /// A directory's entries are flushed to stable storage.
     FlushDir(&'a Path),
-    /// All of the filesystem that holds this is flushed to stable storage.
-    FlushAll(&'a Path),
 }
 
 /// Stands between an act and the disk.
@@ -42,15 +40,35 @@ pub trait Witness: Send + Sync {
 }
 
 /// The way to the local filesystem.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Disk {
     witness: Option<Arc<dyn Witness>>,
+    boot: Arc<str>,
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        // Where the kernel does not tell, any file may be from before a power loss, and is checked.
+        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        let id = id.unwrap_or_else(|_| format!("unknown-{:016x}", fastrand::u64(..)));
+        Self { witness: None, boot: id.trim().into() }
+    }
 }
 
 impl Disk {
     /// With somebody who stands in between.
     pub fn witnessed(witness: Arc<dyn Witness>) -> Self {
-        Self { witness: Some(witness) }
+        Self { witness: Some(witness), ..Self::default() }
+    }
+
+    /// As it is after the machine was started for the `nth` time since.
+    pub fn restarted(nth: u32) -> Self {
+        Self { witness: None, boot: format!("restart-{nth}").into() }
+    }
+
+    /// Names the time since the machine was started: what was written since then is as it was written, flushed or not.
+    pub fn boot(&self) -> &str {
+        &self.boot
     }
 
     /// Does `work`, which is `act`.

@@ -14,12 +14,13 @@ mod ops;
 mod queue;
 mod recovery;
 mod staging;
+mod xattrs;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -35,10 +36,11 @@ use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceE
 
 pub use diff::recorded_differences;
 pub use import::{Arrival, Arrived, Spooled};
-pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, Stat, Statfs};
+pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat, Statfs};
 pub use queue::Phase;
 pub use recovery::{Foreign, Limits, survey};
 pub use staging::{Capture, Frees, Frozen, Waiting, Want};
+pub use xattrs::XattrMode;
 
 /// A file of at most this size is copied when a writer meets its sealed generation; a larger one makes its upload
 /// stop instead, unless the filesystem shares blocks. 16 MiB copies in a few milliseconds.
@@ -85,6 +87,15 @@ pub enum FsError {
     /// The inode is gone.
     #[error("stale handle")]
     Stale,
+    /// No such extended attribute.
+    #[error("no such attribute")]
+    NoData,
+    /// It does not fit where it is wanted.
+    #[error("out of range")]
+    Range,
+    /// An extended attribute's value is longer than any may be.
+    #[error("value too long")]
+    TooBig,
     /// Not on this kind of file, or not with these flags.
     #[error("not supported")]
     Unsupported,
@@ -221,7 +232,7 @@ enum Told {
 /// An open file or directory.
 enum Handle {
     File { ino: Ino, read: bool, write: bool },
-    Dir { ino: Ino, entries: Option<Arc<Vec<(Name, Ino)>>> },
+    Dir { ino: Ino, entries: Option<Arc<Vec<Name>>> },
 }
 
 /// What the open handles of one file share.
@@ -246,8 +257,7 @@ struct Hold {
 
 /// The time now, as `stat` shows it.
 fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(since.as_secs() as i64, since.subsec_nanos())
+    SystemTime::now().into()
 }
 
 impl State {
@@ -260,6 +270,8 @@ impl State {
     fn replay(&mut self, change: &Change) {
         match change {
             Change::Inode { ino, record } => self.tree.apply_record(*ino, record),
+            Change::Xattr { ino, name, value } => self.tree.set_xattr(*ino, name, Some(value)),
+            Change::DropXattr { ino, name } => self.tree.set_xattr(*ino, name, None),
             Change::Link { parent, name, ino } => self.tree.link(*parent, name.clone(), *ino),
             Change::Unlink { parent, name, hide } => {
                 self.tree.unlink(*parent, name, *hide);
@@ -608,6 +620,9 @@ impl Fs {
         if let Some(file) = self.cache.file(hash) {
             return Ok(Arc::new(file));
         }
+        if let Some(file) = self.blocking(move |fs| Ok(fs.cache.check(hash))).await? {
+            return Ok(Arc::new(file));
+        }
         let source = source.ok_or(FsError::Stale)?;
         let fetched = self.cache.begin()?;
         let length = self.workspace.fetch(&source, &fetched.file).await?;
@@ -758,10 +773,10 @@ impl Fs {
             state.record(ino);
             let file = Arc::new(file);
             if let Some(open) = state.open.get_mut(&ino) {
-                open.file = Some(file.clone());
+                open.file = Some(file);
             }
             if hash.is_some() {
-                state.seal_frozen(self, ino, &file);
+                state.seal_frozen(self, ino);
             }
             if let (Content::Local { spool, .. }, size) = old {
                 free = Some((state.abandon(spool), size));
@@ -795,11 +810,15 @@ impl Fs {
     /// called now and then, where it may wait for the disk.
     ///
     /// # Errors
-    /// When the record or the cache cannot be flushed; what was to be done is done the next time, or at the next mount.
+    /// When the record cannot be flushed; what was to be done is done the next time, or at the next mount.
     pub fn tidy(&self) -> Result<(), FsError> {
         let leaving = std::mem::take(&mut *self.leaving.lock().unwrap_or_else(PoisonError::into_inner));
         // Before the flush: what arrives meanwhile need not be covered by it.
-        let arrived = self.cache.arrived();
+        let arrived = {
+            let state = self.lock();
+            // What is held keeps its name: it may be opened by it.
+            self.cache.arrived(|spool| !state.held.contains_key(&spool))
+        };
         if leaving.is_empty() && arrived.is_empty() {
             return Ok(());
         }
@@ -808,7 +827,8 @@ impl Fs {
             return Err(error.into());
         }
         leaving.into_iter().for_each(|spool| self.spool.remove(spool));
-        Ok(self.cache.settle(arrived)?)
+        self.cache.settle(arrived);
+        Ok(())
     }
 
     /// Opens a file's spool file; `None` when it has other content by now: a confirmation moves spool files away.

@@ -150,6 +150,7 @@ impl Daemon {
 /// # Errors
 /// Why there is no mount; nothing is mounted then.
 pub fn run(settings: &MountSettings, mut state: StateDir, notifier: &Notifier) -> Result<Ended, MountError> {
+    raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("oxenfs")
@@ -160,6 +161,16 @@ pub fn run(settings: &MountSettings, mut state: StateDir, notifier: &Notifier) -
     // Whatever still runs is abandoned: all that matters is on record.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
+}
+
+/// Every file that is open on the mount is open here too, so as many as may be.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays");
+    }
 }
 
 async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &Notifier) -> Result<Ended, MountError> {
@@ -254,9 +265,9 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     }
     stager.abort();
     housekeeping.abort();
-    control.abort();
     let tidied = fs.clone();
     let _ = tokio::task::spawn_blocking(move || tidy(&tidied)).await;
+    control.abort();
     let owed = fs.owed();
     tracing::info!(owed, "ended");
     Ok(Ended { owed })

@@ -2,8 +2,8 @@
 //! **cache** holds complete copies of what it has, named by content, and is bounded by eviction.
 //!
 //! Confirmed content moves from the one to the other by a rename, so what was just written stays readable without a
-//! download. A name in the cache means that the bytes are on stable storage: what arrives there is served from where it
-//! is until it has been flushed, or a power loss would leave names of content that is not there.
+//! download. Nothing in the cache is flushed: what is from before the machine was last started may have lost its bytes,
+//! and is checked against its hash before it is used.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -23,8 +23,8 @@ use crate::namespace::SpoolId;
 const SHARDS: u64 = 256;
 /// Where the cache keeps what it is still fetching.
 const FETCHING: &str = "fetching";
-/// From this many files on, one flush of the whole filesystem takes the place of one for each.
-const FLUSH_ALL_FROM: usize = 16;
+/// Starts the name of the directory for what was written since one start of the machine.
+const BOOT: &str = "boot-";
 
 /// Files whose bytes the server lacks.
 pub struct Spool {
@@ -218,11 +218,14 @@ impl Spool {
 pub struct Cache {
     disk: Disk,
     dir: PathBuf,
+    /// What was written since the machine was started, and what is older.
+    current: PathBuf,
+    older: Vec<PathBuf>,
     limit: u64,
     /// Bytes in all, and the length of each, least recently used first out.
     known: Mutex<(u64, LruCache<ContentHash, u64>)>,
-    /// What has not been flushed yet, and where it is meanwhile.
-    arriving: Mutex<HashMap<ContentHash, PathBuf>>,
+    /// What does not have its name yet, and where it is meanwhile.
+    arriving: Mutex<HashMap<ContentHash, Place>>,
     temporary: AtomicU64,
 }
 
@@ -246,9 +249,18 @@ impl Cache {
         for left in fs::read_dir(&fetching)? {
             disk.remove(&left?.path())?;
         }
+        let current = dir.join(format!("{BOOT}{}", disk.boot()));
+        let mut older = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(BOOT));
+            if ours && entry.path() != current {
+                older.push(entry.path());
+            }
+        }
         let known = Mutex::new((0, LruCache::unbounded()));
         let (arriving, temporary) = (Mutex::default(), AtomicU64::new(0));
-        Ok(Self { disk: disk.clone(), dir: dir.to_owned(), limit, known, arriving, temporary })
+        Ok(Self { disk: disk.clone(), dir: dir.to_owned(), current, older, limit, known, arriving, temporary })
     }
 
     /// Learns what earlier mounts left, oldest access first. Until it has run, those files serve reads but are not
@@ -258,12 +270,18 @@ impl Cache {
     /// When the cache cannot be listed.
     pub fn learn(&self) -> io::Result<()> {
         let mut found = Vec::new();
-        for shard in fs::read_dir(&self.dir)? {
-            let shard = shard?;
-            if shard.file_name() == FETCHING {
+        let mut shards = Vec::new();
+        for dir in self.older.iter().chain([&self.current]).filter(|dir| dir.is_dir()) {
+            // Gone if nothing is left in it.
+            if fs::remove_dir(dir).is_err() {
+                shards.extend(fs::read_dir(dir)?.flatten().map(|shard| shard.path()));
+            }
+        }
+        for shard in shards {
+            if fs::remove_dir(&shard).is_ok() {
                 continue;
             }
-            for entry in fs::read_dir(shard.path())? {
+            for entry in fs::read_dir(shard)? {
                 let entry = entry?;
                 let (Ok(metadata), Some(hash)) =
                     (entry.metadata(), entry.file_name().to_str().and_then(|name| name.parse().ok()))
@@ -292,16 +310,29 @@ impl Cache {
     }
 
     fn path(&self, hash: ContentHash) -> PathBuf {
-        let shard = match hash {
-            ContentHash::Xxh3(bytes) => bytes[15],
-            ContentHash::Sha256(bytes) => bytes[31],
-        };
-        self.dir.join(format!("{shard:02x}/{hash}"))
+        self.current.join(name_in_cache(hash))
     }
 
-    /// The content, if it is here.
+    /// The content, if it is here from before the machine was last started and its bytes are still its own: it is used
+    /// as any other from then on. Reads it all.
+    pub fn check(&self, hash: ContentHash) -> Option<File> {
+        for dir in &self.older {
+            let from = dir.join(name_in_cache(hash));
+            let Ok(file) = File::open(&from) else { continue };
+            let whole = ContentHash::of_file(hash.kind(), &file, || true).is_ok_and(|(found, _)| found == hash);
+            let to = self.path(hash);
+            if whole && with_parent(&self.disk, &to, || self.disk.rename(&from, &to)).is_ok() {
+                return Some(file);
+            }
+            tracing::info!(%hash, "a cached file did not survive the machine's last end");
+            let _ = self.disk.remove(&from);
+        }
+        None
+    }
+
+    /// The content, if it is here and need not be [checked](Self::check).
     pub fn file(&self, hash: ContentHash) -> Option<File> {
-        let arriving = self.arriving().get(&hash).cloned();
+        let arriving = self.arriving().get(&hash).map(|place| place.path.clone());
         // It may be renamed just now, and is found under its name then.
         if let Some(file) = arriving.and_then(|path| File::open(path).ok()) {
             return Some(file);
@@ -311,45 +342,36 @@ impl Cache {
         Some(file)
     }
 
-    fn arriving(&self) -> MutexGuard<'_, HashMap<ContentHash, PathBuf>> {
+    fn arriving(&self) -> MutexGuard<'_, HashMap<ContentHash, Place>> {
         self.arriving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in `path`, to be named when it has been flushed; whether it is wanted: the same content may be on its way
+    /// Takes in `path`, to be named soon; whether it is wanted: the same content may be on its way
     /// already.
-    fn announce(&self, hash: ContentHash, path: &Path) -> bool {
+    fn announce(&self, hash: ContentHash, path: &Path, spool: Option<SpoolId>) -> bool {
         match self.arriving().entry(hash) {
             std::collections::hash_map::Entry::Occupied(_) => false,
             std::collections::hash_map::Entry::Vacant(place) => {
-                place.insert(path.to_owned());
+                place.insert(Place { path: path.to_owned(), spool });
                 true
             }
         }
     }
 
-    /// What waits to be [settled](Self::settle).
-    pub fn arrived(&self) -> Arrived {
-        Arrived(self.arriving().iter().map(|(hash, path)| (*hash, path.clone())).collect())
+    /// What waits to be [settled](Self::settle); of what lies in the spool, the files that may `leave` it.
+    pub fn arrived(&self, leave: impl Fn(SpoolId) -> bool) -> Arrived {
+        let arriving = self.arriving();
+        let ready = arriving.iter().filter(|(_, place)| place.spool.is_none_or(&leave));
+        Arrived(ready.map(|(hash, place)| (*hash, place.path.clone())).collect())
     }
 
-    /// Flushes what had arrived, and gives it its name. What cannot be named is removed: it is only a copy.
-    ///
-    /// # Errors
-    /// When nothing could be flushed; all is as before.
-    pub fn settle(&self, Arrived(arrived): Arrived) -> io::Result<()> {
-        let all = arrived.len() >= FLUSH_ALL_FROM;
-        if all {
-            let dir = File::open(&self.dir)?;
-            self.disk.act(Act::FlushAll(&self.dir), || Ok(rustix::fs::syncfs(&dir)?))?;
-        }
+    /// Gives what had arrived its name. What cannot be named is removed: it is only a copy.
+    pub fn settle(&self, Arrived(arrived): Arrived) {
         for (hash, from) in arrived {
             let to = self.path(hash);
-            let named = File::open(&from).and_then(|file| {
-                if !all {
-                    self.disk.flush(&file)?;
-                }
+            let named = fs::metadata(&from).and_then(|file| {
                 with_parent(&self.disk, &to, || self.disk.rename(&from, &to))?;
-                Ok(file.metadata()?.len())
+                Ok(file.len())
             });
             self.arriving().remove(&hash);
             match named {
@@ -360,7 +382,6 @@ impl Cache {
                 }
             }
         }
-        Ok(())
     }
 
     /// A new file to fetch into; gone when dropped unless it is [kept](Self::keep).
@@ -378,7 +399,7 @@ impl Cache {
 
     /// Takes in a fetched file whose hash has been checked.
     pub fn keep(&self, mut fetched: Fetching, hash: ContentHash) {
-        if fetched.path.as_ref().is_some_and(|path| self.announce(hash, path)) {
+        if fetched.path.as_ref().is_some_and(|path| self.announce(hash, path, None)) {
             fetched.path = None;
         }
     }
@@ -386,7 +407,7 @@ impl Cache {
     /// Takes over a spool file whose content the server confirmed; whether it is wanted. It stays where it is until it
     /// is [settled](Self::settle), before which the record must have been flushed.
     pub fn adopt(&self, spool: &Spool, id: SpoolId, hash: ContentHash) -> bool {
-        self.announce(hash, &spool.path(id))
+        self.announce(hash, &spool.path(id), Some(id))
     }
 
     fn note(&self, hash: ContentHash, size: u64) {
@@ -407,13 +428,22 @@ impl Cache {
             let Some((hash, size)) = known.1.pop_lru() else { return };
             known.0 = known.0.saturating_sub(size);
             drop(known);
-            if let Err(error) = self.disk.remove(&self.path(hash))
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!(%error, %hash, "a cached file could not be removed");
+            for dir in self.older.iter().chain([&self.current]) {
+                if let Err(error) = self.disk.remove(&dir.join(name_in_cache(hash)))
+                    && error.kind() != io::ErrorKind::NotFound
+                {
+                    tracing::warn!(%error, %hash, "a cached file could not be removed");
+                }
             }
         }
     }
+}
+
+/// Where content is until it has its name in the cache.
+struct Place {
+    path: PathBuf,
+    /// The spool file it is, if it is one.
+    spool: Option<SpoolId>,
 }
 
 /// Content that has arrived by some moment.
@@ -442,6 +472,14 @@ impl Drop for Fetching {
     }
 }
 
+fn name_in_cache(hash: ContentHash) -> PathBuf {
+    let shard = match hash {
+        ContentHash::Xxh3(bytes) => bytes[15],
+        ContentHash::Sha256(bytes) => bytes[31],
+    };
+    format!("{shard:02x}/{hash}").into()
+}
+
 fn shard_dir(dir: &Path, shard: u64) -> PathBuf {
     dir.join(format!("{shard:02x}"))
 }
@@ -459,6 +497,18 @@ fn with_parent<T>(disk: &Disk, path: &Path, work: impl Fn() -> io::Result<T>) ->
         }
         (done, _) => done,
     }
+}
+
+/// Whether the filesystem of `dir` copies files by sharing their blocks (`ioctl_ficlone(2)`); `None` when no file can be
+/// made there to try it.
+pub fn shares_blocks(dir: &Path) -> Option<bool> {
+    let nameless = || {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_TMPFILE).open(dir).ok()
+    };
+    let (from, to) = (nameless()?, nameless()?);
+    from.write_all_at(&[0; 4096], 0).ok()?;
+    Some(rustix::fs::ioctl_ficlone(&to, &from).is_ok())
 }
 
 /// Copies a whole file: shares its blocks where the filesystem can, else copies in the kernel.
@@ -607,7 +657,7 @@ mod tests {
         let fetching = cache.begin().unwrap();
         fetching.file.write_all_at(text.as_bytes(), 0).unwrap();
         cache.keep(fetching, hash);
-        cache.settle(cache.arrived()).unwrap();
+        cache.settle(cache.arrived(|_| true));
         hash
     }
 
@@ -704,12 +754,26 @@ mod tests {
         let hash = ContentHash::of(HashKind::Xxh3, b"hello");
         assert!(cache.adopt(&spool, id, hash));
         assert_eq!(content(&mut cache.file(hash).unwrap()), "hello", "readable before it is flushed");
-        cache.settle(cache.arrived()).unwrap();
+        cache.settle(cache.arrived(|_| true));
         assert!(spool.file(id).is_err());
         assert_eq!(content(&mut cache.file(hash).unwrap()), "hello");
         let again = Cache::open(&dir.path().join("cache"), 2).unwrap();
         again.learn().unwrap();
         assert!(again.file(hash).is_some(), "the newest stays");
+    }
+
+    #[test]
+    fn what_a_restart_of_the_machine_left_is_checked_before_it_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path(), 1000).unwrap();
+        let (whole, torn) = (fetched(&cache, "whole"), fetched(&cache, "torn away"));
+        let path = cache.path(torn);
+        OpenOptions::new().write(true).open(path).unwrap().set_len(4).unwrap();
+        let cache = Cache::open_on(&Disk::restarted(1), dir.path(), 1000).unwrap();
+        assert!(cache.file(whole).is_none(), "not unchecked");
+        assert!(cache.check(torn).is_none() && cache.file(torn).is_none());
+        assert!(cache.check(whole).is_some());
+        assert_eq!(content(&mut cache.file(whole).unwrap()), "whole");
     }
 
     #[test]

@@ -24,8 +24,10 @@ use crate::path::RepoPath;
 use crate::workspace::{ByHash, Outcome, Put, Upload, UploadProgress, Workspace, WorkspaceError};
 use plan::{Lane, lane};
 
-/// Captures in hand at once: enough to fill every lane, and little memory (an open file each).
+/// Captures in hand at once: enough to fill every lane, and little memory. Each is an open file, so where few may be
+/// open it is a quarter of those: writers and connections need some as well.
 const IN_HAND: usize = 512;
+const LEAST_IN_HAND: usize = 16;
 /// Files hashed at once: hashing reads the page cache at several GB/s, so two keep two cores busy.
 const HASHING: usize = 2;
 /// Requests at once that carry many small files, and the files and bytes of one. Measured on a server on the same two
@@ -157,6 +159,7 @@ pub struct Stager {
     requests: HashMap<Kind, usize>,
     hashing: usize,
     in_hand: usize,
+    most_in_hand: usize,
     to_hash: VecDeque<Capture>,
     ready: VecDeque<Item>,
     /// Content on its way: the same content again waits, and is then staged by hash.
@@ -186,6 +189,7 @@ impl Stager {
             requests: HashMap::new(),
             hashing: 0,
             in_hand: 0,
+            most_in_hand: most_in_hand(),
             to_hash: VecDeque::new(),
             ready: VecDeque::new(),
             sending: HashSet::new(),
@@ -206,7 +210,7 @@ impl Stager {
             let next_due = self.take();
             self.start();
             let quiet = self.quiet_until.filter(|_| !self.ready.is_empty());
-            let timer = [next_due.filter(|_| self.in_hand < IN_HAND), quiet].into_iter().flatten().min();
+            let timer = [next_due.filter(|_| self.in_hand < self.most_in_hand), quiet].into_iter().flatten().min();
             let timer = async {
                 match timer {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -223,7 +227,7 @@ impl Stager {
 
     /// Takes due paths in hand; returns when the next will be due.
     fn take(&mut self) -> Option<Instant> {
-        let (captures, next) = self.fs.due(IN_HAND.saturating_sub(self.in_hand));
+        let (captures, next) = self.fs.due(self.most_in_hand.saturating_sub(self.in_hand));
         for capture in captures {
             self.in_hand += 1;
             match &capture.want {
@@ -277,8 +281,19 @@ impl Stager {
         let mut later = VecDeque::new();
         while let Some(mut item) = self.ready.pop_front() {
             let kind = self.kind(&item);
+            // Removals go one request after the other: the last one to empty a directory must see that it is.
+            let other = match kind {
+                Kind::Unstage => Some(Kind::Remove),
+                Kind::Remove => Some(Kind::Unstage),
+                _ => None,
+            };
+            let other_goes = other.is_some_and(|other| {
+                self.requests.get(&other).is_some_and(|count| *count > 0)
+                    || batches.get(&other).is_some_and(|b| !b.is_empty())
+            });
             let batch = batches.entry(kind).or_default();
             let room = self.requests.get(&kind).copied().unwrap_or(0) < limit(kind)
+                && !other_goes
                 && match kind {
                     Kind::Small => batch.len() < SMALL_FILES && batch_bytes < SMALL_BYTES,
                     Kind::Middle | Kind::Large => batch.is_empty(),
@@ -599,12 +614,18 @@ impl Stager {
     }
 }
 
+fn most_in_hand() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    files.map_or(IN_HAND, |files| usize::try_from(files / 4).unwrap_or(IN_HAND).clamp(LEAST_IN_HAND, IN_HAND))
+}
+
 fn limit(kind: Kind) -> usize {
     match kind {
         Kind::Small => SMALL_REQUESTS,
         Kind::Middle => MIDDLE_REQUESTS,
         Kind::Large => LARGE_REQUESTS,
-        Kind::Unstage | Kind::Remove | Kind::Ask => LIST_REQUESTS,
+        Kind::Unstage | Kind::Remove => 1,
+        Kind::Ask => LIST_REQUESTS,
     }
 }
 
@@ -614,7 +635,8 @@ async fn hash(capture: Capture, kind: crate::hash::HashKind) -> Done {
     };
     let held = held.clone();
     let hashed = tokio::task::spawn_blocking(move || {
-        ContentHash::of_file(kind, &held.file, || !held.cancelled().is_cancelled())
+        let file = held.file().ok_or(std::io::ErrorKind::InvalidInput)?;
+        ContentHash::of_file(kind, file, || !held.cancelled().is_cancelled())
     });
     let result = hashed.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
     Done::Hashed(capture, result)
@@ -682,7 +704,7 @@ async fn send_large(
 fn put(item: &Item) -> Option<Put> {
     let Step::Put(object) = item.step else { return None };
     let file = match &item.capture.want {
-        Want::Sealed { held, .. } => Some(held.file.clone()),
+        Want::Sealed { held, .. } => held.file().cloned(),
         _ => item.fetched.clone(),
     };
     Some(Put { path: item.capture.path.clone(), object, file })

@@ -50,6 +50,8 @@ pub enum Command {
     Sync(SyncArgs),
     /// Stage what was written up to now, and commit it
     Commit(CommitArgs),
+    /// Look for what may keep a mount from working, and say what to do
+    Doctor(DoctorArgs),
     /// Work with repositories on a server
     #[command(subcommand)]
     Repo(RepoCommand),
@@ -278,6 +280,22 @@ pub struct StatusArgs {
     /// Again every second
     #[arg(long)]
     pub watch: bool,
+}
+
+/// `oxenfs doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Only the mount at, or above, this directory
+    pub dir: Option<PathBuf>,
+
+    /// The server to look at [default: those of the mounts; without mounts OXEN_SERVER, else the Oxen
+    /// configuration's]
+    #[arg(long, value_name = "URL", conflicts_with = "dir")]
+    pub server: Option<String>,
+
+    /// As a JSON list
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `oxenfs diff`.

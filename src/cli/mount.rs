@@ -12,11 +12,13 @@ use crate::config::{Environment, MountInput, MountSettings};
 use crate::control::Request;
 use crate::control::client::Client;
 use crate::mount::daemon::{self, Fork, Notifier, Outcome, Ready};
-use crate::mount::preflight;
+use crate::mount::preflight::{self, mountinfo};
 use crate::mount::state_dir::{self, Identity, StateDir, StateError};
 
 /// How long a daemon that only drains may take to let go: it stops between two requests.
 const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(30);
+/// How long one that does not answer may take: it is about to end, or hangs.
+const SILENCE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// `oxenfs mount`.
 pub fn mount(args: MountArgs, state_dir: Option<PathBuf>, environment: &Environment) -> Result<u8, Failure> {
@@ -131,22 +133,33 @@ fn welcome(ready: &Ready, said: &str) {
 /// Opens the state directory. Where a daemon without a mount still drains it, that daemon is asked to stop: what it
 /// did not send is on record, and the new one goes on.
 fn open_state(root: &Path, identity: &Identity) -> Result<StateDir, Failure> {
-    let locked = match StateDir::open(root, identity) {
-        Ok(state) => return Ok(state),
-        Err(error @ StateError::Locked { .. }) => error,
-        Err(error) => return Err(error.into()),
+    let began = Instant::now();
+    let (locked, status) = loop {
+        let locked = match StateDir::open(root, identity) {
+            Ok(state) => return Ok(state),
+            Err(error @ StateError::Locked { .. }) => error,
+            Err(error) => return Err(error.into()),
+        };
+        let StateError::Locked { path, .. } = &locked else {
+            return Err(locked.into());
+        };
+        match state_dir::connect_control(path).map_err(Failure::new).and_then(status_of) {
+            Ok(status) => break (locked, status),
+            Err(_) if began.elapsed() < SILENCE_PATIENCE => {}
+            Err(_) => return Err(locked.into()),
+        }
     };
-    let StateError::Locked { path, .. } = &locked else {
+    let StateError::Locked { path, mountpoint, .. } = &locked else {
         return Err(locked.into());
     };
-    let Ok(status) = state_dir::connect_control(path).map_err(Failure::new).and_then(status_of) else {
-        return Err(locked.into());
-    };
-    if status.phase != "draining" {
+    // A mount that was taken away a moment ago is gone before its daemon notices.
+    let gone = mountinfo::top(mountpoint).is_ok_and(|top| top.is_none_or(|mount| !mount.is_ours()));
+    if status.phase != "draining" && !gone {
         return Err(locked.into());
     }
-    let stream = state_dir::connect_control(path).map_err(Failure::new)?;
-    let _asked = Client::ask(stream, &Request::Detach)?;
+    // It may have ended meanwhile; then nobody has to be asked.
+    let asked = state_dir::connect_control(path).map_err(Failure::new);
+    let _asked = asked.and_then(|stream| Ok(Client::ask(stream, &Request::Detach)?));
     let began = Instant::now();
     loop {
         match StateDir::open(root, identity) {

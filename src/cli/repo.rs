@@ -77,7 +77,7 @@ fn initial_name(path: &Path) -> Result<String, Failure> {
     }
 }
 
-fn place(repo: &str, server: Option<&str>, environment: &Environment) -> Result<Place, Failure> {
+pub fn place(repo: &str, server: Option<&str>, environment: &Environment) -> Result<Place, Failure> {
     let oxen = OxenConfig::new(environment);
     let (server, repo) = resolve(repo, server, environment, &oxen)?;
     let credentials = CredentialSource::new(environment, &server);

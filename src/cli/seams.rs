@@ -1,6 +1,7 @@
 //! What the commands need of other layers, in one place.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::Serialize;
 
@@ -92,6 +93,14 @@ pub fn create_repo(new: NewRepo) -> Result<Vec<String>, Failure> {
     let new = NewRepository { user, files, ..NewRepository::from(&about) };
     ask(&place, async |repository| mount::create_repository(repository, new).await)?;
     Ok(Vec::new())
+}
+
+/// A server's version, and what time it is there, if it says so.
+///
+/// # Errors
+/// When it cannot be reached or is none.
+pub fn look_at_server(place: &Place) -> Result<(String, Option<SystemTime>), Failure> {
+    ask(place, async |repository| Ok((repository.server_version().await?, repository.server_time().await?)))
 }
 
 /// The branches of a repository.

@@ -41,9 +41,49 @@ pub struct SetAttr {
     /// Length in bytes.
     pub size: Option<u64>,
     /// Last access.
-    pub atime: Option<Timestamp>,
+    pub atime: Option<SetTime>,
     /// Last modification.
-    pub mtime: Option<Timestamp>,
+    pub mtime: Option<SetTime>,
+    /// What becomes of the set-id bits where the change takes such away.
+    pub set_ids: SetIds,
+}
+
+/// Who changes a file with set-id bits, which decides what is left of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SetIds {
+    /// Somebody with `CAP_FSETID`: changing the content takes none away.
+    #[default]
+    Privileged,
+    /// A member of the file's group: set-group-id stays where the group may not execute.
+    Member,
+    /// Anybody else: all go.
+    Stranger,
+}
+
+impl SetIds {
+    /// What is left of a mode (`setattr_should_drop_suidgid` in fs/attr.c of Linux).
+    fn left(self, mode: u16) -> u16 {
+        let set_gid = if mode & 0o010 != 0 || self == Self::Stranger { libc::S_ISGID as u16 } else { 0 };
+        mode & !(libc::S_ISUID as u16 | set_gid)
+    }
+}
+
+/// A time to be set.
+#[derive(Debug, Clone, Copy)]
+pub enum SetTime {
+    /// `UTIME_NOW`: the same as of the change itself.
+    Now,
+    /// This.
+    At(Timestamp),
+}
+
+impl SetTime {
+    fn at(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::Now => now,
+            Self::At(time) => time,
+        }
+    }
 }
 
 /// What an open asks for.
@@ -183,6 +223,16 @@ impl State {
             inode.lookups += 1;
         }
         self.stat(ino)
+    }
+
+    /// The spool file of an inode, and its handle if it is open.
+    fn spooled(&self, ino: Ino) -> Option<(SpoolId, Option<Arc<File>>)> {
+        match self.content(ino) {
+            Some((Content::Local { spool, .. }, _)) => {
+                Some((*spool, self.open.get(&ino).and_then(|open| open.file.clone())))
+            }
+            _ => None,
+        }
     }
 
     /// Whether the base has something at this entry, so that removing it must hide it.
@@ -325,7 +375,8 @@ impl Fs {
         self.lock().stat(ino)
     }
 
-    /// Changes attributes; a size truncates or extends.
+    /// Changes attributes; a size truncates or extends. A change of owner takes the set-id bits away, whoever makes it
+    /// (`chown(2)`), and so does one that sets nothing: `chown` to nobody, and the kernel's call for this before a write.
     ///
     /// # Errors
     /// What truncating gives.
@@ -341,41 +392,64 @@ impl Fs {
             let Some(inode) = state.tree.get_mut(ino) else {
                 return Err(FsError::Stale.into());
             };
-            let attrs = &mut inode.attrs;
             let time = now();
-            if set.uid.is_some() || set.gid.is_some() {
-                if let Some(mode) = cleared_set_ids(attrs.mode, inode.body_is_file()) {
-                    inode.attrs.mode = mode;
-                }
-                let attrs = &mut inode.attrs;
-                attrs.uid = set.uid.unwrap_or(attrs.uid);
-                attrs.gid = set.gid.unwrap_or(attrs.gid);
+            let owner = set.uid.is_some() || set.gid.is_some();
+            let times = set.atime.is_some() || set.mtime.is_some();
+            let nothing = !owner && !times && set.mode.is_none() && set.size.is_none();
+            let content = set.size.is_some() && set.set_ids != SetIds::Privileged;
+            if (owner || nothing || content) && !inode.is_dir() {
+                inode.attrs.mode = set.set_ids.left(inode.attrs.mode);
             }
             let attrs = &mut inode.attrs;
+            attrs.uid = set.uid.unwrap_or(attrs.uid);
+            attrs.gid = set.gid.unwrap_or(attrs.gid);
             attrs.mode = set.mode.unwrap_or(attrs.mode) & 0o7777;
-            attrs.atime = set.atime.unwrap_or(attrs.atime);
-            attrs.mtime = set.mtime.unwrap_or(attrs.mtime);
+            attrs.atime = set.atime.map_or(attrs.atime, |to| to.at(time));
+            attrs.mtime = set.mtime.map_or(attrs.mtime, |to| to.at(time));
             attrs.ctime = time;
-            if set.mtime.is_some()
-                && let Some((Content::Local { spool: id, .. }, _)) = state.content(ino)
-            {
-                spool = Some((*id, state.open.get(&ino).and_then(|open| open.file.clone())));
+            if set.mtime.is_some() || set.size.is_some() {
+                spool = state.spooled(ino);
             }
             state.record(ino);
             state.stat(ino)
         })?;
-        if let (Some((id, file)), Some(mtime)) = (spool, set.mtime) {
-            // After a crash the spool file's own time is what counts.
-            match file {
-                Some(file) => set_mtime(&file, mtime)?,
-                None => {
-                    if let Ok(file) = self.spool.file(id) {
-                        set_mtime(&file, mtime)?;
-                    }
-                }
-            }
+        if spool.is_some() {
+            self.stamp_spool(spool, stat.attrs.mtime)?;
         }
         Ok(stat)
+    }
+
+    /// Gives a spool file the time of its inode: after a crash the spool file's own is what counts.
+    fn stamp_spool(&self, spooled: Option<(SpoolId, Option<Arc<File>>)>, mtime: Timestamp) -> Op<()> {
+        match spooled {
+            Some((_, Some(file))) => set_mtime(&file, mtime)?,
+            Some((id, None)) => {
+                if let Ok(file) = self.spool.file(id) {
+                    set_mtime(&file, mtime)?;
+                }
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// The group of a file with set-id bits; `None`: there is nothing to clear.
+    pub fn set_id_group(&self, ino: Ino) -> Option<u32> {
+        let state = self.lock();
+        let inode = state.tree.get(ino).filter(|inode| !inode.is_dir())?;
+        (u32::from(inode.attrs.mode) & (libc::S_ISUID | libc::S_ISGID) != 0).then_some(inode.attrs.gid)
+    }
+
+    /// Takes from a file's set-id bits what a change of its content by `who` takes.
+    ///
+    /// # Errors
+    /// [`FsError::ReadOnly`].
+    pub fn clear_set_ids(&self, ino: Ino, who: SetIds) -> Op<()> {
+        let left = self.lock().tree.get(ino).is_none_or(|inode| who.left(inode.attrs.mode) == inode.attrs.mode);
+        if who == SetIds::Privileged || left {
+            return Ok(());
+        }
+        self.setattr(ino, &SetAttr { set_ids: who, ..SetAttr::default() }).map(|_| ())
     }
 
     fn truncate(&self, ino: Ino, size: u64) -> Op<()> {
@@ -434,15 +508,16 @@ impl Fs {
 
     /// A change of nothing: only the times move.
     fn touch_times(&self, ino: Ino) -> Op<()> {
-        self.change(|state| {
+        let time = now();
+        let spooled = self.change(|state| {
             state.materialize(ino);
-            let time = now();
             if let Some(inode) = state.tree.get_mut(ino) {
                 (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
             }
             state.record(ino);
-            Ok(())
-        })
+            Ok(state.spooled(ino))
+        })?;
+        self.stamp_spool(spooled, time)
     }
 
     /// A symlink's target.
@@ -835,11 +910,11 @@ impl Fs {
         Ok(paths)
     }
 
-    /// The paths of an open file.
+    /// The paths of a file that is open for writing: closing any other waits for nothing.
     pub fn handle_paths(&self, handle: u64) -> Vec<RepoPath> {
         let state = self.lock();
         match state.handles.get(&handle) {
-            Some(Handle::File { ino, .. }) => state.tree.file_paths(*ino),
+            Some(Handle::File { ino, write: true, .. }) => state.tree.file_paths(*ino),
             _ => Vec::new(),
         }
     }
@@ -848,6 +923,7 @@ impl Fs {
     pub fn release(&self, handle: u64) {
         let mut left = None;
         let mut closed = None;
+        let mut written = None;
         let done = self.change(|state| {
             let (ino, write) = match state.handles.remove(&handle) {
                 Some(Handle::File { ino, write, .. }) => (ino, write),
@@ -864,9 +940,14 @@ impl Fs {
                 if settled {
                     open.modified = false;
                 }
+                let last = (write && open.writers == 0).then(|| open.file.clone()).flatten();
                 // The file closes outside the lock.
                 if open.handles == 0 {
                     closed = state.open.remove(&ino);
+                }
+                // The spool file's time counts after the daemon's end, and is of another clock yet.
+                if let (Some(file), Some((Content::Local { .. }, _))) = (last, state.content(ino)) {
+                    written = state.tree.get(ino).map(|inode| (file, inode.attrs.mtime));
                 }
                 if settled {
                     state.touch_file(ino, self.options.settle);
@@ -875,6 +956,11 @@ impl Fs {
             left = state.bury(ino);
             Ok(())
         });
+        if let Some((file, mtime)) = written
+            && let Err(error) = set_mtime(&file, mtime)
+        {
+            tracing::debug!(%error, "a restart will show another modification time");
+        }
         drop(closed);
         if done.is_ok() {
             self.discard_spool(left);
@@ -924,16 +1010,21 @@ impl Fs {
         let ino = *ino;
         if offset == 0 || entries.is_none() {
             let children = state.tree.dir(ino).map(|dir| &dir.children).into_iter().flatten();
-            *entries = Some(Arc::new(children.map(|(name, child)| (name.clone(), *child)).collect()));
+            *entries = Some(Arc::new(children.map(|(name, _)| name.clone()).collect()));
         }
         let Some(snapshot) = entries.clone() else { return Ok(()) };
         let parent = state.tree.get(ino).and_then(|inode| inode.links.first()).map_or(ino, |(parent, _)| *parent);
-        let dots: [(&[u8], Ino); 2] = [(b".", ino), (b"..", parent)];
-        let all = dots.into_iter().chain(snapshot.iter().map(|(name, child)| (name.as_bytes(), *child)));
-        for (next, (name, child)) in (1..).zip(all).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
-            // Gone since the snapshot.
-            let Ok(stat) = state.stat(child) else { continue };
-            if take(&DirEntry { name, stat, next }) {
+        let dots = [(b".".as_slice(), None, ino), (b"..", None, parent)];
+        let all = dots.into_iter().chain(snapshot.iter().map(|name| (name.as_bytes(), Some(name), ino)));
+        for (next, (shown, name, dot)) in (1..).zip(all).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+            // What the name stands for now: the kernel believes what a listing says of an entry, and one that was
+            // removed meanwhile would be back.
+            let child = match name {
+                Some(name) => state.tree.dir(ino).and_then(|dir| dir.children.get(name)).copied(),
+                None => Some(dot),
+            };
+            let Some((child, Ok(stat))) = child.map(|child| (child, state.stat(child))) else { continue };
+            if take(&DirEntry { name: shown, stat, next }) {
                 break;
             }
             if count
@@ -1001,9 +1092,6 @@ impl State {
         let time = now();
         let Some(inode) = self.tree.get_mut(ino) else { return };
         (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
-        if let Some(mode) = cleared_set_ids(inode.attrs.mode, true) {
-            inode.attrs.mode = mode;
-        }
         if let Body::File { content: Content::Local { generation: old, hash, .. }, size } = &mut inode.body {
             (*old, *hash) = (generation, None);
             *size = length(*size);
@@ -1038,22 +1126,6 @@ impl State {
             }
         }
     }
-}
-
-impl crate::namespace::Inode {
-    fn body_is_file(&self) -> bool {
-        matches!(self.body, Body::File { .. })
-    }
-}
-
-/// What a change of owner or content leaves of a file's mode: set-user-id goes, and set-group-id where the group may
-/// execute (without that it means mandatory locking). `None`: nothing goes.
-fn cleared_set_ids(mode: u16, file: bool) -> Option<u16> {
-    let mut left = mode & !(libc::S_ISUID as u16);
-    if mode & 0o010 != 0 {
-        left &= !(libc::S_ISGID as u16);
-    }
-    (file && left != mode).then_some(left)
 }
 
 fn need_bytes(ino: Ino, size: u64) -> super::Stop {

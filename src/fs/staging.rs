@@ -95,12 +95,17 @@ impl Want {
 pub struct Held {
     fs: Weak<Fs>,
     spool: SpoolId,
-    /// The bytes.
-    pub file: Arc<File>,
+    /// Not where very many are held, as for a commit: there are only so many open files.
+    file: Option<Arc<File>>,
     cancel: CancellationToken,
 }
 
 impl Held {
+    /// The bytes; always there in what [`Fs::due`] hands out.
+    pub fn file(&self) -> Option<&Arc<File>> {
+        self.file.as_ref()
+    }
+
     /// Completes when a writer waits for the file: let go of it.
     pub fn cancelled(&self) -> &CancellationToken {
         &self.cancel
@@ -188,7 +193,7 @@ impl State {
 
     /// Gives what a commit waits for its own hold on a file's bytes that came into the spool meanwhile: where they
     /// were on the server, something else may be staged before their turn comes.
-    pub(super) fn seal_frozen(&mut self, fs: &Fs, ino: Ino, file: &Arc<File>) {
+    pub(super) fn seal_frozen(&mut self, fs: &Fs, ino: Ino) {
         let Some(mut frozen) = self.frozen.take() else { return };
         for capture in frozen.values_mut() {
             if let (Want::Remote { ino: whose, object, .. }, Some((Content::Local { spool, generation, hash }, size))) =
@@ -197,14 +202,14 @@ impl State {
                 && *hash == Some(object.hash)
             {
                 let (spool, generation, hash) = (*spool, *generation, *hash);
-                let held = self.hold(fs, spool, file.clone());
+                let held = self.hold(fs, spool, None);
                 capture.want = Want::Sealed { ino, generation, hash, size, held };
             }
         }
         self.frozen = Some(frozen);
     }
 
-    fn hold(&mut self, fs: &Fs, spool: SpoolId, file: Arc<File>) -> Arc<Held> {
+    fn hold(&mut self, fs: &Fs, spool: SpoolId, file: Option<Arc<File>>) -> Arc<Held> {
         let hold = self.held.entry(spool).or_insert_with(|| Hold {
             count: 0,
             cancel: CancellationToken::new(),
@@ -213,6 +218,11 @@ impl State {
         hold.count += 1;
         Arc::new(Held { fs: fs.this.clone(), spool, file, cancel: hold.cancel.clone() })
     }
+}
+
+/// Whether a local error passes without anybody's doing: too many open files, no memory.
+fn is_passing(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR))
 }
 
 /// Why a path cannot be captured.
@@ -258,10 +268,11 @@ impl Fs {
                 ..capture
             })
         };
-        if frozen.is_some() {
-            return frozen;
-        }
-        match self.capture_now(path) {
+        let captured = match frozen {
+            Some(frozen) => self.opened(frozen).map(Some),
+            None => self.capture_now(path, true),
+        };
+        match captured {
             Ok(capture) => capture,
             Err(Miss::Writing) => {
                 // The last writer's release puts it in the queue again.
@@ -270,6 +281,11 @@ impl Fs {
             }
             Err(Miss::Instant) => {
                 self.lock().queue.retry(path, RECHECK, None);
+                None
+            }
+            Err(Miss::Lost(error)) if is_passing(&error) => {
+                let delay = Duration::from_secs(1);
+                self.lock().queue.retry(path, delay, Some(format!("its bytes in the spool wait: {error}")));
                 None
             }
             Err(Miss::Lost(error)) => {
@@ -286,7 +302,20 @@ impl Fs {
         }
     }
 
-    fn capture_now(&self, path: &RepoPath) -> Result<Option<Capture>, Miss> {
+    /// What a commit froze, with its bytes open.
+    fn opened(&self, capture: Capture) -> Result<Capture, Miss> {
+        let Want::Sealed { ino, generation, hash, size, held } = capture.want else {
+            return Ok(capture);
+        };
+        // It has its name as long as it is held.
+        let file = Arc::new(self.spool.file(held.spool).map_err(Miss::Lost)?);
+        let held = self.lock().hold(self, held.spool, Some(file));
+        Ok(Capture { want: Want::Sealed { ino, generation, hash, size, held }, ..capture })
+    }
+
+    /// What a path should be now; its bytes are opened if they are wanted `open`.
+    fn capture_now(&self, path: &RepoPath, open: bool) -> Result<Option<Capture>, Miss> {
+        let bytes = open;
         loop {
             let missing = {
                 let mut state = self.lock();
@@ -323,15 +352,16 @@ impl Fs {
                                 return Err(Miss::Instant);
                             }
                         }
-                        match open.and_then(|open| {
+                        let file = open.and_then(|open| {
                             open.modified = false;
                             open.file.clone()
-                        }) {
-                            Some(file) => {
-                                let held = state.hold(self, spool, file);
+                        });
+                        match file {
+                            file if file.is_some() || !bytes => {
+                                let held = state.hold(self, spool, file.filter(|_| bytes));
                                 return Ok(Some(capture(Want::Sealed { ino, generation, hash, size, held })));
                             }
-                            None => (ino, spool, generation, hash, size, seq, account, alone),
+                            _ => (ino, spool, generation, hash, size, seq, account, alone),
                         }
                     }
                 }
@@ -343,7 +373,7 @@ impl Fs {
                 if (*s, *g) == (spool, generation));
             let writing = state.open.get(&ino).is_some_and(|open| open.writing > 0);
             if same && !writing && state.queue.get(path).is_some_and(|entry| entry.seq == seq) {
-                let held = state.hold(self, spool, file);
+                let held = state.hold(self, spool, Some(file));
                 let upload = state.uploads.get(path).cloned();
                 let want = Want::Sealed { ino, generation, hash, size, held };
                 return Ok(Some(Capture { path: path.clone(), seq, account, want, alone, upload }));
@@ -427,7 +457,8 @@ impl Fs {
         for (spool, hash, size) in adopt {
             self.spool.release(size);
             if !self.cache.adopt(&self.spool, spool, hash) {
-                self.leave(spool);
+                let free = self.lock().abandon(spool);
+                free.into_iter().for_each(|spool| self.leave(spool));
             }
         }
         self.progress.notify_waiters();
@@ -536,20 +567,24 @@ impl Fs {
         let state = self.lock();
         let mut dirs = BTreeSet::new();
         let mut known = HashMap::new();
+        // Of each directory, whether the workspace will show nothing below it; asked once, not for every file in it.
+        let mut clear: HashMap<RepoPath, bool> = HashMap::new();
         for file in files {
             let mut top = None;
-            let mut above = file.parent();
-            while let Some(dir) = above {
-                if dir.is_root() || !state.is_vacant(&dir, &mut known) {
+            let above = std::iter::successors(file.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
+            for dir in above {
+                let is_clear = *clear.entry(dir.clone()).or_insert_with(|| {
+                    let gone = |(path, account): (&RepoPath, &Account)| files.contains(path) || !account.may_show();
+                    state.is_vacant(&dir, &mut known) && state.ledger.below(&dir).all(gone)
+                });
+                if !is_clear {
                     break;
                 }
-                above = dir.parent();
                 top = Some(dir);
             }
-            let Some(dir) = top.filter(|dir| !dirs.contains(dir)) else { continue };
-            let clear = state.ledger.below(&dir).all(|(path, account)| files.contains(path) || !account.may_show());
-            let based = state.ledger.below(&dir).any(|(_, account)| account.base.is_some());
-            if clear && based {
+            if let Some(dir) = top
+                && state.ledger.below(&dir).any(|(_, account)| account.base.is_some())
+            {
                 dirs.insert(dir);
             }
         }
@@ -609,7 +644,7 @@ impl Fs {
         let frozen = Frozen { fs, waiting };
         let mut todo: Vec<RepoPath> = self.lock().queue.iter().map(|(path, _)| path.clone()).collect();
         while let Some(path) = todo.pop() {
-            match self.capture_now(&path) {
+            match self.capture_now(&path, false) {
                 Ok(Some(capture)) => {
                     let mut state = self.lock();
                     if let Some(frozen) = &mut state.frozen {

@@ -205,6 +205,15 @@ pub fn is_stale(path: &Path) -> bool {
     matches!(rustix::fs::statvfs(path), Err(Errno::NOTCONN | Errno::CONNABORTED))
 }
 
+/// Whether this process can mount: the device, and the right to or a helper.
+///
+/// # Errors
+/// What is missing.
+pub fn check_mounting() -> Result<(), PreflightError> {
+    check_device()?;
+    if rustix::process::geteuid().is_root() { Ok(()) } else { check_helper() }
+}
+
 fn check_device() -> Result<(), PreflightError> {
     let opened = std::fs::File::options().read(true).write(true).open("/dev/fuse");
     match opened {

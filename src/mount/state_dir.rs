@@ -224,6 +224,36 @@ fn check_owner(path: &Path) -> Result<(), StateError> {
     Ok(())
 }
 
+/// What a state root, or where it would be made, is on. Changes nothing.
+///
+/// # Errors
+/// [`StateError::OnFuse`], [`StateError::NotOurs`], or when it cannot be examined.
+pub fn examine_root(root: &Path) -> Result<RootFacts, StateError> {
+    let root = resolve_existing(root);
+    let there = root.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
+    if there == root {
+        check_owner(there)?;
+    }
+    let warnings = check_filesystem(there)?;
+    let facts = rustix::fs::statfs(there).map_err(|errno| io_error("read", there)(errno.into()))?;
+    let free_bytes = facts.f_bavail.saturating_mul(facts.f_bsize as u64);
+    let shares_blocks = crate::spool::shares_blocks(there);
+    Ok(RootFacts { path: root, warnings, free_bytes, shares_blocks })
+}
+
+/// See [`examine_root`].
+#[derive(Debug)]
+pub struct RootFacts {
+    /// Without symbolic links.
+    pub path: PathBuf,
+    /// What speaks against it.
+    pub warnings: Vec<Warning>,
+    /// Room for data that the server does not have yet.
+    pub free_bytes: u64,
+    /// Whether its filesystem copies files by sharing their blocks; `None` when that could not be tried.
+    pub shares_blocks: Option<bool>,
+}
+
 fn check_filesystem(root: &Path) -> Result<Vec<Warning>, StateError> {
     // From linux/magic.h.
     const FUSE: u64 = 0x6573_5546;

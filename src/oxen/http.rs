@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -151,6 +151,11 @@ impl Answer {
     /// What the server calls its version in every answer.
     pub(super) fn version(&self) -> Option<String> {
         Some(self.response.headers().get("oxen-version")?.to_str().ok()?.to_owned())
+    }
+
+    /// What time it was at the server when it answered.
+    pub(super) fn date(&self) -> Option<SystemTime> {
+        httpdate::parse_http_date(self.response.headers().get("date")?.to_str().ok()?).ok()
     }
 
     /// The next piece of the body.

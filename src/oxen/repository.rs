@@ -4,6 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use reqwest::Method;
@@ -200,6 +201,15 @@ impl Repository {
             let detail = format!("{} answers, but not as an Oxen server", self.http.server());
             WorkspaceError::Protocol { detail }
         })
+    }
+
+    /// What time it is at the server; `None` when it does not say.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub async fn server_time(&self) -> Result<Option<SystemTime>, WorkspaceError> {
+        let request = Request::get("api/version".to_owned(), "an Oxen server at this address");
+        Ok(self.http.send(&request).await?.date())
     }
 
     /// The repository; `None` when there is none.

@@ -2,6 +2,7 @@
 //! daemon is needed, a scripted one answers.
 
 mod daemon;
+mod promises;
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
@@ -153,7 +154,9 @@ fn what_clap_refuses_exits_with_2_and_help_with_0() {
     }
     let help = user.run(["--help"]);
     assert_eq!((help.exit, help.err.as_str()), (0, ""));
-    for command in ["mount", "unmount", "status", "diff", "sync", "commit", "repo", "dev-server", "completions"] {
+    for command in
+        ["mount", "unmount", "status", "diff", "doctor", "sync", "commit", "repo", "dev-server", "completions"]
+    {
         assert!(help.out.contains(command), "{command}");
     }
     let version = user.run(["--version"]);
@@ -274,6 +277,22 @@ fn without_mounts_status_says_so_and_json_is_an_empty_list() {
     assert_eq!(plain.err, "nothing is mounted, and nothing is owed to a server\n");
     let json = user.run(["status", "--json"]);
     assert_eq!((json.exit, json.out.as_str(), json.err.as_str()), (0, "[]\n", ""));
+}
+
+#[test]
+fn doctor_fails_for_a_server_that_is_not_there_and_says_what_to_do() {
+    let user = User::new();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let server = format!("http://{nobody}");
+    let said = user.run(["doctor", "--server", &server]);
+    assert_eq!((said.exit, said.err.as_str()), (1, ""), "{said:?}");
+    assert!(said.out.starts_with("ok       kernel: Linux "), "{}", said.out);
+    assert!(said.out.contains(&format!("failed   server: cannot reach {server}: ")), "{}", said.out);
+    assert!(said.out.contains(&format!("         hint: is it running? curl {server}/api/health\n")), "{}", said.out);
+    let json: serde_json::Value =
+        serde_json::from_str(&user.run(["doctor", "--json", "--server", &server]).out).unwrap();
+    assert!(json.as_array().unwrap().iter().any(|line| line["about"] == "server" && line["verdict"] == "failed"));
+    assert!(!user.state().exists(), "looking makes nothing");
 }
 
 fn mounted(_: &Request) -> (Vec<Event>, Then) {

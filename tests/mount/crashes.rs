@@ -113,7 +113,8 @@ fn a_plain_umount_goes_on_sending_and_unmount_waits_for_it() {
     let pid = test.pid();
     run("umount", [&test.dir]);
     assert!(!test.is_mounted());
-    let status = test.status();
+    // The daemon notices a moment after the kernel.
+    let status = test.wait_status("the daemon to notice", |status| status["phase"] != "mounted");
     if status["phase"] != "stopped" {
         assert_eq!((&status["phase"], status["pid"].as_i64()), (&"draining".into(), Some(pid.into())), "{status:#}");
     }

@@ -194,6 +194,60 @@ fn links_stay_links_after_a_remount() {
 }
 
 #[test]
+fn a_listing_under_way_does_not_bring_back_what_was_removed() {
+    let test = TestMount::new();
+    // More than one answer to a listing holds.
+    for at in 0..1000 {
+        fs::write(test.at(format!("{at:0100}")), "").unwrap();
+    }
+    let last = test.at(format!("{:0100}", 999));
+    let open = fs::File::open(&last).unwrap();
+    let mut listing = fs::read_dir(&test.dir).unwrap();
+    listing.next().unwrap().unwrap();
+    fs::remove_file(&last).unwrap();
+    fs::write(test.at("aside"), "renamed over another").unwrap();
+    fs::rename(test.at("aside"), test.at(format!("{:0100}", 998))).unwrap();
+    let names: Vec<_> = listing.map(|entry| entry.unwrap().file_name()).collect();
+    assert!(names.contains(&format!("{:0100}", 998).into()), "it was there all the time");
+    assert_eq!(fs::metadata(&last).unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    assert_eq!(fs::read(test.at(format!("{:0100}", 998))).unwrap(), b"renamed over another");
+    drop(open);
+}
+
+#[test]
+fn what_opening_and_setting_times_changes_is_as_on_a_local_disk() {
+    let test = TestMount::new();
+    let file = test.at("file");
+    fs::write(&file, "").unwrap();
+    let changed = || {
+        let stat = file.metadata().unwrap();
+        (stat.mtime(), stat.mtime_nsec())
+    };
+    // Emptying what is empty is a change.
+    let before = changed();
+    fs::File::create(&file).unwrap();
+    assert_ne!(changed(), before);
+    // Also for whoever comes after a crash.
+    python(&test.dir, "os.utime('file', (0, 0)); open('file', 'w').close()");
+    let before = changed();
+    test.signal(rustix::process::Signal::KILL);
+    test.mount(&[]).ok();
+    assert_eq!(changed(), before);
+    // Even opened to be read alone.
+    fs::write(&file, "content").unwrap();
+    python(&test.dir, "os.close(os.open('file', os.O_RDONLY | os.O_TRUNC))");
+    assert_eq!(file.metadata().unwrap().len(), 0);
+    // A second and a half before 1970.
+    python(&test.dir, "os.utime('file', ns=(-1_500_000_000, -1_500_000_000))");
+    assert_eq!(changed(), (-2, 500_000_000));
+    // A directory that is gone has no links.
+    fs::create_dir(test.at("dir")).unwrap();
+    let dir = fs::File::open(test.at("dir")).unwrap();
+    fs::remove_dir(test.at("dir")).unwrap();
+    assert_eq!(dir.metadata().unwrap().nlink(), 0);
+}
+
+#[test]
 fn eight_threads_write_at_once() {
     let test = TestMount::new();
     let plain = test.beside("plain");

@@ -199,6 +199,14 @@ fn a_directory_whose_last_file_was_only_staged_leaves_no_empty_one_either() {
 }
 
 #[test]
+fn a_directory_of_links_and_fifos_alone_is_none_in_the_commit() {
+    let twins = Twins::new();
+    twins.shell("ln -s nowhere dir/sub/deep/link; mkfifo other/fifo").sync();
+    twins.shell("rm dir/sub/deep/four other/five; rm -r gone").sync();
+    twins.shell("rm -r dir/sub other").sync().commit_and_compare();
+}
+
+#[test]
 fn a_directory_that_only_an_unstaged_file_kept_leaves_no_empty_one_either() {
     let twins = Twins::new();
     let open = |root: &Path| fs::File::create(root.join("dir/sub/deep/open")).unwrap();
@@ -212,6 +220,21 @@ fn a_directory_that_only_an_unstaged_file_kept_leaves_no_empty_one_either() {
     twins.shell("rm dir/sub/deep/open");
     drop(files);
     twins.shell("rmdir dir/sub/deep").commit_and_compare();
+}
+
+#[test]
+fn a_directory_emptied_a_little_at_a_time_leaves_no_empty_one_either() {
+    let test = TestMount::unmounted(crate::server::url());
+    // So short that removals are staged while others are made.
+    test.mount(&["--create", "--settle", "0.02"]).ok();
+    fs::write(test.at("keep"), "kept").unwrap();
+    for round in 0..10 {
+        shell(&test.dir, "mkdir -p E/b/c; echo 1 > E/a; echo 2 > E/b/b; echo 3 > E/b/c/c");
+        test.commit();
+        shell(&test.dir, "rm E/b/b; rm E/a E/b/c/c; sleep 0.05; rm -r E");
+        test.commit();
+        assert_eq!(test.committed().into_keys().collect::<Vec<_>>(), ["keep"], "round {round}");
+    }
 }
 
 #[test]

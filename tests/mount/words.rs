@@ -25,6 +25,24 @@ fn a_command_says_why_it_waits_and_when_it_goes_on() {
 }
 
 #[test]
+fn doctor_names_a_mount_whose_daemon_died_and_the_command_that_mends_it() {
+    let test = TestMount::new();
+    let doctor = || test.oxenfs([OsStr::new("doctor"), test.dir.as_os_str()]);
+    let about = format!("mount {}: ", test.dir.display());
+    assert!(doctor().ok().out.contains(&format!("ok       {about}works\n")));
+    fs::write(test.at("file"), "content").unwrap();
+    test.signal(rustix::process::Signal::KILL);
+    let said = doctor();
+    assert_eq!(said.exit, 1, "{said:#?}");
+    assert!(said.out.contains(&format!("failed   {about}no daemon runs; owed to the server, ")), "{}", said.out);
+    let hint = format!("         hint: oxenfs mount {} {} --server ", test.repo, test.dir.display());
+    assert!(said.out.contains(&hint), "{}", said.out);
+    test.mount(&[]).ok();
+    assert!(doctor().ok().out.contains(&format!("ok       {about}works\n")));
+    test.unmount_commit();
+}
+
+#[test]
 fn unmount_says_what_is_not_committed_and_what_stays_here() {
     let test = TestMount::new();
     fs::write(test.at("file"), "content").unwrap();

@@ -113,12 +113,6 @@ impl State {
                 of.iter().for_each(|change| change.apply(&mut self.flushed));
                 self.unflushed = left;
             }
-            Act::FlushAll(_) => {
-                std::mem::take(&mut self.unflushed).iter().for_each(|change| change.apply(&mut self.flushed));
-                for (file, flushed) in self.files.values_mut() {
-                    *flushed = now(file);
-                }
-            }
         }
     }
 
@@ -322,7 +316,7 @@ fn kinds(shown: &BTreeMap<Path, Shown>) -> BTreeMap<&Path, u8> {
 async fn survive(history: &History<'_>, remains: Remains) {
     let Remains { dir, memory, acknowledged: by, point } = remains;
     let at = format!("seed {}, {point}, after {by} operations", history.workload.seed);
-    let world = World::recovered(dir, memory, Disk::default(), history.models[by].clone()).await;
+    let world = World::recovered(dir, memory, Disk::restarted(1), history.models[by].clone()).await;
     let shown = world.shown().await;
     let since = history.names_since(by);
     let possible = &history.models[since..history.models.len().min(by + 2)];

@@ -172,7 +172,16 @@ const NAMES: [&[u8]; 6] = [b"a", b"b", b"c", b"d", "\u{e9}\u{732b}".as_bytes(), 
 
 const ATTRIBUTES: [&str; 5] = ["user.a", "user.b", "user.\u{e9}", "trusted.a", "unknown.a"];
 
-struct Random(fastrand::Rng);
+/// What there is to work on.
+#[derive(Default)]
+pub struct Known {
+    pub files: Vec<Path>,
+    pub dirs: Vec<Path>,
+    pub open: Vec<usize>,
+}
+
+/// Makes operations that mostly mean something.
+struct Random(fastrand::Rng, Known);
 
 impl Random {
     fn one_in(&mut self, many: u32) -> bool {
@@ -194,7 +203,32 @@ impl Random {
         }
     }
 
+    /// A path where something is.
+    fn found(&mut self) -> Path {
+        let paths = if self.one_in(5) { &self.1.dirs } else { &self.1.files };
+        if paths.is_empty() || self.0.u32(..8) == 0 {
+            return self.path();
+        }
+        paths[self.0.usize(..paths.len())].clone()
+    }
+
+    /// A directory.
+    fn dir(&mut self) -> Path {
+        match self.0.u32(..12) {
+            0..3 => Path(b".".to_vec()),
+            3 => self.path(),
+            _ if self.1.dirs.is_empty() => Path(b".".to_vec()),
+            _ => self.1.dirs[self.0.usize(..self.1.dirs.len())].clone(),
+        }
+    }
+
     fn path(&mut self) -> Path {
+        if !self.one_in(4) {
+            let (dir, name) = (self.dir().0, self.name());
+            if !dir.is_empty() {
+                return Path([dir, b"/".to_vec(), name].concat());
+            }
+        }
         if self.one_in(300) {
             return Path(self.of(&[b"".as_slice(), b".", b"./", b"a//b"]).to_vec());
         }
@@ -241,7 +275,10 @@ impl Random {
     }
 
     fn slot(&mut self) -> usize {
-        self.0.usize(..SLOTS)
+        match self.1.open.len() {
+            open if open > 0 && !self.one_in(10) => self.1.open[self.0.usize(..open)],
+            _ => self.0.usize(..SLOTS),
+        }
     }
 
     fn map(&mut self) -> usize {
@@ -249,12 +286,13 @@ impl Random {
     }
 
     fn mode(&mut self) -> u32 {
-        match self.0.u32(..10) {
+        let mode = match self.0.u32(..10) {
             0..4 => self.of(&[0o644, 0o755, 0o600, 0o777, 0o700]),
             4..6 => self.of(&[0o4755, 0o2755, 0o2644, 0o1777, 0o6755, 0o2775]),
             6 => 0,
             _ => self.0.u32(..0o10000),
-        }
+        };
+        if has(Capability::SetIds) { mode } else { mode & 0o1777 }
     }
 
     fn at(&mut self) -> u64 {
@@ -307,8 +345,14 @@ impl Random {
         if self.one_in(2) { libc::AT_SYMLINK_NOFOLLOW } else { 0 }
     }
 
-    fn owner(&mut self) -> u32 {
-        self.of(&[u32::MAX, 0, 1000, 1001, 1002])
+    /// Owner and group; one of the two may stay.
+    fn owners(&mut self) -> (u32, u32) {
+        let (stays, owner) = (u32::MAX, self.of(&[0, 1000, 1001, 1002]));
+        match self.0.u32(..3) {
+            0 => (owner, stays),
+            1 => (stays, owner),
+            _ => (owner, self.of(&[0, 1000, 1001, 1002])),
+        }
     }
 
     fn open_flags(&mut self) -> i32 {
@@ -317,7 +361,7 @@ impl Random {
         flags |= self.of(&[libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR, libc::O_RDWR]);
         let chances = [
             (libc::O_CREAT, 2),
-            (libc::O_EXCL, 6),
+            (libc::O_EXCL, 5),
             (libc::O_TRUNC, 5),
             (libc::O_APPEND, 6),
             (libc::O_DIRECTORY, 15),
@@ -339,8 +383,8 @@ impl Random {
 
     fn who(&mut self) -> Who {
         match self.0.u32(..10) {
-            0..7 => ROOT,
-            7..9 => Who { uid: 1000, gid: 1000 },
+            0..8 => ROOT,
+            8 => Who { uid: 1000, gid: 1000 },
             _ => Who { uid: 1001, gid: self.of(&[1000, 1001]) },
         }
     }
@@ -355,9 +399,13 @@ impl Random {
 
     /// None where the choice fell on what the mount cannot do yet.
     fn try_op(&mut self) -> Option<Op> {
-        let (slot, path) = (self.slot(), self.path());
+        let (slot, new, path) = (self.slot(), self.path(), self.found());
         Some(match self.0.u32(..1000) {
-            0..160 => Op::Open { slot, path, flags: self.open_flags(), mode: self.mode() },
+            0..160 => {
+                let flags = self.open_flags();
+                let path = if flags & libc::O_CREAT != 0 && self.one_in(2) { new } else { path };
+                Op::Open { slot: self.0.usize(..SLOTS), path, flags, mode: self.mode() }
+            }
             160..200 => Op::Close { slot },
             200..260 => Op::Pwrite { slot, at: self.at(), bytes: self.bytes() },
             260..290 => Op::Write { slot, bytes: self.bytes() },
@@ -374,28 +422,34 @@ impl Random {
             415..505 => {
                 let flags = self.of(&[0, 0, 0, 0, libc::RENAME_NOREPLACE, libc::RENAME_EXCHANGE]);
                 let odd = self.of(&[flags, flags, flags, flags, flags, flags, flags, flags, flags, 3]);
-                Op::Rename { from: path, to: self.path(), flags: odd }
+                Op::Rename { from: path, to: if self.one_in(2) { new } else { self.found() }, flags: odd }
             }
-            505..540 => Op::Link { from: path, to: self.path(), flags: self.of(&[0, 0, libc::AT_SYMLINK_FOLLOW]) },
-            540..545 => Op::LinkSlot { slot, to: path },
-            545..575 => Op::Symlink { target: self.target(), path },
+            505..540 => Op::Link { from: path, to: new, flags: self.of(&[0, 0, libc::AT_SYMLINK_FOLLOW]) },
+            540..545 => Op::LinkSlot { slot, to: new },
+            545..575 => Op::Symlink { target: self.target(), path: new },
             575..625 => Op::Unlink { path },
-            625..645 => Op::Rmdir { path },
-            645..695 => Op::Mkdir { path, mode: self.mode() },
+            625..645 => Op::Rmdir { path: self.dir() },
+            645..695 => Op::Mkdir { path: new, mode: self.mode() },
             695..710 => {
-                Op::Mknod { path, mode: self.mode() | self.of(&[libc::S_IFIFO, libc::S_IFSOCK, libc::S_IFREG, 0]) }
+                Op::Mknod { path: new, mode: self.mode() | self.of(&[libc::S_IFIFO, libc::S_IFSOCK, libc::S_IFREG, 0]) }
             }
             710..740 => Op::Chmod { path, mode: self.mode() },
             740..750 => Op::Fchmod { slot, mode: self.mode() },
-            750..770 => Op::Chown { path, uid: self.owner(), gid: self.owner(), flags: self.follow() },
-            770..775 => Op::Fchown { slot, uid: self.owner(), gid: self.owner() },
+            750..770 => {
+                let (uid, gid) = self.owners();
+                Op::Chown { path, uid, gid, flags: self.follow() }
+            }
+            770..775 => {
+                let (uid, gid) = self.owners();
+                Op::Fchown { slot, uid, gid }
+            }
             775..795 => Op::Utimens { path, times: self.times(), flags: self.follow() },
             795..805 => Op::Futimens { slot, times: self.times() },
             805..820 => Op::Stat { path, flags: self.follow() },
             820..825 => Op::Access { path, mode: self.0.i32(..8) },
             825..835 => Op::Readlink { path },
-            835..850 => Op::List { path },
-            850..855 => Op::DirOpen { path },
+            835..850 => Op::List { path: self.dir() },
+            850..855 => Op::DirOpen { path: self.dir() },
             855..872 => Op::DirNext { bytes: self.of(&[300, 300, 400, 4000]) },
             872..874 => Op::DirRewind,
             874..876 => Op::DirBack,
@@ -441,12 +495,22 @@ impl Random {
     }
 }
 
-/// `count` steps; the same for the same seed. Users other than root act only where `users` says so.
-pub fn steps(seed: u64, count: usize, users: bool) -> Vec<Step> {
-    let mut random = Random(fastrand::Rng::with_seed(seed));
-    let step = |random: &mut Random| {
-        let who = random.who();
-        Step { who: if users { who } else { ROOT }, op: random.op() }
-    };
-    (0..count).map(|_| step(&mut random)).collect()
+/// Makes steps one after the other; the same for the same seed and the same answers.
+pub struct Maker {
+    random: Random,
+    users: bool,
+}
+
+impl Maker {
+    /// Users other than root act only where `users` says so.
+    pub fn new(seed: u64, users: bool) -> Self {
+        Self { random: Random(fastrand::Rng::with_seed(seed), Known::default()), users }
+    }
+
+    /// The next step, on what there is.
+    pub fn next(&mut self, known: Known) -> Step {
+        self.random.1 = known;
+        let who = self.random.who();
+        Step { who: if self.users { who } else { ROOT }, op: self.random.op() }
+    }
 }

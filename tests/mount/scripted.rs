@@ -1,0 +1,114 @@
+//! An embedded server of one test's own: its faults are scripted, what it received is counted, and it can go away.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::http::{self, Tree};
+use crate::mounted::wait_until;
+use crate::server::free_port;
+
+/// Where the token is, for a server that wants one.
+const TOKEN: &str = "OXENFS_TEST_TOKEN";
+
+pub struct Scripted {
+    child: Option<Child>,
+    data: tempfile::TempDir,
+    port: u16,
+}
+
+impl Scripted {
+    pub fn new() -> Self {
+        Self::with_token(None)
+    }
+
+    pub fn with_token(token: Option<&str>) -> Self {
+        let data = tempfile::Builder::new().prefix("oxenfs-test-scripted").tempdir().unwrap();
+        let mut server = Self { child: None, data, port: free_port() };
+        server.start(token);
+        server
+    }
+
+    /// Starts it, again if it was stopped: with the same address and the same data.
+    pub fn start(&mut self, token: Option<&str>) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_oxenfs"));
+        let listen = format!("127.0.0.1:{}", self.port);
+        command.arg("dev-server").arg(self.data.path().join("data")).args(["--listen", &listen]);
+        if let Some(token) = token {
+            command.args(["--token-env", TOKEN]).env(TOKEN, token);
+        }
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("http://"), "the embedded server said {line:?}");
+        self.child = Some(child);
+    }
+
+    /// Ends it as a power cut would.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// One request; the answer's status and body.
+    pub fn ask(&self, method: &str, path: &str, body: &Value) -> (u16, String) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.0\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+
+    /// Does `action` to the next `times` requests with this method whose path contains `path`.
+    pub fn arm(&self, method: &str, path: &str, times: Option<u32>, action: Value) {
+        let mut fault = json!({"path": path, "times": times, "action": action});
+        if !method.is_empty() {
+            fault["method"] = json!(method);
+        }
+        assert_eq!(self.ask("POST", "/_faults", &fault).0, 200);
+    }
+
+    pub fn disarm(&self) {
+        assert_eq!(self.ask("DELETE", "/_faults", &Value::Null).0, 200);
+    }
+
+    /// What was answered: method, path, status.
+    pub fn log(&self) -> Vec<(String, String, u64)> {
+        let traffic: Value = serde_json::from_str(&self.ask("GET", "/_traffic", &Value::Null).1).unwrap();
+        let log = traffic["log"].as_array().unwrap().iter();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        log.map(|one| (text(&one["method"]), text(&one["path"]), one["status"].as_u64().unwrap())).collect()
+    }
+
+    /// Waits until requests whose path contains `path` were answered with `status`.
+    pub fn wait_answered(&self, path: &str, status: u64) {
+        wait_until("such an answer", || self.log().iter().any(|(_, at, code)| at.contains(path) && *code == status));
+    }
+
+    pub fn committed(&self, repo: &str) -> Tree {
+        http::committed_tree(&self.url(), repo)
+    }
+}
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
