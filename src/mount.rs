@@ -259,7 +259,7 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
             let _ = tokio::time::timeout(TERM_DRAIN, drained(&fs)).await;
         }
     }
-    if *daemon.phase.borrow() != Phase::Draining {
+    if *daemon.phase.borrow() != Phase::Draining && !served.is_over() {
         detach(&settings.mountpoint, How::Lazily).await;
         let _ = tokio::time::timeout(Duration::from_secs(2), served.ended()).await;
     }
@@ -289,6 +289,11 @@ struct Served {
 }
 
 impl Served {
+    /// Whether the kernel has ended the connection.
+    fn is_over(&self) -> bool {
+        *self.over.borrow()
+    }
+
     /// Completes when the kernel has ended the connection.
     async fn ended(&self) {
         let mut over = self.over.clone();

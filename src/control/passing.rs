@@ -28,6 +28,7 @@ pub fn send(stream: &mut UnixStream, line: &[u8], files: &[BorrowedFd<'_>]) -> i
     }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_MAX))];
     let mut beside = SendAncillaryBuffer::new(&mut space);
+    // The buffer alone would let one more pass: it is rounded up.
     if files.len() > FILES_MAX || !beside.push(SendAncillaryMessage::ScmRights(files)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }

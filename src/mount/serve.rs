@@ -130,8 +130,14 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
             told
         }
         Request::Detach => {
+            // Gone from the tree of files before the command is told so.
+            let mut taking = Taking::new(daemon);
+            let mounted = taking.otherwise.replace(Phase::Ending) == Some(Phase::Mounted);
+            if mounted {
+                detach(&daemon.mountpoint, How::Lazily).await;
+            }
             let told = listener.tell(&Event::Done).await;
-            daemon.phase.send_replace(Phase::Ending);
+            drop(taking);
             told
         }
         Request::Commit { branch, message, author, email } => {
