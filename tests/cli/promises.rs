@@ -48,7 +48,7 @@ fn every_promise_names_a_test_that_is_there() {
         let Some((number, rest)) = item.split_once("] ") else { continue };
         let Ok(number) = number.parse::<u32>() else { continue };
         let names: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
-        assert!(!names.is_empty() && names.len() % 2 == 0, "[{number}] {rest}");
+        assert!(!names.is_empty() && names.len().is_multiple_of(2), "[{number}] {rest}");
         for pair in names.chunks(2) {
             assert!(has_test(pair[0], pair[1]), "[{number}]: {} has no test {}", pair[0], pair[1]);
         }
