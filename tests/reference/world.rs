@@ -89,7 +89,7 @@ pub fn temporary_dir() -> tempfile::TempDir {
     if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap()
 }
 
-fn attrs() -> Attrs {
+pub fn attrs() -> Attrs {
     let zero = Timestamp(0, 0);
     Attrs { mode: 0o644, uid: 0, gid: 0, atime: zero, mtime: zero, ctime: zero }
 }
