@@ -129,7 +129,9 @@ async fn start(dir: &std::path::Path, memory: &Arc<Memory>, disk: &Disk) -> (Arc
         loop {
             tokio::time::sleep(Duration::from_millis(3)).await;
             let fs = housekeeping.clone();
-            tokio::task::spawn_blocking(move || fs.tidy().unwrap()).await.unwrap();
+            // Cancelled with the runtime.
+            let Ok(tidied) = tokio::task::spawn_blocking(move || fs.tidy()).await else { return };
+            tidied.unwrap();
         }
     });
     (fs, Tasks([stager, tidying]))
