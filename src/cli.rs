@@ -11,6 +11,7 @@ mod doctor;
 mod failure;
 mod find;
 mod follow;
+mod import;
 mod interrupt;
 mod mount;
 mod output;
@@ -68,6 +69,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Status(args) => status::status(args, &find()?),
         Command::Diff(args) => diff::diff(args, &find()?),
         Command::Doctor(args) => doctor::doctor(args, state_dir.as_deref(), environment),
+        Command::Import(args) => import::import(args, &find()?),
         Command::Sync(args) => sync::sync(args, &find()?),
         Command::Commit(args) => sync::commit(args, &find()?, environment),
         Command::Repo(args::RepoCommand::Create(args)) => repo::create(args, environment),

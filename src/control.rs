@@ -2,8 +2,11 @@
 //! the last. The socket lies in the mount's state directory, which only its owner can enter.
 
 pub mod client;
+pub mod passing;
 
 use serde::{Deserialize, Serialize};
+
+use crate::path::Name;
 
 /// What a command asks of a running daemon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,6 +27,12 @@ pub enum Request {
     Unmount,
     /// Unmount at once and end the daemon; the rest stays on record for the next mount.
     Detach,
+    /// Take files in. [`Event::Importing`], and then the command sends [`Import`]s, each answered by one
+    /// [`Event::Imported`] in any order; [`Event::Done`] follows [`Import::End`]. Hanging up before that stops it.
+    Import {
+        /// The directory that everything goes into, from the mount's root.
+        into: Vec<Name>,
+    },
     /// Freeze what was written up to now, stage it, commit it. [`Event::Progress`], then [`Event::Committed`].
     Commit {
         /// The branch; `None` is the mount's own.
@@ -55,6 +64,22 @@ pub enum Event {
         /// Why, in words.
         why: Option<String>,
     },
+    /// An import may begin.
+    Importing,
+    /// Content bytes that an import has copied up to now.
+    Copied {
+        /// Of all files, also of those that are not complete.
+        bytes: u64,
+    },
+    /// The items of an [`Import::Batch`] are there, but for these.
+    Imported {
+        /// Which.
+        batch: u64,
+        /// Length of its files that are there.
+        bytes: u64,
+        /// What could not be done.
+        refused: Vec<Refused>,
+    },
     /// The request was carried out.
     Done,
     /// The commit was made.
@@ -64,6 +89,90 @@ pub enum Event {
     },
     /// The request was not carried out.
     Failed(Failure),
+}
+
+/// What an import consists of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Import {
+    /// Some of it: directories before what lies in them. The files' content comes beside the line, see [`passing`], in
+    /// the order of the items.
+    Batch {
+        /// Which; told again when it is done.
+        batch: u64,
+        /// What.
+        items: Vec<Item>,
+    },
+    /// That was all.
+    End,
+}
+
+/// One thing to be made. Directories are numbered by the command; 0 is the one that everything goes into.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Item {
+    /// A directory, which may be there already.
+    Dir {
+        /// Its number.
+        id: usize,
+        /// The number of the one it lies in.
+        into: usize,
+        /// Its name.
+        name: Name,
+        /// Permission bits, if it is new.
+        mode: u16,
+    },
+    /// A regular file; its modes and times are those of the open file beside the line.
+    File {
+        /// The number of the directory it lies in.
+        into: usize,
+        /// Its name.
+        name: Name,
+    },
+    /// A symbolic link.
+    Link {
+        /// The number of the directory it lies in.
+        into: usize,
+        /// Its name.
+        name: Name,
+        /// What it says.
+        #[serde(with = "crate::journal::bytes_as_text")]
+        target: Box<[u8]>,
+        /// When it was made: seconds and nanoseconds.
+        mtime: (i64, u32),
+    },
+    /// All that lies in a directory is there: its time is this, if this import made it.
+    Dated {
+        /// Its number.
+        id: usize,
+        /// Seconds and nanoseconds.
+        mtime: (i64, u32),
+    },
+}
+
+/// An item that was not made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Which of the batch's items.
+    pub item: usize,
+    /// Why.
+    pub why: Refusal,
+    /// The same in words.
+    pub error: String,
+}
+
+/// What a refusal means for the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Refusal {
+    /// Nothing.
+    Alone,
+    /// The directory it lies in was refused before.
+    Above,
+    /// There is no room: the rest will find none either.
+    NoSpace,
+    /// The import was stopped.
+    Stopped,
 }
 
 /// An error in the three parts that a person needs.

@@ -8,17 +8,19 @@
 //! kernel. The lock is held for memory work alone: not across a write, a copy or a request.
 
 mod diff;
+mod import;
 mod layers;
 mod ops;
 mod queue;
 mod recovery;
 mod staging;
+mod xattrs;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -33,10 +35,12 @@ use crate::spool::{Cache, Spool, copy_content};
 use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceError};
 
 pub use diff::recorded_differences;
-pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, Stat, Statfs};
+pub use import::{Arrival, Arrived, Spooled};
+pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat, Statfs};
 pub use queue::Phase;
 pub use recovery::{Foreign, Limits, survey};
 pub use staging::{Capture, Frees, Frozen, Waiting, Want};
+pub use xattrs::XattrMode;
 
 /// A file of at most this size is copied when a writer meets its sealed generation; a larger one makes its upload
 /// stop instead, unless the filesystem shares blocks. 16 MiB copies in a few milliseconds.
@@ -83,6 +87,15 @@ pub enum FsError {
     /// The inode is gone.
     #[error("stale handle")]
     Stale,
+    /// No such extended attribute.
+    #[error("no such attribute")]
+    NoData,
+    /// It does not fit where it is wanted.
+    #[error("out of range")]
+    Range,
+    /// An extended attribute's value is longer than any may be.
+    #[error("value too long")]
+    TooBig,
     /// Not on this kind of file, or not with these flags.
     #[error("not supported")]
     Unsupported,
@@ -168,7 +181,7 @@ pub struct Fs {
     /// A spool file is no longer held.
     unheld: Notify,
     /// Told what the kernel must look up anew.
-    watcher: Mutex<Option<std::sync::mpsc::Sender<Stale>>>,
+    watcher: Mutex<Option<std::sync::mpsc::Sender<Told>>>,
     /// Spool files that no file has any more. Each is removed when the record of that is on stable storage: after a
     /// power loss an older record may count, which still names them.
     leaving: Mutex<Vec<SpoolId>>,
@@ -209,6 +222,13 @@ pub enum Stale {
     Name(Ino, Name),
 }
 
+/// What the watcher is told.
+enum Told {
+    Stale(Stale),
+    /// All before this has been passed on once this is dropped.
+    Mark(#[expect(dead_code, reason = "dropping it is the message")] tokio::sync::oneshot::Sender<()>),
+}
+
 /// An open file or directory.
 enum Handle {
     File { ino: Ino, read: bool, write: bool },
@@ -237,8 +257,7 @@ struct Hold {
 
 /// The time now, as `stat` shows it.
 fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(since.as_secs() as i64, since.subsec_nanos())
+    SystemTime::now().into()
 }
 
 impl State {
@@ -251,6 +270,8 @@ impl State {
     fn replay(&mut self, change: &Change) {
         match change {
             Change::Inode { ino, record } => self.tree.apply_record(*ino, record),
+            Change::Xattr { ino, name, value } => self.tree.set_xattr(*ino, name, Some(value)),
+            Change::DropXattr { ino, name } => self.tree.set_xattr(*ino, name, None),
             Change::Link { parent, name, ino } => self.tree.link(*parent, name.clone(), *ino),
             Change::Unlink { parent, name, hide } => {
                 self.tree.unlink(*parent, name, *hide);
@@ -445,7 +466,7 @@ impl Fs {
         if !stale.is_empty() {
             let watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
             // A mount that ends needs to know no more.
-            stale.into_iter().for_each(|stale| drop(watcher.as_ref().map(|watcher| watcher.send(stale))));
+            stale.into_iter().for_each(|stale| drop(watcher.as_ref().map(|watcher| watcher.send(Told::Stale(stale)))));
         }
         if frame.is_empty() {
             return out;
@@ -837,11 +858,27 @@ impl Fs {
     pub fn watch_staleness(&self, tell: impl Fn(Stale) + Send + 'static) {
         let (sender, receiver) = std::sync::mpsc::channel();
         *self.watcher.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
-        let spawned =
-            std::thread::Builder::new().name("invalidate".into()).spawn(move || receiver.iter().for_each(tell));
+        let spawned = std::thread::Builder::new().name("invalidate".into()).spawn(move || {
+            for told in receiver {
+                match told {
+                    Told::Stale(stale) => tell(stale),
+                    Told::Mark(_) => {}
+                }
+            }
+        });
         if let Err(error) = spawned {
             tracing::warn!(%error, "what others change shows up only when the kernel's caches expire");
         }
+    }
+
+    /// Completes when the kernel has been told of everything that changed behind its back up to now.
+    pub async fn kernel_knows(&self) {
+        let (mark, passed) = tokio::sync::oneshot::channel();
+        if let Some(watcher) = &*self.watcher.lock().unwrap_or_else(PoisonError::into_inner) {
+            // A mount that ends needs to know no more.
+            let _ = watcher.send(Told::Mark(mark));
+        }
+        let _ = passed.await;
     }
 
     /// What the mount's root is in the repository.

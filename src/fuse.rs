@@ -18,11 +18,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
     OpenFlags as FuseOpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow,
+    WriteFlags,
 };
 use tokio::runtime::Handle;
 
-use crate::fs::{Fs, FsError, Op, OpenFlags, RenameMode, SetAttr, Stale, Stat, Statfs, Stop};
+use crate::fs::{
+    Fs, FsError, Op, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stale, Stat, Statfs, Stop, XattrMode,
+};
 use crate::namespace::{Attrs, Ino, Timestamp};
 use crate::path::{Name, PathError};
 
@@ -140,9 +143,9 @@ fn attr(stat: &Stat) -> FileAttr {
         ino: INodeNo(stat.ino.0),
         size: stat.size,
         blocks: stat.size.div_ceil(STAT_BLOCK_BYTES),
-        atime: system_time(atime),
-        mtime: system_time(mtime),
-        ctime: system_time(ctime),
+        atime: atime.into(),
+        mtime: mtime.into(),
+        ctime: ctime.into(),
         crtime: UNIX_EPOCH,
         kind: kind(stat.format),
         perm: mode,
@@ -167,25 +170,16 @@ fn kind(format: u32) -> FileType {
     }
 }
 
-fn system_time(Timestamp(secs, nanos): Timestamp) -> SystemTime {
-    let whole = Duration::from_secs(secs.unsigned_abs());
-    let time = if secs < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
-    time.and_then(|time| time.checked_add(Duration::from_nanos(nanos.into()))).unwrap_or(UNIX_EPOCH)
-}
-
-fn timestamp(time: TimeOrNow) -> Timestamp {
+fn set_time(time: TimeOrNow) -> SetTime {
     let time = match time {
         TimeOrNow::SpecificTime(time) => time,
-        TimeOrNow::Now => SystemTime::now(),
+        TimeOrNow::Now => return SetTime::Now,
     };
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => Timestamp(since.as_secs() as i64, since.subsec_nanos()),
+    SetTime::At(match UNIX_EPOCH.duration_since(time) {
         // Of seconds before the epoch, fuser 0.18 counts the nanoseconds backwards too; the kernel counts them forwards.
-        Err(before) => {
-            let before = before.duration();
-            Timestamp(-(before.as_secs() as i64), before.subsec_nanos())
-        }
-    }
+        Ok(before) if !before.is_zero() => Timestamp(-(before.as_secs() as i64), before.subsec_nanos()),
+        _ => time.into(),
+    })
 }
 
 fn name(name: &OsStr) -> Op<Name> {
@@ -199,6 +193,38 @@ fn name(name: &OsStr) -> Op<Name> {
 
 fn ino(ino: INodeNo) -> Ino {
     Ino(ino.0)
+}
+
+/// Capabilities, by their numbers in `linux/capability.h`.
+const CAP_FSETID: u32 = 4;
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// A line of what `/proc` says of the caller, without its name.
+fn caller_status(request: &Request, name: &str) -> Option<String> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", request.pid())).ok()?;
+    status.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
+}
+
+/// Whether the caller has a capability. Nothing can be read of a process in a container that we do not see: root is
+/// taken at its word.
+fn capable(request: &Request, capability: u32) -> bool {
+    let effective = caller_status(request, "CapEff:").and_then(|digits| u64::from_str_radix(&digits, 16).ok());
+    effective.map_or(request.uid() == 0, |bits| bits & (1 << capability) != 0)
+}
+
+/// Who the caller is to a file of `group` with set-id bits: whether it has `CAP_FSETID` (`capabilities(7)`), or is in the
+/// group. It waits for our answer, so what `/proc` says of it now is what counts.
+fn set_ids_before(request: &Request, group: u32) -> SetIds {
+    // Root of a user namespace has the capability there, and not here.
+    if request.uid() == 0 && capable(request, CAP_FSETID) {
+        return SetIds::Privileged;
+    }
+    let groups = caller_status(request, "Groups:").unwrap_or_default();
+    if request.gid() == group || groups.split_ascii_whitespace().any(|member| member.parse() == Ok(group)) {
+        SetIds::Member
+    } else {
+        SetIds::Stranger
+    }
 }
 
 /// The attributes of something that `request` makes; times are set where it is made.
@@ -230,6 +256,11 @@ impl Adapter {
                 self.runtime.spawn(async move { reply.answer(fs.run(need, op).await) });
             }
         }
+    }
+
+    /// What the caller's change leaves of a file's set-id bits. Next to nothing where it has none.
+    fn set_ids(&self, request: &Request, inode: INodeNo) -> SetIds {
+        self.fs.set_id_group(ino(inode)).map_or(SetIds::Privileged, |group| set_ids_before(request, group))
     }
 
     /// Pages stay cached over opens: what changes them goes through the kernel, or is told to it. Closing needs no
@@ -272,10 +303,22 @@ impl Answer<(Stat, u64)> for (ReplyCreate, FopenFlags) {
     }
 }
 
+/// With the room that the caller has; 0: it asks how much it needs.
+impl Answer<Vec<u8>> for (ReplyXattr, u32) {
+    fn answer(self, result: Result<Vec<u8>, FsError>) {
+        match result {
+            Ok(bytes) if self.1 == 0 => self.0.size(bytes.len() as u32),
+            Ok(bytes) if bytes.len() > self.1 as usize => self.0.error(code(&FsError::Range)),
+            Ok(bytes) => self.0.data(&bytes),
+            Err(error) => self.0.error(code(&error)),
+        }
+    }
+}
+
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        // Each by itself: a kernel without one still serves without it. Not FUSE_HANDLE_KILLPRIV_V2,
-        // FUSE_SETXATTR_EXT or FUSE_ALLOW_IDMAP, which fuser 0.18 cannot answer rightly.
+        // Each by itself: a kernel without one still serves without it. Not FUSE_SETXATTR_EXT or FUSE_ALLOW_IDMAP,
+        // which fuser 0.18 cannot answer rightly.
         for wanted in [
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_PARALLEL_DIROPS,
@@ -283,7 +326,10 @@ impl fuser::Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_HANDLE_KILLPRIV,
+            // Set-id bits are ours to clear, and the kernel asks for `security.capability` once a file, not once a
+            // write (`process_init_reply` in fs/fuse/inode.c sets SB_NOSEC). fuser 0.18 hides from setattr and open
+            // whether to clear them, so `set_ids_before` finds out.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ] {
             if let Err(missing) = config.add_capabilities(wanted) {
                 tracing::info!(?missing, "the kernel does not offer this");
@@ -313,7 +359,7 @@ impl fuser::Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _request: &Request,
+        request: &Request,
         inode: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -334,8 +380,9 @@ impl fuser::Filesystem for Adapter {
             uid,
             gid,
             size,
-            atime: atime.map(timestamp),
-            mtime: mtime.map(timestamp),
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+            set_ids: self.set_ids(request, inode),
         };
         self.run(reply, move |fs| fs.setattr(ino(inode), &set));
     }
@@ -406,9 +453,13 @@ impl fuser::Filesystem for Adapter {
         self.run(reply, move |fs| fs.link(ino(inode), ino(parent), try_name(&entry)?));
     }
 
-    fn open(&self, _request: &Request, inode: INodeNo, flags: FuseOpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, inode: INodeNo, flags: FuseOpenFlags, reply: ReplyOpen) {
         let flags = open_flags(flags.0);
-        self.run((reply, self.opened_flags()), move |fs| fs.open(ino(inode), flags));
+        let who = if flags.truncate { self.set_ids(request, inode) } else { SetIds::Privileged };
+        self.run((reply, self.opened_flags()), move |fs| {
+            fs.clear_set_ids(ino(inode), who)?;
+            fs.open(ino(inode), flags)
+        });
     }
 
     fn create(
@@ -442,17 +493,22 @@ impl fuser::Filesystem for Adapter {
 
     fn write(
         &self,
-        _request: &Request,
-        _inode: INodeNo,
+        request: &Request,
+        inode: INodeNo,
         handle: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: FuseOpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let length = data.len() as u32;
+        if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+            && let Err(Stop::Error(error)) = self.fs.clear_set_ids(ino(inode), self.set_ids(request, inode))
+        {
+            return reply.answer(Err(error));
+        }
         match self.fs.write(handle.0, offset, data) {
             Ok(()) => reply.written(length),
             Err(Stop::Error(error)) => reply.answer(Err(error)),
@@ -547,6 +603,50 @@ impl fuser::Filesystem for Adapter {
 
     fn fsyncdir(&self, request: &Request, inode: INodeNo, handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
         self.fsync(request, inode, handle, datasync, reply);
+    }
+
+    fn getxattr(&self, _request: &Request, inode: INodeNo, entry: &OsStr, size: u32, reply: ReplyXattr) {
+        let entry = entry.as_bytes().to_vec();
+        self.run((reply, size), move |fs| fs.getxattr(ino(inode), &entry));
+    }
+
+    fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        let hides = |list: &Vec<u8>| {
+            list.split(|byte| *byte == 0).any(|name| name.starts_with(b"trusted.")) && !capable(request, CAP_SYS_ADMIN)
+        };
+        let listed = match self.fs.listxattr(ino(inode), true) {
+            Ok(list) if hides(&list) => self.fs.listxattr(ino(inode), false),
+            listed => listed,
+        };
+        (reply, size).answer(listed.map_err(|stop| match stop {
+            Stop::Error(error) => error,
+            Stop::Need(_) => FsError::Stale,
+        }));
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        entry: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match flags {
+            0 => XattrMode::Set,
+            libc::XATTR_CREATE => XattrMode::Create,
+            libc::XATTR_REPLACE => XattrMode::Replace,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let (entry, value) = (entry.as_bytes().to_vec(), value.to_vec());
+        self.run(reply, move |fs| fs.setxattr(ino(inode), &entry, &value, mode));
+    }
+
+    fn removexattr(&self, _request: &Request, inode: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
+        let entry = entry.as_bytes().to_vec();
+        self.run(reply, move |fs| fs.removexattr(ino(inode), &entry));
     }
 
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {

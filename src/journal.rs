@@ -56,6 +56,29 @@ pub enum Change {
         #[serde(flatten)]
         record: InodeRecord,
     },
+    /// An inode has this extended attribute.
+    #[serde(rename = "xattr")]
+    Xattr {
+        /// Which inode.
+        #[serde(rename = "i")]
+        ino: Ino,
+        /// Which attribute.
+        #[serde(rename = "n", with = "bytes_as_text")]
+        name: Box<[u8]>,
+        /// Its value.
+        #[serde(rename = "v", with = "bytes_as_text")]
+        value: Box<[u8]>,
+    },
+    /// An inode has no such extended attribute.
+    #[serde(rename = "noxattr")]
+    DropXattr {
+        /// Which inode.
+        #[serde(rename = "i")]
+        ino: Ino,
+        /// Which attribute.
+        #[serde(rename = "n", with = "bytes_as_text")]
+        name: Box<[u8]>,
+    },
     /// A name stands for an inode.
     #[serde(rename = "link")]
     Link {

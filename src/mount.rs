@@ -9,10 +9,12 @@ pub mod preflight;
 pub mod state_dir;
 
 mod commit;
+mod import;
 mod serve;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -104,6 +106,8 @@ struct Daemon {
     workspace: String,
     mountpoint: PathBuf,
     phase: watch::Sender<Phase>,
+    /// Imports under way.
+    imports: AtomicUsize,
 }
 
 impl Daemon {
@@ -200,6 +204,7 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
         workspace: settings.workspace.clone(),
         mountpoint: settings.mountpoint.clone(),
         phase,
+        imports: AtomicUsize::new(0),
     });
     let resumed = daemon.status().counts;
     let mut signals = Signals::new().map_err(MountError::Setup)?;

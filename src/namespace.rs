@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,31 @@ pub struct Generation(pub u64);
 /// Seconds and nanoseconds since the epoch, as the kernel counts them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Timestamp(pub i64, pub u32);
+
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Self {
+        match time.duration_since(UNIX_EPOCH) {
+            Ok(since) => Self(since.as_secs() as i64, since.subsec_nanos()),
+            // Nanoseconds count forward from the second before.
+            Err(before) => {
+                let before = before.duration();
+                match before.subsec_nanos() {
+                    0 => Self(-(before.as_secs() as i64), 0),
+                    nanos => Self(-(before.as_secs() as i64) - 1, 1_000_000_000 - nanos),
+                }
+            }
+        }
+    }
+}
+
+impl From<Timestamp> for SystemTime {
+    /// A time that no [`SystemTime`] can be becomes the epoch.
+    fn from(Timestamp(secs, nanos): Timestamp) -> Self {
+        let whole = Duration::from_secs(secs.unsigned_abs());
+        let time = if secs < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
+        time.and_then(|time| time.checked_add(Duration::from_nanos(nanos.into()))).unwrap_or(UNIX_EPOCH)
+    }
+}
 
 /// What `stat` shows beside type, size and link count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +153,9 @@ pub struct Dir {
     pub listed: bool,
 }
 
+/// Extended attributes: values by name.
+pub type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
+
 /// One file, directory or other thing.
 #[derive(Debug, Clone)]
 pub struct Inode {
@@ -134,6 +163,8 @@ pub struct Inode {
     pub attrs: Attrs,
     /// What it is.
     pub body: Body,
+    /// Its extended attributes; most files have none.
+    pub xattrs: Option<Box<Xattrs>>,
     /// The names it has: directory and entry. Directories have one, the root none.
     pub links: Vec<(Ino, Name)>,
     /// How many times the kernel was told of it and has not forgotten.
@@ -237,6 +268,7 @@ impl Namespace {
         let root = Inode {
             attrs,
             body: Body::Dir(Dir { based: true, ..Dir::default() }),
+            xattrs: None,
             links: Vec::new(),
             lookups: 1,
             opens: 0,
@@ -305,7 +337,7 @@ impl Namespace {
     /// Adds an inode without names.
     pub fn insert(&mut self, ino: Ino, attrs: Attrs, body: Body, recorded: bool) {
         self.next = self.next.max(ino.0 + 1);
-        let inode = Inode { attrs, body, links: Vec::new(), lookups: 0, opens: 0, recorded };
+        let inode = Inode { attrs, body, xattrs: None, links: Vec::new(), lookups: 0, opens: 0, recorded };
         self.inodes.insert(ino, inode);
     }
 
@@ -352,7 +384,25 @@ impl Namespace {
         }
     }
 
-    /// What the journal should know of an inode.
+    /// Sets an extended attribute; `None` takes it away.
+    pub fn set_xattr(&mut self, ino: Ino, name: &[u8], value: Option<&[u8]>) {
+        let Some(inode) = self.get_mut(ino) else { return };
+        match value {
+            Some(value) => {
+                inode.xattrs.get_or_insert_default().insert(name.into(), value.into());
+            }
+            None => {
+                if let Some(xattrs) = &mut inode.xattrs {
+                    xattrs.remove(name);
+                    if xattrs.is_empty() {
+                        inode.xattrs = None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the journal should know of an inode, beside its names and extended attributes.
     pub fn record(&self, ino: Ino) -> Option<InodeRecord> {
         let inode = self.get(ino)?;
         let body = match &inode.body {
@@ -599,6 +649,15 @@ mod tests {
 
     fn tree() -> Namespace {
         Namespace::new(RepoPath::parse("data").unwrap(), attrs())
+    }
+
+    #[test]
+    fn times_before_the_epoch_count_nanoseconds_forward() {
+        for time in [Timestamp(-2, 500_000_000), Timestamp(-1, 0), Timestamp(-1, 1), Timestamp(0, 7), Timestamp(9, 0)] {
+            assert_eq!(Timestamp::from(SystemTime::from(time)), time);
+        }
+        let before = UNIX_EPOCH.checked_sub(Duration::from_millis(1500)).unwrap();
+        assert_eq!(Timestamp::from(before), Timestamp(-2, 500_000_000));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -549,6 +549,97 @@ pub fn copy_content(from: &File, to: &File) -> io::Result<u64> {
     Ok(at)
 }
 
+/// A file of at most this size is copied with reads and writes, which costs less than setting up a copy in the kernel.
+const SMALL_BYTES: u64 = 256 << 10;
+/// Copied between two looks at whether to go on.
+const STRETCH_BYTES: u64 = 16 << 20;
+
+/// Copies a file that may change meanwhile, up to the end that it has then, and keeps its holes. Before each stretch
+/// `go_on` is told how much is copied, and how long the copy is going to be at least. Returns the copy's length.
+///
+/// # Errors
+/// The filesystem's, and `go_on`'s.
+pub fn copy_growing(
+    from: &File,
+    to: &File,
+    buffer: &mut Vec<u8>,
+    mut go_on: impl FnMut(u64, u64) -> io::Result<()>,
+) -> io::Result<u64> {
+    let found = from.metadata()?;
+    let mut size = found.len();
+    go_on(0, size)?;
+    if size > 0 && rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(to.metadata()?.len());
+    }
+    let mut at = 0;
+    if size > SMALL_BYTES {
+        let holes = found.blocks().saturating_mul(512) < size;
+        while at < size {
+            let end = match holes.then(|| next_data(from, at, size)) {
+                Some(None) => break,
+                Some(Some((data, hole))) => {
+                    at = data;
+                    hole
+                }
+                None => size,
+            };
+            let stretch = (end - at).min(STRETCH_BYTES);
+            go_on(at, at + stretch)?;
+            let (mut source, mut target) = (at, at);
+            match rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), stretch as usize) {
+                // Shorter than it was.
+                Ok(0) => {
+                    size = at;
+                    break;
+                }
+                Ok(copied) => at += copied as u64,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(
+                    rustix::io::Errno::XDEV
+                    | rustix::io::Errno::OPNOTSUPP
+                    | rustix::io::Errno::NOSYS
+                    | rustix::io::Errno::INVAL,
+                ) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // Without an error on the way, all there is left to find is what was added meanwhile; with one, all of it.
+        if at >= size || holes && next_data(from, at, size).is_none() {
+            to.set_len(size)?;
+            at = size;
+        }
+    }
+    buffer.resize(SMALL_BYTES as usize, 0);
+    loop {
+        let read = match from.read_at(buffer, at) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
+        if read == 0 {
+            return Ok(at);
+        }
+        go_on(at, (at + read as u64).max(size))?;
+        to.write_all_at(&buffer[..read], at)?;
+        at += read as u64;
+        // A file that still has the length it had is at its end; one of the kernel's own says 0 and has more.
+        if at == size && size > 0 && read < buffer.len() && from.metadata()?.len() == size {
+            return Ok(at);
+        }
+    }
+}
+
+/// The next stretch with data from `at` on; `None` when the rest is a hole.
+fn next_data(file: &File, at: u64, size: u64) -> Option<(u64, u64)> {
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
+        Ok(data) => {
+            let hole = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(data)).unwrap_or(size);
+            Some((data, hole.max(data + 1)))
+        }
+        Err(rustix::io::Errno::NXIO) => None,
+        Err(_) => Some((at, size)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -568,6 +659,42 @@ mod tests {
         cache.keep(fetching, hash);
         cache.settle(cache.arrived(|_| true));
         hash
+    }
+
+    #[test]
+    fn a_copy_has_the_bytes_the_holes_and_what_was_added_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(dir.path().join(name)).unwrap()
+        };
+        for size in [0, 1, SMALL_BYTES - 1, SMALL_BYTES, SMALL_BYTES + 1, 3 << 20] {
+            let (from, to) = (file("from"), file("to"));
+            let content: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+            from.write_all_at(&content, 0).unwrap();
+            let mut told = 0;
+            let length = copy_growing(&from, &to, &mut Vec::new(), |_, upto| {
+                told = told.max(upto);
+                Ok(())
+            });
+            assert_eq!((length.unwrap(), told), (size, size));
+            assert!(fs::read(dir.path().join("to")).unwrap() == content, "{size}");
+        }
+        let (from, to) = (file("sparse"), file("to"));
+        from.write_all_at(b"begins", 0).unwrap();
+        from.write_all_at(b"ends", 40 << 20).unwrap();
+        from.set_len(64 << 20).unwrap();
+        let mut added = false;
+        let length = copy_growing(&from, &to, &mut Vec::new(), |_, _| {
+            if !std::mem::replace(&mut added, true) {
+                from.write_all_at(b"more", 64 << 20)?;
+            }
+            Ok(())
+        });
+        assert_eq!(length.unwrap(), (64 << 20) + 4);
+        assert!(to.metadata().unwrap().blocks() < 1000, "the holes were filled");
+        assert!(fs::read(dir.path().join("sparse")).unwrap() == fs::read(dir.path().join("to")).unwrap());
+        let stopped = copy_growing(&from, &to, &mut Vec::new(), |_, _| Err(io::ErrorKind::Interrupted.into()));
+        assert_eq!(stopped.unwrap_err().kind(), io::ErrorKind::Interrupted);
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Show what the next commit would contain
     Diff(DiffArgs),
+    /// Copy files and directories into a mount, faster than cp -r
+    Import(ImportArgs),
     /// Wait until everything, or these paths, are staged on the server
     Sync(SyncArgs),
     /// Stage what was written up to now, and commit it
@@ -305,6 +307,24 @@ pub struct DiffArgs {
     /// As a JSON list
     #[arg(long)]
     pub json: bool,
+}
+
+const IMPORT_AFTER: &str = "\
+As with cp -r, the sources go into DIR when that is a directory; else the one source gets that name. SRC/. means what
+lies in SRC. A file that is there already is replaced in one step, directories are merged. Permissions and modification
+times are kept; the files belong to you. Symbolic links are kept as links, and stay on this disk. Each file is there as
+a whole or not at all, however the command ends.
+
+Example:
+  oxenfs import ~/labels ~/images /mnt/cats/";
+
+/// `oxenfs import`.
+#[derive(Debug, Args)]
+#[command(after_help = IMPORT_AFTER, override_usage = "oxenfs import [OPTIONS] <SRC>... <DIR>")]
+pub struct ImportArgs {
+    /// Files and directories, and last the directory on a mount that they go into
+    #[arg(required = true, num_args = 2.., value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
 }
 
 /// `oxenfs sync`.

@@ -62,7 +62,7 @@ pub fn follow(stream: UnixStream, request: &Request, timeout: Option<Duration>) 
     interrupt::catch();
     let began = Instant::now();
     let mut client = Client::ask(stream, request)?;
-    let mut meter = Meter::new();
+    let mut meter = Meter::new("staged");
     loop {
         let given_up = match timeout {
             _ if interrupt::seen() => Some(Why::Interrupted),
@@ -98,7 +98,11 @@ pub fn follow(stream: UnixStream, request: &Request, timeout: Option<Duration>) 
                 meter.clear();
                 return Ok(End::Refused(refusal));
             }
-            Event::Status(_) | Event::Differences { .. } => {
+            Event::Status(_)
+            | Event::Differences { .. }
+            | Event::Importing
+            | Event::Copied { .. }
+            | Event::Imported { .. } => {
                 meter.clear();
                 return Err(ClientError::NotUnderstood);
             }

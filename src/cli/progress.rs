@@ -23,18 +23,21 @@ pub struct Meter {
     last: Progress,
     samples: VecDeque<(Instant, Progress)>,
     stalled: bool,
+    /// What becomes of the files.
+    deed: &'static str,
 }
 
 impl Meter {
-    /// For standard error.
-    pub fn new() -> Self {
+    /// For standard error; `deed` is what is done to the files, in the past tense.
+    pub fn new(deed: &'static str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{bar:24} {percent:>3}% {msg}");
             let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
             bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
         let now = Instant::now();
-        Self { bar, began: now, last_line: now, last: Progress::default(), samples: VecDeque::new(), stalled: false }
+        let (last, samples) = (Progress::default(), VecDeque::new());
+        Self { bar, began: now, last_line: now, last, samples, stalled: false, deed }
     }
 
     /// The last that was heard.
@@ -80,13 +83,21 @@ impl Meter {
         }
     }
 
+    /// Lets `say` write without the bar in the way.
+    pub fn aside(&self, say: impl FnOnce()) {
+        match &self.bar {
+            Some(bar) => bar.suspend(say),
+            None => say(),
+        }
+    }
+
     /// Takes the bar away and says in one line what was done.
     pub fn finish(self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
         if self.last.files_done > 0 {
-            note(summary(&self.last, self.began.elapsed()));
+            note(summary(&self.last, self.deed, self.began.elapsed()));
         }
     }
 
@@ -134,10 +145,10 @@ fn line(progress: &Progress, (files_rate, bytes_rate): (f64, f64)) -> String {
     text
 }
 
-fn summary(progress: &Progress, elapsed: Duration) -> String {
+fn summary(progress: &Progress, deed: &str, elapsed: Duration) -> String {
     let rate = progress.bytes_done as f64 / elapsed.as_secs_f64().max(0.001);
     format!(
-        "{}, {} staged in {} ({}/s)",
+        "{}, {} {deed} in {} ({}/s)",
         count(progress.files_done, "file"),
         bytes(progress.bytes_done),
         match elapsed.as_secs() {
@@ -167,7 +178,7 @@ mod tests {
         );
         assert_eq!(line(&progress, (0.0, 0.0)), "3,200 of 12,000 files, 310.0 MiB of 1.2 GiB, 2 failed");
         assert_eq!(
-            summary(&progress, Duration::from_millis(2500)),
+            summary(&progress, "staged", Duration::from_millis(2500)),
             "3,200 files, 310.0 MiB staged in 2.5 s (124.0 MiB/s)"
         );
     }

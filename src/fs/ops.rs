@@ -41,9 +41,49 @@ pub struct SetAttr {
     /// Length in bytes.
     pub size: Option<u64>,
     /// Last access.
-    pub atime: Option<Timestamp>,
+    pub atime: Option<SetTime>,
     /// Last modification.
-    pub mtime: Option<Timestamp>,
+    pub mtime: Option<SetTime>,
+    /// What becomes of the set-id bits where the change takes such away.
+    pub set_ids: SetIds,
+}
+
+/// Who changes a file with set-id bits, which decides what is left of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SetIds {
+    /// Somebody with `CAP_FSETID`: changing the content takes none away.
+    #[default]
+    Privileged,
+    /// A member of the file's group: set-group-id stays where the group may not execute.
+    Member,
+    /// Anybody else: all go.
+    Stranger,
+}
+
+impl SetIds {
+    /// What is left of a mode (`setattr_should_drop_suidgid` in fs/attr.c of Linux).
+    fn left(self, mode: u16) -> u16 {
+        let set_gid = if mode & 0o010 != 0 || self == Self::Stranger { libc::S_ISGID as u16 } else { 0 };
+        mode & !(libc::S_ISUID as u16 | set_gid)
+    }
+}
+
+/// A time to be set.
+#[derive(Debug, Clone, Copy)]
+pub enum SetTime {
+    /// `UTIME_NOW`: the same as of the change itself.
+    Now,
+    /// This.
+    At(Timestamp),
+}
+
+impl SetTime {
+    fn at(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::Now => now,
+            Self::At(time) => time,
+        }
+    }
 }
 
 /// What an open asks for.
@@ -123,7 +163,7 @@ impl State {
     }
 
     /// The entry of a directory; `None` when there is none for sure.
-    fn entry(&self, parent: Ino, name: &Name) -> Op<Option<Ino>> {
+    pub(super) fn entry(&self, parent: Ino, name: &Name) -> Op<Option<Ino>> {
         let dir = match self.tree.get(parent).map(|inode| &inode.body) {
             None => return Err(FsError::Stale.into()),
             Some(Body::Dir(dir)) => dir,
@@ -137,7 +177,7 @@ impl State {
     }
 
     /// Checks that `name` can be made in `parent`.
-    fn vacancy(&self, parent: Ino, name: &Name) -> Op<()> {
+    pub(super) fn vacancy(&self, parent: Ino, name: &Name) -> Op<()> {
         if self.entry(parent, name)?.is_some() {
             return Err(FsError::Exists.into());
         }
@@ -149,7 +189,7 @@ impl State {
     }
 
     /// Times of a directory whose entries changed.
-    fn stamp_dir(&mut self, dir: Ino, time: Timestamp) {
+    pub(super) fn stamp_dir(&mut self, dir: Ino, time: Timestamp) {
         self.materialize(dir);
         if let Some(inode) = self.tree.get_mut(dir) {
             (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
@@ -157,19 +197,23 @@ impl State {
         self.record(dir);
     }
 
-    /// Adds an inode under a name, and tells the kernel of it.
-    fn plant(&mut self, parent: Ino, name: Name, mut attrs: Attrs, body: Body) -> Op<Stat> {
-        let time = now();
-        (attrs.atime, attrs.mtime, attrs.ctime) = (time, time, time);
+    /// A set-group-id directory hands its group down, and to directories the bit itself (inode(7)).
+    pub(super) fn inherit_group(&self, parent: Ino, attrs: &mut Attrs, body: &Body) {
         if let Some(dir) = self.tree.get(parent)
             && u32::from(dir.attrs.mode) & libc::S_ISGID != 0
         {
-            // A set-group-id directory hands its group down, and to directories the bit itself (inode(7)).
             attrs.gid = dir.attrs.gid;
             if matches!(body, Body::Dir(_)) {
                 attrs.mode |= libc::S_ISGID as u16;
             }
         }
+    }
+
+    /// Adds an inode under a name, and tells the kernel of it.
+    fn plant(&mut self, parent: Ino, name: Name, mut attrs: Attrs, body: Body) -> Op<Stat> {
+        let time = now();
+        (attrs.atime, attrs.mtime, attrs.ctime) = (time, time, time);
+        self.inherit_group(parent, &mut attrs, &body);
         self.stamp_dir(parent, time);
         let ino = self.tree.fresh_ino();
         self.tree.insert(ino, attrs, body, true);
@@ -203,7 +247,7 @@ impl State {
     }
 
     /// Takes an entry away, with its account and its place in the queue.
-    fn uproot(&mut self, parent: Ino, name: &Name, ino: Ino, fs: &Fs) {
+    pub(super) fn uproot(&mut self, parent: Ino, name: &Name, ino: Ino, fs: &Fs) {
         let time = now();
         let path = self.tree.path_in(parent, name);
         if let (Ok(path), Some(_)) = (&path, self.content(ino)) {
@@ -331,7 +375,8 @@ impl Fs {
         self.lock().stat(ino)
     }
 
-    /// Changes attributes; a size truncates or extends.
+    /// Changes attributes; a size truncates or extends. A change of owner takes the set-id bits away, whoever makes it
+    /// (`chown(2)`), and so does one that sets nothing: `chown` to nobody, and the kernel's call for this before a write.
     ///
     /// # Errors
     /// What truncating gives.
@@ -347,29 +392,29 @@ impl Fs {
             let Some(inode) = state.tree.get_mut(ino) else {
                 return Err(FsError::Stale.into());
             };
-            let attrs = &mut inode.attrs;
             let time = now();
-            if set.uid.is_some() || set.gid.is_some() {
-                if let Some(mode) = cleared_set_ids(attrs.mode, inode.body_is_file()) {
-                    inode.attrs.mode = mode;
-                }
-                let attrs = &mut inode.attrs;
-                attrs.uid = set.uid.unwrap_or(attrs.uid);
-                attrs.gid = set.gid.unwrap_or(attrs.gid);
+            let owner = set.uid.is_some() || set.gid.is_some();
+            let times = set.atime.is_some() || set.mtime.is_some();
+            let nothing = !owner && !times && set.mode.is_none() && set.size.is_none();
+            let content = set.size.is_some() && set.set_ids != SetIds::Privileged;
+            if (owner || nothing || content) && !inode.is_dir() {
+                inode.attrs.mode = set.set_ids.left(inode.attrs.mode);
             }
             let attrs = &mut inode.attrs;
+            attrs.uid = set.uid.unwrap_or(attrs.uid);
+            attrs.gid = set.gid.unwrap_or(attrs.gid);
             attrs.mode = set.mode.unwrap_or(attrs.mode) & 0o7777;
-            attrs.atime = set.atime.unwrap_or(attrs.atime);
-            attrs.mtime = set.mtime.unwrap_or(attrs.mtime);
+            attrs.atime = set.atime.map_or(attrs.atime, |to| to.at(time));
+            attrs.mtime = set.mtime.map_or(attrs.mtime, |to| to.at(time));
             attrs.ctime = time;
-            if set.mtime.is_some() {
+            if set.mtime.is_some() || set.size.is_some() {
                 spool = state.spooled(ino);
             }
             state.record(ino);
             state.stat(ino)
         })?;
-        if let Some(mtime) = set.mtime {
-            self.stamp_spool(spool, mtime)?;
+        if spool.is_some() {
+            self.stamp_spool(spool, stat.attrs.mtime)?;
         }
         Ok(stat)
     }
@@ -386,6 +431,25 @@ impl Fs {
             None => {}
         }
         Ok(())
+    }
+
+    /// The group of a file with set-id bits; `None`: there is nothing to clear.
+    pub fn set_id_group(&self, ino: Ino) -> Option<u32> {
+        let state = self.lock();
+        let inode = state.tree.get(ino).filter(|inode| !inode.is_dir())?;
+        (u32::from(inode.attrs.mode) & (libc::S_ISUID | libc::S_ISGID) != 0).then_some(inode.attrs.gid)
+    }
+
+    /// Takes from a file's set-id bits what a change of its content by `who` takes.
+    ///
+    /// # Errors
+    /// [`FsError::ReadOnly`].
+    pub fn clear_set_ids(&self, ino: Ino, who: SetIds) -> Op<()> {
+        let left = self.lock().tree.get(ino).is_none_or(|inode| who.left(inode.attrs.mode) == inode.attrs.mode);
+        if who == SetIds::Privileged || left {
+            return Ok(());
+        }
+        self.setattr(ino, &SetAttr { set_ids: who, ..SetAttr::default() }).map(|_| ())
     }
 
     fn truncate(&self, ino: Ino, size: u64) -> Op<()> {
@@ -859,6 +923,7 @@ impl Fs {
     pub fn release(&self, handle: u64) {
         let mut left = None;
         let mut closed = None;
+        let mut written = None;
         let done = self.change(|state| {
             let (ino, write) = match state.handles.remove(&handle) {
                 Some(Handle::File { ino, write, .. }) => (ino, write),
@@ -875,9 +940,14 @@ impl Fs {
                 if settled {
                     open.modified = false;
                 }
+                let last = (write && open.writers == 0).then(|| open.file.clone()).flatten();
                 // The file closes outside the lock.
                 if open.handles == 0 {
                     closed = state.open.remove(&ino);
+                }
+                // The spool file's time counts after the daemon's end, and is of another clock yet.
+                if let (Some(file), Some((Content::Local { .. }, _))) = (last, state.content(ino)) {
+                    written = state.tree.get(ino).map(|inode| (file, inode.attrs.mtime));
                 }
                 if settled {
                     state.touch_file(ino, self.options.settle);
@@ -886,6 +956,11 @@ impl Fs {
             left = state.bury(ino);
             Ok(())
         });
+        if let Some((file, mtime)) = written
+            && let Err(error) = set_mtime(&file, mtime)
+        {
+            tracing::debug!(%error, "a restart will show another modification time");
+        }
         drop(closed);
         if done.is_ok() {
             self.discard_spool(left);
@@ -1017,9 +1092,6 @@ impl State {
         let time = now();
         let Some(inode) = self.tree.get_mut(ino) else { return };
         (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
-        if let Some(mode) = cleared_set_ids(inode.attrs.mode, true) {
-            inode.attrs.mode = mode;
-        }
         if let Body::File { content: Content::Local { generation: old, hash, .. }, size } = &mut inode.body {
             (*old, *hash) = (generation, None);
             *size = length(*size);
@@ -1054,22 +1126,6 @@ impl State {
             }
         }
     }
-}
-
-impl crate::namespace::Inode {
-    fn body_is_file(&self) -> bool {
-        matches!(self.body, Body::File { .. })
-    }
-}
-
-/// What a change of owner or content leaves of a file's mode: set-user-id goes, and set-group-id where the group may
-/// execute (without that it means mandatory locking). `None`: nothing goes.
-fn cleared_set_ids(mode: u16, file: bool) -> Option<u16> {
-    let mut left = mode & !(libc::S_ISUID as u16);
-    if mode & 0o010 != 0 {
-        left &= !(libc::S_ISGID as u16);
-    }
-    (file && left != mode).then_some(left)
 }
 
 fn need_bytes(ino: Ino, size: u64) -> super::Stop {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -201,7 +201,16 @@ impl Fs {
         for portion in inodes.chunks(COMPACTION_PORTION) {
             self.append_state(|state| {
                 let records = portion.iter().filter_map(|ino| Some((*ino, state.tree.record(*ino)?)));
-                records.map(|(ino, record)| Change::Inode { ino, record }).collect()
+                let mut changes: Vec<Change> = records.map(|(ino, record)| Change::Inode { ino, record }).collect();
+                for ino in portion {
+                    let xattrs = state.tree.get(*ino).and_then(|inode| inode.xattrs.as_ref());
+                    changes.extend(xattrs.iter().flat_map(|xattrs| xattrs.iter()).map(|(name, value)| Change::Xattr {
+                        ino: *ino,
+                        name: name.clone(),
+                        value: value.clone(),
+                    }));
+                }
+                changes
             })?;
         }
         for portion in inodes.chunks(COMPACTION_PORTION) {
@@ -375,10 +384,7 @@ impl State {
                     let generation = self.fresh_generation();
                     self.set_content(ino, Content::Local { spool: id, generation, hash: None }, found.len());
                     if let Some(inode) = self.tree.get_mut(ino) {
-                        let mtime = found.modified().ok().map(|time| match time.duration_since(UNIX_EPOCH) {
-                            Ok(since) => Timestamp(since.as_secs() as i64, since.subsec_nanos()),
-                            Err(before) => before_epoch(before.duration()),
-                        });
+                        let mtime = found.modified().ok().map(Timestamp::from);
                         inode.attrs.mtime = mtime.unwrap_or(inode.attrs.mtime);
                         inode.attrs.ctime = inode.attrs.ctime.max(inode.attrs.mtime).min(now());
                     }
@@ -445,13 +451,5 @@ impl State {
                 self.apply(Change::Link { parent: at, name: last, ino });
             }
         }
-    }
-}
-
-/// The timestamp `before` the epoch.
-fn before_epoch(before: Duration) -> Timestamp {
-    match before.subsec_nanos() {
-        0 => Timestamp(-(before.as_secs() as i64), 0),
-        nanos => Timestamp(-(before.as_secs() as i64) - 1, 1_000_000_000 - nanos),
     }
 }

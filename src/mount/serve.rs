@@ -3,17 +3,19 @@
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
+use super::import::{self, Peer};
 use super::preflight::{How, UnmountError};
 use super::{Daemon, Phase, commit, detach};
 use crate::control::{Event, Failure, Progress, Request};
-use crate::fs::Waiting;
-use crate::path::RepoPath;
+use crate::fs::{FsError, Stop, Waiting};
+use crate::path::{Name, RepoPath};
 use crate::workspace::CommitRequest;
 
 /// How often progress is told while something moves, and while nothing does.
@@ -63,6 +65,7 @@ impl Listener {
 }
 
 async fn answer(stream: UnixStream, daemon: &Arc<Daemon>) -> io::Result<()> {
+    let peer = stream.peer_cred()?;
     let (reader, writer) = stream.into_split();
     let mut listener = Listener { stream: writer };
     let mut reader = BufReader::new(reader.take(REQUEST_BYTES));
@@ -76,6 +79,22 @@ async fn answer(stream: UnixStream, daemon: &Arc<Daemon>) -> io::Result<()> {
             return listener.tell(&Event::Failed(Failure { message, hint, owed: false })).await;
         }
     };
+    if ![0, rustix::process::geteuid().as_raw()].contains(&peer.uid()) {
+        // Only its owner can enter the socket's directory; this is for the day when somebody opens it wider.
+        let message = "the mount belongs to another user".to_owned();
+        return listener.tell(&Event::Failed(Failure { message, hint: None, owed: false })).await;
+    }
+    if let Request::Import { into } = request {
+        // The rest of the conversation carries open files, and nothing of it may be read by anyone else.
+        if !reader.buffer().is_empty() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let Ok(stream) = reader.into_inner().into_inner().reunite(listener.stream) else {
+            return Err(io::ErrorKind::Other.into());
+        };
+        let peer = Peer { uid: peer.uid(), gid: peer.gid() };
+        return take_files(&into, stream, peer, daemon).await;
+    }
     let mut nothing = [0];
     tokio::select! {
         done = carry_out(request, daemon, &mut listener) => done,
@@ -95,6 +114,8 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
             }
             listener.tell(&Event::Done).await
         }
+        // Taken care of before: it needs the socket for itself.
+        Request::Import { .. } => Ok(()),
         Request::Sync { paths } => {
             let done = sync(&paths, daemon, listener).await?;
             listener.tell(&done).await
@@ -123,6 +144,61 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
             listener.tell(&done).await
         }
     }
+}
+
+/// While one lives, the mount is not taken away.
+struct Importing<'a>(&'a Daemon);
+
+impl<'a> Importing<'a> {
+    /// `None` when the mount is being taken away.
+    fn new(daemon: &'a Daemon) -> Option<Self> {
+        // First counted, then looked: whoever takes the mount away does it the other way round.
+        daemon.imports.fetch_add(1, Ordering::SeqCst);
+        let importing = Self(daemon);
+        (*daemon.phase.borrow() == Phase::Mounted).then_some(importing)
+    }
+}
+
+impl Drop for Importing<'_> {
+    fn drop(&mut self) {
+        self.0.imports.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+async fn take_files(into: &[Name], stream: UnixStream, peer: Peer, daemon: &Arc<Daemon>) -> io::Result<()> {
+    let (reader, writer) = stream.into_split();
+    let mut listener = Listener { stream: writer };
+    let fs = &daemon.fs;
+    let found = match fs.find_dir(into) {
+        Err(Stop::Need(need)) => fs.run(need, |fs| fs.find_dir(into)).await,
+        Err(Stop::Error(error)) => Err(error),
+        Ok(found) => Ok(found),
+    };
+    let into = match found {
+        Ok(into) => into,
+        Err(error) => {
+            let hint =
+                matches!(error, FsError::NotFound | FsError::Stale).then(|| "name a directory that is there".into());
+            return listener.tell(&Event::Failed(Failure { message: error.to_string(), hint, owed: false })).await;
+        }
+    };
+    let Some(_importing) = Importing::new(daemon) else {
+        let message = "it is just being unmounted".to_owned();
+        return listener.tell(&Event::Failed(Failure { message, hint: None, owed: false })).await;
+    };
+    let Ok(stream) = reader.reunite(listener.stream) else { return Err(io::ErrorKind::Other.into()) };
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    let last = stream.try_clone()?;
+    let (fs, runtime) = (daemon.fs.clone(), tokio::runtime::Handle::current());
+    let ended = tokio::task::spawn_blocking(move || import::take(stream, &fs, runtime, peer, into)).await?;
+    // What the command says is there, everybody sees.
+    daemon.fs.kernel_knows().await;
+    // One that hung up is told as well: it waits to know that nothing changes any more.
+    let _ = ended.inspect_err(|error| tracing::info!(%error, "an import ended early"));
+    last.set_nonblocking(true)?;
+    let (_reader, stream) = UnixStream::from_std(last)?.into_split();
+    Listener { stream }.tell(&Event::Done).await
 }
 
 /// Tells how far a barrier is until it is reached.
@@ -236,6 +312,11 @@ async fn drain_and_unmount(daemon: &Arc<Daemon>, listener: &mut Listener) -> io:
         return Ok(Event::Failed(failure));
     }
     let mut taking = Taking::new(daemon);
+    if mounted && daemon.imports.load(Ordering::SeqCst) > 0 {
+        let message = "an import into it is under way".to_owned();
+        let hint = Some("repeat the command when that has ended".to_owned());
+        return Ok(Event::Failed(Failure { message, hint, owed: !daemon.fs.is_drained() }));
+    }
     if mounted {
         if let Some(error) = detach(&daemon.mountpoint, How::Idle).await {
             let busy = matches!(error, UnmountError::Busy { .. });

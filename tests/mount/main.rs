@@ -11,6 +11,8 @@ mod dataset;
 mod differences;
 mod faults;
 mod http;
+mod import;
+mod metadata;
 mod mounted;
 mod programs;
 mod proxy;

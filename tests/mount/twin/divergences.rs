@@ -27,14 +27,8 @@ pub enum Capability {
 /// Whether the mount has it.
 pub fn has(capability: Capability) -> bool {
     match capability {
-        Capability::CopyRange => true,
-        Capability::AnyName
-        | Capability::Fallocate
-        | Capability::SeekHole
-        | Capability::Xattrs
-        | Capability::SetIds
-        | Capability::Tmpfile
-        | Capability::Blocks => false,
+        Capability::CopyRange | Capability::Xattrs | Capability::SetIds | Capability::AnyName => true,
+        Capability::Fallocate | Capability::SeekHole | Capability::Tmpfile | Capability::Blocks => false,
     }
 }
 

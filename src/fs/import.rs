@@ -1,0 +1,245 @@
+//! Taking whole files in, many at a time, without the kernel's requests: an import. What a file's name stands for
+//! changes from nothing, or the old file, to the new one in one step.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use super::{Fs, FsError, Need, Op, Stale, State, Stop, now, set_mtime, staging};
+use crate::disk::Act;
+use crate::journal::Change;
+use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
+use crate::path::Name;
+use crate::spool::copy_growing;
+
+/// Something to be given a name, in place of whatever has it, but for a directory.
+pub struct Arrival {
+    /// The directory.
+    pub parent: Ino,
+    /// The name there.
+    pub name: Name,
+    /// Modes, owners, times.
+    pub attrs: Attrs,
+    /// What it is.
+    pub arrived: Arrived,
+}
+
+/// What is to be given a name.
+pub enum Arrived {
+    /// A regular file.
+    File(Spooled),
+    /// A symbolic link and its target.
+    Link(Box<[u8]>),
+}
+
+/// A file in the spool that has no name yet. It goes, and what it counts for is free, when this is dropped.
+pub struct Spooled {
+    fs: Arc<Fs>,
+    id: Option<SpoolId>,
+    size: u64,
+}
+
+impl Spooled {
+    /// Length in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+impl Drop for Spooled {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.fs.spool.remove(id);
+            self.fs.spool.release(self.size);
+        }
+    }
+}
+
+impl State {
+    /// Fails where an arrival cannot be, without changing anything.
+    fn check_arrival(&self, arrival: &Arrival) -> Op<()> {
+        match self.entry(arrival.parent, &arrival.name)? {
+            Some(there) if self.tree.dir(there).is_some() => Err(FsError::IsDir.into()),
+            Some(_) => Ok(()),
+            None => self.vacancy(arrival.parent, &arrival.name),
+        }
+    }
+
+    /// Gives an arrival its name. Returns what it replaced.
+    fn arrive(&mut self, arrival: &mut Arrival, fs: &Fs) -> Op<Option<(SpoolId, u64)>> {
+        self.check_arrival(arrival)?;
+        let (parent, name) = (arrival.parent, &arrival.name);
+        let mut left = None;
+        if let Some(old) = self.entry(parent, name)? {
+            self.uproot(parent, name, old, fs);
+            left = self.bury(old);
+            self.stale.push(Stale::Name(parent, name.clone()));
+        }
+        let body = match &mut arrival.arrived {
+            Arrived::File(file) => {
+                let spool = file.id.take().ok_or(FsError::Stale)?;
+                let generation = self.fresh_generation();
+                Body::File { content: Content::Local { spool, generation, hash: None }, size: file.size }
+            }
+            Arrived::Link(target) => Body::Symlink(target.clone()),
+        };
+        let mut attrs = Attrs { ctime: now(), ..arrival.attrs };
+        self.inherit_group(parent, &mut attrs, &body);
+        let is_file = matches!(body, Body::File { .. });
+        let ino = self.tree.fresh_ino();
+        self.tree.insert(ino, attrs, body, true);
+        self.record(ino);
+        self.apply(Change::Link { parent, name: name.clone(), ino });
+        if is_file && let Ok(path) = self.tree.path_in(parent, name) {
+            self.open_account(&path, None);
+            self.queue.touch(&path, fs.options.settle);
+        }
+        Ok(left)
+    }
+}
+
+impl Fs {
+    /// The directory that `names` lead to, from the mount's root.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], [`FsError::NotDir`]; [`FsError::ReadOnly`], since it is asked in order to write there.
+    pub fn find_dir(&self, names: &[Name]) -> Op<Ino> {
+        self.writable_mount()?;
+        let state = self.lock();
+        let mut at = ROOT;
+        for name in names {
+            at = state.entry(at, name)?.ok_or(FsError::NotFound)?;
+        }
+        if state.tree.dir(at).is_some() { Ok(at) } else { Err(FsError::NotDir.into()) }
+    }
+
+    /// The directory `name`, made when it is not there. Says whether it was.
+    ///
+    /// # Errors
+    /// [`FsError::NotDir`] when something else has the name; as [`mkdir`](Self::mkdir).
+    pub fn ensure_dir(&self, parent: Ino, name: &Name, mut attrs: Attrs) -> Op<(Ino, bool)> {
+        self.admit()?;
+        self.change(|state| {
+            if let Some(there) = state.entry(parent, name)? {
+                return match state.tree.dir(there) {
+                    Some(_) => Ok((there, false)),
+                    None => Err(FsError::NotDir.into()),
+                };
+            }
+            state.vacancy(parent, name)?;
+            let body = Body::Dir(Dir { listed: true, ..Dir::default() });
+            let time = now();
+            (attrs.atime, attrs.mtime, attrs.ctime) = (time, time, time);
+            state.inherit_group(parent, &mut attrs, &body);
+            state.stamp_dir(parent, time);
+            let ino = state.tree.fresh_ino();
+            state.tree.insert(ino, attrs, body, true);
+            state.record(ino);
+            state.apply(Change::Link { parent, name: name.clone(), ino });
+            state.stale.push(Stale::Content(parent));
+            Ok((ino, true))
+        })
+    }
+
+    /// Sets when a directory was last changed.
+    ///
+    /// # Errors
+    /// [`FsError::Stale`].
+    pub fn date(&self, ino: Ino, mtime: Timestamp) -> Op<()> {
+        self.change(|state| {
+            state.tree.get_mut(ino).ok_or(FsError::Stale)?.attrs.mtime = mtime;
+            state.record(ino);
+            state.stale.push(Stale::Content(ino));
+            Ok(())
+        })
+    }
+
+    /// Copies an open file into the spool, by sharing its blocks where the filesystem can. Returns it with its modes,
+    /// its times, and the owner that it has there. `go_on` is told of bytes that were copied now and then, and
+    /// ends the copy by an error.
+    ///
+    /// # Errors
+    /// [`FsError::NoSpace`], [`FsError::Unsupported`] for anything but a regular file, the local filesystem's.
+    pub fn spool_in(
+        &self,
+        from: &File,
+        buffer: &mut Vec<u8>,
+        mut go_on: impl FnMut(u64) -> io::Result<()>,
+    ) -> Result<(Spooled, Attrs), FsError> {
+        let found = from.metadata()?;
+        if !found.is_file() {
+            return Err(FsError::Unsupported);
+        }
+        staging::into_plain(self.admit())?;
+        let fs = self.this.upgrade().ok_or(FsError::Stale)?;
+        let (id, to) = self.spool.create()?;
+        let mut spooled = Spooled { fs, id: Some(id), size: 0 };
+        let mut told = 0;
+        let copied = self.spool.disk().act(Act::Write(&to), || {
+            copy_growing(from, &to, buffer, |copied, upto| {
+                go_on(copied - std::mem::replace(&mut told, copied))?;
+                self.spool.reserve(upto.saturating_sub(spooled.size))?;
+                spooled.size = spooled.size.max(upto);
+                Ok(())
+            })
+        })?;
+        self.spool.release(spooled.size.saturating_sub(copied));
+        spooled.size = copied;
+        go_on(copied.saturating_sub(told))?;
+        let time = |secs, nanos: i64| Timestamp(secs, u32::try_from(nanos).unwrap_or(0));
+        let attrs = Attrs {
+            mode: (found.mode() & 0o7777) as u16,
+            uid: found.uid(),
+            gid: found.gid(),
+            atime: time(found.atime(), found.atime_nsec()),
+            mtime: time(found.mtime(), found.mtime_nsec()),
+            ctime: now(),
+        };
+        // After a crash the spool file's own time is what counts.
+        set_mtime(&to, attrs.mtime)?;
+        Ok((spooled, attrs))
+    }
+
+    /// Gives arrivals their names, all in one frame of the record. The outcomes come in their order.
+    ///
+    /// # Errors
+    /// When the record cannot be written: for all of them.
+    pub fn take_in(&self, arrivals: &mut [Arrival]) -> Op<Vec<Result<(), FsError>>> {
+        let mut left = Vec::new();
+        let outcomes = self.change(|state| {
+            // Before anything changes: what is needed makes all of it begin again.
+            for arrival in arrivals.iter() {
+                if let Err(Stop::Need(need)) = state.check_arrival(arrival) {
+                    return Err(Stop::Need(need));
+                }
+            }
+            let mut parents = BTreeSet::new();
+            let mut outcomes = Vec::with_capacity(arrivals.len());
+            for arrival in arrivals.iter_mut() {
+                outcomes.push(match state.arrive(arrival, self) {
+                    Ok(replaced) => {
+                        left.extend(replaced);
+                        parents.insert(arrival.parent);
+                        Ok(())
+                    }
+                    Err(Stop::Error(error)) => Err(error),
+                    Err(Stop::Need(Need::List(_) | Need::ListAll(_))) => Err(FsError::NotFound),
+                    Err(Stop::Need(_)) => Err(FsError::Stale),
+                });
+            }
+            let time = now();
+            for parent in parents {
+                state.stamp_dir(parent, time);
+                state.stale.push(Stale::Content(parent));
+            }
+            Ok(outcomes)
+        })?;
+        for replaced in left {
+            self.discard_spool(Some(replaced));
+        }
+        self.wake.notify_one();
+        Ok(outcomes)
+    }
+}
