@@ -465,8 +465,26 @@ impl Fs {
         into_plain(done)
     }
 
-    /// A step did not work: tried again after `retry`, or parked.
-    pub fn failed(&self, path: &RepoPath, error: &str, retry: Option<Duration>) {
+    /// A step of `capture` did not work. A path that has changed since, and that no commit waits for as it was, is
+    /// looked at again: the failure tells nothing about what it is now.
+    pub fn step_failed(&self, capture: &Capture, error: &str, retry: Option<Duration>) {
+        let path = &capture.path;
+        {
+            let mut state = self.lock();
+            let frozen = state.frozen.as_ref().and_then(|frozen| frozen.get(path));
+            let awaited = frozen.is_some_and(|frozen| frozen.seq == capture.seq);
+            let stale = state.queue.get(path).is_some_and(|entry| entry.seq != capture.seq);
+            if stale && !awaited {
+                tracing::debug!(%path, error, "not staged, and changed since");
+                state.queue.retry(path, RECHECK, None);
+                return;
+            }
+        }
+        self.failed(path, error, retry);
+    }
+
+    /// A path cannot be staged: tried again after `retry`, or parked.
+    fn failed(&self, path: &RepoPath, error: &str, retry: Option<Duration>) {
         tracing::warn!(%path, error, ?retry, "not staged");
         {
             let mut state = self.lock();

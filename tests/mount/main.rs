@@ -19,6 +19,7 @@ mod proxy;
 mod refusals;
 mod scripted;
 mod server;
+mod soak;
 mod suites;
 mod tools;
 mod twin;

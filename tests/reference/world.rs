@@ -89,7 +89,7 @@ pub fn temporary_dir() -> tempfile::TempDir {
     if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap()
 }
 
-fn attrs() -> Attrs {
+pub fn attrs() -> Attrs {
     let zero = Timestamp(0, 0);
     Attrs { mode: 0o644, uid: 0, gid: 0, atime: zero, mtime: zero, ctime: zero }
 }
@@ -129,7 +129,9 @@ async fn start(dir: &std::path::Path, memory: &Arc<Memory>, disk: &Disk) -> (Arc
         loop {
             tokio::time::sleep(Duration::from_millis(3)).await;
             let fs = housekeeping.clone();
-            tokio::task::spawn_blocking(move || fs.tidy().unwrap()).await.unwrap();
+            // Cancelled with the runtime.
+            let Ok(tidied) = tokio::task::spawn_blocking(move || fs.tidy()).await else { return };
+            tidied.unwrap();
         }
     });
     (fs, Tasks([stager, tidying]))
