@@ -14,6 +14,7 @@ mod metadata;
 mod mounted;
 mod programs;
 mod proxy;
+mod ranges;
 mod refusals;
 mod server;
 mod suites;
