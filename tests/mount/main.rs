@@ -16,6 +16,7 @@ mod metadata;
 mod mounted;
 mod programs;
 mod proxy;
+mod ranges;
 mod refusals;
 mod scripted;
 mod server;

@@ -27,8 +27,14 @@ pub enum Capability {
 /// Whether the mount has it.
 pub fn has(capability: Capability) -> bool {
     match capability {
-        Capability::CopyRange | Capability::Xattrs | Capability::SetIds | Capability::AnyName => true,
-        Capability::Fallocate | Capability::SeekHole | Capability::Tmpfile | Capability::Blocks => false,
+        Capability::AnyName
+        | Capability::Fallocate
+        | Capability::CopyRange
+        | Capability::SeekHole
+        | Capability::Xattrs
+        | Capability::SetIds => true,
+        // fuser 0.18 has no O_TMPFILE: the kernel answers EOPNOTSUPP by itself.
+        Capability::Tmpfile | Capability::Blocks => false,
     }
 }
 
