@@ -488,7 +488,9 @@ impl Fs {
             }
         };
         let grown = size.saturating_sub(old);
-        let done = self.spool.reserve(grown).and_then(|()| {
+        let reserved = self.spool.reserve(grown);
+        let taken = if reserved.is_ok() { grown } else { 0 };
+        let done = reserved.and_then(|()| {
             let file = match file {
                 Some(file) => file,
                 None => Arc::new(self.spool.file(spool)?),
@@ -503,9 +505,7 @@ impl Fs {
             }
             Ok(())
         })?;
-        if ok {
-            self.spool.release(old.saturating_sub(size));
-        }
+        self.spool.release(if ok { old.saturating_sub(size) } else { taken });
         Ok(done?)
     }
 
