@@ -518,15 +518,7 @@ impl Fs {
     /// Whether a file may be put at `path`: nothing above or below it is a file in the workspace's view, which takes
     /// both and keeps one of them.
     pub fn clear_for_put(&self, path: &RepoPath) -> bool {
-        let state = self.lock();
-        let mut above = path.parent();
-        while let Some(dir) = above {
-            if state.ledger.get(&dir).is_some_and(Account::may_show) {
-                return false;
-            }
-            above = dir.parent();
-        }
-        !state.ledger.below(path).any(|(below, account)| below != path && account.may_show())
+        self.lock().is_clear_for_put(path)
     }
 
     /// Whether `path` may be given to `step` without losing bytes that the workspace has nowhere else: those of a file
@@ -851,14 +843,22 @@ impl State {
         self.content(ino).is_some_and(|(content, _)| content.origin_in_workspace() == Some(path))
     }
 
-    /// Whether the queue will stage a pinned file under a name of its own, without waiting for one of `waiting`.
+    /// See [`Fs::clear_for_put`].
+    fn is_clear_for_put(&self, path: &RepoPath) -> bool {
+        let mut above = std::iter::successors(path.parent(), RepoPath::parent);
+        !above.any(|dir| self.ledger.get(&dir).is_some_and(Account::may_show))
+            && !self.ledger.below(path).any(|(below, account)| below != path && account.may_show())
+    }
+
+    /// Whether the queue will stage a pinned file under a name of its own, without waiting for one of `waiting`, or for
+    /// what stands in the way of that name: it may be what the file is waited for with.
     fn comes_free(&self, ino: Ino, waiting: &mut Vec<RepoPath>) -> bool {
         const DEEPEST: usize = 64;
         self.tree.file_paths(ino).into_iter().any(|path| {
             if waiting.contains(&path) || waiting.len() > DEEPEST {
                 return false;
             }
-            let coming = self.queue.get(&path).is_some_and(|entry| !entry.parked);
+            let coming = self.queue.get(&path).is_some_and(|entry| !entry.parked) && self.is_clear_for_put(&path);
             waiting.push(path.clone());
             let pinned = self.pinned.get(&path).into_iter().flatten();
             let mut pinned = pinned.filter(|other| **other != ino && self.is_pinned(**other, &path));

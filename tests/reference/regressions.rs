@@ -61,6 +61,18 @@ fn renames_that_wait_for_each_other_end() {
 }
 
 #[test]
+fn a_staged_file_takes_a_name_below_its_old_one() {
+    let staged = [write("x", "x"), Op::Drain];
+    check(&staged, &[rename("x", "t"), Op::Mkdir(path("x")), rename("t", "x/y")]);
+}
+
+#[test]
+fn a_staged_file_takes_the_name_of_its_directory() {
+    let staged = [Op::Mkdir(path("d")), write("d/f", "f"), Op::Drain];
+    check(&staged, &[rename("d/f", "t"), Op::Rmdir(path("d")), rename("t", "d")]);
+}
+
+#[test]
 fn a_name_of_a_staged_file_may_go_while_the_others_bytes_are_only_on_the_server() {
     let link = Op::Link { from: path("x"), to: path("also") };
     check(&[write("x", "x"), Op::Drain], &[link, Op::Unlink(path("x"))]);
