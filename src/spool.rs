@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,8 +34,8 @@ pub struct Spool {
     next: AtomicU64,
     used: AtomicU64,
     limit: Option<u64>,
-    /// Which directories have names that were not flushed, by number; locked while one is flushed, so that whoever
-    /// finds it flushed is right, and many share one flush.
+    /// Which directories have names that were not flushed, by number, and last the one that they lie in; locked while
+    /// one is flushed, so that whoever finds it flushed is right, and many share one flush.
     unflushed: Vec<Mutex<bool>>,
 }
 
@@ -55,7 +55,9 @@ impl Spool {
     pub fn open_on(disk: &Disk, dir: &Path, limit: Option<u64>) -> io::Result<Self> {
         disk.make_dirs(dir)?;
         // A killed daemon may have left names that were never flushed.
-        let unflushed = (0..SHARDS).map(|shard| Mutex::new(shard_dir(dir, shard).is_dir())).collect();
+        let made: Vec<bool> = (0..SHARDS).map(|shard| shard_dir(dir, shard).is_dir()).collect();
+        let own = made.iter().any(|made| *made);
+        let unflushed = made.into_iter().chain([own]).map(Mutex::new).collect();
         let (next, used) = (AtomicU64::new(1), AtomicU64::new(0));
         let spool = Self { disk: disk.clone(), dir: dir.to_owned(), next, used, limit, unflushed };
         let highest = spool.ids()?.into_iter().map(|id| id.0).max().unwrap_or(0);
@@ -93,7 +95,13 @@ impl Spool {
         let path = self.path(id);
         let mut open = OpenOptions::new();
         open.read(true).write(true).create_new(true).mode(0o600);
-        let file = with_parent(&self.disk, &path, || self.disk.act(Act::Create(&path), || open.open(&path)))?;
+        // Flushed with the first file that is: one flush for each new directory would hold the first files up.
+        let make = |parent: &Path| {
+            let mut unflushed = self.unflushed(SHARDS);
+            *unflushed = true;
+            make_dir(&self.disk, parent)
+        };
+        let file = with_parent(&path, make, || self.disk.act(Act::Create(&path), || open.open(&path)))?;
         *self.unflushed(id.0 % SHARDS) = true;
         Ok((id, file))
     }
@@ -117,7 +125,8 @@ impl Spool {
     /// # Errors
     /// The filesystem's.
     pub fn sync_name(&self, id: SpoolId) -> io::Result<()> {
-        self.flush_shard(id.0 % SHARDS)
+        self.flush_shard(id.0 % SHARDS)?;
+        self.flush_shard(SHARDS)
     }
 
     /// Makes the names of all files survive a power loss.
@@ -125,13 +134,16 @@ impl Spool {
     /// # Errors
     /// The filesystem's.
     pub fn sync_names(&self) -> io::Result<()> {
-        (0..SHARDS).try_for_each(|shard| self.flush_shard(shard))
+        (0..=SHARDS).try_for_each(|shard| self.flush_shard(shard))
     }
 
     fn flush_shard(&self, shard: u64) -> io::Result<()> {
         let mut unflushed = self.unflushed(shard);
         if *unflushed {
-            self.disk.flush_dir(&shard_dir(&self.dir, shard))?;
+            match shard {
+                SHARDS => self.disk.flush_dir(&self.dir)?,
+                shard => self.disk.flush_dir(&shard_dir(&self.dir, shard))?,
+            }
             *unflushed = false;
         }
         Ok(())
@@ -310,6 +322,11 @@ impl Cache {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn make_shard(&self, dir: &Path) -> io::Result<()> {
+        self.disk.make_dirs(&self.current)?;
+        make_dir(&self.disk, dir)
+    }
+
     fn path(&self, hash: ContentHash) -> PathBuf {
         self.current.join(name_in_cache(hash))
     }
@@ -322,7 +339,7 @@ impl Cache {
             let Ok(file) = File::open(&from) else { continue };
             let whole = ContentHash::of_file(hash.kind(), &file, || true).is_ok_and(|(found, _)| found == hash);
             let to = self.path(hash);
-            if whole && with_parent(&self.disk, &to, || self.disk.rename(&from, &to)).is_ok() {
+            if whole && with_parent(&to, |parent| self.make_shard(parent), || self.disk.rename(&from, &to)).is_ok() {
                 return Some(file);
             }
             tracing::info!(%hash, "a cached file did not survive the machine's last end");
@@ -371,7 +388,8 @@ impl Cache {
         for (hash, from) in arrived {
             let to = self.path(hash);
             let named = fs::metadata(&from).and_then(|file| {
-                with_parent(&self.disk, &to, || self.disk.rename(&from, &to))?;
+                // A name that a power loss takes is fetched again.
+                with_parent(&to, |parent| self.make_shard(parent), || self.disk.rename(&from, &to))?;
                 Ok(file.len())
             });
             self.arriving().remove(&hash);
@@ -489,14 +507,26 @@ fn path_in(dir: &Path, id: SpoolId) -> PathBuf {
     shard_dir(dir, id.0 % SHARDS).join(format!("{:x}", id.0))
 }
 
-/// Makes the directory of `path` when `work` finds that it is not there.
-fn with_parent<T>(disk: &Disk, path: &Path, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
+/// Makes the directory of `path` with `make` when `work` finds that it is not there.
+fn with_parent<T>(
+    path: &Path,
+    make: impl FnOnce(&Path) -> io::Result<()>,
+    work: impl Fn() -> io::Result<T>,
+) -> io::Result<T> {
     match (work(), path.parent()) {
         (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound && !parent.exists() => {
-            disk.make_dirs(parent)?;
+            make(parent)?;
             work()
         }
         (done, _) => done,
+    }
+}
+
+/// Makes a directory that may have been made meanwhile, and does not flush it.
+fn make_dir(disk: &Disk, dir: &Path) -> io::Result<()> {
+    match disk.act(Act::MakeDir(dir), || fs::DirBuilder::new().mode(0o700).create(dir)) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
 }
 
