@@ -265,7 +265,7 @@ pub struct Counts {
     pub failed: Tally,
     /// Removals and moves that the server does not know of yet; no bytes.
     pub removals: Tally,
-    /// What never travels.
+    /// Paths of which Oxen cannot store all, or anything: files, directories and others; bytes of files that stay.
     pub local: Tally,
 }
 

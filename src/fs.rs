@@ -12,6 +12,7 @@ mod import;
 mod layers;
 mod ops;
 mod queue;
+mod ranges;
 mod recovery;
 mod staging;
 mod xattrs;
@@ -38,6 +39,7 @@ pub use diff::recorded_differences;
 pub use import::{Arrival, Arrived, Spooled};
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat, Statfs};
 pub use queue::Phase;
+pub use ranges::{RangeChange, Seek};
 pub use recovery::{Foreign, Limits, survey};
 pub use staging::{Capture, Frees, Frozen, Waiting, Want};
 pub use xattrs::XattrMode;
@@ -90,6 +92,12 @@ pub enum FsError {
     /// No such extended attribute.
     #[error("no such attribute")]
     NoData,
+    /// Nothing of the kind from there to the end of the file.
+    #[error("past the end")]
+    PastEnd,
+    /// A file has as many names as it may.
+    #[error("too many links")]
+    TooManyLinks,
     /// It does not fit where it is wanted.
     #[error("out of range")]
     Range,

@@ -16,15 +16,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenFlags as FuseOpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow,
-    WriteFlags,
+    Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags as FuseOpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
 use crate::fs::{
-    Fs, FsError, Op, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stale, Stat, Statfs, Stop, XattrMode,
+    Fs, FsError, Op, OpenFlags, RangeChange, RenameMode, Seek, SetAttr, SetIds, SetTime, Stale, Stat, Statfs, Stop,
+    XattrMode,
 };
 use crate::namespace::{Attrs, Ino, Timestamp};
 use crate::path::{Name, PathError};
@@ -114,6 +115,7 @@ answer!(ReplyEmpty, (), |self, ()| self.ok());
 answer!(ReplyData, Vec<u8>, |self, bytes| self.data(&bytes));
 answer!(ReplyEntry, Stat, |self, stat| self.entry(&TTL, &attr(&stat), Generation(0)));
 answer!(ReplyAttr, Stat, |self, stat| self.attr(&TTL, &attr(&stat)));
+answer!(ReplyLseek, u64, |self, at| self.offset(i64::try_from(at).unwrap_or(i64::MAX)));
 answer!(ReplyWrite, u32, |self, length| self.written(length));
 answer!(ReplyStatfs, Statfs, |self, stat| {
     let Statfs { block_bytes, blocks, free_blocks, files, free_files } = stat;
@@ -647,6 +649,76 @@ impl fuser::Filesystem for Adapter {
     fn removexattr(&self, _request: &Request, inode: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
         let entry = entry.as_bytes().to_vec();
         self.run(reply, move |fs| fs.removexattr(ino(inode), &entry));
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        use libc::{FALLOC_FL_KEEP_SIZE as KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE};
+        const PUNCH: i32 = FALLOC_FL_PUNCH_HOLE | KEEP_SIZE;
+        const ZERO: i32 = FALLOC_FL_ZERO_RANGE | KEEP_SIZE;
+        let change = match mode {
+            0 => RangeChange::Allocate { grow: true },
+            KEEP_SIZE => RangeChange::Allocate { grow: false },
+            PUNCH => RangeChange::Punch,
+            FALLOC_FL_ZERO_RANGE => RangeChange::Zero { grow: true },
+            ZERO => RangeChange::Zero { grow: false },
+            _ => return reply.error(Errno::EOPNOTSUPP),
+        };
+        self.run(reply, move |fs| fs.fallocate(handle.0, offset, length, change));
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        // The kernel asks for these two alone.
+        let (Ok(offset), what) = (u64::try_from(offset), whence) else { return reply.error(Errno::ENXIO) };
+        let what = match what {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        self.run(reply, move |fs| fs.seek(handle.0, offset, what));
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _from_inode: INodeNo,
+        from: FileHandle,
+        from_offset: u64,
+        _to_inode: INodeNo,
+        to: FileHandle,
+        to_offset: u64,
+        length: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let copy = move |fs: &Fs| fs.copy_range((from.0, from_offset), (to.0, to_offset), length);
+        let (fs, runtime) = (self.fs.clone(), self.runtime.clone());
+        // As long as the range: not on a thread that serves others.
+        self.runtime.spawn_blocking(move || {
+            let copied = match copy(&fs) {
+                Err(Stop::Need(need)) => runtime.block_on(fs.run(need, copy)),
+                Err(Stop::Error(error)) => Err(error),
+                Ok(copied) => Ok(copied),
+            };
+            // A call copies a gibibyte at most.
+            reply.answer(copied.map(|copied| copied as u32));
+        });
     }
 
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {

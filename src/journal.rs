@@ -729,6 +729,54 @@ mod tests {
     }
 
     #[test]
+    fn many_syncs_share_one_flush_and_hold_up_no_commit() {
+        const THREADS: u32 = 16;
+
+        /// Lets the first flush of a frame go on when all frames are written.
+        #[derive(Default)]
+        struct Slow {
+            written: Mutex<u32>,
+            moved: Condvar,
+            flushes: std::sync::atomic::AtomicU32,
+        }
+
+        impl crate::disk::Witness for Slow {
+            fn around(&self, act: &Act<'_>, work: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+                if matches!(act, Act::Flush(_)) {
+                    self.flushes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let written = self.written.lock().unwrap();
+                    drop(self.moved.wait_while(written, |written| *written < THREADS).unwrap());
+                }
+                work()
+            }
+        }
+
+        let dir = tempfile::tempdir().unwrap();
+        drop(Journal::open(dir.path(), |_| ()).unwrap());
+        let slow = std::sync::Arc::new(Slow { written: Mutex::new(THREADS), ..Slow::default() });
+        let journal = Journal::open_on(&Disk::witnessed(slow.clone()), dir.path(), |_| ()).unwrap();
+        *slow.written.lock().unwrap() = 0;
+        slow.flushes.store(0, std::sync::atomic::Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (journal, slow) = (&journal, &slow);
+                scope.spawn(move || {
+                    let ticket = journal.append(&[link(u64::from(thread))]);
+                    // Would hang if it waited for the flush that is under way.
+                    journal.commit(ticket).unwrap();
+                    *slow.written.lock().unwrap() += 1;
+                    slow.moved.notify_all();
+                    journal.sync(ticket).unwrap();
+                });
+            }
+        });
+        let flushes = slow.flushes.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(flushes <= 2, "{flushes} flushes for {THREADS} threads");
+        drop(journal);
+        assert_eq!(replayed(dir.path()).len(), THREADS as usize);
+    }
+
+    #[test]
     fn threads_share_writes_and_lose_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path(), |_| ()).unwrap();

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
+use rustix::fs::{SeekFrom, seek};
 
 use crate::disk::{Act, Disk};
 use crate::hash::ContentHash;
@@ -541,7 +542,7 @@ pub fn shares_blocks(dir: &Path) -> Option<bool> {
     Some(rustix::fs::ioctl_ficlone(&to, &from).is_ok())
 }
 
-/// Copies a whole file: shares its blocks where the filesystem can, else copies in the kernel.
+/// Copies a whole file over an empty one: shares its blocks where the filesystem can, else copies what is not hole.
 ///
 /// # Errors
 /// The filesystem's.
@@ -550,9 +551,36 @@ pub fn copy_content(from: &File, to: &File) -> io::Result<u64> {
     if rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return Ok(size);
     }
-    let (mut at, mut out) = (0, 0);
+    let mut at = 0;
     while at < size {
-        let length = (size - at).min(1 << 30) as usize;
+        let (begin, end) = match seek(from, SeekFrom::Data(at)) {
+            Ok(begin) => (begin, seek(from, SeekFrom::Hole(begin)).unwrap_or(size)),
+            Err(rustix::io::Errno::NXIO) => break,
+            // A filesystem that cannot tell.
+            Err(_) => (at, size),
+        };
+        at = begin + copy_range(from, begin, to, begin, end - begin)?;
+        if at < end {
+            // Cut short meanwhile.
+            return Ok(at);
+        }
+    }
+    // A hole at the end.
+    if to.metadata()?.len() < size {
+        to.set_len(size)?;
+    }
+    Ok(size)
+}
+
+/// Copies a range, in the kernel where it can; less where the file ends.
+///
+/// # Errors
+/// The filesystem's.
+pub fn copy_range(from: &File, from_offset: u64, to: &File, to_offset: u64, length: u64) -> io::Result<u64> {
+    let (mut at, mut out) = (from_offset, to_offset);
+    let end = from_offset.saturating_add(length);
+    while at < end {
+        let length = (end - at).min(1 << 30) as usize;
         match rustix::fs::copy_file_range(from, Some(&mut at), to, Some(&mut out), length) {
             Ok(0) => break,
             Ok(_) => {}
@@ -563,20 +591,22 @@ pub fn copy_content(from: &File, to: &File) -> io::Result<u64> {
                 | rustix::io::Errno::NOSYS
                 | rustix::io::Errno::INVAL,
             ) => {
-                let mut buffer = vec![0; 1 << 20];
-                loop {
-                    let read = from.read_at(&mut buffer, at)?;
+                let mut buffer = vec![0; (end - at).min(1 << 20) as usize];
+                while at < end {
+                    let room = (end - at).min(buffer.len() as u64) as usize;
+                    let read = from.read_at(&mut buffer[..room], at)?;
                     if read == 0 {
-                        return Ok(at);
+                        break;
                     }
-                    to.write_all_at(&buffer[..read], at)?;
-                    at += read as u64;
+                    to.write_all_at(&buffer[..read], out)?;
+                    (at, out) = (at + read as u64, out + read as u64);
                 }
+                break;
             }
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(at)
+    Ok(at - from_offset)
 }
 
 /// A file of at most this size is copied with reads and writes, which costs less than setting up a copy in the kernel.
@@ -804,6 +834,26 @@ mod tests {
         assert!(cache.check(torn).is_none() && cache.file(torn).is_none());
         assert!(cache.check(whole).is_some());
         assert_eq!(content(&mut cache.file(whole).unwrap()), "whole");
+    }
+
+    #[test]
+    fn a_copy_has_the_bytes_and_the_holes() {
+        let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        from.write_all_at(b"begin", 0).unwrap();
+        from.write_all_at(b"middle", 8 << 20).unwrap();
+        from.set_len(16 << 20).unwrap();
+        assert_eq!(copy_content(&from, &to).unwrap(), 16 << 20);
+        let read = |at| {
+            let mut bytes = [9; 6];
+            to.read_exact_at(&mut bytes, at).unwrap();
+            bytes
+        };
+        assert_eq!((read(0), read(8 << 20), read((16 << 20) - 6)), (*b"begin\0", *b"middle", [0; 6]));
+        assert_eq!(copy_range(&from, (8 << 20) + 3, &to, 6, 3).unwrap(), 3);
+        assert_eq!(copy_range(&from, (16 << 20) - 2, &to, 9, 30).unwrap(), 2);
+        let mut bytes = [9; 12];
+        to.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"begin\0dle\0\0\0");
     }
 
     #[test]

@@ -396,7 +396,7 @@ impl Stager {
             // Without the record a crash could leave the server in a state that nobody knows of.
             for item in items {
                 self.drop_item(&item);
-                self.fs.failed(&item.capture.path, &error.to_string(), Some(self.delays.last));
+                self.fs.step_failed(&item.capture, &error.to_string(), Some(self.delays.last));
             }
             return;
         }
@@ -434,7 +434,7 @@ impl Stager {
                 self.in_hand -= 1;
                 let transient = !matches!(&error, FsError::Remote(error) if !error.is_transient());
                 let delay = transient.then(|| self.delay(self.fs.attempts(&capture.path), None));
-                self.fs.failed(&capture.path, &error.to_string(), delay);
+                self.fs.step_failed(&capture, &error.to_string(), delay);
             }
             Done::Request { kind, items, dirs, result } => {
                 if matches!(kind, Kind::Remove | Kind::Unstage)
@@ -466,7 +466,7 @@ impl Stager {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => self.put_back(&capture.path),
             Err(error) => {
                 self.in_hand -= 1;
-                self.fs.failed(&capture.path, &format!("cannot read the spooled bytes: {error}"), None);
+                self.fs.step_failed(&capture, &format!("cannot read the spooled bytes: {error}"), None);
             }
         }
     }
@@ -561,7 +561,7 @@ impl Stager {
         }
         let attempts = self.fs.attempts(path);
         let delay = error.is_transient().then(|| self.delay(attempts, error.retry_after()));
-        self.fs.failed(path, &error.to_string(), delay);
+        self.fs.step_failed(&item.capture, &error.to_string(), delay);
     }
 
     /// A request that told nothing about its items. Where the cause lies in the server or the way to it, everything

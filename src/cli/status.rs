@@ -146,7 +146,8 @@ fn table(known: &Known, status: &Status) -> String {
         },
     );
     if counts.local.files > 0 {
-        row("local", format!("{}, which Oxen cannot store", tally(&counts.local)));
+        let paths = count(counts.local.files, "path");
+        row("local", format!("{paths}, which Oxen cannot store in full"));
     }
     if status.phase != "stopped" {
         let limit = match status.spool_limit_bytes {

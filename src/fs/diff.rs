@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::{Fs, State};
+use super::{Fs, Options, State};
 use crate::control::{Counts, Difference, Kind};
 use crate::hash::ContentHash;
 use crate::journal::JournalError;
@@ -13,7 +13,7 @@ use crate::spool::Spool;
 impl Fs {
     /// Every path that the next commit would change, in tree order, then those that stay local. Changes nothing.
     pub fn differences(&self) -> Vec<Difference> {
-        self.lock().differences(|_, size| size)
+        self.lock().differences(&self.options, |_, size| size)
     }
 }
 
@@ -23,11 +23,12 @@ impl Fs {
 /// When its journal cannot be read.
 pub fn recorded_differences(dir: &Path) -> Result<Vec<Difference>, JournalError> {
     let state = super::recovery::recorded(dir)?;
-    Ok(state.differences(|spool, _| Spool::length(&dir.join("spool"), spool)))
+    let options = super::recovery::options_of(dir);
+    Ok(state.differences(&options, |spool, _| Spool::length(&dir.join("spool"), spool)))
 }
 
 impl State {
-    fn differences(&self, length: impl Fn(SpoolId, u64) -> u64) -> Vec<Difference> {
+    fn differences(&self, options: &Options, length: impl Fn(SpoolId, u64) -> u64) -> Vec<Difference> {
         let mut found: Vec<Difference> = Vec::new();
         // Which content went away and which appeared, by place in `found`.
         let (mut gone, mut new) = (HashMap::<ContentHash, Vec<usize>>::new(), Vec::new());
@@ -60,7 +61,7 @@ impl State {
             found.push(Difference { path: path.as_str().to_owned(), kind, from: None, bytes, staged, reason: None });
         }
         pair_renames(&mut found, gone, new);
-        let local = self.local_paths(&mut Counts::default().local).into_iter();
+        let local = self.local_paths(options, &mut Counts::default().local).into_iter();
         found.extend(local.map(|local| Difference {
             path: local.path,
             kind: Kind::Local,

@@ -12,6 +12,9 @@ use crate::path::{Name, RepoPath};
 /// The longest symlink target (`PATH_MAX` less its NUL).
 const TARGET_MAX: usize = 4095;
 
+/// The most names of one file, as on ext4: each change of the file looks at all of them.
+const LINKS_MAX: usize = 65_000;
+
 /// What `stat` shows.
 #[derive(Debug, Clone, Copy)]
 pub struct Stat {
@@ -485,7 +488,9 @@ impl Fs {
             }
         };
         let grown = size.saturating_sub(old);
-        let done = self.spool.reserve(grown).and_then(|()| {
+        let reserved = self.spool.reserve(grown);
+        let taken = if reserved.is_ok() { grown } else { 0 };
+        let done = reserved.and_then(|()| {
             let file = match file {
                 Some(file) => file,
                 None => Arc::new(self.spool.file(spool)?),
@@ -500,9 +505,7 @@ impl Fs {
             }
             Ok(())
         })?;
-        if ok {
-            self.spool.release(old.saturating_sub(size));
-        }
+        self.spool.release(if ok { old.saturating_sub(size) } else { taken });
         Ok(done?)
     }
 
@@ -617,7 +620,7 @@ impl Fs {
     /// Gives a file another name. On the server that is another path with the same content.
     ///
     /// # Errors
-    /// [`FsError::NotPermitted`] for a directory.
+    /// [`FsError::NotPermitted`] for a directory; [`FsError::TooManyLinks`].
     pub fn link(&self, ino: Ino, parent: Ino, name: &Name) -> Op<Stat> {
         self.admit()?;
         let stat = self.change(|state| {
@@ -628,6 +631,9 @@ impl Fs {
             }
             if inode.links.is_empty() {
                 return Err(FsError::NotFound.into());
+            }
+            if inode.links.len() >= LINKS_MAX {
+                return Err(FsError::TooManyLinks.into());
             }
             state.materialize(ino);
             let time = now();
@@ -825,7 +831,7 @@ impl Fs {
     }
 
     /// The local file behind an open one.
-    fn attached(&self, state: &State, ino: Ino) -> Op<Arc<File>> {
+    pub(super) fn attached(&self, state: &State, ino: Ino) -> Op<Arc<File>> {
         match state.open.get(&ino).and_then(|open| open.file.clone()) {
             Some(file) => Ok(file),
             None => Err(super::Stop::Need(Need::Fetch(ino))),
@@ -1014,23 +1020,23 @@ impl Fs {
         }
         let Some(snapshot) = entries.clone() else { return Ok(()) };
         let parent = state.tree.get(ino).and_then(|inode| inode.links.first()).map_or(ino, |(parent, _)| *parent);
-        let dots = [(b".".as_slice(), None, ino), (b"..", None, parent)];
-        let all = dots.into_iter().chain(snapshot.iter().map(|name| (name.as_bytes(), Some(name), ino)));
-        for (next, (shown, name, dot)) in (1..).zip(all).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+        let dots: [(&[u8], Ino); 2] = [(b".", ino), (b"..", parent)];
+        for (next, (name, child)) in (1..).zip(dots).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+            if take(&DirEntry { name, stat: state.stat(child)?, next }) {
+                return Ok(());
+            }
+        }
+        // By index, or going through a large directory a page at a time would take time in the square of its size.
+        let begin = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX).min(snapshot.len());
+        for (next, name) in (begin as u64 + 3..).zip(&snapshot[begin..]) {
             // What the name stands for now: the kernel believes what a listing says of an entry, and one that was
             // removed meanwhile would be back.
-            let child = match name {
-                Some(name) => state.tree.dir(ino).and_then(|dir| dir.children.get(name)).copied(),
-                None => Some(dot),
-            };
-            let Some((child, Ok(stat))) = child.map(|child| (child, state.stat(child))) else { continue };
-            if take(&DirEntry { name: shown, stat, next }) {
+            let Some(child) = state.tree.child(ino, name) else { continue };
+            let stat = state.stat(child)?;
+            if take(&DirEntry { name: name.as_bytes(), stat, next }) {
                 break;
             }
-            if count
-                && next > 2
-                && let Some(inode) = state.tree.get_mut(child)
-            {
+            if count && let Some(inode) = state.tree.get_mut(child) {
                 inode.lookups += 1;
             }
         }
@@ -1077,7 +1083,7 @@ impl State {
         handle
     }
 
-    fn end_writing(&mut self, ino: Ino) {
+    pub(super) fn end_writing(&mut self, ino: Ino) {
         if let Some(open) = self.open.get_mut(&ino) {
             open.writing = open.writing.saturating_sub(1);
             if open.handles == 0 && open.writing == 0 {

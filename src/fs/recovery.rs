@@ -1,6 +1,7 @@
 //! From the record to a filesystem that serves: replay, then agree with the server on what it has.
 
 use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -301,7 +302,7 @@ pub fn survey(dir: &Path) -> Result<(Counts, Vec<LocalPath>, CommitId), JournalE
         tally.files += 1;
         tally.bytes += size;
     }
-    let local = state.local_paths(&mut counts.local);
+    let local = state.local_paths(&options_of(dir), &mut counts.local);
     Ok((counts, local, state.base))
 }
 
@@ -310,10 +311,16 @@ pub fn survey(dir: &Path) -> Result<(Counts, Vec<LocalPath>, CommitId), JournalE
 /// # Errors
 /// When its journal cannot be read.
 pub(super) fn recorded(dir: &Path) -> Result<State, JournalError> {
-    let options = Options { read_only: true, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
-    let mut state = State::empty(empty_tree(RepoPath::root(), &options));
+    let mut state = State::empty(empty_tree(RepoPath::root(), &options_of(dir)));
     Journal::read(&dir.join("journal"), |change| state.replay(&change))?;
     Ok(state)
+}
+
+/// How a mount of this state directory shows the base if nobody chose otherwise: as its owner's, without a umask of
+/// its own. What was chosen is not on record.
+pub(super) fn options_of(dir: &Path) -> Options {
+    let (uid, gid) = std::fs::metadata(dir).map_or((0, 0), |dir| (dir.uid(), dir.gid()));
+    Options { read_only: true, settle: Duration::ZERO, uid, gid, umask: 0o022 }
 }
 
 impl State {

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::queue::Phase;
-use super::{Fs, FsError, Hold, Op, State};
+use super::{Fs, FsError, Hold, Op, Options, State, base_attrs};
 use crate::control::{Counts, FileError, LocalPath, Progress, Tally};
 use crate::hash::ContentHash;
 use crate::journal::{Change, PathUpload};
 use crate::ledger::{Account, Staged, Step};
-use crate::namespace::{Body, Content, Generation, Ino, Resolved, SpoolId};
-use crate::path::{Name, RepoPath};
+use crate::namespace::{Attrs, Body, Content, Generation, Ino, Inode, ROOT, Resolved, SpoolId, Timestamp};
+use crate::path::RepoPath;
 use crate::workspace::{ChangeKind, CommitId, Object, Revision, Source};
 
 /// How soon a path that cannot be captured just now is looked at again: a write is between two locks.
@@ -465,8 +465,26 @@ impl Fs {
         into_plain(done)
     }
 
-    /// A step did not work: tried again after `retry`, or parked.
-    pub fn failed(&self, path: &RepoPath, error: &str, retry: Option<Duration>) {
+    /// A step of `capture` did not work. A path that has changed since, and that no commit waits for as it was, is
+    /// looked at again: the failure tells nothing about what it is now.
+    pub fn step_failed(&self, capture: &Capture, error: &str, retry: Option<Duration>) {
+        let path = &capture.path;
+        {
+            let mut state = self.lock();
+            let frozen = state.frozen.as_ref().and_then(|frozen| frozen.get(path));
+            let awaited = frozen.is_some_and(|frozen| frozen.seq == capture.seq);
+            let stale = state.queue.get(path).is_some_and(|entry| entry.seq != capture.seq);
+            if stale && !awaited {
+                tracing::debug!(%path, error, "not staged, and changed since");
+                state.queue.retry(path, RECHECK, None);
+                return;
+            }
+        }
+        self.failed(path, error, retry);
+    }
+
+    /// A path cannot be staged: tried again after `retry`, or parked.
+    fn failed(&self, path: &RepoPath, error: &str, retry: Option<Duration>) {
         tracing::warn!(%path, error, ?retry, "not staged");
         {
             let mut state = self.lock();
@@ -500,15 +518,7 @@ impl Fs {
     /// Whether a file may be put at `path`: nothing above or below it is a file in the workspace's view, which takes
     /// both and keeps one of them.
     pub fn clear_for_put(&self, path: &RepoPath) -> bool {
-        let state = self.lock();
-        let mut above = path.parent();
-        while let Some(dir) = above {
-            if state.ledger.get(&dir).is_some_and(Account::may_show) {
-                return false;
-            }
-            above = dir.parent();
-        }
-        !state.ledger.below(path).any(|(below, account)| below != path && account.may_show())
+        self.lock().is_clear_for_put(path)
     }
 
     /// Whether `path` may be given to `step` without losing bytes that the workspace has nowhere else: those of a file
@@ -811,7 +821,7 @@ impl Fs {
         }
         errors.sort_by_key(|(since, _)| std::cmp::Reverse(*since));
         let errors = errors.into_iter().map(|(_, error)| error).take(SHOWN_ERRORS).collect();
-        let local = state.local_paths(&mut counts.local);
+        let local = state.local_paths(&self.options, &mut counts.local);
         (counts, oldest.map(|oldest| oldest.elapsed().as_secs()), errors, local)
     }
 }
@@ -833,14 +843,22 @@ impl State {
         self.content(ino).is_some_and(|(content, _)| content.origin_in_workspace() == Some(path))
     }
 
-    /// Whether the queue will stage a pinned file under a name of its own, without waiting for one of `waiting`.
+    /// See [`Fs::clear_for_put`].
+    fn is_clear_for_put(&self, path: &RepoPath) -> bool {
+        let mut above = std::iter::successors(path.parent(), RepoPath::parent);
+        !above.any(|dir| self.ledger.get(&dir).is_some_and(Account::may_show))
+            && !self.ledger.below(path).any(|(below, account)| below != path && account.may_show())
+    }
+
+    /// Whether the queue will stage a pinned file under a name of its own, without waiting for one of `waiting`, or for
+    /// what stands in the way of that name: it may be what the file is waited for with.
     fn comes_free(&self, ino: Ino, waiting: &mut Vec<RepoPath>) -> bool {
         const DEEPEST: usize = 64;
         self.tree.file_paths(ino).into_iter().any(|path| {
             if waiting.contains(&path) || waiting.len() > DEEPEST {
                 return false;
             }
-            let coming = self.queue.get(&path).is_some_and(|entry| !entry.parked);
+            let coming = self.queue.get(&path).is_some_and(|entry| !entry.parked) && self.is_clear_for_put(&path);
             waiting.push(path.clone());
             let pinned = self.pinned.get(&path).into_iter().flatten();
             let mut pinned = pinned.filter(|other| **other != ino && self.is_pinned(**other, &path));
@@ -905,33 +923,65 @@ impl State {
         if same { frozen.remove(&confirmed.path) } else { None }
     }
 
-    /// What never travels, and why.
-    pub(super) fn local_paths(&self, tally: &mut Tally) -> Vec<LocalPath> {
+    /// What never travels, and why: files as such, and what Oxen does not store of those that do. Times are left out: no
+    /// file's travel. The tally counts paths, and the bytes of regular files that stay.
+    pub(super) fn local_paths(&self, options: &Options, tally: &mut Tally) -> Vec<LocalPath> {
         let mut shown = Vec::new();
-        let empty: BTreeSet<Name> = BTreeSet::new();
-        for (ino, inode) in self.tree.iter().filter(|(_, inode)| inode.recorded) {
+        for (ino, inode) in self.tree.iter().filter(|(ino, inode)| inode.recorded && *ino != ROOT) {
             let Some((parent, name)) = inode.links.first() else {
                 continue;
             };
-            let reason = match &inode.body {
-                Body::Symlink(_) => Some("symbolic link".to_owned()),
-                Body::Special { .. } => Some("special file".to_owned()),
-                Body::Dir(dir) if dir.children.is_empty() && dir.listed && dir.hidden == empty => {
-                    Some("empty directory".to_owned())
+            let mut reasons = Vec::new();
+            match &inode.body {
+                Body::Symlink(_) => reasons.push("symbolic link".to_owned()),
+                Body::Special { .. } => reasons.push("special file".to_owned()),
+                Body::Dir(dir) => {
+                    if dir.children.is_empty() && dir.listed && dir.hidden.is_empty() {
+                        reasons.push("empty directory".to_owned());
+                    }
+                    reasons.extend(inode.unstored(options));
                 }
-                Body::Dir(_) => None,
-                Body::File { .. } => self.tree.path_in(*parent, name).err().map(|error| error.to_string()),
-            };
-            if let Some(reason) = reason {
+                Body::File { size, .. } => match self.tree.path_in(*parent, name) {
+                    Err(error) => {
+                        tally.bytes += size;
+                        reasons.push(error.to_string());
+                    }
+                    Ok(_) => {
+                        if inode.links.len() > 1 {
+                            reasons.push("hard links, which become copies".to_owned());
+                        }
+                        reasons.extend(inode.unstored(options));
+                    }
+                },
+            }
+            if !reasons.is_empty() {
                 tally.files += 1;
-                tally.bytes += inode.size();
                 if shown.len() < SHOWN_LOCAL {
-                    shown.push(LocalPath { path: self.tree.display_path(ino), reason });
+                    shown.push(LocalPath { path: self.tree.display_path(ino), reason: reasons.join("; ") });
                 }
             }
         }
         shown.sort_by(|a, b| a.path.cmp(&b.path));
         shown
+    }
+}
+
+impl Inode {
+    /// What a mount elsewhere would not show of a file or directory that travels.
+    fn unstored(&self, options: &Options) -> Vec<String> {
+        let Attrs { mode, uid, gid, .. } = self.attrs;
+        let shown = base_attrs(options, self.is_dir(), Timestamp::default());
+        let mut reasons = Vec::new();
+        if mode != shown.mode {
+            reasons.push(format!("permissions {mode:04o}"));
+        }
+        if (uid, gid) != (shown.uid, shown.gid) {
+            reasons.push(format!("owner {uid}:{gid}"));
+        }
+        if self.xattrs.is_some() {
+            reasons.push("extended attributes".to_owned());
+        }
+        reasons
     }
 }
 

@@ -21,6 +21,8 @@ pub(super) fn errno(error: &FsError) -> Errno {
         FsError::BadHandle => Errno::EBADF,
         FsError::Stale => Errno::ESTALE,
         FsError::NoData => Errno::ENODATA,
+        FsError::PastEnd => Errno::ENXIO,
+        FsError::TooManyLinks => Errno::EMLINK,
         FsError::Range => Errno::ERANGE,
         FsError::TooBig => Errno::E2BIG,
         FsError::Unsupported => Errno::EOPNOTSUPP,

@@ -135,7 +135,26 @@ fn what_oxen_cannot_store_outlives_a_kill_and_a_restart() {
         assert_eq!(fs::read(test.at(OsStr::from_bytes(b"\xff\n\x01"))).unwrap(), b"odd");
     };
     check();
+    let listed = || {
+        let status = test.status();
+        let local = status["local"].as_array().unwrap().iter();
+        local.map(|path| format!("{}: {}", path["path"].as_str().unwrap(), path["reason"].as_str().unwrap())).collect()
+    };
+    let reasons: Vec<String> = listed();
+    let expected = [
+        "base: permissions 1640; owner 7:8; extended attributes",
+        "dir: permissions 2770; owner 1234:4321; extended attributes",
+        "dir/file: hard links, which become copies; permissions 6711; owner 0:4321; extended attributes",
+        "empty: empty directory",
+        "fifo: special file",
+        "link: symbolic link",
+        "node: special file",
+    ];
+    assert_eq!(reasons[..7], expected);
+    assert_eq!(reasons.len(), 8, "and the odd name: {reasons:#?}");
+    assert_eq!(test.status()["counts"]["local"]["files"], 8);
     test.signal(Signal::KILL);
+    assert_eq!(listed(), reasons, "without a daemon too");
     test.mount(&[]).ok();
     check();
     fs::rename(test.at("twin"), test.at("renamed")).unwrap();

@@ -248,6 +248,16 @@ fn what_opening_and_setting_times_changes_is_as_on_a_local_disk() {
 }
 
 #[test]
+fn a_length_that_no_disk_has_takes_no_room() {
+    let test = TestMount::new();
+    let file = fs::File::create(test.at("file")).unwrap();
+    assert_eq!(file.set_len(1 << 60).unwrap_err().kind(), std::io::ErrorKind::FileTooLarge);
+    assert_eq!(test.status()["spool_bytes"], 0);
+    drop(file);
+    test.unmount_and_compare();
+}
+
+#[test]
 fn eight_threads_write_at_once() {
     let test = TestMount::new();
     let plain = test.beside("plain");

@@ -144,6 +144,25 @@ impl Model {
         }
     }
 
+    pub fn copy(&mut self, from: &[String], to: &[String]) -> Done {
+        let source = self.open(from, false)?;
+        let target = self.open(to, true)?;
+        self.replace(to, &[])?;
+        if source != target {
+            let content = self.contents.get(&source).cloned().unwrap_or_default();
+            self.replace(to, &content)?;
+        }
+        Ok(())
+    }
+
+    pub fn punch(&mut self, path: &[String], at: usize, length: usize) -> Done {
+        let number = self.open(path, false)?;
+        let content = self.contents.entry(number).or_default();
+        let (begin, end) = (at.min(content.len()), (at + length).min(content.len()));
+        content[begin..end].fill(0);
+        Ok(())
+    }
+
     pub fn unlink(&mut self, path: &[String]) -> Done {
         self.parent(path)?;
         match self.get(path) {

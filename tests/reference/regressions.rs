@@ -1,6 +1,12 @@
 //! Shortest ways to what once went wrong.
 
+use std::time::Duration;
+
+use oxenfs::fs::{Fs, Limits, Need, OpenFlags, Options};
+use oxenfs::namespace::ROOT;
+use oxenfs::path::{Name, RepoPath};
 use oxenfs::workspace::ByHash;
+use oxenfs::workspace::memory::Memory;
 
 use crate::world::{Op, World};
 
@@ -55,7 +61,44 @@ fn renames_that_wait_for_each_other_end() {
 }
 
 #[test]
+fn a_staged_file_takes_a_name_below_its_old_one() {
+    let staged = [write("x", "x"), Op::Drain];
+    check(&staged, &[rename("x", "t"), Op::Mkdir(path("x")), rename("t", "x/y")]);
+}
+
+#[test]
+fn a_staged_file_takes_the_name_of_its_directory() {
+    let staged = [Op::Mkdir(path("d")), write("d/f", "f"), Op::Drain];
+    check(&staged, &[rename("d/f", "t"), Op::Rmdir(path("d")), rename("t", "d")]);
+}
+
+#[test]
 fn a_name_of_a_staged_file_may_go_while_the_others_bytes_are_only_on_the_server() {
     let link = Op::Link { from: path("x"), to: path("also") };
     check(&[write("x", "x"), Op::Drain], &[link, Op::Unlink(path("x"))]);
+}
+
+#[test]
+fn a_late_failure_does_not_park_what_the_path_has_become() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let dir = crate::world::temporary_dir();
+        let memory = std::sync::Arc::new(Memory::new(ByHash::Never));
+        let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
+        let limits = Limits { spool: None, cache: 0 };
+        let fs = Fs::recover(dir.path(), RepoPath::root(), options, limits, memory).unwrap();
+        fs.reconcile().await.unwrap();
+        fs.satisfy(Need::List(ROOT)).await.unwrap();
+        let name = Name::new(b"file").unwrap();
+        let flags = OpenFlags { read: false, write: true, truncate: false };
+        let (_, handle) = fs.create(ROOT, &name, crate::world::attrs(), flags).unwrap();
+        fs.write(handle, 0, b"content").unwrap();
+        fs.release(handle);
+        let (captures, _) = fs.due(10);
+        assert_eq!(captures.len(), 1);
+        fs.unlink(ROOT, &name).unwrap();
+        fs.step_failed(&captures[0], "its bytes are nowhere", None);
+        let (counts, _, errors, _) = fs.report();
+        assert_eq!(counts.failed.files, 0, "{errors:?}");
+    });
 }

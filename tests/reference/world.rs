@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use oxenfs::disk::Disk;
-use oxenfs::fs::{Fs, FsError, Limits, OpenFlags, Options, RenameMode, SetAttr, Stop};
+use oxenfs::fs::{Fs, FsError, Limits, OpenFlags, Options, RangeChange, RenameMode, SetAttr, Stop};
 use oxenfs::namespace::{Attrs, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::stager::{Delays, Meter, Stager};
@@ -45,6 +45,17 @@ pub enum Op {
         to: Path,
     },
     Symlink(Path),
+    /// A program copies one file over another with `copy_file_range`.
+    Copy {
+        from: Path,
+        to: Path,
+    },
+    /// Some of a file becomes zeros.
+    Punch {
+        path: Path,
+        at: u64,
+        length: u64,
+    },
     /// Flush a file or directory, and the record.
     Fsync(Path),
     /// Stage all, and compare with the workspace.
@@ -89,7 +100,7 @@ pub fn temporary_dir() -> tempfile::TempDir {
     if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap()
 }
 
-fn attrs() -> Attrs {
+pub fn attrs() -> Attrs {
     let zero = Timestamp(0, 0);
     Attrs { mode: 0o644, uid: 0, gid: 0, atime: zero, mtime: zero, ctime: zero }
 }
@@ -129,7 +140,9 @@ async fn start(dir: &std::path::Path, memory: &Arc<Memory>, disk: &Disk) -> (Arc
         loop {
             tokio::time::sleep(Duration::from_millis(3)).await;
             let fs = housekeeping.clone();
-            tokio::task::spawn_blocking(move || fs.tidy().unwrap()).await.unwrap();
+            // Cancelled with the runtime.
+            let Ok(tidied) = tokio::task::spawn_blocking(move || fs.tidy()).await else { return };
+            tidied.unwrap();
         }
     });
     (fs, Tasks([stager, tidying]))
@@ -235,6 +248,30 @@ impl World {
                 let ino = self.lookup(path).await?;
                 let set = SetAttr { size: Some(*size), ..SetAttr::default() };
                 self.run(|fs| fs.setattr(ino, &set)).await.map(|_| ())
+            }
+            Op::Copy { from, to } => {
+                let ino = self.lookup(from).await?;
+                let flags = OpenFlags { read: true, write: false, truncate: false };
+                let source = self.run(|fs| fs.open(ino, flags)).await?;
+                // Opened to be read first: a copy of a file over itself finds it empty.
+                let done = match self.open(to, true).await {
+                    Ok(target) => {
+                        let copied = self.run(|fs| fs.copy_range((source, 0), (target, 0), 1 << 20)).await;
+                        self.fs.release(target);
+                        copied.map(|_| ())
+                    }
+                    Err(refusal) => Err(refusal),
+                };
+                self.fs.release(source);
+                done
+            }
+            Op::Punch { path, at, length } => {
+                let ino = self.lookup(path).await?;
+                let flags = OpenFlags { read: true, write: true, truncate: false };
+                let handle = self.run(|fs| fs.open(ino, flags)).await?;
+                let done = self.run(|fs| fs.fallocate(handle, *at, *length, RangeChange::Punch)).await;
+                self.fs.release(handle);
+                done
             }
             Op::Unlink(path) => {
                 let (parent, name) = self.place(path).await?;
@@ -533,6 +570,8 @@ pub fn on_model(model: &mut Model, op: &Op) -> Result<(), Refusal> {
         Op::Write { path, at, text } => model.write(path, *at as usize, text.as_bytes()),
         Op::Replace { path, text } => model.replace(path, text.as_bytes()),
         Op::Truncate { path, size } => model.truncate(path, *size as usize),
+        Op::Copy { from, to } => model.copy(from, to),
+        Op::Punch { path, at, length } => model.punch(path, *at as usize, *length as usize),
         Op::Unlink(path) => model.unlink(path),
         Op::Mkdir(path) => model.mkdir(path),
         Op::Symlink(path) => model.symlink(path),

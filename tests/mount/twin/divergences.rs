@@ -1,6 +1,6 @@
 //! Where the mount and a local filesystem differ, each with the reason. What is not here has to be equal.
 
-use super::op::Step;
+use super::op::{Op, Step};
 use super::world::Outcome;
 
 /// What the mount does or does not do as a whole. Switched on here when it does.
@@ -27,8 +27,14 @@ pub enum Capability {
 /// Whether the mount has it.
 pub fn has(capability: Capability) -> bool {
     match capability {
-        Capability::CopyRange | Capability::Xattrs | Capability::SetIds | Capability::AnyName => true,
-        Capability::Fallocate | Capability::SeekHole | Capability::Tmpfile | Capability::Blocks => false,
+        Capability::AnyName
+        | Capability::Fallocate
+        | Capability::CopyRange
+        | Capability::SeekHole
+        | Capability::Xattrs
+        | Capability::SetIds => true,
+        // fuser 0.18 has no O_TMPFILE: the kernel answers EOPNOTSUPP by itself.
+        Capability::Tmpfile | Capability::Blocks => false,
     }
 }
 
@@ -51,12 +57,20 @@ pub struct Divergence {
 /// - these two times of a FIFO that was written to: the kernel tells a FUSE filesystem nothing of what goes through one;
 /// - by how much two clocks read one after the other differ.
 ///
-/// What is never asked of either: seeking in directories to other offsets than they gave, which mean nothing; seeking beyond what a local filesystem can hold, where each has a limit of its own
-/// (the kernel gives every FUSE filesystem the largest there is; writing and truncating there is asked, and refused by
+/// What is never asked of either: seeking in directories to other offsets than they gave, which mean nothing; seeking
+/// beyond what a local filesystem can hold, where each has a limit of its own (the kernel gives every FUSE filesystem the largest there is; writing and truncating there is asked, and refused by
 /// both); mapped writes behind the end of the file, which nobody promises anything of; a change of owner to nobody else
 /// (`chown(-1, -1)`), which takes the set-id bits of a local file and of which the kernel tells a FUSE filesystem
 /// nothing but that something changed.
-pub const DIVERGENCES: &[Divergence] = &[];
+pub const DIVERGENCES: &[Divergence] = &[Divergence {
+    name: "data where a local file has a hole to its end",
+    why: "A hole may be told as data (lseek(2)), and is once the server has the file, which knows no holes.",
+    is: |step, plain, mount| {
+        matches!(step.op, Op::Seek { whence: libc::SEEK_DATA, .. })
+            && plain.result == Err(libc::ENXIO)
+            && mount.result.is_ok()
+    },
+}];
 
 /// The divergence that this is.
 pub fn explained(step: &Step, plain: &Outcome, mount: &Outcome) -> Option<&'static Divergence> {

@@ -194,9 +194,14 @@ impl World {
                     if self.stat_slot(*slot).is_some_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFDIR) {
                         return Err(SKIPPED);
                     }
-                    let to = answer(libc::lseek(fd, *at, *whence))?;
-                    // What is a hole may be told as data; that it is one is checked where it is read.
-                    Ok(if *whence == libc::SEEK_DATA || *whence == libc::SEEK_HOLE { 0 } else { to })
+                    if !matches!(*whence, libc::SEEK_DATA | libc::SEEK_HOLE) {
+                        return answer(libc::lseek(fd, *at, *whence));
+                    }
+                    // What is a hole may be told as data: where it leads is not compared, and nothing goes on from there.
+                    let here = libc::lseek(fd, 0, libc::SEEK_CUR);
+                    let found = answer(libc::lseek(fd, *at, *whence)).map(|_| 0);
+                    libc::lseek(fd, here, libc::SEEK_SET);
+                    found
                 }
                 Op::Truncate { path, length } => {
                     // truncate(2) has no form that starts at a directory.

@@ -1,0 +1,217 @@
+//! Ranges of a file: allocated, punched, zeroed, found, copied.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::io::Errno;
+
+use super::{Fs, FsError, Handle, Need, Op, OpenFile, State, Stop};
+use crate::disk::Act;
+use crate::namespace::{Body, Content, Ino};
+use crate::spool::{copy_content, copy_range};
+
+/// The most that one call copies, in bytes; the caller asks for the rest (`copy_file_range(2)`).
+const COPY_MAX_BYTES: u64 = 1 << 30;
+
+/// What `fallocate` does to a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RangeChange {
+    /// Room is made for it; whether the file grows to hold it.
+    Allocate {
+        /// Not with `FALLOC_FL_KEEP_SIZE`.
+        grow: bool,
+    },
+    /// `FALLOC_FL_PUNCH_HOLE`: it reads as zeros and takes no room.
+    Punch,
+    /// `FALLOC_FL_ZERO_RANGE`: it reads as zeros and has room; whether the file grows to hold it.
+    Zero {
+        /// Not with `FALLOC_FL_KEEP_SIZE`.
+        grow: bool,
+    },
+}
+
+/// What `lseek` looks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seek {
+    /// `SEEK_DATA`.
+    Data,
+    /// `SEEK_HOLE`.
+    Hole,
+}
+
+/// A file that is being written to, outside the lock.
+struct Writing {
+    ino: Ino,
+    file: Arc<File>,
+    size: u64,
+}
+
+impl State {
+    /// The local file of a handle that may be changed, and until [`end_writing`](Self::end_writing) is not captured.
+    fn begin_writing(&mut self, handle: u64) -> Op<Writing> {
+        let Some(Handle::File { ino, write: true, .. }) = self.handles.get(&handle) else {
+            return Err(FsError::BadHandle.into());
+        };
+        let ino = *ino;
+        let (content, size) = self.content(ino).ok_or(FsError::Stale)?;
+        match content {
+            Content::Local { spool, .. } if !self.held.contains_key(spool) => {}
+            _ => return Err(Stop::Need(Need::Own(ino))),
+        }
+        let Some(OpenFile { file: Some(file), writing, .. }) = self.open.get_mut(&ino) else {
+            return Err(FsError::BadHandle.into());
+        };
+        *writing += 1;
+        Ok(Writing { ino, file: file.clone(), size })
+    }
+}
+
+impl Fs {
+    /// Allocates, punches or zeroes a range of an open file, on the filesystem that holds the spool.
+    ///
+    /// Room behind the end of a file is made there too; it counts for the spool's limit when the file grows into it.
+    ///
+    /// # Errors
+    /// [`FsError::NoSpace`]; [`FsError::Unsupported`] where that filesystem cannot.
+    pub fn fallocate(&self, handle: u64, offset: u64, length: u64, change: RangeChange) -> Op<()> {
+        let end = offset.checked_add(length).filter(|end| i64::try_from(*end).is_ok()).ok_or(FsError::Invalid)?;
+        let (flags, grow) = match change {
+            RangeChange::Allocate { grow } => (FallocateFlags::empty(), grow),
+            RangeChange::Punch => (FallocateFlags::PUNCH_HOLE, false),
+            RangeChange::Zero { grow } => (FallocateFlags::ZERO_RANGE, grow),
+        };
+        let flags = if grow { flags } else { flags | FallocateFlags::KEEP_SIZE };
+        let Writing { ino, file, size } = self.lock().begin_writing(handle)?;
+        let beyond = if change == RangeChange::Punch { 0 } else { end.saturating_sub(size) };
+        let done = self.spool.reserve(beyond).and_then(|()| {
+            let done = self.spool.disk().act(Act::Resize(&file), || Ok(fallocate(&*file, flags, offset, length)?));
+            if done.is_err() || !grow {
+                self.spool.release(beyond);
+            }
+            done
+        });
+        let ok = done.is_ok();
+        self.change(|state| {
+            state.end_writing(ino);
+            if ok {
+                state.wrote(ino, |size| if grow { size.max(end) } else { size }, self);
+            }
+            Ok(())
+        })?;
+        match done {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::OPNOTSUPP) => Err(FsError::Unsupported.into()),
+            done => Ok(done?),
+        }
+    }
+
+    /// Where the next data or hole begins. What is only on the server counts as data.
+    ///
+    /// # Errors
+    /// [`FsError::PastEnd`] when there is none.
+    pub fn seek(&self, handle: u64, offset: u64, what: Seek) -> Op<u64> {
+        let (file, size) = {
+            let state = self.lock();
+            let Some(Handle::File { ino, .. }) = state.handles.get(&handle) else {
+                return Err(FsError::BadHandle.into());
+            };
+            let (content, size) = state.content(*ino).ok_or(FsError::Stale)?;
+            let local = matches!(content, Content::Local { .. });
+            (state.open.get(ino).and_then(|open| open.file.clone()).filter(|_| local), size)
+        };
+        if offset >= size {
+            return Err(FsError::PastEnd.into());
+        }
+        let Some(file) = file else {
+            return Ok(if what == Seek::Data { offset } else { size });
+        };
+        // Moves the position of a descriptor that many share, which nobody uses.
+        let found = seek(&*file, if what == Seek::Data { SeekFrom::Data(offset) } else { SeekFrom::Hole(offset) });
+        match found {
+            Ok(at) => Ok(at.min(size)),
+            Err(Errno::NXIO) => Err(FsError::PastEnd.into()),
+            Err(error) => Err(io::Error::from(error).into()),
+        }
+    }
+
+    /// Copies a range of one open file to another, or within one; returns how much. A copy of a whole file shares its
+    /// blocks where the spool's filesystem can, and is known to have its content: the server gets no bytes it has.
+    /// May take long.
+    ///
+    /// # Errors
+    /// [`FsError::NoSpace`]; the server's when the bytes must be fetched.
+    pub fn copy_range(&self, from: (u64, u64), to: (u64, u64), length: u64) -> Op<u64> {
+        let (source, known, length, writing) = {
+            let mut state = self.lock();
+            let Some(Handle::File { ino, read: true, .. }) = state.handles.get(&from.0) else {
+                return Err(FsError::BadHandle.into());
+            };
+            let ino = *ino;
+            let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
+            let content = content.clone();
+            let left = size.saturating_sub(from.1);
+            let length = length.min(left).min(COPY_MAX_BYTES);
+            if length == 0 {
+                return Ok(0);
+            }
+            let source = self.attached(&state, ino)?;
+            let whole = length == size && to.1 == 0;
+            let writing = state.begin_writing(to.0)?;
+            let known = (whole && writing.size == 0 && ino != writing.ino).then_some((ino, content));
+            (source, known, length, writing)
+        };
+        let Writing { ino, file, size } = writing;
+        let grown = |copied: u64| to.1.saturating_add(copied).saturating_sub(size);
+        let done = self.spool.reserve(grown(length)).and_then(|()| {
+            let copied = self.spool.disk().act(Act::Write(&file), || match known {
+                Some(_) => {
+                    // Of the length it had, whatever becomes of the source meanwhile.
+                    if copy_content(&source, &file)? != length {
+                        file.set_len(length)?;
+                    }
+                    Ok(length)
+                }
+                None => copy_range(&source, from.1, &file, to.1, length),
+            });
+            self.spool.release(grown(length) - grown(*copied.as_ref().unwrap_or(&0)));
+            copied
+        });
+        let copied = done.as_ref().ok().copied();
+        self.change(|state| {
+            state.end_writing(ino);
+            if let Some(copied) = copied {
+                state.wrote(ino, |size| size.max(to.1 + copied), self);
+                if let Some((source, before)) = &known {
+                    state.copied(*source, before, ino, length);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(done?)
+    }
+}
+
+impl State {
+    /// Gives a copy the hash of what it was copied from, if that is known and did not change meanwhile.
+    fn copied(&mut self, source: Ino, before: &Content, copy: Ino, length: u64) {
+        let busy = |ino| self.open.get(&ino).is_some_and(|open| open.writing > 0);
+        let found = match (before, self.content(source)) {
+            (Content::Remote { hash, .. }, _) => Some(*hash),
+            (
+                Content::Local { spool, generation, .. },
+                Some((Content::Local { spool: now, generation: still, hash }, _)),
+            ) if (spool, generation) == (now, still) && !busy(source) => *hash,
+            _ => None,
+        };
+        if busy(copy) {
+            return;
+        }
+        if let Some(inode) = self.tree.get_mut(copy)
+            && let Body::File { content: Content::Local { hash, .. }, size } = &mut inode.body
+            && *size == length
+        {
+            *hash = found;
+        }
+    }
+}
