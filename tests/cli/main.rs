@@ -77,6 +77,18 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
+fn an_import_wants_a_source_and_a_directory_on_a_mount() {
+    let user = User::new();
+    let dir = user.dir("plain");
+    let alone = said(&mut user.command(["import", text(&dir)]));
+    assert_eq!(alone.exit, 2);
+    assert!(alone.err.contains("Usage: oxenfs import [OPTIONS] <SRC>... <DIR>"), "{}", alone.err);
+    let nowhere = said(&mut user.command(["import", text(&dir), text(&dir)]));
+    let expected = "no oxenfs mount is there\nhint: oxenfs status lists the mounts\n";
+    assert_eq!((nowhere.exit, nowhere.err), (1, format!("error: cannot import into {}: {expected}", text(&dir))));
+}
+
+#[test]
 fn wrong_settings_are_named_with_exit_code_2() {
     let user = User::new();
     let dir = user.dir("mnt");
