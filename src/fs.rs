@@ -576,7 +576,7 @@ impl Fs {
     }
 
     /// A file's remote content as a local file, downloaded if need be. `None` when its bytes are in the spool.
-    async fn fetch(&self, ino: Ino) -> Result<Option<Arc<File>>, FsError> {
+    async fn fetch(&self, ino: Ino) -> Result<Option<(ContentHash, Arc<File>)>, FsError> {
         let mut tried = None;
         loop {
             let (hash, size, source) = {
@@ -594,7 +594,7 @@ impl Fs {
                 {
                     tried = Some(source);
                 }
-                fetched => return fetched.map(Some),
+                fetched => return fetched.map(|file| Some((hash, file))),
             }
         }
     }
@@ -654,23 +654,26 @@ impl Fs {
             let unheld = self.unheld.notified();
             let mut waited = false;
             match remote {
-                Some(from) => self.blocking(move |fs| fs.take_copy(ino, None, &from)).await?,
+                Some((hash, from)) => {
+                    let of = Content::Remote { hash, origin: None };
+                    self.blocking(move |fs| fs.take_copy(ino, &of, &from)).await?;
+                }
                 None => {
                     let held = {
                         let state = self.lock();
-                        let Some((Content::Local { spool, .. }, size)) = state.content(ino) else {
+                        let Some((of @ Content::Local { spool, .. }, size)) = state.content(ino) else {
                             continue;
                         };
                         let frozen = state.is_frozen(*spool);
-                        state.held.get(spool).map(|hold| (*spool, size, hold.cancel.clone(), frozen))
+                        state.held.get(spool).map(|hold| (*spool, of.clone(), size, hold.cancel.clone(), frozen))
                     };
                     match held {
                         None => {}
-                        Some((spool, size, cancel, frozen)) => {
+                        Some((spool, of, size, cancel, frozen)) => {
                             let copied = self
                                 .blocking(move |fs| {
                                     let Some(from) = fs.spool_file(ino, spool)? else { return Ok(true) };
-                                    fs.take_copy_if(ino, spool, &from, size <= COPY_LIMIT_BYTES || frozen)
+                                    fs.take_copy_if(ino, &of, &from, size <= COPY_LIMIT_BYTES || frozen)
                                 })
                                 .await?;
                             if !copied {
@@ -695,7 +698,7 @@ impl Fs {
     }
 
     /// Copies when the filesystem shares blocks or `whatever_it_costs`; says whether it did.
-    fn take_copy_if(&self, ino: Ino, from_id: SpoolId, from: &File, whatever_it_costs: bool) -> Result<bool, FsError> {
+    fn take_copy_if(&self, ino: Ino, of: &Content, from: &File, whatever_it_costs: bool) -> Result<bool, FsError> {
         if !whatever_it_costs {
             let (probe, file) = self.spool.create()?;
             let shares = rustix::fs::ioctl_ficlone(&file, from).is_ok();
@@ -704,12 +707,12 @@ impl Fs {
                 return Ok(false);
             }
         }
-        self.take_copy(ino, Some(from_id), from).map(|()| true)
+        self.take_copy(ino, of, from).map(|()| true)
     }
 
-    /// Puts a copy of `from` in the place of a file's content, unless that changed meanwhile. `old` is the spool file
-    /// it is now; `None` for remote content.
-    fn take_copy(&self, ino: Ino, old: Option<SpoolId>, from: &File) -> Result<(), FsError> {
+    /// Puts a copy of `from`, which is the content `of`, in the place of a file's content, unless that is another one by
+    /// now: the reader that made the copy necessary may let go before it is done, and writers go on with the original.
+    fn take_copy(&self, ino: Ino, of: &Content, from: &File) -> Result<(), FsError> {
         let size = from.metadata()?.len();
         self.spool.reserve(size)?;
         let (id, to) = self.spool.create()?;
@@ -726,11 +729,7 @@ impl Fs {
             self.spool.release(size);
             return Err(error.into());
         }
-        self.install(ino, id, to, size, true, |content| match (content, old) {
-            (Content::Remote { .. }, None) => true,
-            (Content::Local { spool, .. }, Some(old)) => *spool == old,
-            _ => false,
-        })
+        self.install(ino, id, to, size, true, |content| content.is_same(of))
     }
 
     /// Puts an empty spool file in the place of a file's content.
@@ -764,8 +763,10 @@ impl Fs {
             set_mtime(&file, Timestamp(secs, nanos))?;
         }
         let done = self.change(|state| {
+            // What a write under way puts into the original is in no copy.
+            let writing = state.open.get(&ino).is_some_and(|open| open.writing > 0);
             let old = match state.content(ino) {
-                Some((content, size)) if expected(content) => (content.clone(), size),
+                Some((content, size)) if expected(content) && !(copy && writing) => (content.clone(), size),
                 _ => return Ok(false),
             };
             for path in state.tree.file_paths(ino) {
