@@ -1,9 +1,11 @@
 //! Shortest ways to what once went wrong.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use oxenfs::fs::{Fs, Limits, Need, OpenFlags, Options};
-use oxenfs::namespace::ROOT;
+use oxenfs::disk::{Act, Disk, Witness};
+use oxenfs::fs::{Fs, Limits, Need, OpenFlags, Options, Stop};
+use oxenfs::namespace::{Attrs, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::workspace::ByHash;
 use oxenfs::workspace::memory::Memory;
@@ -100,5 +102,56 @@ fn a_late_failure_does_not_park_what_the_path_has_become() {
         fs.step_failed(&captures[0], "its bytes are nowhere", None);
         let (counts, _, errors, _) = fs.report();
         assert_eq!(counts.failed.files, 0, "{errors:?}");
+    });
+}
+
+/// Does something once, after the next flush of a file.
+#[derive(Default)]
+struct Meanwhile {
+    then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Witness for Meanwhile {
+    fn around(&self, act: &Act<'_>, work: &mut dyn FnMut() -> std::io::Result<()>) -> std::io::Result<()> {
+        work()?;
+        if matches!(act, Act::Flush(_)) {
+            let then = self.then.lock().unwrap().take();
+            then.into_iter().for_each(|then| then());
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_write_to_the_original_while_another_writer_gets_a_copy_is_kept() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (dir, witness) = (tempfile::tempdir().unwrap(), Arc::new(Meanwhile::default()));
+        let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
+        let limits = Limits { spool: None, cache: 0 };
+        let memory = Arc::new(Memory::new(ByHash::Never));
+        let disk = Disk::witnessed(witness.clone());
+        // Without a stager: this test takes what is due in hand.
+        let fs = Fs::recover_on(&disk, dir.path(), RepoPath::root(), options, limits, memory).unwrap();
+        fs.reconcile().await.unwrap();
+        fs.satisfy(Need::List(ROOT)).await.unwrap();
+        let zero = Timestamp(0, 0);
+        let attrs = Attrs { mode: 0o644, uid: 0, gid: 0, atime: zero, mtime: zero, ctime: zero };
+        let both = OpenFlags { read: true, write: true, truncate: false };
+        let (_, handle) = fs.create(ROOT, &Name::new(b"file").unwrap(), attrs, both).unwrap();
+        fs.write(handle, 0, b"......").unwrap();
+        let _all = fs.barrier(|_| true);
+        let (in_hand, _) = fs.due(10);
+        assert_eq!(in_hand.len(), 1);
+        // The copy is made and not in place yet; the stager lets go of the original, and somebody else writes to it.
+        let other = fs.clone();
+        *witness.then.lock().unwrap() = Some(Box::new(move || {
+            drop(in_hand);
+            other.write(handle, 4, b"B").unwrap();
+        }));
+        let Err(Stop::Need(need)) = fs.write(handle, 0, b"A") else { panic!("the file is held") };
+        fs.run(need, |fs| fs.write(handle, 0, b"A")).await.unwrap();
+        assert_eq!(fs.read(handle, 0, 10).unwrap(), b"A...B.");
+        fs.release(handle);
     });
 }
