@@ -553,12 +553,7 @@ pub fn copy_content(from: &File, to: &File) -> io::Result<u64> {
     }
     let mut at = 0;
     while at < size {
-        let (begin, end) = match seek(from, SeekFrom::Data(at)) {
-            Ok(begin) => (begin, seek(from, SeekFrom::Hole(begin)).unwrap_or(size)),
-            Err(rustix::io::Errno::NXIO) => break,
-            // A filesystem that cannot tell.
-            Err(_) => (at, size),
-        };
+        let Some((begin, end)) = next_data(from, at, size) else { break };
         at = begin + copy_range(from, begin, to, begin, end - begin)?;
         if at < end {
             // Cut short meanwhile.
@@ -585,12 +580,7 @@ pub fn copy_range(from: &File, from_offset: u64, to: &File, to_offset: u64, leng
             Ok(0) => break,
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => {}
-            Err(
-                rustix::io::Errno::XDEV
-                | rustix::io::Errno::OPNOTSUPP
-                | rustix::io::Errno::NOSYS
-                | rustix::io::Errno::INVAL,
-            ) => {
+            Err(error) if cannot_copy(error) => {
                 let mut buffer = vec![0; (end - at).min(1 << 20) as usize];
                 while at < end {
                     let room = (end - at).min(buffer.len() as u64) as usize;
@@ -654,12 +644,7 @@ pub fn copy_growing(
                 }
                 Ok(copied) => at += copied as u64,
                 Err(rustix::io::Errno::INTR) => {}
-                Err(
-                    rustix::io::Errno::XDEV
-                    | rustix::io::Errno::OPNOTSUPP
-                    | rustix::io::Errno::NOSYS
-                    | rustix::io::Errno::INVAL,
-                ) => break,
+                Err(error) if cannot_copy(error) => break,
                 Err(error) => return Err(error.into()),
             }
         }
@@ -688,14 +673,21 @@ pub fn copy_growing(
     }
 }
 
+/// Whether the kernel copies nothing between these two files (`copy_file_range(2)`), and somebody else has to.
+fn cannot_copy(error: rustix::io::Errno) -> bool {
+    use rustix::io::Errno;
+    matches!(error, Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL)
+}
+
 /// The next stretch with data from `at` on; `None` when the rest is a hole.
 fn next_data(file: &File, at: u64, size: u64) -> Option<(u64, u64)> {
-    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
+    match seek(file, SeekFrom::Data(at)) {
         Ok(data) => {
-            let hole = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(data)).unwrap_or(size);
+            let hole = seek(file, SeekFrom::Hole(data)).unwrap_or(size);
             Some((data, hole.max(data + 1)))
         }
         Err(rustix::io::Errno::NXIO) => None,
+        // A filesystem that cannot tell.
         Err(_) => Some((at, size)),
     }
 }

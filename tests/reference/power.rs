@@ -9,7 +9,6 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use oxenfs::disk::{Act, Disk, Witness};
@@ -288,19 +287,7 @@ async fn run(workload: &Workload) -> (Vec<Model>, Vec<Remains>) {
     let acknowledged = Arc::new(AtomicUsize::new(0));
     let power = Power::new(dir.path(), &memory, acknowledged.clone(), workload.seed);
     let mut world = World::watched(dir.clone(), memory, Disk::witnessed(power.clone())).await;
-    let mut models = vec![world.model.clone()];
-    let mut random = fastrand::Rng::with_seed(workload.seed);
-    for op in &workload.ops {
-        let real = world.real(op).await;
-        let modelled = world.modelled(op);
-        assert_eq!(real, modelled, "{op:?}");
-        world.keep(op).await;
-        models.push(world.model.clone());
-        acknowledged.store(models.len() - 1, Ordering::SeqCst);
-        if random.bool() {
-            tokio::time::sleep(Duration::from_micros(random.u64(0..4000))).await;
-        }
-    }
+    let models = workload.play(&mut world, &acknowledged).await;
     (models, power.remains())
 }
 

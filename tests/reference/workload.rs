@@ -1,14 +1,39 @@
 //! What is done to the filesystem while it is killed: each operation is one that either happened or did not.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
 use oxenfs::workspace::ByHash;
 
 use crate::model::{Model, Node, Path};
-use crate::world::{Op, base_model};
+use crate::world::{Op, World, base_model};
 
 pub struct Workload {
     pub seed: u64,
     pub by_hash: ByHash,
     pub ops: Vec<Op>,
+}
+
+impl Workload {
+    /// Does it, and returns the model before the first operation and after each; counts the operations done in
+    /// `acknowledged`.
+    pub async fn play(&self, world: &mut World, acknowledged: &AtomicUsize) -> Vec<Model> {
+        let mut models = vec![world.model.clone()];
+        let mut random = fastrand::Rng::with_seed(self.seed);
+        for op in &self.ops {
+            let real = world.real(op).await;
+            let modelled = world.modelled(op);
+            assert_eq!(real, modelled, "{op:?}");
+            world.keep(op).await;
+            models.push(world.model.clone());
+            acknowledged.store(models.len() - 1, Ordering::SeqCst);
+            // Sometimes on, sometimes while the stager works on it.
+            if random.bool() {
+                tokio::time::sleep(Duration::from_micros(random.u64(0..4000))).await;
+            }
+        }
+        models
+    }
 }
 
 fn path(text: &str) -> Path {
