@@ -10,6 +10,7 @@
 mod diff;
 mod import;
 mod layers;
+mod local;
 mod ops;
 mod queue;
 mod ranges;
@@ -485,17 +486,19 @@ impl Fs {
 
     /// Refuses what makes something new when the record or the spool has no room for it.
     fn admit(&self) -> Op<()> {
-        if self.options.read_only {
-            return Err(FsError::ReadOnly.into());
-        }
+        self.writable_mount()?;
         if !self.journal.has_room() || self.spool.limit().is_some_and(|limit| self.spool.used() >= limit) {
             return Err(FsError::NoSpace.into());
         }
         Ok(())
     }
 
+    /// Refuses every change where none is allowed or none can be put on record.
     fn writable_mount(&self) -> Op<()> {
-        if self.options.read_only { Err(FsError::ReadOnly.into()) } else { Ok(()) }
+        if self.options.read_only {
+            return Err(FsError::ReadOnly.into());
+        }
+        Ok(self.journal.ready()?)
     }
 
     /// Carries an operation through: gets what it needs until it is done.
@@ -632,6 +635,7 @@ impl Fs {
             return Ok(Arc::new(file));
         }
         let source = source.ok_or(FsError::Stale)?;
+        self.make_room(size);
         let fetched = self.cache.begin()?;
         let length = self.workspace.fetch(&source, &fetched.file).await?;
         self.blocking(move |fs| {
@@ -715,7 +719,8 @@ impl Fs {
     fn take_copy(&self, ino: Ino, of: &Content, from: &File) -> Result<(), FsError> {
         let size = from.metadata()?.len();
         self.spool.reserve(size)?;
-        let (id, to) = self.spool.create()?;
+        self.make_room(size);
+        let (id, to) = self.spool.create().inspect_err(|_| self.spool.release(size))?;
         let copied = self.spool.disk().act(Act::Write(&to), || copy_content(from, &to));
         if let Err(error) = copied {
             self.spool.remove(id);

@@ -136,6 +136,7 @@ impl Daemon {
                 .flatten(),
             sent_bytes: self.meter.sent_bytes(),
             deduplicated_bytes: self.meter.deduplicated_bytes(),
+            disk: self.fs.trouble(),
             spool_bytes: self.fs.spool().used(),
             spool_limit_bytes: self.fs.spool().limit().unwrap_or(0),
             stalled,
@@ -370,9 +371,23 @@ async fn keep_house(fs: Arc<Fs>) {
     })
     .await;
     let mut compaction = Instant::now() + COMPACTION_CHECK;
+    let mut well = true;
     loop {
         tokio::time::sleep(TIDY_EVERY).await;
-        let _ = work(&fs, tidy).await;
+        let done = fs.clone();
+        let done = tokio::task::spawn_blocking(move || done.heal().and_then(|()| done.tidy())).await;
+        match done {
+            // Told once, not every second: the log may be on the disk that is full.
+            Ok(Err(error)) if well => {
+                tracing::warn!(%error, "the local disk fails; it is tried again and again");
+                well = false;
+            }
+            Ok(Ok(())) if !well => {
+                tracing::info!("the local disk works again");
+                well = true;
+            }
+            _ => {}
+        }
         if Instant::now() < compaction {
             continue;
         }

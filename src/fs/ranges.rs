@@ -97,6 +97,8 @@ impl Fs {
             state.end_writing(ino);
             if ok {
                 state.wrote(ino, |size| if grow { size.max(end) } else { size }, self);
+            } else {
+                state.disarrayed(ino, &file, self);
             }
             Ok(())
         })?;
@@ -180,11 +182,14 @@ impl Fs {
         let copied = done.as_ref().ok().copied();
         self.change(|state| {
             state.end_writing(ino);
-            if let Some(copied) = copied {
-                state.wrote(ino, |size| size.max(to.1 + copied), self);
-                if let Some((source, before)) = &known {
-                    state.copied(*source, before, ino, length);
+            match copied {
+                Some(copied) => {
+                    state.wrote(ino, |size| size.max(to.1 + copied), self);
+                    if let Some((source, before)) = &known {
+                        state.copied(*source, before, ino, length);
+                    }
                 }
+                None => state.disarrayed(ino, &file, self),
             }
             Ok(())
         })?;

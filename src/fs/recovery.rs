@@ -185,11 +185,12 @@ impl Fs {
     /// beside everything else.
     ///
     /// # Errors
-    /// The journal's; the old segments stay then.
+    /// The journal's; the old segments stay then. It takes none of the room that is kept back for removals.
     pub fn compact(&self, always: bool) -> Result<(), FsError> {
         if !always && self.journal.segment_bytes() < COMPACTION_MIN_BYTES {
             return Ok(());
         }
+        self.journal_room()?;
         let (inodes, paths) = {
             let state = self.lock();
             self.journal.start_segment()?;
@@ -245,7 +246,12 @@ impl Fs {
         Ok(())
     }
 
+    fn journal_room(&self) -> Result<(), FsError> {
+        if self.journal.has_room() { Ok(()) } else { Err(FsError::NoSpace) }
+    }
+
     fn append_state(&self, changes: impl FnOnce(&State) -> Vec<Change>) -> Result<(), FsError> {
+        self.journal_room()?;
         let ticket = {
             let state = self.lock();
             self.journal.append(&changes(&state))

@@ -235,9 +235,10 @@ impl World {
 
     async fn write(&self, path: &[String], at: u64, text: &[u8], truncate: bool) -> Result<(), Refusal> {
         let handle = self.open(path, truncate).await?;
-        let done = if text.is_empty() { Ok(()) } else { self.run(|fs| fs.write(handle, at, text)).await };
+        let done = if text.is_empty() { Ok(0) } else { self.run(|fs| fs.write(handle, at, text)).await };
         self.fs.release(handle);
-        done
+        assert!(done.as_ref().is_ok_and(|written| *written == text.len()) || done.is_err(), "a short write");
+        done.map(|_| ())
     }
 
     pub async fn real(&self, op: &Op) -> Result<(), Refusal> {
