@@ -118,11 +118,11 @@ answer!(ReplyAttr, Stat, |self, stat| self.attr(&TTL, &attr(&stat)));
 answer!(ReplyLseek, u64, |self, at| self.offset(i64::try_from(at).unwrap_or(i64::MAX)));
 answer!(ReplyWrite, u32, |self, length| self.written(length));
 answer!(ReplyStatfs, Statfs, |self, stat| {
-    let Statfs { block_bytes, blocks, free_blocks, files, free_files } = stat;
+    let Statfs { block_bytes, blocks, free_blocks, available_blocks, files, free_files } = stat;
     self.statfs(
         blocks,
         free_blocks,
-        free_blocks,
+        available_blocks,
         files,
         free_files,
         block_bytes,
@@ -144,7 +144,7 @@ fn attr(stat: &Stat) -> FileAttr {
     FileAttr {
         ino: INodeNo(stat.ino.0),
         size: stat.size,
-        blocks: stat.size.div_ceil(STAT_BLOCK_BYTES),
+        blocks: stat.room.div_ceil(STAT_BLOCK_BYTES),
         atime: atime.into(),
         mtime: mtime.into(),
         ctime: ctime.into(),

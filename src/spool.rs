@@ -91,6 +91,11 @@ impl Spool {
         fs::metadata(path_in(dir, id)).map_or(0, |file| file.len())
     }
 
+    /// What a file takes of the disk, in bytes; `None` when it is not there.
+    pub fn room(&self, id: SpoolId) -> Option<u64> {
+        fs::metadata(self.path(id)).ok().map(|file| room_of(&file))
+    }
+
     /// Makes an empty file.
     ///
     /// # Errors
@@ -529,6 +534,17 @@ impl Drop for Fetching {
     }
 }
 
+/// What an open file takes of the disk, in bytes, if that can be told.
+pub fn room(file: &File) -> Option<u64> {
+    file.metadata().ok().map(|file| room_of(&file))
+}
+
+/// What a file takes of the disk, in bytes.
+pub fn room_of(file: &fs::Metadata) -> u64 {
+    // The unit of `st_blocks` (`stat(2)`).
+    file.blocks().saturating_mul(512)
+}
+
 fn name_in_cache(hash: ContentHash) -> PathBuf {
     let shard = match hash {
         ContentHash::Xxh3(bytes) => bytes[15],
@@ -661,7 +677,7 @@ pub fn copy_growing(
     }
     let mut at = 0;
     if size > SMALL_BYTES {
-        let holes = found.blocks().saturating_mul(512) < size;
+        let holes = room_of(&found) < size;
         while at < size {
             let end = match holes.then(|| next_data(from, at, size)) {
                 Some(None) => break,

@@ -87,9 +87,12 @@ impl State {
     /// generation.
     pub(super) fn disarrayed(&mut self, ino: Ino, file: &File, fs: &Fs) {
         let Some((_, size)) = self.content(ino) else { return };
+        let counted = size.saturating_add(self.beyond(ino));
         let length = file.metadata().map_or(size, |file| file.len().max(size));
-        fs.spool.charge(length - size);
+        fs.spool.charge(length.saturating_sub(counted));
         self.wrote(ino, |_| length, fs);
+        self.set_uneven(ino);
+        self.set_beyond(ino, counted.saturating_sub(length));
     }
 }
 

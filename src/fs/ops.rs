@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use super::room::even;
 use super::{Fs, FsError, Handle, Need, Op, OpenFile, State, now, set_mtime};
 use crate::journal::Change;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
@@ -26,6 +27,8 @@ pub struct Stat {
     pub format: u32,
     /// Length in bytes.
     pub size: u64,
+    /// What it takes of the disk, in bytes.
+    pub room: u64,
     /// Link count.
     pub nlink: u32,
     /// Device number of a device node.
@@ -122,21 +125,6 @@ pub struct DirEntry<'a> {
     pub next: u64,
 }
 
-/// What `statfs` shows, in bytes and files.
-#[derive(Debug, Clone, Copy)]
-pub struct Statfs {
-    /// Block size.
-    pub block_bytes: u32,
-    /// Size in blocks.
-    pub blocks: u64,
-    /// Blocks that can still be written.
-    pub free_blocks: u64,
-    /// Inodes in all.
-    pub files: u64,
-    /// Inodes that can still be made.
-    pub free_files: u64,
-}
-
 /// Removes a fresh spool file unless it was put to use.
 struct Fresh<'a> {
     fs: &'a Fs,
@@ -162,7 +150,9 @@ impl State {
         };
         // A directory that was removed while it is open has not even its own dot any more.
         let nlink = if inode.links.is_empty() && ino != ROOT { 0 } else { inode.nlink() };
-        Ok(Stat { ino, attrs: inode.attrs, format, size: inode.size(), nlink, rdev })
+        let size = inode.size();
+        let room = if format == libc::S_IFREG { even(size) } else { 0 };
+        Ok(Stat { ino, attrs: inode.attrs, format, size, room, nlink, rdev })
     }
 
     /// The entry of a directory; `None` when there is none for sure.
@@ -352,7 +342,7 @@ impl Fs {
         if let Some(inode) = state.tree.get_mut(ino) {
             inode.lookups += 1;
         }
-        state.stat(ino)
+        self.stat(&state, ino)
     }
 
     /// The kernel has forgotten `count` lookups.
@@ -374,7 +364,7 @@ impl Fs {
     /// # Errors
     /// [`FsError::Stale`].
     pub fn getattr(&self, ino: Ino) -> Op<Stat> {
-        self.lock().stat(ino)
+        self.stat(&self.lock(), ino)
     }
 
     /// Changes attributes; a size truncates or extends. A change of owner takes the set-id bits away, whoever makes it
@@ -413,7 +403,7 @@ impl Fs {
                 spool = state.spooled(ino);
             }
             state.record(ino);
-            state.stat(ino)
+            self.stat(state, ino)
         })?;
         if spool.is_some() {
             self.stamp_spool(spool, stat.attrs.mtime)?;
@@ -458,7 +448,7 @@ impl Fs {
         if i64::try_from(size).is_err() {
             return Err(FsError::Invalid.into());
         }
-        let (file, spool, old) = {
+        let (file, spool, old, beyond) = {
             let mut state = self.lock();
             match state.tree.get(ino).map(|inode| &inode.body) {
                 None => return Err(FsError::Stale.into()),
@@ -480,13 +470,17 @@ impl Fs {
                     if state.held.contains_key(&spool) {
                         return Err(need_bytes(ino, size));
                     }
+                    let beyond = state.beyond(ino);
                     let open = state.open.entry(ino).or_default();
                     open.writing += 1;
-                    (open.file.clone(), spool, old)
+                    (open.file.clone(), spool, old, beyond)
                 }
             }
         };
-        let grown = size.saturating_sub(old);
+        // What was allocated behind the end stays when the file grows into it, and goes when it is cut.
+        let counted = old.saturating_add(beyond);
+        let grown = size.saturating_sub(counted);
+        let kept = if size > old { counted.saturating_sub(size) } else { 0 };
         let reserved = self.spool.reserve(grown);
         let taken = if reserved.is_ok() { grown } else { 0 };
         let done = reserved.and_then(|()| {
@@ -501,10 +495,16 @@ impl Fs {
             state.end_writing(ino);
             if ok {
                 state.wrote(ino, |_| size, self);
+                state.set_beyond(ino, kept);
+                if size > old {
+                    state.set_uneven(ino);
+                } else if size == 0 {
+                    state.set_room(ino, 0);
+                }
             }
             Ok(())
         })?;
-        self.spool.release(if ok { old.saturating_sub(size) } else { taken });
+        self.spool.release(if ok { counted.saturating_sub(size + kept) } else { taken });
         Ok(done?)
     }
 
@@ -657,7 +657,7 @@ impl Fs {
                 state.open_account(&path, None);
                 state.touch(&path, self.options.settle);
             }
-            state.stat(ino)
+            self.stat(state, ino)
         })?;
         self.wake.notify_one();
         Ok(stat)
@@ -852,13 +852,14 @@ impl Fs {
     /// [`FsError::NoSpace`] when the spool's limit or the disk is reached.
     pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Op<usize> {
         let end = offset.checked_add(data.len() as u64).ok_or(FsError::Invalid)?;
-        let (ino, file, grown) = {
+        let (ino, file, old, counted, wanted) = {
             let mut state = self.lock();
             let Some(Handle::File { ino, write: true, .. }) = state.handles.get(&handle) else {
                 return Err(FsError::BadHandle.into());
             };
             let ino = *ino;
             let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
+            let beyond = state.beyond(ino);
             match content {
                 Content::Remote { .. } => return Err(super::Stop::Need(Need::Own(ino))),
                 Content::Local { spool, .. } if state.held.contains_key(spool) => {
@@ -869,19 +870,25 @@ impl Fs {
             let Some(OpenFile { file: Some(file), writing, .. }) = state.open.get_mut(&ino) else {
                 return Err(FsError::BadHandle.into());
             };
-            let grown = end.saturating_sub(size);
-            self.spool.reserve(grown)?;
+            let file = file.clone();
+            let counted = size.saturating_add(beyond);
+            let wanted = end.saturating_sub(counted);
+            self.spool.reserve(wanted)?;
             *writing += 1;
-            (ino, file.clone(), grown)
+            (ino, file, size, counted, wanted)
         };
         let (written, failed) = self.put(&file, data, offset);
-        let missing = (data.len() - written) as u64;
-        self.spool.release(grown.min(missing));
+        let end = if failed.is_some() { offset + written as u64 } else { end };
+        self.spool.release(wanted - end.saturating_sub(counted).min(wanted));
         self.change(|state| {
             state.end_writing(ino);
             // What a failed write left counts: it may be in the middle of what was there.
             if written > 0 || failed.is_none() {
-                state.wrote(ino, |size| size.max(end - missing), self);
+                state.wrote(ino, |size| size.max(end), self);
+                state.set_beyond(ino, counted.saturating_sub(end.max(old)));
+                if offset > old {
+                    state.set_uneven(ino);
+                }
             }
             Ok(())
         })?;
@@ -1041,7 +1048,7 @@ impl Fs {
             // What the name stands for now: the kernel believes what a listing says of an entry, and one that was
             // removed meanwhile would be back.
             let Some(child) = state.tree.child(ino, name) else { continue };
-            let stat = state.stat(child)?;
+            let stat = self.stat(state, child)?;
             if take(&DirEntry { name: name.as_bytes(), stat, next }) {
                 break;
             }
@@ -1050,27 +1057,6 @@ impl Fs {
             }
         }
         Ok(())
-    }
-
-    /// Room in the spool: what the disk and the limit leave.
-    ///
-    /// # Errors
-    /// The local filesystem's.
-    pub fn statfs(&self) -> Op<Statfs> {
-        let disk = rustix::fs::statvfs(self.spool.dir()).map_err(std::io::Error::from)?;
-        let block = disk.f_frsize.max(1);
-        let (mut blocks, mut free) = (disk.f_blocks, disk.f_bavail);
-        if let Some(limit) = self.spool.limit() {
-            blocks = blocks.min(limit / block);
-            free = free.min(limit.saturating_sub(self.spool.used()) / block);
-        }
-        Ok(Statfs {
-            block_bytes: u32::try_from(block).unwrap_or(4096),
-            blocks,
-            free_blocks: free,
-            files: disk.f_files,
-            free_files: disk.f_favail,
-        })
     }
 }
 

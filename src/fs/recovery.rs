@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::room::even;
 use super::staging::into_plain;
 use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, unlisted_dir};
 use crate::control::{Counts, LocalPath};
@@ -16,7 +17,7 @@ use crate::journal::{Change, Journal, JournalError};
 use crate::ledger::{Account, Ledger, Staged};
 use crate::namespace::{Body, Content, Ino, Namespace, ROOT, Resolved, SpoolId, Timestamp};
 use crate::path::{Name, RepoPath};
-use crate::spool::{Cache, Spool};
+use crate::spool::{Cache, Spool, room_of};
 use crate::workspace::{Change as StagedChange, ChangeKind, CommitId, EntryKind, Object, Workspace};
 
 /// Inodes put on record in one frame while the journal is compacted: a fraction of a millisecond under the lock.
@@ -348,6 +349,7 @@ impl State {
             stale: Vec::new(),
             suspects: Vec::new(),
             pinned: HashMap::new(),
+            uneven: HashMap::new(),
         }
     }
 
@@ -393,9 +395,14 @@ impl State {
             match spool.file(id).and_then(|file| file.metadata()) {
                 Ok(found) => {
                     keep.insert(id);
-                    spool.charge(found.len());
                     let generation = self.fresh_generation();
                     self.set_content(ino, Content::Local { spool: id, generation, hash: None }, found.len());
+                    // What was allocated behind its end, or close to it: the record does not say.
+                    let room = room_of(&found);
+                    let beyond = room.saturating_sub(even(found.len()));
+                    self.set_room(ino, room);
+                    self.set_beyond(ino, beyond);
+                    spool.charge(found.len().saturating_add(beyond));
                     if let Some(inode) = self.tree.get_mut(ino) {
                         let mtime = found.modified().ok().map(Timestamp::from);
                         inode.attrs.mtime = mtime.unwrap_or(inode.attrs.mtime);
