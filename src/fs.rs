@@ -42,7 +42,7 @@ pub use import::{Arrival, Arrived, Spooled};
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat};
 pub use queue::Phase;
 pub use ranges::{RangeChange, Seek};
-pub use recovery::{Foreign, Limits, survey};
+pub use recovery::{BaseAccess, Foreign, Limits, Shown, survey};
 pub use room::Statfs;
 pub use staging::{Capture, Frees, Frozen, Waiting, Want};
 pub use xattrs::XattrMode;

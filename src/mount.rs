@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use crate::config::{FsyncPolicy, MountSettings};
 use crate::control::{Difference, Status};
-use crate::fs::{Fs, FsError, Limits, Need, Options};
+use crate::fs::{BaseAccess, Fs, FsError, Limits, Need, Options};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
 use crate::journal::JournalError;
@@ -188,6 +188,8 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
         spool: (settings.spool_limit_bytes > 0).then_some(settings.spool_limit_bytes),
         cache: settings.cache_limit_bytes,
     };
+    let access = BaseAccess { uid: options.uid, gid: options.gid, umask: options.umask };
+    state.note_access(access)?;
     let fs = Fs::recover(state.path(), settings.subdir.clone(), options, limits, workspace)?;
     fs.reconcile().await?;
     // So that new files can be made at the root even if the server goes away at once.
@@ -431,7 +433,7 @@ impl Signals {
 /// # Errors
 /// When its journal cannot be read.
 pub fn offline_differences(dir: &Path) -> Result<Vec<Difference>, MountError> {
-    Ok(crate::fs::recorded_differences(dir)?)
+    Ok(crate::fs::recorded_differences(dir, &state_dir::shown(dir)?)?)
 }
 
 /// What a state directory without a daemon owes the server. Changes nothing.
@@ -439,6 +441,6 @@ pub fn offline_differences(dir: &Path) -> Result<Vec<Difference>, MountError> {
 /// # Errors
 /// When its journal cannot be read.
 pub fn offline_status(dir: &Path) -> Result<Status, MountError> {
-    let (counts, local, base) = crate::fs::survey(dir)?;
+    let (counts, local, base) = crate::fs::survey(dir, &state_dir::shown(dir)?)?;
     Ok(Status { phase: "stopped".to_owned(), base: base.to_string(), counts, local, ..Status::default() })
 }

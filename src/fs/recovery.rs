@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::room::even;
@@ -283,12 +284,43 @@ impl Listings<'_> {
     }
 }
 
+/// What a state directory does not say of itself: what was mounted from it, and how.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// What the mount's root is in the repository.
+    pub root_path: RepoPath,
+    /// As whose it shows the base; `None`: as the directory's owner's, without a umask of its own.
+    pub access: Option<BaseAccess>,
+}
+
+impl Shown {
+    fn options(&self, dir: &Path) -> Options {
+        let own = || {
+            let (uid, gid) = std::fs::metadata(dir).map_or((0, 0), |dir| (dir.uid(), dir.gid()));
+            BaseAccess { uid, gid, umask: 0o022 }
+        };
+        let BaseAccess { uid, gid, umask } = self.access.unwrap_or_else(own);
+        Options { read_only: true, settle: Duration::ZERO, uid, gid, umask }
+    }
+}
+
+/// As whose the base shows, which knows no owners.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseAccess {
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Bits taken from the modes.
+    pub umask: u16,
+}
+
 /// What a state directory that no daemon uses owes the server: counts, what stays local, and the base. Changes nothing.
 ///
 /// # Errors
 /// [`JournalError`].
-pub fn survey(dir: &Path) -> Result<(Counts, Vec<LocalPath>, CommitId), JournalError> {
-    let state = recorded(dir)?;
+pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, CommitId), JournalError> {
+    let (state, options) = recorded(dir, shown)?;
     let mut counts = Counts::default();
     for (path, account) in state.ledger.iter() {
         let (found, size) = match state.tree.resolve(path) {
@@ -309,25 +341,19 @@ pub fn survey(dir: &Path) -> Result<(Counts, Vec<LocalPath>, CommitId), JournalE
         tally.files += 1;
         tally.bytes += size;
     }
-    let local = state.local_paths(&options_of(dir), &mut counts.local);
+    let local = state.local_paths(&options, &mut counts.local);
     Ok((counts, local, state.base))
 }
 
-/// The state that is on record in a directory.
+/// The state that is on record in a directory, and how a mount of it shows the base.
 ///
 /// # Errors
 /// When its journal cannot be read.
-pub(super) fn recorded(dir: &Path) -> Result<State, JournalError> {
-    let mut state = State::empty(empty_tree(RepoPath::root(), &options_of(dir)));
+pub(super) fn recorded(dir: &Path, shown: &Shown) -> Result<(State, Options), JournalError> {
+    let options = shown.options(dir);
+    let mut state = State::empty(empty_tree(shown.root_path.clone(), &options));
     Journal::read(&dir.join("journal"), |change| state.replay(&change))?;
-    Ok(state)
-}
-
-/// How a mount of this state directory shows the base if nobody chose otherwise: as its owner's, without a umask of
-/// its own. What was chosen is not on record.
-pub(super) fn options_of(dir: &Path) -> Options {
-    let (uid, gid) = std::fs::metadata(dir).map_or((0, 0), |dir| (dir.uid(), dir.gid()));
-    Options { read_only: true, settle: Duration::ZERO, uid, gid, umask: 0o022 }
+    Ok((state, options))
 }
 
 impl State {
