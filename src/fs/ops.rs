@@ -564,7 +564,6 @@ impl Fs {
             state.open_account(&path, None);
             state.queue.touch(&path, self.options.settle);
         }
-        self.wake.notify_one();
         Ok(stat)
     }
 
@@ -598,7 +597,7 @@ impl Fs {
         self.admit()?;
         self.change(|state| {
             state.vacancy(parent, name)?;
-            state.plant(parent, name.clone(), attrs, Body::Dir(Dir { listed: true, ..Dir::default() }))
+            state.plant(parent, name.clone(), attrs, Body::Dir(Box::new(Dir { listed: true, ..Dir::default() })))
         })
     }
 
@@ -623,7 +622,7 @@ impl Fs {
     /// [`FsError::NotPermitted`] for a directory; [`FsError::TooManyLinks`].
     pub fn link(&self, ino: Ino, parent: Ino, name: &Name) -> Op<Stat> {
         self.admit()?;
-        let stat = self.change(|state| {
+        self.change(|state| {
             state.vacancy(parent, name)?;
             let inode = state.tree.get(ino).ok_or(FsError::Stale)?;
             if inode.is_dir() {
@@ -651,9 +650,7 @@ impl Fs {
                 state.touch(&path, self.options.settle);
             }
             state.stat(ino)
-        })?;
-        self.wake.notify_one();
-        Ok(stat)
+        })
     }
 
     /// Removes a name of anything but a directory.
@@ -673,7 +670,6 @@ impl Fs {
             Ok(())
         })?;
         self.discard_spool(left);
-        self.wake.notify_one();
         Ok(())
     }
 
@@ -751,7 +747,6 @@ impl Fs {
             Ok(())
         })?;
         self.discard_spool(left);
-        self.wake.notify_one();
         Ok(())
     }
 
@@ -971,7 +966,6 @@ impl Fs {
         if done.is_ok() {
             self.discard_spool(left);
         }
-        self.wake.notify_one();
     }
 
     /// Opens a directory.
@@ -1108,7 +1102,6 @@ impl State {
         };
         if first {
             self.touch_file(ino, fs.options.settle);
-            fs.wake.notify_one();
         }
     }
 
