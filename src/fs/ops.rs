@@ -571,7 +571,6 @@ impl Fs {
             state.open_account(&path, None);
             state.queue.touch(&path, self.options.settle);
         }
-        self.wake.notify_one();
         Ok(stat)
     }
 
@@ -605,7 +604,7 @@ impl Fs {
         self.admit()?;
         self.change(|state| {
             state.vacancy(parent, name)?;
-            state.plant(parent, name.clone(), attrs, Body::Dir(Dir { listed: true, ..Dir::default() }))
+            state.plant(parent, name.clone(), attrs, Body::Dir(Box::new(Dir { listed: true, ..Dir::default() })))
         })
     }
 
@@ -630,7 +629,7 @@ impl Fs {
     /// [`FsError::NotPermitted`] for a directory; [`FsError::TooManyLinks`].
     pub fn link(&self, ino: Ino, parent: Ino, name: &Name) -> Op<Stat> {
         self.admit()?;
-        let stat = self.change(|state| {
+        self.change(|state| {
             state.vacancy(parent, name)?;
             let inode = state.tree.get(ino).ok_or(FsError::Stale)?;
             if inode.is_dir() {
@@ -658,9 +657,7 @@ impl Fs {
                 state.touch(&path, self.options.settle);
             }
             self.stat(state, ino)
-        })?;
-        self.wake.notify_one();
-        Ok(stat)
+        })
     }
 
     /// Removes a name of anything but a directory.
@@ -680,7 +677,6 @@ impl Fs {
             Ok(())
         });
         self.discard_spool(left);
-        self.wake.notify_one();
         done
     }
 
@@ -758,7 +754,6 @@ impl Fs {
             Ok(())
         });
         self.discard_spool(left);
-        self.wake.notify_one();
         done
     }
 
@@ -987,7 +982,6 @@ impl Fs {
         }
         drop(closed);
         self.discard_spool(left);
-        self.wake.notify_one();
     }
 
     /// Opens a directory.
@@ -1103,7 +1097,6 @@ impl State {
         };
         if first {
             self.touch_file(ino, fs.options.settle);
-            fs.wake.notify_one();
         }
     }
 
