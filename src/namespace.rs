@@ -455,7 +455,10 @@ impl Namespace {
         }
         let ino = dir.children.remove(name)?;
         let inode = self.inodes.get_mut(&ino)?;
-        inode.links.retain(|(at, entry)| *at != parent || entry != name);
+        // Where many names go they mostly go in the order that they came in: the first one looked at is it.
+        if let Some(link) = inode.links.iter().position(|(at, entry)| *at == parent && entry == name) {
+            inode.links.remove(link);
+        }
         let kind = inode.counted(name);
         if let Some(dir) = self.dir_mut(parent) {
             dir.subdirs -= kind.0;
@@ -502,8 +505,13 @@ impl Namespace {
 
     /// Every repository path of a file; names that the server cannot hold are left out.
     pub fn file_paths(&self, ino: Ino) -> Vec<RepoPath> {
+        self.paths_of(ino).collect()
+    }
+
+    /// The same one by one: a file may have many thousands.
+    pub fn paths_of(&self, ino: Ino) -> impl Iterator<Item = RepoPath> {
         let links = self.get(ino).map(|inode| inode.links.as_slice()).unwrap_or_default();
-        links.iter().filter_map(|(parent, name)| self.path_in(*parent, name).ok()).collect()
+        links.iter().filter_map(|(parent, name)| self.path_in(*parent, name).ok())
     }
 
     /// A path of any inode from the mount's root, lossily printed, for people.

@@ -4,6 +4,7 @@
 mod model;
 mod power;
 mod regressions;
+mod scale;
 mod sweep;
 mod workload;
 mod world;
