@@ -14,6 +14,7 @@ mod http;
 mod import;
 mod metadata;
 mod mounted;
+mod posix;
 mod programs;
 mod proxy;
 mod ranges;

@@ -78,7 +78,8 @@ fn list(fs: &Fs, dir: Ino, mut between: impl FnMut(usize)) -> Vec<Vec<u8>> {
                 return true;
             }
             room -= 1;
-            (names.push(entry.name.to_vec()), next = entry.next);
+            names.push(entry.name.to_vec());
+            next = entry.next;
             false
         })
         .unwrap();
