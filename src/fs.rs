@@ -418,12 +418,11 @@ impl State {
         if let Some(origin) = origin {
             return Some((**origin).clone());
         }
-        let paths = self.tree.file_paths(ino);
-        let staged = |path: &&RepoPath| matches!(self.ledger.get(path).map(|a| a.staged), Some(crate::ledger::Staged::Put(o)) if o.hash == *hash);
-        match paths.iter().find(staged) {
-            Some(path) => Some(Source { revision: Revision::Workspace, path: path.clone() }),
+        let staged = |path: &RepoPath| matches!(self.ledger.get(path).map(|a| a.staged), Some(crate::ledger::Staged::Put(o)) if o.hash == *hash);
+        match self.tree.paths_of(ino).find(staged) {
+            Some(path) => Some(Source { revision: Revision::Workspace, path }),
             None => {
-                let path = paths.into_iter().next()?;
+                let path = self.tree.paths_of(ino).next()?;
                 Some(Source { revision: Revision::Commit(self.base.clone()), path })
             }
         }

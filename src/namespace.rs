@@ -225,7 +225,10 @@ impl Links {
             Self::One(link) if same(link) => *self = Self::None,
             Self::None | Self::One(_) => {}
             Self::Many(links) => {
-                links.0.retain(|link| !same(link));
+                // Where many names go they mostly go in the order that they came in: the first one looked at is it.
+                if let Some(link) = links.0.iter().position(same) {
+                    links.0.remove(link);
+                }
                 if let [_] = links.0.as_slice() {
                     *self = links.0.pop().map_or(Self::None, Self::One);
                 }
@@ -564,8 +567,13 @@ impl Namespace {
 
     /// Every repository path of a file; names that the server cannot hold are left out.
     pub fn file_paths(&self, ino: Ino) -> Vec<RepoPath> {
+        self.paths_of(ino).collect()
+    }
+
+    /// The same one by one: a file may have many thousands.
+    pub fn paths_of(&self, ino: Ino) -> impl Iterator<Item = RepoPath> {
         let links = self.get(ino).map(|inode| &*inode.links).unwrap_or_default();
-        links.iter().filter_map(|(parent, name)| self.path_in(*parent, name).ok()).collect()
+        links.iter().filter_map(|(parent, name)| self.path_in(*parent, name).ok())
     }
 
     /// A path of any inode from the mount's root, lossily printed, for people.

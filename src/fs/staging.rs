@@ -868,7 +868,7 @@ impl State {
     /// what stands in the way of that name: it may be what the file is waited for with.
     fn comes_free(&self, ino: Ino, waiting: &mut Vec<RepoPath>) -> bool {
         const DEEPEST: usize = 64;
-        self.tree.file_paths(ino).into_iter().any(|path| {
+        self.tree.paths_of(ino).any(|path| {
             if waiting.contains(&path) || waiting.len() > DEEPEST {
                 return false;
             }
@@ -882,7 +882,7 @@ impl State {
 
     /// Where the bytes of a file that was just staged at `path` are found: there, if it has that name no longer.
     fn staged_origin(&self, ino: Ino, path: &RepoPath) -> Option<Arc<Source>> {
-        let moved = !self.tree.file_paths(ino).contains(path);
+        let moved = self.tree.resolve(path) != Resolved::Inode(ino);
         moved.then(|| Arc::new(Source { revision: Revision::Workspace, path: path.clone() }))
     }
 

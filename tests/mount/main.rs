@@ -18,6 +18,7 @@ mod import;
 mod memory;
 mod metadata;
 mod mounted;
+mod posix;
 mod programs;
 mod proxy;
 mod ranges;
