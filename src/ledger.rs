@@ -36,6 +36,10 @@ pub struct Account {
     /// What is staged over it.
     #[serde(default, rename = "s")]
     pub staged: Staged,
+    /// When a request about it last went without an answer, in seconds since the epoch: the server may carry it out yet,
+    /// after others that it has answered.
+    #[serde(default, rename = "l", skip_serializing_if = "Option::is_none")]
+    pub late: Option<u64>,
 }
 
 /// What brings a path to its wanted state.
@@ -84,6 +88,11 @@ impl Account {
         }
     }
 
+    /// Whether nothing is staged, and nothing more is to be expected.
+    pub fn is_settled(&self) -> bool {
+        self.staged == Staged::Nothing && self.late.is_none()
+    }
+
     /// What is staged once `step` is confirmed.
     pub fn after(&self, step: Step) -> Staged {
         match step {
@@ -95,10 +104,13 @@ impl Account {
     }
 }
 
-/// All paths that differ from the base, or did and have not been settled.
+/// All paths that differ from the base, or did and have not been settled, or may be changed by a request of ours that is
+/// still on its way.
 #[derive(Debug, Default)]
 pub struct Ledger {
     accounts: BTreeMap<RepoPath, Account>,
+    /// How many are late.
+    late: usize,
 }
 
 impl Ledger {
@@ -109,10 +121,13 @@ impl Ledger {
 
     /// Opens or replaces an account; `None` closes it.
     pub fn set(&mut self, path: RepoPath, account: Option<Account>) {
-        match account {
+        let is_late = |account: Option<&Account>| usize::from(account.is_some_and(|account| account.late.is_some()));
+        self.late += is_late(account.as_ref());
+        let before = match account {
             Some(account) => self.accounts.insert(path, account),
             None => self.accounts.remove(&path),
         };
+        self.late -= is_late(before.as_ref());
     }
 
     /// All accounts, in tree order.
@@ -123,6 +138,11 @@ impl Ledger {
     /// The accounts of `dir` and below it, in tree order.
     pub fn below<'a>(&'a self, dir: &'a RepoPath) -> impl Iterator<Item = (&'a RepoPath, &'a Account)> {
         self.accounts.range(dir.clone()..).take_while(move |(path, _)| path.is_in(dir))
+    }
+
+    /// Whether a request about some path may still come late.
+    pub fn expects_latecomers(&self) -> bool {
+        self.late > 0
     }
 
     /// How many accounts are open.
@@ -143,7 +163,7 @@ impl Ledger {
                 Staged::Put(object) => Some(object),
                 Staged::Removed => None,
             };
-            *account = Account { base, staged: Staged::Nothing };
+            *account = Account { base, staged: Staged::Nothing, late: account.late };
         }
     }
 }
@@ -159,7 +179,7 @@ mod tests {
     }
 
     fn account(base: Option<&str>, staged: Staged) -> Account {
-        Account { base: base.map(object), staged }
+        Account { base: base.map(object), staged, late: None }
     }
 
     #[test]
@@ -198,7 +218,7 @@ mod tests {
         ) {
             let base = base.as_deref().map(object);
             let mut server = Staged::Nothing;
-            let mut ours = Account { base, staged: Staged::Nothing };
+            let mut ours = Account { base, staged: Staged::Nothing, late: None };
             for (wish, answer_lost) in wishes {
                 let wish = wish.as_deref().map(object);
                 let step = ours.step(wish);

@@ -41,6 +41,9 @@ use state_dir::{StateDir, StateError};
 const TERM_DRAIN: Duration = Duration::from_secs(20);
 /// How often spool files that are done with are removed or moved to the cache: a flush of the record each time.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
+/// How soon it is looked whether a request came late, and how often in the end.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+const LAST_LOOK: Duration = Duration::from_secs(60);
 /// How often the journal's length is looked at.
 const COMPACTION_CHECK: Duration = Duration::from_secs(60);
 
@@ -216,6 +219,7 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     };
     let stager = tokio::spawn(Stager::new(fs.clone(), meter, Delays::default()).run());
     let housekeeping = tokio::spawn(keep_house(fs.clone()));
+    let lookout = tokio::spawn(look_out(fs.clone()));
     let owed = [resumed.dirty, resumed.hashing, resumed.queued, resumed.uploading];
     let ready = Ready {
         server_version: info.version,
@@ -265,6 +269,7 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     }
     stager.abort();
     housekeeping.abort();
+    lookout.abort();
     let tidied = fs.clone();
     let _ = tokio::task::spawn_blocking(move || tidy(&tidied)).await;
     control.abort();
@@ -351,9 +356,31 @@ async fn drained(fs: &Arc<Fs>) {
     loop {
         let Some(waiting) = fs.barrier(|_| true) else { return };
         let failed = waiting.reached().await.files_failed;
+        match fs.audit().await {
+            Ok(true) => continue,
+            Ok(false) => {}
+            // The next mount looks.
+            Err(error) => tracing::warn!(%error, "cannot look whether a request came late"),
+        }
         if fs.is_drained() || failed > 0 && fs.all_parked() {
             return;
         }
+    }
+}
+
+/// Looks, less often with time, whether a request that went unanswered was carried out after others.
+async fn look_out(fs: Arc<Fs>) {
+    let mut pause = FIRST_LOOK;
+    loop {
+        tokio::time::sleep(pause).await;
+        if !fs.expects_latecomers() {
+            pause = FIRST_LOOK;
+            continue;
+        }
+        if let Err(error) = fs.audit_between_commits().await {
+            tracing::debug!(%error, "cannot look whether a request came late");
+        }
+        pause = (pause * 2).min(LAST_LOOK);
     }
 }
 

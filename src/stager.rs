@@ -121,7 +121,14 @@ enum Done {
     Hashed(Capture, std::io::Result<(ContentHash, u64)>),
     Fetched(Capture, Result<Arc<std::fs::File>, FsError>),
     Rescued(Ino, Result<(), FsError>),
-    Request { kind: Kind, items: Vec<Item>, dirs: BTreeSet<RepoPath>, result: Result<Vec<Outcome>, WorkspaceError> },
+    Request {
+        kind: Kind,
+        items: Vec<Item>,
+        dirs: BTreeSet<RepoPath>,
+        /// It, or one that went at the same time, was sent at least once and never answered.
+        unanswered: bool,
+        result: Result<Vec<Outcome>, WorkspaceError>,
+    },
 }
 
 /// What a request was.
@@ -436,7 +443,11 @@ impl Stager {
                 let delay = transient.then(|| self.delay(self.fs.attempts(&capture.path), None));
                 self.fs.step_failed(&capture, &error.to_string(), delay);
             }
-            Done::Request { kind, items, dirs, result } => {
+            Done::Request { kind, items, dirs, unanswered, result } => {
+                let paths = items.iter().map(|item| &item.capture.path);
+                if unanswered && let Err(error) = self.fs.went_unanswered(paths) {
+                    tracing::error!(%error, "a request went unanswered, and that is not on record");
+                }
                 if matches!(kind, Kind::Remove | Kind::Unstage)
                     && let Some(over) = self.removing.iter().position(|other| *other == dirs)
                 {
@@ -656,8 +667,9 @@ async fn request(
     if let Err(error) = fs.flush().await {
         tracing::error!(%error, "nothing is sent without a record of it");
         let result = Err(WorkspaceError::Io(std::io::Error::other(error)));
-        return Done::Request { kind, items, dirs, result };
+        return Done::Request { kind, items, dirs, unanswered: false, result };
     }
+    let unanswered = workspace.unanswered();
     let result = match kind {
         Kind::Unstage => match workspace.unstage(&paths()).await {
             Ok(done) if !dirs.is_empty() => {
@@ -678,7 +690,13 @@ async fn request(
             _ => Ok(Vec::new()),
         },
     };
-    Done::Request { kind, items, dirs, result }
+    // What a writer wanted back was dropped in the middle.
+    let dropped = items.iter().any(|item| match &item.capture.want {
+        Want::Sealed { held, .. } => held.cancelled().is_cancelled(),
+        _ => false,
+    });
+    let unanswered = dropped || workspace.unanswered() != unanswered;
+    Done::Request { kind, items, dirs, unanswered, result }
 }
 
 async fn send_large(
