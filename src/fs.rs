@@ -9,6 +9,7 @@
 
 mod diff;
 mod import;
+mod latecomers;
 mod layers;
 mod local;
 mod ops;
@@ -217,8 +218,6 @@ struct State {
     frame: Vec<Change>,
     /// What others changed, for the kernel.
     stale: Vec<Stale>,
-    /// Paths that were in doubt when the daemon started.
-    suspects: Vec<RepoPath>,
     /// Files whose bytes are read at a path of the workspace that is not theirs any more, by that path. Some entries
     /// may be out of date.
     pinned: HashMap<RepoPath, Vec<Ino>>,
@@ -272,6 +271,11 @@ struct Hold {
 /// The time now, as `stat` shows it.
 fn now() -> Timestamp {
     SystemTime::now().into()
+}
+
+/// The time now, as the journal has it.
+fn now_secs() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 impl State {

@@ -37,6 +37,10 @@ pub struct Account {
     /// What is staged over it.
     #[serde(default, rename = "s")]
     pub staged: Staged,
+    /// When a request about it last went without an answer, in seconds since the epoch: the server may carry it out yet,
+    /// after others that it has answered.
+    #[serde(default, rename = "l", skip_serializing_if = "Option::is_none")]
+    pub late: Option<u64>,
 }
 
 /// What brings a path to its wanted state.
@@ -85,6 +89,11 @@ impl Account {
         }
     }
 
+    /// Whether nothing is staged, and nothing more is to be expected.
+    pub fn is_settled(&self) -> bool {
+        self.staged == Staged::Nothing && self.late.is_none()
+    }
+
     /// What is staged once `step` is confirmed.
     pub fn after(&self, step: Step) -> Staged {
         match step {
@@ -112,9 +121,9 @@ enum Slot {
 impl From<Account> for Slot {
     fn from(account: Account) -> Self {
         match account {
-            Account { base: None, staged: Staged::Nothing } => Self::New,
-            Account { base: None, staged: Staged::Doubt } => Self::Doubt,
-            Account { base: None, staged: Staged::Put(Object { hash: ContentHash::Xxh3(hash), size }) } => {
+            Account { base: None, staged: Staged::Nothing, late: None } => Self::New,
+            Account { base: None, staged: Staged::Doubt, late: None } => Self::Doubt,
+            Account { base: None, staged: Staged::Put(Object { hash: ContentHash::Xxh3(hash), size }), late: None } => {
                 Self::Put(hash, size)
             }
             account => Self::Other(Box::new(account)),
@@ -126,20 +135,23 @@ impl Slot {
     fn account(&self) -> Account {
         match self {
             Self::New => Account::default(),
-            Self::Doubt => Account { base: None, staged: Staged::Doubt },
+            Self::Doubt => Account { base: None, staged: Staged::Doubt, late: None },
             Self::Put(hash, size) => {
                 let object = Object { hash: ContentHash::Xxh3(*hash), size: *size };
-                Account { base: None, staged: Staged::Put(object) }
+                Account { base: None, staged: Staged::Put(object), late: None }
             }
             Self::Other(account) => **account,
         }
     }
 }
 
-/// All paths that differ from the base, or did and have not been settled.
+/// All paths that differ from the base, or did and have not been settled, or may be changed by a request of ours that is
+/// still on its way.
 #[derive(Debug, Default)]
 pub struct Ledger {
     accounts: BTreeMap<RepoPath, Slot>,
+    /// How many are late.
+    late: usize,
 }
 
 impl Ledger {
@@ -150,10 +162,12 @@ impl Ledger {
 
     /// Opens or replaces an account; `None` closes it.
     pub fn set(&mut self, path: RepoPath, account: Option<Account>) {
-        match account {
+        self.late += usize::from(account.is_some_and(|account| account.late.is_some()));
+        let before = match account {
             Some(account) => self.accounts.insert(path, account.into()),
             None => self.accounts.remove(&path),
         };
+        self.late -= usize::from(before.is_some_and(|before| before.account().late.is_some()));
     }
 
     /// All accounts, in tree order.
@@ -165,6 +179,11 @@ impl Ledger {
     pub fn below<'a>(&'a self, dir: &'a RepoPath) -> impl Iterator<Item = (&'a RepoPath, Account)> {
         let below = self.accounts.range(dir.clone()..).take_while(move |(path, _)| path.is_in(dir));
         below.map(|(path, slot)| (path, slot.account()))
+    }
+
+    /// Whether a request about some path may still come late.
+    pub fn expects_latecomers(&self) -> bool {
+        self.late > 0
     }
 
     /// How many accounts are open.
@@ -180,12 +199,13 @@ impl Ledger {
     /// Moves every account to a new base that holds just what was staged over the old one.
     pub fn rebase(&mut self) {
         for slot in self.accounts.values_mut() {
-            let base = match slot.account().staged {
+            let Account { staged, late, .. } = slot.account();
+            let base = match staged {
                 Staged::Nothing | Staged::Doubt => continue,
                 Staged::Put(object) => Some(object),
                 Staged::Removed => None,
             };
-            *slot = Account { base, staged: Staged::Nothing }.into();
+            *slot = Account { base, staged: Staged::Nothing, late }.into();
         }
     }
 }
@@ -201,7 +221,7 @@ mod tests {
     }
 
     fn account(base: Option<&str>, staged: Staged) -> Account {
-        Account { base: base.map(object), staged }
+        Account { base: base.map(object), staged, late: None }
     }
 
     #[test]
@@ -240,7 +260,7 @@ mod tests {
         ) {
             let base = base.as_deref().map(object);
             let mut server = Staged::Nothing;
-            let mut ours = Account { base, staged: Staged::Nothing };
+            let mut ours = Account { base, staged: Staged::Nothing, late: None };
             for (wish, answer_lost) in wishes {
                 let wish = wish.as_deref().map(object);
                 let step = ours.step(wish);

@@ -11,6 +11,7 @@
 //! - **Ledger**: what base and workspace hold at each path that ever differed from the base.
 //! - **Settled**: a path nobody has written to for its quiet period; only settled paths are staged, unless a barrier
 //!   (`sync`, `commit`, `unmount`) asks for all of them.
+//! - **Late**: a request that went without an answer and may be carried out yet, after newer ones.
 //! - **Drain**: bring every path to its wanted state.
 //!
 //! # Map

@@ -45,6 +45,9 @@ const TERM_STALL: Duration = Duration::from_secs(5);
 const TIDY_EVERY: Duration = Duration::from_secs(1);
 /// How often it looks whether the server answers.
 const STALL_CHECK: Duration = Duration::from_millis(200);
+/// How soon it is looked whether a request came late, and how often in the end.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
+const LAST_LOOK: Duration = Duration::from_secs(60);
 /// How often the journal's length is looked at.
 const COMPACTION_CHECK: Duration = Duration::from_secs(60);
 
@@ -223,6 +226,7 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     };
     let stager = tokio::spawn(Stager::new(fs.clone(), meter, Delays::default()).run());
     let housekeeping = tokio::spawn(keep_house(fs.clone()));
+    let lookout = tokio::spawn(look_out(fs.clone()));
     let owed = [resumed.dirty, resumed.hashing, resumed.queued, resumed.uploading];
     let ready = Ready {
         server_version: info.version,
@@ -276,6 +280,7 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     }
     stager.abort();
     housekeeping.abort();
+    lookout.abort();
     let tidied = fs.clone();
     let _ = tokio::task::spawn_blocking(move || tidy(&tidied)).await;
     control.abort();
@@ -373,9 +378,31 @@ async fn drained(fs: &Arc<Fs>) {
     loop {
         let Some(waiting) = fs.barrier(|_| true) else { return };
         let failed = waiting.reached().await.files_failed;
+        match fs.audit().await {
+            Ok(true) => continue,
+            Ok(false) => {}
+            // The next mount looks.
+            Err(error) => tracing::warn!(%error, "cannot look whether a request came late"),
+        }
         if fs.is_drained() || failed > 0 && fs.all_parked() {
             return;
         }
+    }
+}
+
+/// Looks, less often with time, whether a request that went unanswered was carried out after others.
+async fn look_out(fs: Arc<Fs>) {
+    let mut pause = FIRST_LOOK;
+    loop {
+        tokio::time::sleep(pause).await;
+        if !fs.expects_latecomers() {
+            pause = FIRST_LOOK;
+            continue;
+        }
+        if let Err(error) = fs.audit_between_commits().await {
+            tracing::debug!(%error, "cannot look whether a request came late");
+        }
+        pause = (pause * 2).min(LAST_LOOK);
     }
 }
 

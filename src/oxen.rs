@@ -159,6 +159,10 @@ impl Workspace for OxenWorkspace {
         &self.info
     }
 
+    fn unanswered(&self) -> u64 {
+        self.repo.http.unanswered()
+    }
+
     fn base(&self) -> Fut<'_, CommitId> {
         async { Ok(self.standing().await?.commit_id()) }.boxed()
     }

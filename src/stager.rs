@@ -124,7 +124,14 @@ enum Done {
     Fetched(Capture, Result<Arc<std::fs::File>, FsError>),
     Rescued(Ino, Result<(), FsError>),
     Unrecorded { kind: Kind, items: Vec<Item>, dirs: BTreeSet<RepoPath>, error: FsError },
-    Request { kind: Kind, items: Vec<Item>, dirs: BTreeSet<RepoPath>, result: Result<Vec<Outcome>, WorkspaceError> },
+    Request {
+        kind: Kind,
+        items: Vec<Item>,
+        dirs: BTreeSet<RepoPath>,
+        /// It, or one that went at the same time, was sent at least once and never answered.
+        unanswered: bool,
+        result: Result<Vec<Outcome>, WorkspaceError>,
+    },
 }
 
 /// What a request was.
@@ -444,7 +451,11 @@ impl Stager {
                 let delay = transient.then(|| self.delay(self.fs.attempts(&capture.path), None));
                 self.fs.step_failed(&capture, &error.to_string(), delay);
             }
-            Done::Request { kind, items, dirs, result } => {
+            Done::Request { kind, items, dirs, unanswered, result } => {
+                let paths = items.iter().map(|item| &item.capture.path);
+                if unanswered && let Err(error) = self.fs.went_unanswered(paths) {
+                    tracing::error!(%error, "a request went unanswered, and that is not on record");
+                }
                 self.request_over(kind, &dirs);
                 self.answered(items, result);
             }
@@ -671,6 +682,7 @@ async fn request(
     if let Err(error) = fs.flush().await {
         return Done::Unrecorded { kind, items, dirs, error };
     }
+    let unanswered = workspace.unanswered();
     let result = match kind {
         Kind::Unstage => match workspace.unstage(&paths()).await {
             Ok(done) if !dirs.is_empty() => {
@@ -691,7 +703,13 @@ async fn request(
             _ => Ok(Vec::new()),
         },
     };
-    Done::Request { kind, items, dirs, result }
+    // What a writer wanted back was dropped in the middle.
+    let dropped = items.iter().any(|item| match &item.capture.want {
+        Want::Sealed { held, .. } => held.cancelled().is_cancelled(),
+        _ => false,
+    });
+    let unanswered = dropped || workspace.unanswered() != unanswered;
+    Done::Request { kind, items, dirs, unanswered, result }
 }
 
 async fn send_large(

@@ -195,6 +195,10 @@ pub trait Workspace: Send + Sync + 'static {
     /// What connecting found out.
     fn info(&self) -> &ServerInfo;
 
+    /// How many requests that change something were sent since the start and went without an answer: given up, cut off,
+    /// or answered by a gateway that had none. The server may carry out each of them at any later time.
+    fn unanswered(&self) -> u64;
+
     /// The commit the workspace stands on now; asks the server.
     fn base(&self) -> Fut<'_, CommitId>;
 

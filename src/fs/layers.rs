@@ -51,7 +51,7 @@ impl State {
             EntryKind::File(object) => Some(object),
             EntryKind::Dir => None,
         };
-        if let Some(account) = self.ledger.get(&path) {
+        if let Some(account) = self.ledger.get(&path).filter(|account| self.is_at_work(&path, &account)) {
             // Changed here: the listing says what it differs from.
             if account.base != object {
                 self.apply(Change::Account { path, account: Some(Account { base: object, ..account }) });
@@ -94,9 +94,10 @@ impl State {
             .iter()
             .filter(|(name, _)| !seen.contains(*name))
             .filter(|(name, ino)| match self.tree.get(**ino).map(|inode| &inode.body) {
-                Some(Body::File { content: Content::Remote { .. }, .. }) => {
-                    self.tree.path_in(dir, name).is_ok_and(|path| self.ledger.get(&path).is_none())
-                }
+                Some(Body::File { content: Content::Remote { .. }, .. }) => self
+                    .tree
+                    .path_in(dir, name)
+                    .is_ok_and(|path| self.ledger.get(&path).is_none_or(|account| !self.is_at_work(&path, &account))),
                 Some(Body::Dir(below)) => {
                     below.children.is_empty() && !self.tree.get(**ino).is_some_and(|i| i.recorded)
                 }
@@ -113,6 +114,11 @@ impl State {
             }
             self.bury(ino);
         }
+    }
+
+    /// Whether a path with an account is more than watched: changed here, staged or owed.
+    fn is_at_work(&self, path: &RepoPath, account: &Account) -> bool {
+        account.late.is_none() || account.staged != Staged::Nothing || self.queue.get(path).is_some()
     }
 
     /// What was staged has become `commit`, which is the base from now on. Unless it did so `alone`, the base may have
@@ -143,7 +149,7 @@ impl State {
             if account.base.is_some() && self.tree.resolve(&path) != Resolved::AsBase {
                 self.hide(&path);
             }
-            if account.staged == Staged::Nothing && self.agrees(&path, account.base) {
+            if account.is_settled() && self.agrees(&path, account.base) {
                 self.ledger.set(path, None);
             }
         }

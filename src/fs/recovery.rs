@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use super::room::even;
 use super::staging::into_plain;
-use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, unlisted_dir};
+use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, now_secs, unlisted_dir};
 use crate::control::{Counts, LocalPath};
 use crate::disk::Disk;
 use crate::journal::{Change, Journal, JournalError};
@@ -126,6 +126,8 @@ impl Fs {
         for (path, account) in &accounts {
             let base = if moved { listings.object(path).await? } else { account.base };
             let now_staged = match (account.staged, staged.get(path).map(|change| change.kind)) {
+                // What came late is undone by its turn in the queue.
+                (Staged::Nothing, Some(_)) if account.late.is_some() => Staged::Doubt,
                 // A request that a killed daemon sent may still be carried out: in doubt until it is repeated.
                 (Staged::Doubt, _) => Staged::Doubt,
                 (_, None) => Staged::Nothing,
@@ -145,7 +147,9 @@ impl Fs {
             if moved && hash(base) != hash(account.base) && hash(base) != ours && !self.lock().agrees(path, base) {
                 conflicts.push((path.clone(), "was also changed on the branch"));
             }
-            updates.push((path.clone(), Account { base, staged: now_staged }));
+            // The daemon before sent a request, and was killed before it had the answer on record.
+            let late = if account.staged == Staged::Doubt { Some(now_secs()) } else { account.late };
+            updates.push((path.clone(), Account { base, staged: now_staged, late }));
         }
         let mut foreign = Vec::new();
         for change in staged.values().filter(|change| self.lock().ledger.get(&change.path).is_none()) {
@@ -160,9 +164,6 @@ impl Fs {
                 state.apply(Change::Base { commit: base.clone() });
             }
             for (path, account) in updates {
-                if account.staged == Staged::Doubt {
-                    state.suspects.push(path.clone());
-                }
                 if state.ledger.get(&path) != Some(account) {
                     state.apply(Change::Account { path, account: Some(account) });
                 }
@@ -373,7 +374,6 @@ impl State {
             next_generation: 0,
             frame: Vec::new(),
             stale: Vec::new(),
-            suspects: Vec::new(),
             pinned: HashMap::new(),
             uneven: HashMap::new(),
         }
@@ -454,7 +454,7 @@ impl State {
         for (path, account) in accounts {
             if self.owes(&path, &account) {
                 self.queue.touch(&path, Duration::ZERO);
-            } else if account.staged == Staged::Nothing {
+            } else if account.is_settled() {
                 self.apply(Change::Account { path, account: None });
             }
         }
@@ -463,7 +463,7 @@ impl State {
     /// Shows a change that somebody else staged.
     fn import(&mut self, change: &Foreign, options: &Options) {
         let staged = change.staged.map_or(Staged::Removed, Staged::Put);
-        let account = Account { base: change.base, staged };
+        let account = Account { base: change.base, staged, late: None };
         self.apply(Change::Account { path: change.path.clone(), account: Some(account) });
         let Some(below) = change.path.below(self.tree.root_path()) else {
             return;

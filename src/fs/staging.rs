@@ -15,7 +15,7 @@ use crate::journal::{Change, PathUpload};
 use crate::ledger::{Account, Staged, Step};
 use crate::namespace::{Attrs, Body, Content, Generation, Ino, Inode, ROOT, Resolved, SpoolId, Timestamp};
 use crate::path::RepoPath;
-use crate::workspace::{ChangeKind, CommitId, Object, Revision, Source};
+use crate::workspace::{CommitId, Object, Revision, Source};
 
 /// How soon a path that cannot be captured just now is looked at again: a write is between two locks.
 const RECHECK: Duration = Duration::from_millis(20);
@@ -713,45 +713,6 @@ impl Fs {
         }))
     }
 
-    /// Compares what the server says is staged with the record, for the paths that were in doubt when the daemon
-    /// started: a request that a killed daemon had sent may have been carried out after this one looked. Queues those
-    /// that differ; says whether there were any.
-    ///
-    /// # Errors
-    /// The server's, or the journal's.
-    pub async fn audit(&self) -> Result<bool, FsError> {
-        if self.lock().suspects.is_empty() {
-            return Ok(false);
-        }
-        let changes = self.workspace.changes().await?;
-        let staged: HashMap<&RepoPath, ChangeKind> = changes.iter().map(|change| (&change.path, change.kind)).collect();
-        let found = into_plain(self.change(|state| {
-            let mut wrong = Vec::new();
-            for path in &state.suspects {
-                let account = state.ledger.get(path).unwrap_or_default();
-                let agrees = match (account.staged, staged.get(path)) {
-                    (Staged::Nothing, None) | (Staged::Removed, Some(ChangeKind::Removed)) => true,
-                    (Staged::Put(_), Some(ChangeKind::Added | ChangeKind::Modified)) => true,
-                    // Pending: settled by its turn in the queue.
-                    (Staged::Doubt, _) => true,
-                    _ => false,
-                };
-                if !agrees {
-                    wrong.push((path.clone(), Account { staged: Staged::Doubt, ..account }));
-                }
-            }
-            let any = !wrong.is_empty();
-            for (path, account) in wrong {
-                tracing::warn!(%path, "staged otherwise than confirmed: a request of an earlier daemon came late");
-                state.apply(Change::Account { path: path.clone(), account: Some(account) });
-                state.queue.touch(&path, Duration::ZERO);
-            }
-            Ok(any)
-        }))?;
-        self.wake.notify_one();
-        Ok(found)
-    }
-
     /// What is staged and not committed.
     pub fn staged_paths(&self) -> Vec<RepoPath> {
         let state = self.lock();
@@ -891,7 +852,7 @@ impl State {
         let path = &capture.path;
         let account = self.ledger.get(path).unwrap_or_default();
         let account = Account { staged: account.after(step), ..account };
-        let settled = account.staged == Staged::Nothing;
+        let settled = account.is_settled();
         self.apply(Change::Account { path: path.clone(), account: (!settled).then_some(account) });
         if self.uploads.contains_key(path) {
             self.apply(Change::Upload { path: path.clone(), upload: None });

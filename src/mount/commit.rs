@@ -103,10 +103,14 @@ async fn make_way(daemon: &Daemon, over: &[RepoPath], request: &CommitRequest) -
     daemon.fs.rescue_all(over).await.map_err(|error| failed(error.to_string()))?;
     daemon.fs.intend(over.iter()).map_err(|error| failed(error.to_string()))?;
     daemon.fs.flush().await.map_err(|error| failed(error.to_string()))?;
+    let unanswered = workspace.unanswered();
     let done = match workspace.unstage(over).await {
         Ok(_) => workspace.remove(over).await.map(|_| ()),
         Err(error) => Err(error),
     };
+    if workspace.unanswered() != unanswered {
+        daemon.fs.went_unanswered(over.iter()).map_err(|error| failed(error.to_string()))?;
+    }
     daemon.fs.unstaged(over).map_err(|error| failed(error.to_string()))?;
     done.map_err(|error| failed(error.to_string()))?;
     publish(daemon, request).await.map(|_| ())

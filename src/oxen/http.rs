@@ -1,6 +1,7 @@
 //! One pooled HTTP client: addresses, credentials, deadlines, and every answer made a value or an error.
 
 use std::error::Error;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -238,6 +239,7 @@ pub(super) struct Http {
     /// The token last read; `None` before the first request.
     token: Mutex<Option<Option<Secret>>>,
     loopback: bool,
+    unanswered: AtomicU64,
 }
 
 impl Http {
@@ -280,7 +282,7 @@ impl Http {
         let client = builder
             .build()
             .map_err(|error| WorkspaceError::Unreachable { server: server.to_string(), cause: deepest(&error) })?;
-        Ok(Self { client, base, server, credentials, token: Mutex::new(None), loopback })
+        Ok(Self { client, base, server, credentials, token: Mutex::new(None), loopback, unanswered: AtomicU64::new(0) })
     }
 
     /// Whether the server is on this machine.
@@ -291,6 +293,17 @@ impl Http {
     /// Scheme and authority.
     pub(super) fn server(&self) -> &str {
         &self.server
+    }
+
+    /// How many requests that change something may have arrived and were not answered by the server.
+    pub(super) fn unanswered(&self) -> u64 {
+        self.unanswered.load(Ordering::Relaxed)
+    }
+
+    fn goes_unanswered(&self, request: &Request) {
+        if request.method != Method::GET {
+            self.unanswered.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Makes the request once; twice when a token was refused and there is another one.
@@ -371,14 +384,23 @@ impl Http {
         }
         let started = std::time::Instant::now();
         let response = match tokio::time::timeout(deadline, builder.send()).await {
-            Err(_) => return Err(WorkspaceError::TimedOut { after: deadline }),
+            Err(_) => {
+                self.goes_unanswered(request);
+                return Err(WorkspaceError::TimedOut { after: deadline });
+            }
             Ok(Err(error)) => {
+                if !error.is_connect() {
+                    self.goes_unanswered(request);
+                }
                 return Err(WorkspaceError::Unreachable { server: self.server.to_string(), cause: deepest(&error) });
             }
             Ok(Ok(response)) => response,
         };
         let status = response.status();
         tracing::trace!(method = %request.method, path = request.path, %status, took = ?started.elapsed(), "request");
+        if matches!(status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT) {
+            self.goes_unanswered(request);
+        }
         if !status.is_success() {
             return Err(self.refusal(request, response, token).await);
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -28,7 +29,27 @@ pub enum Fault {
     Lost,
     /// It has its effect, and the answer is lost.
     AnswerLost,
+    /// It is given up, and has its effect after some more requests.
+    Late,
 }
+
+/// What a request does to the workspace.
+#[derive(Debug, Clone)]
+enum Effect {
+    /// Stages content where it is in the store.
+    ByHash(Vec<(RepoPath, ContentHash)>),
+    /// Stages content.
+    Put(Vec<(RepoPath, Bytes)>),
+    /// Puts an upload's parts together, which must have this hash, and stages them.
+    Complete { upload: String, path: RepoPath, hash: ContentHash, sent_bytes: u64 },
+    /// Stages removals.
+    Remove(Vec<RepoPath>),
+    /// Drops what is staged.
+    Unstage(Vec<RepoPath>),
+}
+
+/// After how many more requests a late one has its effect, at most.
+const LATEST: u32 = 60;
 
 /// A tree: path to content.
 pub type Tree = BTreeMap<RepoPath, Bytes>;
@@ -41,6 +62,7 @@ pub struct Memory {
     info: ServerInfo,
     part_bytes: u64,
     state: Mutex<State>,
+    unanswered: AtomicU64,
     fault: Mutex<Box<dyn FnMut(&'static str) -> Fault + Send>>,
     witness: Mutex<Option<Witness>>,
 }
@@ -54,6 +76,13 @@ struct State {
     /// Parts received, by upload and number.
     uploads: HashMap<String, BTreeMap<u32, Bytes>>,
     sent_bytes: u64,
+    /// Requests that have come and had no effect yet, by number.
+    arrived: BTreeMap<u64, Effect>,
+    arrivals: u64,
+    /// Requests that nobody waits for any more, and how many others are served before.
+    late: Vec<(u32, Effect)>,
+    /// Late requests that have had their effect.
+    come: u64,
 }
 
 impl Memory {
@@ -67,20 +96,57 @@ impl Memory {
             store: HashMap::new(),
             uploads: HashMap::new(),
             sent_bytes: 0,
+            arrived: BTreeMap::new(),
+            arrivals: 0,
+            late: Vec::new(),
+            come: 0,
         };
         Self::with(info, state)
     }
 
     fn with(info: ServerInfo, state: State) -> Self {
         let fault: Box<dyn FnMut(&'static str) -> Fault + Send> = Box::new(|_| Fault::None);
-        let (fault, witness) = (Mutex::new(fault), Mutex::default());
-        Self { info, part_bytes: PART_BYTES, state: Mutex::new(state), fault, witness }
+        let (unanswered, fault, witness) = (AtomicU64::new(0), Mutex::new(fault), Mutex::default());
+        Self { info, part_bytes: PART_BYTES, state: Mutex::new(state), unanswered, fault, witness }
     }
 
-    /// Another server that holds what this one holds now.
+    /// Another server that holds what this one holds now, and whose client is gone: what is on its way comes late.
     pub fn fork(&self) -> Self {
-        let state = self.lock().clone();
+        let mut state = self.lock().clone();
+        let arrived = std::mem::take(&mut state.arrived).into_values();
+        arrived.for_each(|effect| self.give_up(&mut state, effect));
         Self::with(self.info.clone(), state)
+    }
+
+    /// Nobody waits for a request any more: it comes late. Not where bytes always travel: what it takes away is to be had
+    /// from the cache alone then, which tests keep small.
+    fn give_up(&self, state: &mut State, effect: Effect) {
+        if self.info.by_hash != ByHash::Never {
+            state.late.push((fastrand::u32(0..LATEST), effect));
+        }
+    }
+
+    /// Carries out the late requests now that would come soon, and puts the others off: none comes before quite a few
+    /// other requests.
+    pub fn part_late(&self) {
+        let mut state = self.lock();
+        let late = std::mem::take(&mut state.late);
+        let (soon, later): (Vec<_>, Vec<_>) = late.into_iter().partition(|(left, _)| *left < LATEST / 2);
+        soon.into_iter().for_each(|(_, effect)| state.come_late(effect));
+        state.late = later.into_iter().map(|(left, effect)| (left + LATEST, effect)).collect();
+    }
+
+    /// Carries out all late requests; returns how many have come since the start.
+    pub fn end_late(&self) -> u64 {
+        let mut state = self.lock();
+        let late = std::mem::take(&mut state.late);
+        late.into_iter().for_each(|(_, effect)| state.come_late(effect));
+        state.come
+    }
+
+    /// How many requests have come late since the start.
+    pub fn come_late(&self) -> u64 {
+        self.lock().come
     }
 
     /// Tells `witness` of every request.
@@ -141,6 +207,46 @@ impl Memory {
         state.commits.get(&state.base).cloned().unwrap_or_default()
     }
 
+    /// A request that changes the workspace.
+    fn effect(&self, name: &'static str, effect: Effect) -> Fut<'_, Vec<Outcome>> {
+        async move {
+            tokio::task::yield_now().await;
+            let underway = {
+                let mut state = self.lock();
+                state.arrivals += 1;
+                let number = state.arrivals;
+                state.arrived.insert(number, effect);
+                Underway { memory: self, number }
+            };
+            self.tell(name);
+            tokio::task::yield_now().await;
+            let fault = (*self.fault.lock().unwrap_or_else(PoisonError::into_inner))(name);
+            let answer = {
+                let mut state = self.lock();
+                state.serve_late();
+                let effect = state.arrived.remove(&underway.number);
+                match (fault, effect) {
+                    (Fault::None, Some(effect)) => Ok(state.carry_out(effect)),
+                    (Fault::AnswerLost, Some(effect)) => {
+                        state.carry_out(effect);
+                        Err(lost())
+                    }
+                    (Fault::Late, Some(effect)) => {
+                        self.give_up(&mut state, effect);
+                        Err(lost())
+                    }
+                    (..) => Err(lost()),
+                }
+            };
+            if answer.is_err() {
+                self.unanswered.fetch_add(1, Ordering::Relaxed);
+            }
+            self.tell(name);
+            answer
+        }
+        .boxed()
+    }
+
     fn request<'a, T: Send + 'a>(
         &'a self,
         name: &'static str,
@@ -150,10 +256,10 @@ impl Memory {
             // As over a network: others run meanwhile.
             tokio::task::yield_now().await;
             self.tell(name);
-            let lost = || WorkspaceError::Unreachable { server: "memory".into(), cause: "scripted".into() };
             let fault = (*self.fault.lock().unwrap_or_else(PoisonError::into_inner))(name);
+            self.lock().serve_late();
             let answer = match fault {
-                Fault::Lost => Err(lost()),
+                Fault::Lost | Fault::Late => Err(lost()),
                 Fault::None => serve(&mut self.lock()),
                 Fault::AnswerLost => serve(&mut self.lock()).and_then(|_| Err(lost())),
             };
@@ -164,7 +270,97 @@ impl Memory {
     }
 }
 
+/// A request that has come. Given up by its client, it is a late one.
+struct Underway<'a> {
+    memory: &'a Memory,
+    number: u64,
+}
+
+impl Drop for Underway<'_> {
+    fn drop(&mut self) {
+        let mut state = self.memory.lock();
+        if let Some(effect) = state.arrived.remove(&self.number) {
+            self.memory.give_up(&mut state, effect);
+        }
+    }
+}
+
+fn lost() -> WorkspaceError {
+    WorkspaceError::Unreachable { server: "memory".into(), cause: "scripted".into() }
+}
+
 impl State {
+    /// One request more has been served: late ones may be due.
+    fn serve_late(&mut self) {
+        let late = std::mem::take(&mut self.late);
+        for (left, effect) in late {
+            match left.checked_sub(1) {
+                Some(left) => self.late.push((left, effect)),
+                None => self.come_late(effect),
+            }
+        }
+    }
+
+    fn come_late(&mut self, effect: Effect) {
+        self.come += 1;
+        self.carry_out(effect);
+    }
+
+    /// Does what a request says; one outcome for each of its paths.
+    fn carry_out(&mut self, effect: Effect) -> Vec<Outcome> {
+        let done = |sent_bytes| Outcome::Done { sent_bytes };
+        match effect {
+            Effect::ByHash(puts) => {
+                let stage = |(path, hash): (RepoPath, ContentHash)| match self.store.get(&hash).cloned() {
+                    Some(content) => {
+                        self.put(&path, content);
+                        done(0)
+                    }
+                    None => Outcome::NeedsBytes,
+                };
+                puts.into_iter().map(stage).collect()
+            }
+            Effect::Put(puts) => {
+                let stage = |(path, content): (RepoPath, Bytes)| {
+                    self.sent_bytes += content.len() as u64;
+                    self.store.insert(object(&content).hash, content.clone());
+                    self.put(&path, content.clone());
+                    done(content.len() as u64)
+                };
+                puts.into_iter().map(stage).collect()
+            }
+            Effect::Complete { upload, path, hash, sent_bytes } => {
+                // A completed upload is known on: completing it again does no harm.
+                let whole: Bytes =
+                    self.uploads.get(&upload).into_iter().flatten().flat_map(|(_, part)| part.clone()).collect();
+                if object(&whole).hash != hash {
+                    self.uploads.remove(&upload);
+                    let detail = format!("the parts of {path} are not its content");
+                    return vec![Outcome::Failed(WorkspaceError::Protocol { detail })];
+                }
+                self.store.insert(hash, whole.clone());
+                self.put(&path, whole);
+                vec![done(sent_bytes)]
+            }
+            Effect::Remove(paths) => {
+                for path in &paths {
+                    // A directory goes with all below it. The trap: so does the directory of a file that is only staged.
+                    let known = self.base().keys().any(|file| file.is_in(path));
+                    let around = if known { Some(path.clone()) } else { path.parent().filter(|dir| !dir.is_root()) };
+                    let Some(path) = &around else { continue };
+                    let gone: Vec<RepoPath> = self.base().keys().filter(|file| file.is_in(path)).cloned().collect();
+                    self.staged.retain(|file, _| !file.is_in(path));
+                    self.staged.extend(gone.into_iter().map(|file| (file, None)));
+                }
+                paths.iter().map(|_| done(0)).collect()
+            }
+            Effect::Unstage(paths) => {
+                paths.iter().for_each(|path| drop(self.staged.remove(path)));
+                paths.iter().map(|_| done(0)).collect()
+            }
+        }
+    }
+
     fn base(&self) -> &Tree {
         static EMPTY: Tree = Tree::new();
         self.commits.get(&self.base).unwrap_or(&EMPTY)
@@ -190,23 +386,6 @@ impl State {
         self.staged.insert(path.clone(), Some(content));
     }
 
-    fn take(&mut self, put: &Put) -> Outcome {
-        let Some(file) = &put.file else { return Outcome::NeedsBytes };
-        let mut content = vec![0; put.object.size as usize];
-        if let Err(error) = file.read_exact_at(&mut content, 0) {
-            return Outcome::Failed(error.into());
-        }
-        if ContentHash::of(HashKind::Xxh3, &content) != put.object.hash {
-            let detail = format!("{} changed while it was sent", put.path);
-            return Outcome::Failed(WorkspaceError::Protocol { detail });
-        }
-        let content = Bytes::from(content);
-        self.sent_bytes += put.object.size;
-        self.store.insert(put.object.hash, content.clone());
-        self.put(&put.path, content);
-        Outcome::Done { sent_bytes: put.object.size }
-    }
-
     fn content(&self, source: &Source) -> Result<Bytes, WorkspaceError> {
         let found = match &source.revision {
             Revision::Commit(id) => self.commits.get(&*id.0).and_then(|tree| tree.get(&source.path)).cloned(),
@@ -216,6 +395,18 @@ impl State {
     }
 }
 
+/// The bytes of a small file, as they travel.
+fn bytes_of(put: &Put) -> Result<Bytes, Outcome> {
+    let Some(file) = &put.file else { return Err(Outcome::NeedsBytes) };
+    let mut content = vec![0; put.object.size as usize];
+    file.read_exact_at(&mut content, 0).map_err(|error| Outcome::Failed(error.into()))?;
+    if ContentHash::of(HashKind::Xxh3, &content) != put.object.hash {
+        let detail = format!("{} changed while it was sent", put.path);
+        return Err(Outcome::Failed(WorkspaceError::Protocol { detail }));
+    }
+    Ok(content.into())
+}
+
 fn object(content: &Bytes) -> Object {
     Object { hash: ContentHash::of(HashKind::Xxh3, content), size: content.len() as u64 }
 }
@@ -223,6 +414,10 @@ fn object(content: &Bytes) -> Object {
 impl Workspace for Memory {
     fn info(&self) -> &ServerInfo {
         &self.info
+    }
+
+    fn unanswered(&self) -> u64 {
+        self.unanswered.load(Ordering::Relaxed)
     }
 
     fn base(&self) -> Fut<'_, CommitId> {
@@ -280,21 +475,26 @@ impl Workspace for Memory {
     }
 
     fn stage_by_hash<'a>(&'a self, puts: &'a [Put]) -> Fut<'a, Vec<Outcome>> {
-        self.request("stage_by_hash", move |state| {
-            let by_hash = self.info.by_hash != ByHash::Never;
-            let stage = |put: &Put| match state.store.get(&put.object.hash).cloned().filter(|_| by_hash) {
-                Some(content) => {
-                    state.put(&put.path, content);
-                    Outcome::Done { sent_bytes: 0 }
-                }
-                None => Outcome::NeedsBytes,
-            };
-            Ok(puts.iter().map(stage).collect())
-        })
+        if self.info.by_hash == ByHash::Never {
+            return self.request("stage_by_hash", |_| Ok(puts.iter().map(|_| Outcome::NeedsBytes).collect()));
+        }
+        let puts = puts.iter().map(|put| (put.path.clone(), put.object.hash)).collect();
+        self.effect("stage_by_hash", Effect::ByHash(puts))
     }
 
     fn send_small<'a>(&'a self, puts: &'a [Put]) -> Fut<'a, Vec<Outcome>> {
-        self.request("send_small", move |state| Ok(puts.iter().map(|put| state.take(put)).collect()))
+        async move {
+            let read: Vec<Result<Bytes, Outcome>> = puts.iter().map(bytes_of).collect();
+            let sent =
+                read.iter().zip(puts).filter_map(|(read, put)| Some((put.path.clone(), read.as_ref().ok()?.clone())));
+            let mut outcomes = self.effect("send_small", Effect::Put(sent.collect())).await?.into_iter();
+            let mut outcome = |read: Result<Bytes, Outcome>| match read {
+                Ok(_) => outcomes.next().unwrap_or(Outcome::NeedsBytes),
+                Err(outcome) => outcome,
+            };
+            Ok(read.into_iter().map(&mut outcome).collect())
+        }
+        .boxed()
     }
 
     fn send_large<'a>(
@@ -345,47 +545,20 @@ impl Workspace for Memory {
                 progress.checkpoint(&upload);
                 progress.sent(length);
             }
-            let id = &upload.id;
-            self.request("complete_upload", move |state| {
-                // A completed upload is known on: completing it again does no harm.
-                let whole: Bytes =
-                    state.uploads.get(id).into_iter().flatten().flat_map(|(_, part)| part.clone()).collect();
-                if ContentHash::of(HashKind::Xxh3, &whole) != put.object.hash {
-                    state.uploads.remove(id);
-                    let detail = format!("the parts of {} are not its content", put.path);
-                    return Ok(Outcome::Failed(WorkspaceError::Protocol { detail }));
-                }
-                state.store.insert(put.object.hash, whole.clone());
-                state.put(&put.path, whole);
-                Ok(Outcome::Done { sent_bytes })
-            })
-            .await
+            let (upload, path, hash) = (upload.id, put.path.clone(), put.object.hash);
+            let complete = Effect::Complete { upload, path, hash, sent_bytes };
+            let completed = self.effect("complete_upload", complete).await?.pop();
+            Ok(completed.unwrap_or(Outcome::NeedsBytes))
         }
         .boxed()
     }
 
     fn remove<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>> {
-        self.request("remove", move |state| {
-            for path in paths {
-                // A directory goes with all below it. The trap: so does the directory of a file that is only staged.
-                let known = state.base().keys().any(|file| file.is_in(path));
-                let around = if known { Some(path.clone()) } else { path.parent().filter(|dir| !dir.is_root()) };
-                let Some(path) = &around else { continue };
-                let gone: Vec<RepoPath> = state.base().keys().filter(|file| file.is_in(path)).cloned().collect();
-                state.staged.retain(|file, _| !file.is_in(path));
-                state.staged.extend(gone.into_iter().map(|file| (file, None)));
-            }
-            Ok(paths.iter().map(|_| Outcome::Done { sent_bytes: 0 }).collect())
-        })
+        self.effect("remove", Effect::Remove(paths.to_vec()))
     }
 
     fn unstage<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>> {
-        self.request("unstage", move |state| {
-            for path in paths {
-                state.staged.remove(path);
-            }
-            Ok(paths.iter().map(|_| Outcome::Done { sent_bytes: 0 }).collect())
-        })
+        self.effect("unstage", Effect::Unstage(paths.to_vec()))
     }
 
     fn rename<'a>(&'a self, from: &'a RepoPath, to: &'a RepoPath) -> Fut<'a, ()> {

@@ -97,6 +97,23 @@ pub fn committed_file(server: &str, repo: &str, path: &str) -> Option<Vec<u8>> {
     }
 }
 
+/// The messages of branch main's commits, the newest first, by way of each one's first parent.
+pub fn commit_messages(server: &str, repo: &str) -> Vec<String> {
+    let ask = |path: String| -> Value {
+        let (status, body) = get(server, &format!("/api/repos/{repo}/{path}")).unwrap();
+        assert_eq!(status, 200, "GET {path}: {}", String::from_utf8_lossy(&body));
+        serde_json::from_slice(&body).unwrap()
+    };
+    let mut messages = Vec::new();
+    let mut next = ask("branches/main".into())["branch"]["commit_id"].as_str().map(str::to_owned);
+    while let Some(id) = next {
+        let commit = &ask(format!("commits/{id}"))["commit"];
+        messages.push(commit["message"].as_str().expect("message").to_owned());
+        next = commit["parent_ids"].as_array().and_then(|ids| ids.first()?.as_str().map(str::to_owned));
+    }
+    messages
+}
+
 /// Fails with the names of what is missing, too much or different.
 #[track_caller]
 pub fn assert_same(found: &Tree, expected: &Tree) {

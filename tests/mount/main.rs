@@ -4,6 +4,7 @@
 //! The server is the one that `scripts/oxen-server install` built, or the one at `OXENFS_TEST_SERVER_URL`. The tests
 //! look at it over HTTP alone, with a client of their own. `OXENFS_TEST_FULL=1` makes the datasets large.
 
+mod bad_ways;
 mod clocks;
 mod commits;
 mod copies;
@@ -13,6 +14,7 @@ mod differences;
 mod disks;
 mod exits;
 mod faults;
+mod gateway;
 mod http;
 mod import;
 mod memory;

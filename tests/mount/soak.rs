@@ -117,7 +117,8 @@ fn kills_faults_and_remounts_under_load_lose_nothing() {
         while Instant::now() < until {
             let seen = changes.load(Ordering::Relaxed);
             wait_until("the writers to go on", || changes.load(Ordering::Relaxed) > seen + 30);
-            match random.u8(0..8) {
+            let (action, started) = (random.u8(0..8), Instant::now());
+            match action {
                 0..=2 => {
                     server.disarm();
                     test.signal(Signal::KILL);
@@ -149,6 +150,9 @@ fn kills_faults_and_remounts_under_load_lose_nothing() {
                     server.disarm();
                     test.commit();
                 }
+            }
+            if started.elapsed() > Duration::from_secs(15) {
+                tell(&format!("action {action} took {:?}", started.elapsed()));
             }
         }
     });

@@ -10,6 +10,7 @@ mod sweep;
 mod workload;
 mod world;
 
+use oxenfs::workspace::memory::Fault;
 use proptest::prelude::*;
 use world::{Op, World};
 
@@ -63,7 +64,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(Op::Commit),
         2 => Just(Op::Crash),
         1 => Just(Op::Compact),
-        2 => (0u32..4, any::<bool>()).prop_map(|(after, effect)| Op::Fault { after, effect }),
+        3 => (0u32..4, prop_oneof![Just(Fault::Lost), Just(Fault::AnswerLost), Just(Fault::Late)])
+            .prop_map(|(after, fault)| Op::Fault { after, fault }),
         1 => (path(), proptest::option::of("[a-c]{1,3}")).prop_map(|(path, text)| Op::Foreign { path, text }),
     ]
 }

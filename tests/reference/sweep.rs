@@ -21,6 +21,9 @@ use crate::world::{World, difference, temporary_dir};
 /// Recoveries at once: enough to fill the waits of each.
 const AT_ONCE: usize = 16;
 
+/// Operations after a recovery.
+const GOES_ON: usize = 6;
+
 /// What a kill leaves.
 struct Remains {
     dir: Arc<tempfile::TempDir>,
@@ -129,14 +132,15 @@ async fn survive(workload: &Workload, models: &[Model], remains: Remains) -> usi
     copy(remains.dir.path(), again.path());
     let kill_at = random.usize(0..60);
     let acknowledged = Arc::new(AtomicUsize::new(remains.acknowledged));
-    let killer = Killer::new(again.path(), &memory, acknowledged, Some(kill_at));
+    let killer = Killer::new(again.path(), &memory, acknowledged.clone(), Some(kill_at));
     let point = remains.point.clone();
-    recover(workload, models, &remains, again.clone(), memory, Disk::witnessed(killer.clone())).await;
+    let disk = Disk::witnessed(killer.clone());
+    recover(workload, models, &remains, again.clone(), memory, disk, &acknowledged).await;
     let mut kills = 1;
     for second in killer.remains() {
         let second = Remains { point: format!("{point}, then {}", second.point), ..second };
         let (dir, memory) = (second.dir.clone(), second.memory.clone());
-        recover(workload, models, &second, dir, memory, Disk::default()).await;
+        recover(workload, models, &second, dir, memory, Disk::default(), &AtomicUsize::new(0)).await;
         kills += 1;
     }
     kills
@@ -149,19 +153,29 @@ async fn recover(
     dir: Arc<tempfile::TempDir>,
     memory: Arc<Memory>,
     disk: Disk,
+    acknowledged: &AtomicUsize,
 ) {
     let (point, by, seed) = (&remains.point, remains.acknowledged, workload.seed);
     let underway = workload.ops.get(by);
     let mut world = World::recovered(dir, memory, disk, models[by].clone()).await;
     let shown = world.shown().await;
     let possible = &models[by..models.len().min(by + 2)];
-    let Some(model) = possible.iter().find(|model| model.shown() == shown) else {
+    let Some(found) = possible.iter().position(|model| model.shown() == shown) else {
         panic!(
             "seed {seed}, {point}: after {by} operations and perhaps {underway:?}\n{}",
             difference(&shown, &models[by].shown())
         );
     };
-    world.model = model.clone();
+    world.model = possible[found].clone();
+    // Life goes on, and meets what the dead daemon sent and the server has not carried out yet.
+    acknowledged.store(by + found, Ordering::SeqCst);
+    for (at, op) in workload.ops.iter().enumerate().skip(by + found).take(GOES_ON) {
+        let real = world.real(op).await;
+        let modelled = world.modelled(op);
+        assert_eq!(real, modelled, "seed {seed}, {point}, then {op:?}");
+        acknowledged.store(at + 1, Ordering::SeqCst);
+    }
+    let shown = world.shown().await;
     let failed = world.stage_all().await;
     assert_eq!(failed, 0, "seed {seed}, {point}: {:?}", world.report());
     let (view, files) = (world.view(), world.model.files());

@@ -84,10 +84,10 @@ pub enum Op {
     /// The daemon ends without a word, and is started again.
     Crash,
     Compact,
-    /// The request after `after` more is lost, or only its answer.
+    /// The request after `after` more is lost, or only its answer, or it comes late.
     Fault {
         after: u32,
-        effect: bool,
+        fault: Fault,
     },
     /// Somebody else changes a path of the workspace while nothing of ours is pending, seen at the next mount.
     Foreign {
@@ -211,17 +211,23 @@ impl World {
     }
 
     async fn attempt<T>(&self, op: impl Fn(&Fs) -> oxenfs::fs::Op<T>) -> Result<T, FsError> {
-        loop {
+        for attempt in 0.. {
             let done = match op(&self.fs) {
                 Err(Stop::Need(need)) => self.fs.run(need, &op).await,
                 Err(Stop::Error(error)) => Err(error),
                 Ok(done) => Ok(done),
             };
             match done {
+                // What came late may have taken the place of what is to be read, until the daemon looks.
+                Err(FsError::Remote(_)) if self.fs.expects_latecomers() && attempt < 100 => {
+                    let _ = self.fs.audit_between_commits().await;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
                 Err(FsError::Remote(error)) if error.is_transient() => {}
                 done => return done,
             }
         }
+        unreachable!("it is done, or tried again")
     }
 
     async fn lookup(&self, path: &[String]) -> Result<Ino, Refusal> {
@@ -465,12 +471,12 @@ impl World {
         match op {
             Op::Drain | Op::Commit | Op::Compact => self.keep(op).await,
             Op::Crash => self.crash().await,
-            Op::Fault { after, effect } => {
+            Op::Fault { after, fault } => {
                 let left = AtomicI64::new(i64::from(*after));
-                let effect = if *effect { Fault::AnswerLost } else { Fault::Lost };
+                let fault = *fault;
                 self.memory.set_fault(move |method| {
                     // A commit is not repeated blindly: the caller of `commit` decides.
-                    if method == "commit" || left.fetch_sub(1, Ordering::Relaxed) != 0 { Fault::None } else { effect }
+                    if method == "commit" || left.fetch_sub(1, Ordering::Relaxed) != 0 { Fault::None } else { fault }
                 });
             }
             Op::Foreign { path, text } => self.foreign(path, text.as_deref()).await,
@@ -499,17 +505,16 @@ impl World {
             let waiting = self.fs.barrier(|_| true).unwrap();
             let reached = tokio::time::timeout(Duration::from_secs(20), waiting.settled()).await;
             let progress = reached.unwrap_or_else(|_| panic!("never drained: {:?}", self.fs.report())).unwrap();
-            if progress.files_failed > 0 {
-                return progress.files_failed;
-            }
+            let come = self.memory.come_late();
             match self.fs.audit().await {
-                Ok(false) => break,
+                // Whatever comes late, while it is looked or after, is found in the end.
+                Ok(false) if self.memory.end_late() != come => {}
+                Ok(false) => return progress.files_failed,
                 Ok(true) => {}
                 Err(FsError::Remote(error)) if error.is_transient() => {}
                 Err(error) => panic!("{error}"),
             }
         }
-        0
     }
 
     pub async fn drain(&self) {
@@ -529,10 +534,20 @@ impl World {
     }
 
     async fn commit(&self) {
-        let frozen = self.fs.freeze().await.unwrap();
-        let reached = tokio::time::timeout(Duration::from_secs(20), frozen.waiting.reached()).await;
-        let progress = reached.unwrap_or_else(|_| panic!("never drained: {:?}", self.fs.report()));
-        assert_eq!(progress.files_failed, 0, "{:?}", self.report());
+        let frozen = loop {
+            let frozen = self.fs.freeze().await.unwrap();
+            let reached = tokio::time::timeout(Duration::from_secs(20), frozen.waiting.reached()).await;
+            let progress = reached.unwrap_or_else(|_| panic!("never drained: {:?}", self.fs.report()));
+            assert_eq!(progress.files_failed, 0, "{:?}", self.report());
+            // What is late comes before this look or after the commit.
+            self.memory.part_late();
+            match self.fs.audit().await {
+                Ok(false) => break frozen,
+                Ok(true) => {}
+                Err(FsError::Remote(error)) if error.is_transient() => {}
+                Err(error) => panic!("{error}"),
+            }
+        };
         let request =
             CommitRequest { branch: "main".into(), message: "m".into(), author: "a".into(), email: "e".into() };
         self.fs.flush().await.unwrap();
@@ -571,6 +586,10 @@ impl World {
 
     async fn foreign(&mut self, path: &Path, text: Option<&str>) {
         self.drain().await;
+        if self.fs.expects_latecomers() {
+            // Another's change of a path that is watched is taken for one of ours that came late.
+            return;
+        }
         let parsed = RepoPath::parse(&path.join("/")).unwrap();
         // Only what one client can do to a file without touching directories of the other.
         let exists = self.model.file(path).is_some();

@@ -1,0 +1,129 @@
+//! Requests that come late. One that went without an answer, as the daemon was killed or the way broke, may be carried
+//! out by the server at any later time: also after a newer one for the same path was confirmed. So the paths of such
+//! requests are watched: what is staged there is compared again and again, and before each commit. What differs is staged
+//! once more, by its hash, or from the cache where the server does not know hashes.
+//!
+//! Somebody else's change of such a path in the same workspace is taken for one of ours: nothing tells them apart.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::staging::into_plain;
+use super::{Fs, FsError, State, now_secs};
+use crate::journal::Change;
+use crate::ledger::{Account, Staged};
+use crate::path::RepoPath;
+use crate::workspace::{Change as StagedChange, ChangeKind, Object, WorkspaceError};
+
+/// How long a request is expected: longer than gateways, which give up after a minute or a few, and servers under load
+/// hold one.
+const EXPECTED: Duration = Duration::from_secs(10 * 60);
+
+impl Fs {
+    /// Writes down that a request about these paths was sent and went without an answer.
+    ///
+    /// # Errors
+    /// When the journal cannot be written; the paths are watched for as long as this daemon runs.
+    pub fn went_unanswered<'a>(&self, paths: impl Iterator<Item = &'a RepoPath>) -> Result<(), FsError> {
+        into_plain(self.change(|state| {
+            for path in paths {
+                let account = state.ledger.get(path).unwrap_or_default();
+                let account = Account { late: Some(now_secs()), ..account };
+                state.apply(Change::Account { path: path.clone(), account: Some(account) });
+            }
+            Ok(())
+        }))
+    }
+
+    /// Whether some request may still come late.
+    pub fn expects_latecomers(&self) -> bool {
+        self.lock().ledger.expects_latecomers()
+    }
+
+    /// Compares what the server has staged with the record, as long as a request may come late. Queues what differs; says
+    /// whether there was any.
+    ///
+    /// # Errors
+    /// The server's, or the journal's.
+    pub async fn audit(&self) -> Result<bool, FsError> {
+        self.compare(|_| true).await
+    }
+
+    /// [`audit`](Self::audit), but not while a commit is under way, which does so itself and stages nothing else.
+    ///
+    /// # Errors
+    /// As [`audit`](Self::audit).
+    pub async fn audit_between_commits(&self) -> Result<bool, FsError> {
+        self.compare(|state| state.frozen.is_none()).await
+    }
+
+    async fn compare(&self, may: impl Fn(&State) -> bool) -> Result<bool, FsError> {
+        let accounts: Vec<(RepoPath, Account)> = {
+            let state = self.lock();
+            if !may(&state) || !state.ledger.expects_latecomers() {
+                return Ok(false);
+            }
+            // What waits is settled by its turn. A late removal of a directory takes along what was not part of it.
+            let looked_at = |path: &RepoPath, account: &Account| {
+                state.queue.get(path).is_none()
+                    && account.staged != Staged::Doubt
+                    && (account.late.is_some() || account.staged != Staged::Nothing)
+            };
+            let accounts = state.ledger.iter().filter(|(path, account)| looked_at(path, account));
+            accounts.map(|(path, account)| (path.clone(), account)).collect()
+        };
+        if self.workspace.base().await? != self.base() {
+            // Somebody else moved the workspace, and the changes over its base tell nothing: the next mount compares.
+            return Ok(false);
+        }
+        let changes = self.workspace.changes().await?;
+        let staged: HashMap<&RepoPath, &StagedChange> = changes.iter().map(|change| (&change.path, change)).collect();
+        let mut looks = Vec::new();
+        for (path, account) in accounts {
+            let agrees = match (account.staged, staged.get(&path)) {
+                (Staged::Nothing, None) => true,
+                (Staged::Removed, Some(change)) => change.kind == ChangeKind::Removed,
+                (Staged::Put(_), Some(change)) if change.kind == ChangeKind::Removed => false,
+                (Staged::Put(object), Some(change)) if account.late.is_some() => {
+                    self.staged_now(change).await? == Some(object)
+                }
+                (Staged::Put(_), Some(_)) => true,
+                _ => false,
+            };
+            looks.push((path, account, agrees));
+        }
+        let over = now_secs().saturating_sub(EXPECTED.as_secs());
+        let found = into_plain(self.change(|state| {
+            let mut any = false;
+            for (path, account, agrees) in looks {
+                // Changed meanwhile: to be looked at another time.
+                if !may(state) || state.ledger.get(&path) != Some(account) || state.queue.get(&path).is_some() {
+                    continue;
+                }
+                if !agrees {
+                    tracing::warn!(%path, "staged otherwise than confirmed: an earlier request came late");
+                    let account = Account { staged: Staged::Doubt, late: Some(now_secs()), ..account };
+                    state.apply(Change::Account { path: path.clone(), account: Some(account) });
+                    state.queue.touch(&path, Duration::ZERO);
+                    any = true;
+                } else if account.late.is_some_and(|late| late < over) {
+                    let account = Account { late: None, ..account };
+                    let closed = account.is_settled() && state.agrees(&path, account.base);
+                    state.apply(Change::Account { path: path.clone(), account: (!closed).then_some(account) });
+                }
+            }
+            Ok(any)
+        }))?;
+        self.wake.notify_one();
+        Ok(found)
+    }
+
+    /// What is staged there at this moment.
+    async fn staged_now(&self, change: &StagedChange) -> Result<Option<Object>, FsError> {
+        match self.workspace.staged_object(change).await {
+            Ok(object) => Ok(Some(object)),
+            Err(WorkspaceError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
