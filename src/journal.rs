@@ -234,6 +234,8 @@ struct State {
     /// The first error; nothing is acknowledged after it.
     broken: Option<io::ErrorKind>,
     bytes: u64,
+    /// How long the segment was when it was complete; 0 where that is not known.
+    whole_bytes: u64,
     room: Room,
 }
 
@@ -292,6 +294,7 @@ impl Journal {
             flushing: false,
             broken: None,
             bytes,
+            whole_bytes: 0,
             room: Room::Until(bytes),
         };
         state.extend_room();
@@ -403,9 +406,11 @@ impl Journal {
             }
     }
 
-    /// Length of the segment that is written to, in bytes.
-    pub fn segment_bytes(&self) -> u64 {
-        self.lock().bytes
+    /// Whether the segment is `least` bytes long, and twice as long as the state was that it begins with: compacting a
+    /// large state again and again would cost more than it saves.
+    pub fn is_worth_compacting(&self, least: u64) -> bool {
+        let state = self.lock();
+        state.bytes >= least.max(state.whole_bytes.saturating_mul(2))
     }
 
     /// Starts a segment. The caller then appends the whole state, in any portions between other frames, and calls
@@ -435,7 +440,11 @@ impl Journal {
     pub fn complete_segment(&self) -> io::Result<()> {
         let ticket = self.append(&[Change::Complete]);
         self.sync(ticket)?;
-        let current = self.lock().segment;
+        let current = {
+            let mut state = self.lock();
+            state.whole_bytes = state.bytes;
+            state.segment
+        };
         for old in segments(&self.dir)?.into_iter().filter(|segment| *segment < current) {
             self.disk.remove(&segment_path(&self.dir, old))?;
         }
@@ -729,6 +738,21 @@ mod tests {
         drop(journal);
         assert_eq!(replayed(dir.path()), [link(3), Change::Complete]);
         assert_eq!(segments(dir.path()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_large_state_is_compacted_only_when_the_log_has_grown_past_twice_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), |_| {}).unwrap();
+        let write = |count| (0..count).for_each(|_| drop(journal.commit(journal.append(&[link(1)]))));
+        write(10);
+        assert!(journal.is_worth_compacting(100) && !journal.is_worth_compacting(1 << 20));
+        journal.start_segment().unwrap();
+        write(10);
+        journal.complete_segment().unwrap();
+        assert!(!journal.is_worth_compacting(100));
+        write(20);
+        assert!(journal.is_worth_compacting(100));
     }
 
     #[test]
