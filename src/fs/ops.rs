@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use super::room::even;
 use super::{Fs, FsError, Handle, Need, Op, OpenFile, State, now, set_mtime};
 use crate::journal::Change;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
@@ -26,6 +27,8 @@ pub struct Stat {
     pub format: u32,
     /// Length in bytes.
     pub size: u64,
+    /// What it takes of the disk, in bytes.
+    pub room: u64,
     /// Link count.
     pub nlink: u32,
     /// Device number of a device node.
@@ -122,21 +125,6 @@ pub struct DirEntry<'a> {
     pub next: u64,
 }
 
-/// What `statfs` shows, in bytes and files.
-#[derive(Debug, Clone, Copy)]
-pub struct Statfs {
-    /// Block size.
-    pub block_bytes: u32,
-    /// Size in blocks.
-    pub blocks: u64,
-    /// Blocks that can still be written.
-    pub free_blocks: u64,
-    /// Inodes in all.
-    pub files: u64,
-    /// Inodes that can still be made.
-    pub free_files: u64,
-}
-
 /// Removes a fresh spool file unless it was put to use.
 struct Fresh<'a> {
     fs: &'a Fs,
@@ -162,7 +150,9 @@ impl State {
         };
         // A directory that was removed while it is open has not even its own dot any more.
         let nlink = if inode.links.is_empty() && ino != ROOT { 0 } else { inode.nlink() };
-        Ok(Stat { ino, attrs: inode.attrs, format, size: inode.size(), nlink, rdev })
+        let size = inode.size();
+        let room = if format == libc::S_IFREG { even(size) } else { 0 };
+        Ok(Stat { ino, attrs: inode.attrs, format, size, room, nlink, rdev })
     }
 
     /// The entry of a directory; `None` when there is none for sure.
@@ -352,22 +342,21 @@ impl Fs {
         if let Some(inode) = state.tree.get_mut(ino) {
             inode.lookups += 1;
         }
-        state.stat(ino)
+        self.stat(&state, ino)
     }
 
     /// The kernel has forgotten `count` lookups.
     pub fn forget(&self, ino: Ino, count: u64) {
         let mut left = None;
-        let done = self.change(|state| {
+        // What cannot be put on record now is with the next change.
+        let _ = self.change(|state| {
             if let Some(inode) = state.tree.get_mut(ino) {
                 inode.lookups = inode.lookups.saturating_sub(count);
             }
             left = state.bury(ino);
             Ok(())
         });
-        if done.is_ok() {
-            self.discard_spool(left);
-        }
+        self.discard_spool(left);
     }
 
     /// What `stat` shows.
@@ -375,7 +364,7 @@ impl Fs {
     /// # Errors
     /// [`FsError::Stale`].
     pub fn getattr(&self, ino: Ino) -> Op<Stat> {
-        self.lock().stat(ino)
+        self.stat(&self.lock(), ino)
     }
 
     /// Changes attributes; a size truncates or extends. A change of owner takes the set-id bits away, whoever makes it
@@ -414,7 +403,7 @@ impl Fs {
                 spool = state.spooled(ino);
             }
             state.record(ino);
-            state.stat(ino)
+            self.stat(state, ino)
         })?;
         if spool.is_some() {
             self.stamp_spool(spool, stat.attrs.mtime)?;
@@ -459,7 +448,7 @@ impl Fs {
         if i64::try_from(size).is_err() {
             return Err(FsError::Invalid.into());
         }
-        let (file, spool, old) = {
+        let (file, spool, old, beyond) = {
             let mut state = self.lock();
             match state.tree.get(ino).map(|inode| &inode.body) {
                 None => return Err(FsError::Stale.into()),
@@ -481,13 +470,17 @@ impl Fs {
                     if state.held.contains_key(&spool) {
                         return Err(need_bytes(ino, size));
                     }
+                    let beyond = state.beyond(ino);
                     let open = state.open.entry(ino).or_default();
                     open.writing += 1;
-                    (open.file.clone(), spool, old)
+                    (open.file.clone(), spool, old, beyond)
                 }
             }
         };
-        let grown = size.saturating_sub(old);
+        // What was allocated behind the end stays when the file grows into it, and goes when it is cut.
+        let counted = old.saturating_add(beyond);
+        let grown = size.saturating_sub(counted);
+        let kept = if size > old { counted.saturating_sub(size) } else { 0 };
         let reserved = self.spool.reserve(grown);
         let taken = if reserved.is_ok() { grown } else { 0 };
         let done = reserved.and_then(|()| {
@@ -502,10 +495,16 @@ impl Fs {
             state.end_writing(ino);
             if ok {
                 state.wrote(ino, |_| size, self);
+                state.set_beyond(ino, kept);
+                if size > old {
+                    state.set_uneven(ino);
+                } else if size == 0 {
+                    state.set_room(ino, 0);
+                }
             }
             Ok(())
         })?;
-        self.spool.release(if ok { old.saturating_sub(size) } else { taken });
+        self.spool.release(if ok { counted.saturating_sub(size + kept) } else { taken });
         Ok(done?)
     }
 
@@ -545,14 +544,22 @@ impl Fs {
         let (id, file) = self.spool.create()?;
         let mut fresh = Fresh { fs: self, id: Some(id) };
         let file = Arc::new(file);
-        self.change(|state| {
+        let mut opened = None;
+        let done = self.change(|state| {
             let stat = self.plant_file(state, parent, name, attrs, id)?;
             fresh.id = None;
             let open = state.open.entry(stat.ino).or_default();
             open.file = Some(file);
             let handle = state.open_handle(stat.ino, flags);
+            opened = Some((stat.ino, handle));
             Ok((stat, handle))
-        })
+        });
+        // Not on record, so the kernel is not told of it, and will close and forget nothing.
+        if let (Err(_), Some((ino, handle))) = (&done, opened) {
+            self.release(handle);
+            self.forget(ino, 1);
+        }
+        done
     }
 
     fn plant_file(&self, state: &mut State, parent: Ino, name: &Name, attrs: Attrs, id: SpoolId) -> Op<Stat> {
@@ -649,7 +656,7 @@ impl Fs {
                 state.open_account(&path, None);
                 state.touch(&path, self.options.settle);
             }
-            state.stat(ino)
+            self.stat(state, ino)
         })
     }
 
@@ -660,7 +667,7 @@ impl Fs {
     pub fn unlink(&self, parent: Ino, name: &Name) -> Op<()> {
         self.writable_mount()?;
         let mut left = None;
-        self.change(|state| {
+        let done = self.change(|state| {
             let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
             if state.tree.dir(ino).is_some() {
                 return Err(FsError::IsDir.into());
@@ -668,9 +675,9 @@ impl Fs {
             state.uproot(parent, name, ino, self);
             left = state.bury(ino);
             Ok(())
-        })?;
+        });
         self.discard_spool(left);
-        Ok(())
+        done
     }
 
     /// Removes an empty directory.
@@ -695,7 +702,7 @@ impl Fs {
     pub fn rename(&self, parent: Ino, name: &Name, to_parent: Ino, to_name: &Name, mode: RenameMode) -> Op<()> {
         self.writable_mount()?;
         let mut left = None;
-        self.change(|state| {
+        let done = self.change(|state| {
             let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
             let target = state.entry(to_parent, to_name)?;
             if to_parent != ROOT && state.tree.get(to_parent).is_none_or(|dir| dir.links.is_empty()) {
@@ -745,9 +752,9 @@ impl Fs {
             }
             state.transplant((parent, name), ino, (to_parent, to_name), self);
             Ok(())
-        })?;
+        });
         self.discard_spool(left);
-        Ok(())
+        done
     }
 
     /// Opens a regular file.
@@ -833,19 +840,21 @@ impl Fs {
         }
     }
 
-    /// Writes to an open file. The bytes are in the spool file, in the kernel, when this returns.
+    /// Writes to an open file, and returns how many bytes: fewer where the disk fails on the way. They are in the spool
+    /// file, in the kernel, when this returns.
     ///
     /// # Errors
     /// [`FsError::NoSpace`] when the spool's limit or the disk is reached.
-    pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Op<()> {
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Op<usize> {
         let end = offset.checked_add(data.len() as u64).ok_or(FsError::Invalid)?;
-        let (ino, file, grown) = {
+        let (ino, file, old, counted, wanted) = {
             let mut state = self.lock();
             let Some(Handle::File { ino, write: true, .. }) = state.handles.get(&handle) else {
                 return Err(FsError::BadHandle.into());
             };
             let ino = *ino;
             let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
+            let beyond = state.beyond(ino);
             match content {
                 Content::Remote { .. } => return Err(super::Stop::Need(Need::Own(ino))),
                 Content::Local { spool, .. } if state.held.contains_key(spool) => {
@@ -856,24 +865,32 @@ impl Fs {
             let Some(OpenFile { file: Some(file), writing, .. }) = state.open.get_mut(&ino) else {
                 return Err(FsError::BadHandle.into());
             };
-            let grown = end.saturating_sub(size);
-            self.spool.reserve(grown)?;
+            let file = file.clone();
+            let counted = size.saturating_add(beyond);
+            let wanted = end.saturating_sub(counted);
+            self.spool.reserve(wanted)?;
             *writing += 1;
-            (ino, file.clone(), grown)
+            (ino, file, size, counted, wanted)
         };
-        let done = self.spool.disk().write_at(&file, data, offset);
-        let ok = done.is_ok();
+        let (written, failed) = self.put(&file, data, offset);
+        let end = if failed.is_some() { offset + written as u64 } else { end };
+        self.spool.release(wanted - end.saturating_sub(counted).min(wanted));
         self.change(|state| {
             state.end_writing(ino);
-            if ok {
+            // What a failed write left counts: it may be in the middle of what was there.
+            if written > 0 || failed.is_none() {
                 state.wrote(ino, |size| size.max(end), self);
+                state.set_beyond(ino, counted.saturating_sub(end.max(old)));
+                if offset > old {
+                    state.set_uneven(ino);
+                }
             }
             Ok(())
         })?;
-        if !ok {
-            self.spool.release(grown);
+        match failed {
+            Some(error) if written == 0 => Err(error.into()),
+            _ => Ok(written),
         }
-        Ok(done?)
     }
 
     /// Flushes a file, its name and the record to stable storage; returns the paths whose staging a caller may want
@@ -925,7 +942,8 @@ impl Fs {
         let mut left = None;
         let mut closed = None;
         let mut written = None;
-        let done = self.change(|state| {
+        // As for `forget`.
+        let _ = self.change(|state| {
             let (ino, write) = match state.handles.remove(&handle) {
                 Some(Handle::File { ino, write, .. }) => (ino, write),
                 Some(Handle::Dir { ino, .. }) => (ino, false),
@@ -963,9 +981,7 @@ impl Fs {
             tracing::debug!(%error, "a restart will show another modification time");
         }
         drop(closed);
-        if done.is_ok() {
-            self.discard_spool(left);
-        }
+        self.discard_spool(left);
     }
 
     /// Opens a directory.
@@ -1026,7 +1042,7 @@ impl Fs {
             // What the name stands for now: the kernel believes what a listing says of an entry, and one that was
             // removed meanwhile would be back.
             let Some(child) = state.tree.child(ino, name) else { continue };
-            let stat = state.stat(child)?;
+            let stat = self.stat(state, child)?;
             if take(&DirEntry { name: name.as_bytes(), stat, next }) {
                 break;
             }
@@ -1035,27 +1051,6 @@ impl Fs {
             }
         }
         Ok(())
-    }
-
-    /// Room in the spool: what the disk and the limit leave.
-    ///
-    /// # Errors
-    /// The local filesystem's.
-    pub fn statfs(&self) -> Op<Statfs> {
-        let disk = rustix::fs::statvfs(self.spool.dir()).map_err(std::io::Error::from)?;
-        let block = disk.f_frsize.max(1);
-        let (mut blocks, mut free) = (disk.f_blocks, disk.f_bavail);
-        if let Some(limit) = self.spool.limit() {
-            blocks = blocks.min(limit / block);
-            free = free.min(limit.saturating_sub(self.spool.used()) / block);
-        }
-        Ok(Statfs {
-            block_bytes: u32::try_from(block).unwrap_or(4096),
-            blocks,
-            free_blocks: free,
-            files: disk.f_files,
-            free_files: disk.f_favail,
-        })
     }
 }
 

@@ -220,6 +220,14 @@ impl State {
     }
 }
 
+/// A spool file whose content the server has, and what is counted for it.
+struct Adopted {
+    spool: SpoolId,
+    hash: ContentHash,
+    size: u64,
+    beyond: u64,
+}
+
 /// Whether a local error passes without anybody's doing: too many open files, no memory.
 fn is_passing(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR))
@@ -454,8 +462,14 @@ impl Fs {
             Ok(())
         });
         drop(thawed);
-        for (spool, hash, size) in adopt {
-            self.spool.release(size);
+        for Adopted { spool, hash, size, beyond } in adopt {
+            self.spool.release(size.saturating_add(beyond));
+            // What was allocated behind the end is of no use any more.
+            if beyond > 0
+                && let Err(error) = self.spool.file(spool).and_then(|file| self.spool.disk().resize(&file, size))
+            {
+                tracing::debug!(%error, "a cached file keeps the room behind its end");
+            }
             if !self.cache.adopt(&self.spool, spool, hash) {
                 let free = self.lock().abandon(spool);
                 free.into_iter().for_each(|spool| self.leave(spool));
@@ -887,7 +901,7 @@ impl State {
     }
 
     /// Applies a confirmation; returns the spool file that the cache may take over.
-    fn confirm(&mut self, capture: &Capture, step: Step) -> Option<(SpoolId, ContentHash, u64)> {
+    fn confirm(&mut self, capture: &Capture, step: Step) -> Option<Adopted> {
         let path = &capture.path;
         let account = self.ledger.get(path).unwrap_or_default();
         let account = Account { staged: account.after(step), ..account };
@@ -906,9 +920,10 @@ impl State {
                     && same
                 {
                     let origin = self.staged_origin(*ino, path);
+                    let beyond = self.beyond(*ino);
                     self.set_content(*ino, Content::Remote { hash: object.hash, origin }, *size);
                     self.record(*ino);
-                    adopted = Some((held.spool, object.hash, *size));
+                    adopted = Some(Adopted { spool: held.spool, hash: object.hash, size: *size, beyond });
                 }
             }
             Want::Remote { ino, object, .. } => {

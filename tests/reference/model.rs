@@ -46,6 +46,8 @@ pub enum Refusal {
     NotEmpty,
     Invalid,
     NotPermitted,
+    /// The local disk fails; the model's never does.
+    Disk,
 }
 
 #[derive(Debug, Clone, Default)]
