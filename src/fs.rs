@@ -408,9 +408,14 @@ impl State {
 
     /// Puts every path of a file in the queue.
     fn touch_file(&mut self, ino: Ino, settle: Duration) {
+        let is_file = self.content(ino).is_some();
         for path in self.tree.file_paths(ino) {
             self.open_account(&path, Some(ino));
-            self.touch(&path, settle);
+            match is_file {
+                // Something is owed for it.
+                true => self.queue.touch(&path, settle),
+                false => self.touch(&path, settle),
+            }
         }
     }
 

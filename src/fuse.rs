@@ -277,7 +277,7 @@ impl Adapter {
 
     /// Answers when the paths of an open file are staged.
     fn when_staged(&self, paths: Vec<crate::path::RepoPath>, reply: ReplyEmpty) {
-        let Some(waiting) = self.fs.barrier(|path| paths.contains(path)) else {
+        let Some(waiting) = self.fs.barrier_on(paths) else {
             return reply.error(Errno::EIO);
         };
         self.runtime.spawn(async move {

@@ -248,6 +248,8 @@ struct State {
     unflushed: Option<io::Error>,
     /// Length of the segment: where the next write goes.
     bytes: u64,
+    /// How long the segment was when it was complete; 0 where that is not known.
+    whole_bytes: u64,
     room: Room,
     /// No room is asked for before this.
     ask_for_room: Option<Instant>,
@@ -320,6 +322,7 @@ impl Journal {
             unwritten: None,
             unflushed: None,
             bytes,
+            whole_bytes: 0,
             room: Room::Until(bytes),
             ask_for_room: None,
         };
@@ -483,9 +486,11 @@ impl Journal {
             }
     }
 
-    /// Length of the segment that is written to, in bytes.
-    pub fn segment_bytes(&self) -> u64 {
-        self.lock().bytes
+    /// Whether the segment is `least` bytes long, and twice as long as the state was that it begins with: compacting a
+    /// large state again and again would cost more than it saves.
+    pub fn is_worth_compacting(&self, least: u64) -> bool {
+        let state = self.lock();
+        state.bytes >= least.max(state.whole_bytes.saturating_mul(2))
     }
 
     /// Starts a segment. The caller then appends the whole state, in any portions between other frames, and calls
@@ -523,7 +528,11 @@ impl Journal {
     pub fn complete_segment(&self) -> io::Result<()> {
         let ticket = self.append(&[Change::Complete]);
         self.advance(ticket, Reach::NewSegment)?;
-        let current = self.lock().segment;
+        let current = {
+            let mut state = self.lock();
+            state.whole_bytes = state.bytes;
+            state.segment
+        };
         for old in segments(&self.dir)?.into_iter().filter(|segment| *segment < current) {
             self.disk.remove(&segment_path(&self.dir, old))?;
         }
@@ -923,6 +932,21 @@ mod tests {
         journal.sync(journal.append(&[link(3)])).unwrap();
         drop(journal);
         assert_eq!(replayed(dir.path()), [link(1), link(2), Change::Complete, link(3)]);
+    }
+
+    #[test]
+    fn a_large_state_is_compacted_only_when_the_log_has_grown_past_twice_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), |_| {}).unwrap();
+        let write = |count| (0..count).for_each(|_| drop(journal.commit(journal.append(&[link(1)]))));
+        write(10);
+        assert!(journal.is_worth_compacting(100) && !journal.is_worth_compacting(1 << 20));
+        journal.start_segment().unwrap();
+        write(10);
+        journal.complete_segment().unwrap();
+        assert!(!journal.is_worth_compacting(100));
+        write(20);
+        assert!(journal.is_worth_compacting(100));
     }
 
     #[test]

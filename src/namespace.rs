@@ -7,7 +7,7 @@
 
 mod table;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -547,7 +547,7 @@ impl Namespace {
     /// # Errors
     /// When a name on the way is none that the server can hold.
     pub fn path_in(&self, parent: Ino, name: &Name) -> Result<RepoPath, PathError> {
-        self.dir_path(parent)?.join(name)
+        self.path_below(vec![name], parent)
     }
 
     /// The repository path of a directory.
@@ -555,14 +555,18 @@ impl Namespace {
     /// # Errors
     /// As [`path_in`](Self::path_in); [`PathError::Invalid`] when it has been removed.
     pub fn dir_path(&self, dir: Ino) -> Result<RepoPath, PathError> {
-        let mut names = Vec::new();
+        self.path_below(Vec::new(), dir)
+    }
+
+    /// The path of what `names`, the last one first, lead to from `dir`.
+    fn path_below<'a>(&'a self, mut names: Vec<&'a Name>, dir: Ino) -> Result<RepoPath, PathError> {
         let mut at = dir;
         while at != ROOT {
             let (parent, name) = self.get(at).and_then(|inode| inode.links.first()).ok_or(PathError::Invalid)?;
             names.push(name);
             at = *parent;
         }
-        names.iter().rev().try_fold(self.root_path.clone(), |path, name| path.join(name))
+        self.root_path.descend(&names)
     }
 
     /// Every repository path of a file; names that the server cannot hold are left out.
@@ -590,20 +594,17 @@ impl Namespace {
 
     /// What stands at a repository path.
     pub fn resolve(&self, path: &RepoPath) -> Resolved {
-        let Some(below) = path.below(&self.root_path) else {
+        if !path.is_in(&self.root_path) {
             return Resolved::AsBase;
-        };
+        }
         let mut at = ROOT;
-        for part in below.components() {
+        for part in path.components().skip(self.root_path.components().count()).map(str::as_bytes) {
             let Some(dir) = self.dir(at) else {
                 return Resolved::Absent;
             };
-            let Ok(name) = Name::new(part.as_bytes()) else {
-                return Resolved::Absent;
-            };
-            match dir.children.get(&name) {
+            match dir.children.get(part) {
                 Some(child) => at = *child,
-                None if dir.listed || dir.hidden.contains(&name) => return Resolved::Absent,
+                None if dir.listed || dir.hidden.contains(part) => return Resolved::Absent,
                 None => return Resolved::AsBase,
             }
         }
@@ -626,8 +627,9 @@ impl Namespace {
     /// Whether `ino` is a directory of which nothing travels: no regular file is below it, but for names that the server
     /// cannot hold. `known` remembers what was found, for further questions about the same tree.
     pub fn is_vacant(&self, ino: Ino, known: &mut HashMap<Ino, bool>) -> bool {
-        // The directories on the way down, each with those of its entries that are still to be looked at.
-        let mut path: Vec<(Ino, Vec<Ino>)> = Vec::new();
+        // The directories on the way down, each with those of its entries that are still to be looked at: mostly the first
+        // one tells.
+        let mut path: Vec<(Ino, btree_map::Values<'_, Name, Ino>)> = Vec::new();
         let mut next = Some(ino);
         loop {
             if let Some(at) = next.take() {
@@ -636,20 +638,17 @@ impl Namespace {
                     (Some(false), _) | (None, None) => break,
                     (None, Some(dir)) if !dir.listed || dir.files > 0 => break,
                     (None, Some(dir)) if dir.subdirs == 0 => drop(known.insert(at, true)),
-                    (None, Some(dir)) => {
-                        let subdirs = dir.children.values().copied().filter(|child| self.dir(*child).is_some());
-                        path.push((at, subdirs.collect()));
-                    }
+                    (None, Some(dir)) => path.push((at, dir.children.values())),
                 }
             }
             match path.last_mut() {
                 None => return true,
-                Some((at, left)) => match left.pop() {
+                Some((at, left)) => match left.find(|child| self.dir(**child).is_some()) {
                     None => {
                         known.insert(*at, true);
                         path.pop();
                     }
-                    child => next = child,
+                    child => next = child.copied(),
                 },
             }
         }

@@ -132,6 +132,13 @@ impl Ord for Name {
     }
 }
 
+/// By their bytes, as they are compared and hashed.
+impl std::borrow::Borrow<[u8]> for Name {
+    fn borrow(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
 impl Hash for Name {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.as_bytes().hash(state);
@@ -190,6 +197,21 @@ impl RepoPath {
     pub fn join(&self, name: &Name) -> Result<Self, PathError> {
         let name = name.storable()?;
         Ok(Self(if self.is_root() { name.into() } else { format!("{}/{name}", self.0).into() }))
+    }
+
+    /// The path of what these names lead to from this directory, the last one first.
+    ///
+    /// # Errors
+    /// When the server cannot hold one of them.
+    pub fn descend(&self, names: &[&Name]) -> Result<Self, PathError> {
+        let mut text = self.0.to_string();
+        for name in names.iter().rev() {
+            if !text.is_empty() {
+                text.push('/');
+            }
+            text.push_str(name.storable()?);
+        }
+        Ok(Self(text.into()))
     }
 
     /// This path with `below` under it.
@@ -348,6 +370,11 @@ mod tests {
         assert_eq!(path("a/b").parent(), Some(path("a")));
         assert_eq!(path("a").parent(), Some(RepoPath::root()));
         assert_eq!(RepoPath::root().parent(), None);
+        let names = ["x", "y"].map(|name| Name::new(name.as_bytes()).unwrap());
+        assert_eq!(path("a").descend(&[&names[1], &names[0]]), Ok(path("a/x/y")));
+        assert_eq!(RepoPath::root().descend(&[&names[0]]), Ok(path("x")));
+        assert_eq!(path("a").descend(&[]), Ok(path("a")));
+        assert!(path("a").descend(&[&Name::new(b".oxen").unwrap()]).is_err());
         assert_eq!(path("a/b").concat(&path("c/d")), path("a/b/c/d"));
     }
 }

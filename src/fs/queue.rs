@@ -343,22 +343,21 @@ impl Queue {
         self.set_due(path, None);
     }
 
-    /// Makes every path of `chosen` due now, parked ones too, and counts them until they are done or parked.
-    /// `bytes` tells a path's content length.
-    pub fn barrier(&mut self, chosen: impl Fn(&RepoPath) -> bool, bytes: impl Fn(&RepoPath) -> u64) -> u64 {
+    /// Makes every one of these paths that is pending due now, parked ones too, and counts them until they are done or
+    /// parked. `bytes` tells a path's content length.
+    pub fn barrier(&mut self, paths: &[RepoPath], bytes: impl Fn(&RepoPath) -> u64) -> u64 {
         let id = self.next_barrier;
         self.next_barrier += 1;
         let now = self.now();
-        let paths: Vec<RepoPath> = self.entries.keys().filter(|path| chosen(path)).cloned().collect();
         let mut barrier = Barrier::default();
         for path in paths {
-            let size = bytes(&path);
+            let Some(entry) = self.entries.get_mut(path) else {
+                continue;
+            };
+            let size = bytes(path);
             barrier.remaining += 1;
             barrier.progress.files_total += 1;
             barrier.progress.bytes_total += size;
-            let Some(entry) = self.entries.get_mut(&path) else {
-                continue;
-            };
             let barriers = &mut entry.rare.get_or_insert_default().barriers;
             // Mostly the only one.
             barriers.reserve_exact(1);
@@ -366,7 +365,7 @@ impl Queue {
             entry.parked = false;
             entry.forced = true;
             if entry.phase == Phase::Waiting {
-                self.set_due(&path, Some(now));
+                self.set_due(path, Some(now));
             }
         }
         self.barriers.insert(id, barrier);
@@ -380,7 +379,10 @@ impl Queue {
 
     /// Nobody waits for this barrier any more.
     pub fn drop_barrier(&mut self, id: u64) {
-        self.barriers.remove(&id);
+        // One that is reached is in no entry any more: it is not looked for in all that is pending.
+        if self.barriers.remove(&id).is_none_or(|barrier| barrier.remaining == 0) {
+            return;
+        }
         for entry in self.entries.values_mut() {
             entry.take_barriers(|(barrier, ..)| *barrier == id);
         }
@@ -414,7 +416,7 @@ mod tests {
         let mut queue = Queue::default();
         queue.touch(&path("a"), Duration::from_secs(3600));
         assert!(take(&mut queue).is_empty());
-        let barrier = queue.barrier(|_| true, |_| 7);
+        let barrier = queue.barrier(&[path("a"), path("not pending")], |_| 7);
         assert_eq!(take(&mut queue), [path("a")]);
         assert!(!queue.barrier_progress(barrier).1);
         let seq = queue.get(&path("a")).unwrap().seq;
@@ -429,7 +431,7 @@ mod tests {
         assert!(size_of::<Pending>() <= 48);
         let mut queue = Queue::default();
         queue.touch(&path("a"), NOW);
-        let barrier = queue.barrier(|_| true, |_| 0);
+        let barrier = queue.barrier(&[path("a")], |_| 0);
         queue.retry(&path("a"), NOW, Some("refused".into()));
         let entry = queue.get(&path("a")).unwrap();
         assert_eq!((entry.attempts(), entry.error()), (1, Some("refused")));
@@ -461,7 +463,7 @@ mod tests {
         let mut queue = Queue::default();
         queue.touch(&path("a"), NOW);
         let seq = queue.get(&path("a")).unwrap().seq;
-        let barrier = queue.barrier(|_| true, |_| 0);
+        let barrier = queue.barrier(&[path("a")], |_| 0);
         assert_eq!(take(&mut queue).len(), 1);
         queue.touch(&path("a"), NOW);
         assert!(take(&mut queue).is_empty(), "in hand");
@@ -474,7 +476,7 @@ mod tests {
     fn a_parked_path_ends_the_wait_and_a_change_takes_it_up_again() {
         let mut queue = Queue::default();
         queue.touch(&path("a"), NOW);
-        let barrier = queue.barrier(|_| true, |_| 0);
+        let barrier = queue.barrier(&[path("a")], |_| 0);
         take(&mut queue);
         queue.park(&path("a"), "refused".into());
         let (progress, reached) = queue.barrier_progress(barrier);

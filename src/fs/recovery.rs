@@ -190,7 +190,7 @@ impl Fs {
     /// # Errors
     /// The journal's; the old segments stay then. It takes none of the room that is kept back for removals.
     pub fn compact(&self, always: bool) -> Result<(), FsError> {
-        if !always && self.journal.segment_bytes() < COMPACTION_MIN_BYTES {
+        if !always && !self.journal.is_worth_compacting(COMPACTION_MIN_BYTES) {
             return Ok(());
         }
         self.journal_room()?;

@@ -630,12 +630,26 @@ impl Fs {
 
     /// Makes every pending path of `chosen` due now, and lets the caller wait for them.
     pub fn barrier(&self, chosen: impl Fn(&RepoPath) -> bool) -> Option<Waiting> {
+        self.barrier_among(|state| {
+            let pending = state.queue.iter().map(|(path, _)| path);
+            pending.filter(|path| chosen(path)).cloned().collect()
+        })
+    }
+
+    /// Makes those of `paths` that are pending due now, and lets the caller wait for them. Takes no longer when many
+    /// others are.
+    pub fn barrier_on(&self, paths: Vec<RepoPath>) -> Option<Waiting> {
+        self.barrier_among(|_| paths)
+    }
+
+    fn barrier_among(&self, paths: impl FnOnce(&State) -> Vec<RepoPath>) -> Option<Waiting> {
         let fs = self.this.upgrade()?;
         let id = {
             let mut state = self.lock();
             let state = &mut *state;
+            let paths = paths(state);
             let (tree, queue) = (&state.tree, &mut state.queue);
-            queue.barrier(chosen, |path| match tree.resolve(path) {
+            queue.barrier(&paths, |path| match tree.resolve(path) {
                 Resolved::Inode(ino) => match tree.get(ino).map(|inode| &inode.body) {
                     Some(Body::File { size, .. }) => *size,
                     _ => 0,
