@@ -51,7 +51,7 @@ impl State {
             EntryKind::File(object) => Some(object),
             EntryKind::Dir => None,
         };
-        if let Some(account) = self.ledger.get(&path).filter(|account| self.is_at_work(&path, &account)) {
+        if let Some(account) = self.ledger.get(&path).filter(|account| self.is_at_work(&path, account)) {
             // Changed here: the listing says what it differs from.
             if account.base != object {
                 self.apply(Change::Account { path, account: Some(Account { base: object, ..account }) });
