@@ -195,6 +195,10 @@ fn mount(known: &Known) -> Finding {
         return Finding::warning(&about, format_args!("{failed} could not be staged"), Some(hint));
     }
     match status.phase.as_str() {
+        "mounted" if status.passthrough == "on" => Finding::ok(&about, "works, with passthrough"),
+        "mounted" if !status.passthrough.is_empty() => {
+            Finding::ok(&about, format_args!("works; passthrough is {}", printable(&status.passthrough)))
+        }
         "mounted" => Finding::ok(&about, "works"),
         _ => Finding::ok(&about, "unmounted, and sending what is left"),
     }

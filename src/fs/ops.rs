@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use super::passthrough::Way;
 use super::{Fs, FsError, Handle, Need, Op, OpenFile, State, now, set_mtime};
 use crate::journal::Change;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
@@ -30,6 +31,8 @@ pub struct Stat {
     pub nlink: u32,
     /// Device number of a device node.
     pub rdev: u32,
+    /// Whether its size and times may change without a request.
+    pub live: bool,
 }
 
 /// What `setattr` changes; `None` stays.
@@ -162,7 +165,14 @@ impl State {
         };
         // A directory that was removed while it is open has not even its own dot any more.
         let nlink = if inode.links.is_empty() && ino != ROOT { 0 } else { inode.nlink() };
-        Ok(Stat { ino, attrs: inode.attrs, format, size: inode.size(), nlink, rdev })
+        let live = self.live.contains_key(&ino);
+        Ok(Stat { ino, attrs: inode.attrs, format, size: inode.size(), nlink, rdev, live })
+    }
+
+    /// [`stat`](Self::stat) of a file as it is now, whoever changed it.
+    pub(super) fn stat_now(&mut self, ino: Ino, fs: &Fs) -> Op<Stat> {
+        self.look(ino, fs);
+        self.stat(ino)
     }
 
     /// The entry of a directory; `None` when there is none for sure.
@@ -352,7 +362,7 @@ impl Fs {
         if let Some(inode) = state.tree.get_mut(ino) {
             inode.lookups += 1;
         }
-        state.stat(ino)
+        state.stat_now(ino, self)
     }
 
     /// The kernel has forgotten `count` lookups.
@@ -375,7 +385,7 @@ impl Fs {
     /// # Errors
     /// [`FsError::Stale`].
     pub fn getattr(&self, ino: Ino) -> Op<Stat> {
-        self.lock().stat(ino)
+        self.lock().stat_now(ino, self)
     }
 
     /// Changes attributes; a size truncates or extends. A change of owner takes the set-id bits away, whoever makes it
@@ -390,7 +400,7 @@ impl Fs {
         }
         let mut spool = None;
         let stat = self.change(|state| {
-            state.stat(ino)?;
+            state.stat_now(ino, self)?;
             state.materialize(ino);
             let Some(inode) = state.tree.get_mut(ino) else {
                 return Err(FsError::Stale.into());
@@ -410,7 +420,8 @@ impl Fs {
             attrs.atime = set.atime.map_or(attrs.atime, |to| to.at(time));
             attrs.mtime = set.mtime.map_or(attrs.mtime, |to| to.at(time));
             attrs.ctime = time;
-            if set.mtime.is_some() || set.size.is_some() {
+            let mtime = attrs.mtime;
+            if (set.mtime.is_some() || set.size.is_some()) && !state.stamp_live(ino, mtime)? {
                 spool = state.spooled(ino);
             }
             state.record(ino);
@@ -467,6 +478,7 @@ impl Fs {
                 Some(Body::Dir(_)) => return Err(FsError::IsDir.into()),
                 Some(_) => return Err(FsError::Invalid.into()),
             }
+            state.look(ino, self);
             let Some((content, old)) = state.content(ino) else {
                 return Err(FsError::Stale.into());
             };
@@ -483,7 +495,7 @@ impl Fs {
                     }
                     let open = state.open.entry(ino).or_default();
                     open.writing += 1;
-                    (open.file.clone(), spool, old)
+                    (open.file.clone().filter(|_| open.loan.is_none()), spool, old)
                 }
             }
         };
@@ -518,7 +530,7 @@ impl Fs {
                 (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
             }
             state.record(ino);
-            Ok(state.spooled(ino))
+            Ok(if state.stamp_live(ino, time)? { None } else { state.spooled(ino) })
         })?;
         self.stamp_spool(spooled, time)
     }
@@ -542,14 +554,23 @@ impl Fs {
     pub fn create(&self, parent: Ino, name: &Name, attrs: Attrs, flags: OpenFlags) -> Op<(Stat, u64)> {
         self.admit()?;
         self.lock().vacancy(parent, name)?;
-        let (id, file) = self.spool.create()?;
+        let set_ids = u32::from(attrs.mode) & (libc::S_ISUID | libc::S_ISGID) != 0;
+        let past = self.able() && !set_ids;
+        let (id, mut file) = if past { self.spool.create_to_read()? } else { self.spool.create()? };
         let mut fresh = Fresh { fs: self, id: Some(id) };
+        let loan = if past { self.lend(&file) } else { None };
+        if past && loan.is_none() {
+            file = self.spool.file(id)?;
+        }
         let file = Arc::new(file);
         self.change(|state| {
             let stat = self.plant_file(state, parent, name, attrs, id)?;
             fresh.id = None;
+            if flags.write && loan.is_some() {
+                state.enliven(stat.ino, &file);
+            }
             let open = state.open.entry(stat.ino).or_default();
-            open.file = Some(file);
+            (open.file, open.loan) = (Some(file), loan);
             let handle = state.open_handle(stat.ino, flags);
             Ok((stat, handle))
         })
@@ -763,14 +784,18 @@ impl Fs {
         if flags.write || flags.truncate {
             self.writable_mount()?;
         }
-        let empty = |state: &State| state.content(ino).is_some_and(|(_, size)| size == 0);
-        if flags.truncate && empty(&self.lock()) {
+        let empty = |state: &mut State| {
+            state.look(ino, self);
+            state.content(ino).is_some_and(|(_, size)| size == 0)
+        };
+        if flags.truncate && empty(&mut self.lock()) {
             // Emptying what is empty is a change too, by its times.
             self.touch_times(ino)?;
         }
         loop {
-            let content = {
+            let (content, way) = {
                 let mut state = self.lock();
+                state.look(ino, self);
                 let (content, size) = match state.tree.get(ino).map(|inode| &inode.body) {
                     Some(Body::File { content, size }) => (content.clone(), *size),
                     Some(Body::Dir(_)) => return Err(FsError::IsDir.into()),
@@ -779,24 +804,49 @@ impl Fs {
                 };
                 // O_TRUNC counts with O_RDONLY too: the kernel has checked that the file may be written.
                 if flags.truncate && size > 0 {
+                    // Those who go past the daemon stay with the file that they have.
+                    if state.live.contains_key(&ino) || state.way(ino) == Some(Way::Past) {
+                        drop(state);
+                        self.truncate(ino, 0)?;
+                        continue;
+                    }
                     return Err(super::Stop::Need(Need::Empty(ino)));
                 }
+                let way = state.opening(ino, flags.write, self.able());
                 let attached = state.open.get(&ino).is_some_and(|open| open.file.is_some());
-                if attached || (!flags.read && matches!(content, Content::Remote { .. })) {
+                let unread = way == Way::Requests && !flags.read && matches!(content, Content::Remote { .. });
+                if attached || unread {
                     return Ok(state.open_handle(ino, flags));
                 }
-                content
+                (content, way)
             };
-            let file = match &content {
-                Content::Local { spool, .. } => match self.spool_file(ino, *spool)? {
-                    Some(file) => file,
+            let lent = match &content {
+                Content::Local { spool, .. } if way == Way::Past => match self.spool_file_to_read(ino, *spool)? {
+                    Some(file) => self.lend(&file).map(|loan| (file, loan)),
                     None => continue,
                 },
-                Content::Remote { hash, .. } => self.cache.file(*hash).ok_or(super::Stop::Need(Need::Fetch(ino)))?,
+                _ => None,
+            };
+            let (file, loan) = match (lent, &content) {
+                (Some((file, loan)), _) => (file, Some(loan)),
+                (None, Content::Local { spool, .. }) => match self.spool_file(ino, *spool)? {
+                    Some(file) => (file, None),
+                    None => continue,
+                },
+                (None, Content::Remote { hash, .. }) => {
+                    (self.cache.file(*hash).ok_or(super::Stop::Need(Need::Fetch(ino)))?, None)
+                }
             };
             let mut state = self.lock();
-            if state.content(ino).is_some_and(|(now, _)| *now == content) {
-                state.open.entry(ino).or_default().file = Some(Arc::new(file));
+            let same = state.content(ino).is_some_and(|(now, _)| *now == content);
+            // Somebody may have been faster, and decided; then it is done again after them.
+            if same && state.way(ino).is_none() && (loan.is_none() || state.opening(ino, flags.write, true) == way) {
+                let open = state.open.entry(ino).or_default();
+                (open.file, open.loan) = (Some(Arc::new(file)), loan);
+                return Ok(state.open_handle(ino, flags));
+            }
+            if same && state.way(ino) == Some(Way::Requests) && loan.is_none() {
+                state.open.entry(ino).or_default().file.get_or_insert(Arc::new(file));
                 return Ok(state.open_handle(ino, flags));
             }
         }
@@ -808,12 +858,14 @@ impl Fs {
     /// [`FsError::BadHandle`]; the server's when the bytes must be fetched.
     pub fn read(&self, handle: u64, offset: u64, length: usize) -> Op<Vec<u8>> {
         let (file, size) = {
-            let state = self.lock();
+            let mut state = self.lock();
             let Some(Handle::File { ino, read: true, .. }) = state.handles.get(&handle) else {
                 return Err(FsError::BadHandle.into());
             };
-            let (_, size) = state.content(*ino).ok_or(FsError::Stale)?;
-            (self.attached(&state, *ino)?, size)
+            let ino = *ino;
+            state.look(ino, self);
+            let (_, size) = state.content(ino).ok_or(FsError::Stale)?;
+            (self.attached(&state, ino)?, size)
         };
         let length = length.min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX));
         let mut bytes = vec![0; length];
@@ -850,6 +902,7 @@ impl Fs {
                 return Err(FsError::BadHandle.into());
             };
             let ino = *ino;
+            state.look(ino, self);
             let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
             match content {
                 Content::Remote { .. } => return Err(super::Stop::Need(Need::Own(ino))),
@@ -858,15 +911,15 @@ impl Fs {
                 }
                 Content::Local { .. } => {}
             }
-            let Some(OpenFile { file: Some(file), writing, .. }) = state.open.get_mut(&ino) else {
-                return Err(FsError::BadHandle.into());
-            };
             let grown = end.saturating_sub(size);
+            let file = state.writable(ino)?;
             self.spool.reserve(grown)?;
-            *writing += 1;
-            (ino, file.clone(), grown)
+            if let Some(open) = state.open.get_mut(&ino) {
+                open.writing += 1;
+            }
+            (ino, file, grown)
         };
-        let done = self.spool.disk().write_at(&file, data, offset);
+        let done = file.open(self).and_then(|file| self.spool.disk().write_at(&file, data, offset));
         let ok = done.is_ok();
         self.change(|state| {
             state.end_writing(ino);
@@ -939,14 +992,20 @@ impl Fs {
             if let Some(inode) = state.tree.get_mut(ino) {
                 inode.opens = inode.opens.saturating_sub(1);
             }
+            if write {
+                state.look(ino, self);
+            }
+            let live = state.live.contains_key(&ino);
+            let past = state.way(ino) == Some(Way::Past);
             if let Some(open) = state.open.get_mut(&ino) {
                 open.handles = open.handles.saturating_sub(1);
                 open.writers = open.writers.saturating_sub(u32::from(write));
-                let settled = write && open.writers == 0 && open.modified;
+                // What was done past the daemon need not show.
+                let settled = write && open.writers == 0 && (open.modified || live);
                 if settled {
                     open.modified = false;
                 }
-                let last = (write && open.writers == 0).then(|| open.file.clone()).flatten();
+                let last = (write && open.writers == 0 && !past).then(|| open.file.clone()).flatten();
                 // The file closes outside the lock.
                 if open.handles == 0 {
                     closed = state.open.remove(&ino);
@@ -958,6 +1017,13 @@ impl Fs {
                 if settled {
                     state.touch_file(ino, self.options.settle);
                 }
+            }
+            if write && live {
+                state.ask_after(ino, self);
+            }
+            if past && state.way(ino).is_none() {
+                state.ask_after(ino, self);
+                state.owe(ino, self);
             }
             left = state.bury(ino);
             Ok(())
@@ -1032,7 +1098,7 @@ impl Fs {
             // What the name stands for now: the kernel believes what a listing says of an entry, and one that was
             // removed meanwhile would be back.
             let Some(child) = state.tree.child(ino, name) else { continue };
-            let stat = state.stat(child)?;
+            let stat = state.stat_now(child, self)?;
             if take(&DirEntry { name: name.as_bytes(), stat, next }) {
                 break;
             }
@@ -1077,6 +1143,10 @@ impl State {
         let open = self.open.entry(ino).or_default();
         open.handles += 1;
         open.writers += u32::from(flags.write);
+        let lent = open.loan.is_some() && flags.write;
+        if let Some(file) = open.file.clone().filter(|_| lent) {
+            self.enliven(ino, &file);
+        }
         if let Some(inode) = self.tree.get_mut(ino) {
             inode.opens += 1;
         }
@@ -1102,6 +1172,12 @@ impl State {
             (*old, *hash) = (generation, None);
             *size = length(*size);
         }
+        self.saw(ino, fs);
+        self.changed(ino, fs);
+    }
+
+    /// The paths of a file are owed again: once, until its writers have closed it.
+    pub(super) fn changed(&mut self, ino: Ino, fs: &Fs) {
         let first = match self.open.get_mut(&ino) {
             Some(open) if open.writers > 0 => !std::mem::replace(&mut open.modified, true),
             _ => true,
@@ -1130,6 +1206,40 @@ impl State {
                 Ok(name) if self.tree.child(dir, &name).is_none() => return name,
                 _ => number += 1,
             }
+        }
+    }
+}
+
+/// The local file of an open one, to be changed.
+pub(super) enum Writable {
+    /// This.
+    Open(Arc<File>),
+    /// The one that is open is for reading alone.
+    Spooled(SpoolId),
+}
+
+impl Writable {
+    /// The file itself.
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub(super) fn open(self, fs: &Fs) -> std::io::Result<Arc<File>> {
+        match self {
+            Self::Open(file) => Ok(file),
+            Self::Spooled(spool) => fs.spool.file(spool).map(Arc::new),
+        }
+    }
+}
+
+impl State {
+    /// What an open file's changes go to.
+    pub(super) fn writable(&self, ino: Ino) -> Op<Writable> {
+        match (self.open.get(&ino), self.content(ino)) {
+            (Some(OpenFile { loan: Some(_), .. }), Some((Content::Local { spool, .. }, _))) => {
+                Ok(Writable::Spooled(*spool))
+            }
+            (Some(OpenFile { file: Some(file), .. }), _) => Ok(Writable::Open(file.clone())),
+            _ => Err(FsError::BadHandle.into()),
         }
     }
 }

@@ -55,6 +55,13 @@ struct Barrier {
     progress: Progress,
 }
 
+impl Pending {
+    /// Whether it has waited for as long as a path waits at most.
+    pub fn is_overdue(&self, settle: Duration) -> bool {
+        self.since.elapsed() >= settle * MAX_QUIET_PERIODS
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     entries: HashMap<RepoPath, Pending>,

@@ -1,13 +1,12 @@
 //! Ranges of a file: allocated, punched, zeroed, found, copied.
 
-use std::fs::File;
 use std::io;
-use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
-use super::{Fs, FsError, Handle, Need, Op, OpenFile, State, Stop};
+use super::ops::Writable;
+use super::{Fs, FsError, Handle, Need, Op, State, Stop};
 use crate::disk::Act;
 use crate::namespace::{Body, Content, Ino};
 use crate::spool::{copy_content, copy_range};
@@ -44,27 +43,28 @@ pub enum Seek {
 /// A file that is being written to, outside the lock.
 struct Writing {
     ino: Ino,
-    file: Arc<File>,
+    file: Writable,
     size: u64,
 }
 
 impl State {
     /// The local file of a handle that may be changed, and until [`end_writing`](Self::end_writing) is not captured.
-    fn begin_writing(&mut self, handle: u64) -> Op<Writing> {
+    fn begin_writing(&mut self, handle: u64, fs: &Fs) -> Op<Writing> {
         let Some(Handle::File { ino, write: true, .. }) = self.handles.get(&handle) else {
             return Err(FsError::BadHandle.into());
         };
         let ino = *ino;
+        self.look(ino, fs);
         let (content, size) = self.content(ino).ok_or(FsError::Stale)?;
         match content {
             Content::Local { spool, .. } if !self.held.contains_key(spool) => {}
             _ => return Err(Stop::Need(Need::Own(ino))),
         }
-        let Some(OpenFile { file: Some(file), writing, .. }) = self.open.get_mut(&ino) else {
-            return Err(FsError::BadHandle.into());
-        };
-        *writing += 1;
-        Ok(Writing { ino, file: file.clone(), size })
+        let file = self.writable(ino)?;
+        if let Some(open) = self.open.get_mut(&ino) {
+            open.writing += 1;
+        }
+        Ok(Writing { ino, file, size })
     }
 }
 
@@ -83,9 +83,9 @@ impl Fs {
             RangeChange::Zero { grow } => (FallocateFlags::ZERO_RANGE, grow),
         };
         let flags = if grow { flags } else { flags | FallocateFlags::KEEP_SIZE };
-        let Writing { ino, file, size } = self.lock().begin_writing(handle)?;
+        let Writing { ino, file, size } = self.lock().begin_writing(handle, self)?;
         let beyond = if change == RangeChange::Punch { 0 } else { end.saturating_sub(size) };
-        let done = self.spool.reserve(beyond).and_then(|()| {
+        let done = file.open(self).and_then(|file| self.spool.reserve(beyond).map(|()| file)).and_then(|file| {
             let done = self.spool.disk().act(Act::Resize(&file), || Ok(fallocate(&*file, flags, offset, length)?));
             if done.is_err() || !grow {
                 self.spool.release(beyond);
@@ -112,13 +112,15 @@ impl Fs {
     /// [`FsError::PastEnd`] when there is none.
     pub fn seek(&self, handle: u64, offset: u64, what: Seek) -> Op<u64> {
         let (file, size) = {
-            let state = self.lock();
+            let mut state = self.lock();
             let Some(Handle::File { ino, .. }) = state.handles.get(&handle) else {
                 return Err(FsError::BadHandle.into());
             };
-            let (content, size) = state.content(*ino).ok_or(FsError::Stale)?;
+            let ino = *ino;
+            state.look(ino, self);
+            let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
             let local = matches!(content, Content::Local { .. });
-            (state.open.get(ino).and_then(|open| open.file.clone()).filter(|_| local), size)
+            (state.open.get(&ino).and_then(|open| open.file.clone()).filter(|_| local), size)
         };
         if offset >= size {
             return Err(FsError::PastEnd.into());
@@ -148,6 +150,7 @@ impl Fs {
                 return Err(FsError::BadHandle.into());
             };
             let ino = *ino;
+            state.look(ino, self);
             let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
             let content = content.clone();
             let left = size.saturating_sub(from.1);
@@ -157,13 +160,13 @@ impl Fs {
             }
             let source = self.attached(&state, ino)?;
             let whole = length == size && to.1 == 0;
-            let writing = state.begin_writing(to.0)?;
+            let writing = state.begin_writing(to.0, self)?;
             let known = (whole && writing.size == 0 && ino != writing.ino).then_some((ino, content));
             (source, known, length, writing)
         };
         let Writing { ino, file, size } = writing;
         let grown = |copied: u64| to.1.saturating_add(copied).saturating_sub(size);
-        let done = self.spool.reserve(grown(length)).and_then(|()| {
+        let done = file.open(self).and_then(|file| self.spool.reserve(grown(length)).map(|()| file)).and_then(|file| {
             let copied = self.spool.disk().act(Act::Write(&file), || match known {
                 Some(_) => {
                     // Of the length it had, whatever becomes of the source meanwhile.
@@ -195,7 +198,7 @@ impl Fs {
 impl State {
     /// Gives a copy the hash of what it was copied from, if that is known and did not change meanwhile.
     fn copied(&mut self, source: Ino, before: &Content, copy: Ino, length: u64) {
-        let busy = |ino| self.open.get(&ino).is_some_and(|open| open.writing > 0);
+        let busy = |ino| self.live.contains_key(&ino) || self.open.get(&ino).is_some_and(|open| open.writing > 0);
         let found = match (before, self.content(source)) {
             (Content::Remote { hash, .. }, _) => Some(*hash),
             (

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::passthrough::{Seal, Sealing, Way};
 use super::queue::Phase;
 use super::{Fs, FsError, Hold, Op, Options, State, base_attrs};
 use crate::control::{Counts, FileError, LocalPath, Progress, Tally};
@@ -19,6 +20,10 @@ use crate::workspace::{ChangeKind, CommitId, Object, Revision, Source};
 
 /// How soon a path that cannot be captured just now is looked at again: a write is between two locks.
 const RECHECK: Duration = Duration::from_millis(20);
+/// How soon a copy that could not be made is tried again.
+const COPY_RETRY: Duration = Duration::from_secs(1);
+/// Copies made at once.
+const COPIES_AT_ONCE: usize = 2;
 /// Errors and local paths that a status shows.
 const SHOWN_ERRORS: usize = 20;
 const SHOWN_LOCAL: usize = 100;
@@ -214,6 +219,7 @@ impl State {
             count: 0,
             cancel: CancellationToken::new(),
             orphan: false,
+            counted: 0,
         });
         hold.count += 1;
         Arc::new(Held { fs: fs.this.clone(), spool, file, cancel: hold.cancel.clone() })
@@ -231,6 +237,8 @@ enum Miss {
     Writing,
     /// A write is under way this instant.
     Instant,
+    /// It may change past the daemon meanwhile: by a copy of this spool file.
+    Copy(Ino, SpoolId),
     /// Its spool file cannot be opened.
     Lost(std::io::Error),
 }
@@ -247,12 +255,14 @@ impl Fs {
                 Some(frozen) => state.queue.take_of(frozen.keys(), Instant::now(), limit),
             }
         };
-        let captures = paths.iter().filter_map(|path| self.capture(path)).collect();
-        let state = self.lock();
+        let mut captures: Vec<Capture> = paths.iter().filter_map(|path| self.capture(path)).collect();
+        let mut state = self.lock();
+        captures.append(&mut state.copied);
+        let lingering = state.ask_after_lingering(self);
         // While a commit waits, the paths that are not part of it are not due, however long ago they were.
         let soon = Instant::now() + RECHECK;
         let next = state.queue.next_due().map(|due| if state.frozen.is_some() { due.max(soon) } else { due });
-        (captures, next)
+        (captures, next.into_iter().chain(lingering).min())
     }
 
     fn capture(&self, path: &RepoPath) -> Option<Capture> {
@@ -281,6 +291,10 @@ impl Fs {
             }
             Err(Miss::Instant) => {
                 self.lock().queue.retry(path, RECHECK, None);
+                None
+            }
+            Err(Miss::Copy(ino, spool)) => {
+                self.start_copy(path, ino, spool);
                 None
             }
             Err(Miss::Lost(error)) if is_passing(&error) => {
@@ -324,6 +338,7 @@ impl Fs {
                     return Ok(None);
                 };
                 let (seq, forced, alone) = (entry.seq, entry.forced, entry.alone);
+                let overdue = entry.is_overdue(self.options.settle);
                 let account = state.ledger.get(path).copied().unwrap_or_default();
                 let upload = state.uploads.get(path).cloned();
                 let capture = |want| Capture { path: path.clone(), seq, account, want, alone, upload };
@@ -343,15 +358,26 @@ impl Fs {
                     }
                     Content::Local { spool, generation, hash } => {
                         let (spool, generation, hash) = (*spool, *generation, *hash);
-                        let open = state.open.get_mut(&ino);
-                        if let Some(open) = &open {
-                            if open.writers > 0 && !forced {
-                                return Err(Miss::Writing);
-                            }
-                            if open.writing > 0 {
+                        let rested = state.open.get(&ino).is_none_or(|open| open.handles == 0);
+                        if rested && state.live.contains_key(&ino) && state.ask_after(ino, self) {
+                            continue;
+                        }
+                        let seal = Sealing {
+                            way: state.way(ino),
+                            live: state.live.contains_key(&ino),
+                            written: state.open.get(&ino).is_some_and(|open| open.writers > 0),
+                            forced,
+                            overdue,
+                        };
+                        match seal.how() {
+                            Seal::Later => return Err(Miss::Writing),
+                            _ if state.open.get(&ino).is_some_and(|open| open.writing > 0) => {
                                 return Err(Miss::Instant);
                             }
+                            Seal::Copy => return Err(Miss::Copy(ino, spool)),
+                            Seal::InPlace => {}
                         }
+                        let open = state.open.get_mut(&ino);
                         let file = open.and_then(|open| {
                             open.modified = false;
                             open.file.clone()
@@ -372,7 +398,8 @@ impl Fs {
             let same = matches!(state.content(ino), Some((Content::Local { spool: s, generation: g, .. }, _))
                 if (*s, *g) == (spool, generation));
             let writing = state.open.get(&ino).is_some_and(|open| open.writing > 0);
-            if same && !writing && state.queue.get(path).is_some_and(|entry| entry.seq == seq) {
+            let past = state.way(ino) == Some(Way::Past) || state.live.contains_key(&ino);
+            if same && !writing && !past && state.queue.get(path).is_some_and(|entry| entry.seq == seq) {
                 let held = state.hold(self, spool, Some(file));
                 let upload = state.uploads.get(path).cloned();
                 let want = Want::Sealed { ino, generation, hash, size, held };
@@ -381,13 +408,69 @@ impl Fs {
         }
     }
 
+    /// Fixes a path's content by a copy, in a task; it is taken up when that is done.
+    fn start_copy(&self, path: &RepoPath, ino: Ino, spool: SpoolId) {
+        let begun = {
+            let mut state = self.lock();
+            let begun = state.copying < COPIES_AT_ONCE;
+            if begun {
+                state.copying += 1;
+                state.queue.set_phase(path, Phase::Hashing);
+            } else {
+                state.queue.retry(path, RECHECK, None);
+            }
+            begun
+        };
+        let Some(fs) = self.this.upgrade().filter(|_| begun) else { return };
+        let path = path.clone();
+        tokio::task::spawn_blocking(move || {
+            let capture = fs.capture_copy(&path, ino, spool);
+            let mut state = fs.lock();
+            state.copying -= 1;
+            match capture {
+                Ok(Some(capture)) => state.copied.push(capture),
+                Ok(None) => state.queue.retry(&path, Duration::ZERO, None),
+                Err(error) => {
+                    let error = format!("a copy of its bytes waits: {error}");
+                    state.queue.retry(&path, COPY_RETRY, Some(error));
+                }
+            }
+            drop(state);
+            fs.wake.notify_one();
+        });
+    }
+
+    /// A path with a copy of its content. `None`: it has other content by now.
+    fn capture_copy(&self, path: &RepoPath, ino: Ino, spool: SpoolId) -> Result<Option<Capture>, FsError> {
+        // As of before the copy: what is written while it is made is for the next.
+        let Some((seq, alone)) = self.lock().queue.get(path).map(|entry| (entry.seq, entry.alone)) else {
+            return Ok(None);
+        };
+        let Some(copied) = self.copy_live(ino, spool)? else { return Ok(None) };
+        let mut state = self.lock();
+        let state = &mut *state;
+        let account = state.ledger.get(path).copied().unwrap_or_default();
+        let upload = state.uploads.get(path).cloned();
+        // No generation of the file's: its bytes may be others by now.
+        let generation = state.fresh_generation();
+        let held = state.hold(self, copied.id, Some(copied.file));
+        if let Some(hold) = state.held.get_mut(&copied.id) {
+            (hold.orphan, hold.counted) = (true, copied.size);
+        }
+        let want = Want::Sealed { ino, generation, hash: None, size: copied.size, held };
+        Ok(Some(Capture { path: path.clone(), seq, account, want, alone, upload }))
+    }
+
     fn let_go(&self, spool: SpoolId) {
         let remove = {
             let mut state = self.lock();
             let Some(hold) = state.held.get_mut(&spool) else { return };
             hold.count -= 1;
-            let ended = hold.count == 0;
-            if ended { state.held.remove(&spool).is_some_and(|hold| hold.orphan) } else { false }
+            let ended = if hold.count == 0 { state.held.remove(&spool) } else { None };
+            ended.is_some_and(|hold| {
+                self.spool.release(hold.counted);
+                hold.orphan
+            })
         };
         self.unheld.notify_waiters();
         if remove {
@@ -620,6 +703,7 @@ impl Fs {
         let id = {
             let mut state = self.lock();
             let state = &mut *state;
+            state.stir(&chosen, self);
             let (tree, queue) = (&state.tree, &mut state.queue);
             queue.barrier(chosen, |path| match tree.resolve(path) {
                 Resolved::Inode(ino) => match tree.get(ino).map(|inode| &inode.body) {
@@ -665,6 +749,16 @@ impl Fs {
                 Err(Miss::Writing | Miss::Instant) => {
                     tokio::time::sleep(RECHECK).await;
                     todo.push(path);
+                }
+                Err(Miss::Copy(ino, spool)) => {
+                    let of = path.clone();
+                    let copied = self.blocking(move |fs| fs.capture_copy(&of, ino, spool)).await?;
+                    match (copied, &mut self.lock().frozen) {
+                        (Some(capture), Some(frozen)) => {
+                            frozen.insert(path, capture);
+                        }
+                        _ => todo.push(path),
+                    }
                 }
                 Err(Miss::Lost(error)) => return Err(FsError::Io(error)),
             }
