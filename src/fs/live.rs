@@ -5,11 +5,13 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::passthrough::{Bytes, Opening, Passthrough, Way};
-use super::{Fs, FsError, Handle, State, set_mtime};
+use super::{Fs, FsError, Handle, State, now, set_mtime};
 use crate::disk::Act;
+use crate::hash::ContentHash;
+use crate::ledger::Staged;
 use crate::namespace::{Body, Content, Ino, SpoolId, Timestamp};
 use crate::path::RepoPath;
 use crate::spool::copy_content;
@@ -21,6 +23,9 @@ const ASK_LAST: Duration = Duration::from_secs(30);
 /// How often a copy is begun anew because its original was written to meanwhile. A program that never pauses gets one
 /// that has all that it had written before.
 const COPIES: u32 = 3;
+
+/// Longer than a step of a filesystem's clock is anywhere (a tick of the kernel, 1 to 10 ms).
+const CLOCK_STEP: Duration = Duration::from_millis(20);
 
 /// The kernel, which can be told to use a local file in place of requests.
 pub trait Lender: Send + Sync {
@@ -79,6 +84,31 @@ pub(super) struct Live {
     /// When it is asked after next, once nobody has it open, and how long after that.
     next: Option<Instant>,
     wait: Duration,
+    copied: Option<Fixed>,
+}
+
+/// A copy that has all of its original, as that was then.
+#[derive(Debug, Clone, Copy)]
+struct Fixed {
+    copy: SpoolId,
+    seen: Seen,
+    /// What was staged, once it is.
+    staged: Option<ContentHash>,
+}
+
+impl Live {
+    /// The hash of what it holds, if that is staged and nothing was done to it since.
+    fn staged(&self) -> Option<ContentHash> {
+        self.copied.filter(|fixed| fixed.seen == self.seen).and_then(|fixed| fixed.staged)
+    }
+}
+
+/// What became of a live file.
+pub(super) enum Asked {
+    /// Somebody can still change it.
+    Live,
+    /// Nobody can any more. The hash is that of its content, if that is staged.
+    Still(Option<ContentHash>),
 }
 
 /// Whether nobody at all can write to a file: no descriptor is open for it, and no mapping lives. Tried on ext4, tmpfs
@@ -132,7 +162,7 @@ impl State {
             return;
         }
         if let Ok(seen) = Seen::of(file) {
-            self.live.insert(ino, Live { file: file.clone(), seen, next: None, wait: ASK_FIRST });
+            self.live.insert(ino, Live { file: file.clone(), seen, next: None, wait: ASK_FIRST, copied: None });
         }
         // A hash that is known is of the bytes up to now.
         let generation = self.fresh_generation();
@@ -165,12 +195,21 @@ impl State {
         if let Some(inode) = self.tree.get_mut(ino) {
             // The clock of the filesystem goes in steps, and may be behind that of the last change made here.
             let floor = inode.attrs.ctime;
+            let after = |time: Timestamp| if time > floor { time } else { now() };
             if found.mtime != before.mtime {
-                inode.attrs.mtime = found.mtime.max(floor);
+                inode.attrs.mtime = after(found.mtime);
+                // After a restart the spool file's own is what counts.
+                let stamped =
+                    if inode.attrs.mtime == found.mtime { Ok(()) } else { set_mtime(&live.file, inode.attrs.mtime) };
+                match stamped.and_then(|()| Seen::of(&live.file)) {
+                    Ok(seen) => live.seen = seen,
+                    Err(error) => tracing::debug!(%error, "a restart will show another modification time"),
+                }
             }
-            inode.attrs.ctime = found.ctime.max(floor);
+            inode.attrs.ctime = after(found.ctime);
         }
-        self.resized(ino, found.size, fs);
+        let length = live.seen.size;
+        self.resized(ino, length, fs);
         self.changed(ino, fs);
     }
 
@@ -202,33 +241,22 @@ impl State {
     }
 
     /// Finds out whether a live file that no program has open for writing can still be changed; asks again later if so.
-    pub(super) fn ask_after(&mut self, ino: Ino, fs: &Fs) -> bool {
+    pub(super) fn ask_after(&mut self, ino: Ino, fs: &Fs) -> Asked {
         let (written, open) = self.open.get(&ino).map_or((false, false), |open| (open.writers > 0, open.handles > 0));
-        let Some(live) = self.live.get(&ino) else { return true };
+        let Some(live) = self.live.get(&ino) else { return Asked::Still(None) };
         if written {
-            return false;
+            return Asked::Live;
         }
-        match is_unwritten(&live.file) {
-            Ok(false) => {}
-            Ok(true) => {
-                // The last time: what was done to it is done.
-                self.look(ino, fs);
-                let shown = self.tree.get(ino).map(|inode| inode.attrs.mtime);
-                if let (Some(live), Some(mtime)) = (self.live.get(&ino), shown)
-                    && live.seen.mtime != mtime
-                    && let Err(error) = set_mtime(&live.file, mtime)
-                {
-                    tracing::debug!(%error, "a restart will show another modification time");
-                }
-                self.subdue(ino);
-                return true;
-            }
-            Err(error) => {
-                tracing::warn!(%error, "nobody tells who has a file mapped");
-                self.look(ino, fs);
-                self.subdue(ino);
-                return true;
-            }
+        let unwritten = is_unwritten(&live.file).unwrap_or_else(|error| {
+            tracing::warn!(%error, "nobody tells who has a file mapped");
+            true
+        });
+        if unwritten {
+            // The last time: what was done to it is done.
+            self.look(ino, fs);
+            let staged = self.live.get(&ino).and_then(Live::staged);
+            self.subdue(ino);
+            return Asked::Still(staged);
         }
         self.look(ino, fs);
         if let Some(live) = self.live.get_mut(&ino) {
@@ -242,7 +270,7 @@ impl State {
                 self.lingering.insert((at, ino));
             }
         }
-        false
+        Asked::Live
     }
 
     /// Whether a file's content is due in the queue wherever it has a name.
@@ -258,33 +286,77 @@ impl State {
         }
     }
 
+    /// Whether nothing was done to a live file since what it holds was staged.
+    pub(super) fn is_staged_live(&self, ino: Ino) -> bool {
+        self.live.get(&ino).is_some_and(|live| live.staged().is_some())
+    }
+
+    /// A file that was live, and that nobody has open, is what the server has: returns its spool file, which the cache may
+    /// take over. Else it is owed.
+    pub(super) fn come_to_rest(&mut self, ino: Ino, staged: Option<ContentHash>, fs: &Fs) -> Option<Confirmed> {
+        let (spool, size) = match self.content(ino) {
+            Some((Content::Local { spool, .. }, size)) => (*spool, size),
+            _ => return None,
+        };
+        let paths = self.tree.file_paths(ino);
+        let has = |path: &RepoPath, hash| match self.ledger.get(path).map(|account| account.staged) {
+            Some(Staged::Put(object)) => object.hash == hash && self.queue.get(path).is_none(),
+            _ => false,
+        };
+        let hash = staged.filter(|hash| !paths.is_empty() && paths.iter().all(|path| has(path, *hash)));
+        let Some(hash) = hash.filter(|_| !self.held.contains_key(&spool)) else {
+            self.owe(ino, fs);
+            return None;
+        };
+        self.set_content(ino, Content::Remote { hash, origin: None }, size);
+        self.record(ino);
+        Some((spool, hash, size))
+    }
+
     /// Before a barrier: what was written unseen up to now belongs to it.
     pub(super) fn stir(&mut self, chosen: &impl Fn(&RepoPath) -> bool, fs: &Fs) {
         let live: Vec<Ino> = self.live.keys().copied().collect();
         for ino in live {
             if self.tree.file_paths(ino).iter().any(chosen) {
                 self.look(ino, fs);
-                self.touch_file(ino, fs.options.settle);
+                if !self.is_staged_live(ino) {
+                    self.touch_file(ino, fs.options.settle);
+                }
             }
         }
     }
 
-    /// Asks after the files that somebody still had when they were closed. Returns when to do that again.
-    pub(super) fn ask_after_lingering(&mut self, fs: &Fs) -> Option<Instant> {
+    /// Asks after the files that somebody still had when they were closed. Returns what the server has of them.
+    pub(super) fn ask_after_lingering(&mut self, fs: &Fs, rested: &mut Vec<Confirmed>) {
         let now = Instant::now();
         while let Some((at, ino)) = self.lingering.first().copied() {
             if at > now {
-                return Some(at);
+                return;
             }
             self.lingering.remove(&(at, ino));
             if let Some(live) = self.live.get_mut(&ino) {
                 live.next = None;
             }
-            if self.ask_after(ino, fs) {
-                self.owe(ino, fs);
+            if let Asked::Still(staged) = self.ask_after(ino, fs) {
+                rested.extend(self.come_to_rest(ino, staged, fs));
             }
         }
-        None
+    }
+
+    /// A copy was made of a live file, whose content then it has if the file was `seen` to stay the same.
+    pub(super) fn was_copied(&mut self, ino: Ino, copied: &Copied) {
+        if let Some(live) = self.live.get_mut(&ino) {
+            live.copied = copied.seen.map(|seen| Fixed { copy: copied.id, seen, staged: None });
+        }
+    }
+
+    /// A copy was staged.
+    pub(super) fn copy_is_staged(&mut self, ino: Ino, copy: SpoolId, hash: ContentHash) {
+        if let Some(fixed) = self.live.get_mut(&ino).and_then(|live| live.copied.as_mut())
+            && fixed.copy == copy
+        {
+            fixed.staged = Some(hash);
+        }
     }
 
     /// A spool file that an earlier daemon left, and that a program of then may still have open.
@@ -373,22 +445,30 @@ impl Fs {
     pub(super) fn copy_live(&self, ino: Ino, spool: SpoolId) -> Result<Option<Copied>, FsError> {
         let Some(from) = self.spool_file_to_read(ino, spool)? else { return Ok(None) };
         for attempt in 1.. {
-            // What programs do to pages that they have mapped shows in the times once more: those are written out.
-            self.spool.disk().flush(&from)?;
             let before = Seen::of(&from)?;
+            // A change in the same step of the filesystem's clock would not show.
+            let age = SystemTime::now().duration_since(before.ctime.into()).unwrap_or_default();
+            std::thread::sleep(CLOCK_STEP.saturating_sub(age));
+            // What programs do from here on to pages that they have mapped shows in the times: those are written out, and
+            // the first store to each is noticed.
+            self.spool.disk().flush(&from)?;
             let (id, to) = self.spool.create()?;
             let copied = self.spool.disk().act(Act::Write(&to), || {
                 copy_content(&from, &to)?;
                 Ok(to.metadata()?.len())
             });
             match copied {
-                Ok(size) if attempt == COPIES || Seen::of(&from)? == before => {
-                    self.spool.charge(size);
-                    return Ok(Some(Copied { id, file: Arc::new(to), size }));
-                }
-                copied => {
+                Ok(size) => {
+                    let seen = Some(Seen::of(&from)?).filter(|after| *after == before);
+                    if seen.is_some() || attempt == COPIES {
+                        self.spool.charge(size);
+                        return Ok(Some(Copied { id, file: Arc::new(to), size, seen }));
+                    }
                     self.spool.remove(id);
-                    copied?;
+                }
+                Err(error) => {
+                    self.spool.remove(id);
+                    return Err(error.into());
                 }
             }
         }
@@ -413,4 +493,9 @@ pub(super) struct Copied {
     pub id: SpoolId,
     pub file: Arc<File>,
     pub size: u64,
+    /// What the original looked like, if that stayed so.
+    seen: Option<Seen>,
 }
+
+/// A spool file whose content the server has: its hash and length.
+pub(super) type Confirmed = (SpoolId, ContentHash, u64);

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use super::live::Asked;
 use super::passthrough::Way;
 use super::{Fs, FsError, Handle, Need, Op, OpenFile, State, now, set_mtime};
 use crate::journal::Change;
@@ -983,6 +984,7 @@ impl Fs {
         let mut left = None;
         let mut closed = None;
         let mut written = None;
+        let mut rested = None;
         let done = self.change(|state| {
             let (ino, write) = match state.handles.remove(&handle) {
                 Some(Handle::File { ino, write, .. }) => (ino, write),
@@ -997,11 +999,12 @@ impl Fs {
             }
             let live = state.live.contains_key(&ino);
             let past = state.way(ino) == Some(Way::Past);
+            let staged = state.is_staged_live(ino);
             if let Some(open) = state.open.get_mut(&ino) {
                 open.handles = open.handles.saturating_sub(1);
                 open.writers = open.writers.saturating_sub(u32::from(write));
                 // What was done past the daemon need not show.
-                let settled = write && open.writers == 0 && (open.modified || live);
+                let settled = write && open.writers == 0 && (open.modified || live && !staged);
                 if settled {
                     open.modified = false;
                 }
@@ -1018,12 +1021,11 @@ impl Fs {
                     state.touch_file(ino, self.options.settle);
                 }
             }
-            if write && live {
-                state.ask_after(ino, self);
-            }
-            if past && state.way(ino).is_none() {
-                state.ask_after(ino, self);
-                state.owe(ino, self);
+            if past {
+                let asked = state.ask_after(ino, self);
+                if let (Asked::Still(staged), None) = (asked, state.way(ino)) {
+                    rested = state.come_to_rest(ino, staged, self);
+                }
             }
             left = state.bury(ino);
             Ok(())
@@ -1035,6 +1037,7 @@ impl Fs {
         }
         drop(closed);
         if done.is_ok() {
+            rested.into_iter().for_each(|confirmed| self.keep(confirmed));
             self.discard_spool(left);
         }
         self.wake.notify_one();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::live::{Asked, Confirmed};
 use super::passthrough::{Seal, Sealing, Way};
 use super::queue::Phase;
 use super::{Fs, FsError, Hold, Op, Options, State, base_attrs};
@@ -246,6 +247,7 @@ enum Miss {
 impl Fs {
     /// Up to `limit` due paths, each with what it should be, and when the next one will be due.
     pub fn due(&self, limit: usize) -> (Vec<Capture>, Option<Instant>) {
+        self.ask_after_closed();
         let paths = {
             let mut state = self.lock();
             let state = &mut *state;
@@ -258,11 +260,27 @@ impl Fs {
         let mut captures: Vec<Capture> = paths.iter().filter_map(|path| self.capture(path)).collect();
         let mut state = self.lock();
         captures.append(&mut state.copied);
-        let lingering = state.ask_after_lingering(self);
+        let lingering = state.lingering.first().map(|(at, _)| *at);
         // While a commit waits, the paths that are not part of it are not due, however long ago they were.
         let soon = Instant::now() + RECHECK;
         let next = state.queue.next_due().map(|due| if state.frozen.is_some() { due.max(soon) } else { due });
         (captures, next.into_iter().chain(lingering).min())
+    }
+
+    /// Asks after the files that somebody still had mapped when they were closed.
+    fn ask_after_closed(&self) {
+        if self.lock().lingering.first().is_none_or(|(at, _)| *at > Instant::now()) {
+            return;
+        }
+        let mut rested = Vec::new();
+        let noted = self.change(|state| {
+            state.ask_after_lingering(self, &mut rested);
+            Ok(())
+        });
+        match noted {
+            Ok(()) => rested.into_iter().for_each(|confirmed| self.keep(confirmed)),
+            Err(stop) => tracing::error!(?stop, "what was closed could not be put on record"),
+        }
     }
 
     fn capture(&self, path: &RepoPath) -> Option<Capture> {
@@ -359,7 +377,10 @@ impl Fs {
                     Content::Local { spool, generation, hash } => {
                         let (spool, generation, hash) = (*spool, *generation, *hash);
                         let rested = state.open.get(&ino).is_none_or(|open| open.handles == 0);
-                        if rested && state.live.contains_key(&ino) && state.ask_after(ino, self) {
+                        if rested
+                            && state.live.contains_key(&ino)
+                            && matches!(state.ask_after(ino, self), Asked::Still(_))
+                        {
                             continue;
                         }
                         let seal = Sealing {
@@ -443,8 +464,16 @@ impl Fs {
     /// A path with a copy of its content. `None`: it has other content by now.
     fn capture_copy(&self, path: &RepoPath, ino: Ino, spool: SpoolId) -> Result<Option<Capture>, FsError> {
         // As of before the copy: what is written while it is made is for the next.
-        let Some((seq, alone)) = self.lock().queue.get(path).map(|entry| (entry.seq, entry.alone)) else {
-            return Ok(None);
+        let (seq, alone) = {
+            let mut state = self.lock();
+            state.look(ino, self);
+            let Some((seq, alone)) = state.queue.get(path).map(|entry| (entry.seq, entry.alone)) else {
+                return Ok(None);
+            };
+            if let Some(open) = state.open.get_mut(&ino) {
+                open.modified = false;
+            }
+            (seq, alone)
         };
         let Some(copied) = self.copy_live(ino, spool)? else { return Ok(None) };
         let mut state = self.lock();
@@ -453,6 +482,7 @@ impl Fs {
         let upload = state.uploads.get(path).cloned();
         // No generation of the file's: its bytes may be others by now.
         let generation = state.fresh_generation();
+        state.was_copied(ino, &copied);
         let held = state.hold(self, copied.id, Some(copied.file));
         if let Some(hold) = state.held.get_mut(&copied.id) {
             (hold.orphan, hold.counted) = (true, copied.size);
@@ -537,15 +567,18 @@ impl Fs {
             Ok(())
         });
         drop(thawed);
-        for (spool, hash, size) in adopt {
-            self.spool.release(size);
-            if !self.cache.adopt(&self.spool, spool, hash) {
-                let free = self.lock().abandon(spool);
-                free.into_iter().for_each(|spool| self.leave(spool));
-            }
-        }
+        adopt.into_iter().for_each(|confirmed| self.keep(confirmed));
         self.progress.notify_waiters();
         into_plain(done)
+    }
+
+    /// Hands a spool file whose content the server has to the cache.
+    pub(super) fn keep(&self, (spool, hash, size): Confirmed) {
+        self.spool.release(size);
+        if !self.cache.adopt(&self.spool, spool, hash) {
+            let free = self.lock().abandon(spool);
+            free.into_iter().for_each(|spool| self.leave(spool));
+        }
     }
 
     /// A step of `capture` did not work. A path that has changed since, and that no commit waits for as it was, is
@@ -967,7 +1000,7 @@ impl State {
     }
 
     /// Applies a confirmation; returns the spool file that the cache may take over.
-    fn confirm(&mut self, capture: &Capture, step: Step) -> Option<(SpoolId, ContentHash, u64)> {
+    fn confirm(&mut self, capture: &Capture, step: Step) -> Option<Confirmed> {
         let path = &capture.path;
         let account = self.ledger.get(path).copied().unwrap_or_default();
         let account = Account { staged: account.after(step), ..account };
@@ -980,6 +1013,9 @@ impl State {
         match &capture.want {
             Want::Sealed { ino, generation, size, held, .. } => {
                 let object = capture.want.object();
+                if let Some(object) = object {
+                    self.copy_is_staged(*ino, held.spool, object.hash);
+                }
                 let same = matches!(self.content(*ino), Some((Content::Local { spool, generation: now, .. }, _))
                     if *spool == held.spool && now == generation);
                 if let Some(object) = object

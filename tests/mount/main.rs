@@ -14,6 +14,7 @@ mod http;
 mod import;
 mod metadata;
 mod mounted;
+mod passthrough;
 mod programs;
 mod proxy;
 mod ranges;
