@@ -29,7 +29,7 @@ fn check(before: &[Op], after: &[Op]) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     for by_hash in [ByHash::Never, ByHash::Batch, ByHash::Single] {
         runtime.block_on(async {
-            let mut world = World::new(by_hash).await;
+            let mut world = World::new(by_hash, false).await;
             for op in before {
                 world.unseen_step(op).await;
             }
@@ -102,6 +102,20 @@ fn a_late_failure_does_not_park_what_the_path_has_become() {
         fs.step_failed(&captures[0], "its bytes are nowhere", None);
         let (counts, _, errors, _) = fs.report();
         assert_eq!(counts.failed.files, 0, "{errors:?}");
+    });
+}
+
+#[test]
+fn what_is_stored_through_a_mapping_after_the_close_is_staged_and_the_file_comes_to_rest() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut world = World::new(ByHash::Single, true).await;
+        world.store_late(&path("new"), "late").await;
+        world.store_late(&path("dir/new"), "more").await;
+        world.rest().await;
+        world.step(&Op::Drain).await;
+        world.step(&Op::Crash).await;
+        world.step(&Op::Commit).await;
     });
 }
 
