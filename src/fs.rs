@@ -11,11 +11,13 @@ mod diff;
 mod import;
 mod layers;
 mod live;
+mod local;
 mod ops;
 mod passthrough;
 mod queue;
 mod ranges;
 mod recovery;
+mod room;
 mod staging;
 mod xattrs;
 
@@ -34,18 +36,19 @@ use crate::journal::{Change, Journal, PathUpload};
 use crate::ledger::{Account, Ledger};
 use crate::namespace::{Attrs, Body, Content, Dir, Generation, Ino, Inode, Namespace, Resolved, SpoolId, Timestamp};
 use crate::path::{Name, RepoPath};
-use crate::spool::{Cache, Spool, copy_content};
+use crate::spool::{self, Cache, Spool, copy_content};
 use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceError};
 use passthrough::Way;
 
 pub use diff::recorded_differences;
 pub use import::{Arrival, Arrived, Spooled};
 pub use live::Lender;
-pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat, Statfs};
+pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat};
 pub use passthrough::Passthrough;
 pub use queue::Phase;
 pub use ranges::{RangeChange, Seek};
-pub use recovery::{Foreign, Limits, survey};
+pub use recovery::{BaseAccess, Foreign, Limits, Shown, survey};
+pub use room::Statfs;
 pub use staging::{Capture, Frees, Frozen, Waiting, Want};
 pub use xattrs::XattrMode;
 
@@ -234,6 +237,9 @@ struct State {
     /// Files whose bytes are read at a path of the workspace that is not theirs any more, by that path. Some entries
     /// may be out of date.
     pinned: HashMap<RepoPath, Vec<Ino>>,
+    /// Files of the spool that may take more or less room than their length says, each with the bytes behind its end
+    /// that are counted for it.
+    uneven: HashMap<Ino, u64>,
 }
 
 /// Something that the kernel may have cached and that changed without it.
@@ -362,6 +368,8 @@ impl State {
                 pinned.push(ino);
             }
         }
+        // The caller knows better of what is in the spool.
+        self.uneven.remove(&ino);
         if let Some(inode) = self.tree.get_mut(ino)
             && let Body::File { content: old, size: old_size } = &mut inode.body
         {
@@ -461,9 +469,10 @@ impl State {
         }
         self.subdue(ino);
         let spool = match self.content(ino) {
-            Some((Content::Local { spool, .. }, size)) => Some((*spool, size)),
+            Some((Content::Local { spool, .. }, size)) => Some((*spool, size.saturating_add(self.beyond(ino)))),
             _ => None,
         };
+        self.uneven.remove(&ino);
         if self.tree.get(ino).is_some_and(|inode| inode.recorded) {
             self.apply(Change::Drop { ino });
         } else {
@@ -506,17 +515,19 @@ impl Fs {
 
     /// Refuses what makes something new when the record or the spool has no room for it.
     fn admit(&self) -> Op<()> {
-        if self.options.read_only {
-            return Err(FsError::ReadOnly.into());
-        }
+        self.writable_mount()?;
         if !self.journal.has_room() || self.spool.limit().is_some_and(|limit| self.spool.used() >= limit) {
             return Err(FsError::NoSpace.into());
         }
         Ok(())
     }
 
+    /// Refuses every change where none is allowed or none can be put on record.
     fn writable_mount(&self) -> Op<()> {
-        if self.options.read_only { Err(FsError::ReadOnly.into()) } else { Ok(()) }
+        if self.options.read_only {
+            return Err(FsError::ReadOnly.into());
+        }
+        Ok(self.journal.ready()?)
     }
 
     /// Carries an operation through: gets what it needs until it is done.
@@ -653,6 +664,7 @@ impl Fs {
             return Ok(Arc::new(file));
         }
         let source = source.ok_or(FsError::Stale)?;
+        self.make_room(size);
         let fetched = self.cache.begin()?;
         let length = self.workspace.fetch(&source, &fetched.file).await?;
         self.blocking(move |fs| {
@@ -736,7 +748,8 @@ impl Fs {
     fn take_copy(&self, ino: Ino, of: &Content, from: &File) -> Result<(), FsError> {
         let size = from.metadata()?.len();
         self.spool.reserve(size)?;
-        let (id, to) = self.spool.create()?;
+        self.make_room(size);
+        let (id, to) = self.spool.create().inspect_err(|_| self.spool.release(size))?;
         let copied = self.spool.disk().act(Act::Write(&to), || copy_content(from, &to));
         if let Err(error) = copied {
             self.spool.remove(id);
@@ -776,6 +789,7 @@ impl Fs {
         expected: impl FnOnce(&Content) -> bool,
     ) -> Result<(), FsError> {
         let mut free = None;
+        let room = spool::room(&file);
         let mtime = {
             let state = self.lock();
             state.tree.get(ino).map(|inode| inode.attrs.mtime)
@@ -792,6 +806,7 @@ impl Fs {
                 Some((content, size)) if expected(content) && !(copy && writing) && !past => (content.clone(), size),
                 _ => return Ok(false),
             };
+            let counted = old.1.saturating_add(state.beyond(ino));
             for path in state.tree.file_paths(ino) {
                 state.open_account(&path, Some(ino));
             }
@@ -802,6 +817,9 @@ impl Fs {
                 _ => None,
             };
             state.set_content(ino, Content::Local { spool: id, generation, hash }, size);
+            if let Some(room) = room {
+                state.set_room(ino, room);
+            }
             state.record(ino);
             let file = Arc::new(file);
             if let Some(open) = state.open.get_mut(&ino) {
@@ -810,8 +828,8 @@ impl Fs {
             if hash.is_some() {
                 state.seal_frozen(self, ino);
             }
-            if let (Content::Local { spool, .. }, size) = old {
-                free = Some((state.abandon(spool), size));
+            if let (Content::Local { spool, .. }, _) = old {
+                free = Some((state.abandon(spool), counted));
             }
             Ok(true)
         });

@@ -140,11 +140,11 @@ answer!(ReplyAttr, Stat, |self, stat| self.attr(&attr_ttl(&stat), &attr(&stat)))
 answer!(ReplyLseek, u64, |self, at| self.offset(i64::try_from(at).unwrap_or(i64::MAX)));
 answer!(ReplyWrite, u32, |self, length| self.written(length));
 answer!(ReplyStatfs, Statfs, |self, stat| {
-    let Statfs { block_bytes, blocks, free_blocks, files, free_files } = stat;
+    let Statfs { block_bytes, blocks, free_blocks, available_blocks, files, free_files } = stat;
     self.statfs(
         blocks,
         free_blocks,
-        free_blocks,
+        available_blocks,
         files,
         free_files,
         block_bytes,
@@ -171,7 +171,7 @@ fn attr(stat: &Stat) -> FileAttr {
     FileAttr {
         ino: INodeNo(stat.ino.0),
         size: stat.size,
-        blocks: stat.size.div_ceil(STAT_BLOCK_BYTES),
+        blocks: stat.room.div_ceil(STAT_BLOCK_BYTES),
         atime: atime.into(),
         mtime: mtime.into(),
         ctime: ctime.into(),
@@ -556,19 +556,19 @@ impl fuser::Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let length = data.len() as u32;
         if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
             && let Err(Stop::Error(error)) = self.fs.clear_set_ids(ino(inode), self.set_ids(request, inode))
         {
             return reply.answer(Err(error));
         }
         match self.fs.write(handle.0, offset, data) {
-            Ok(()) => reply.written(length),
+            Ok(written) => reply.written(written as u32),
             Err(Stop::Error(error)) => reply.answer(Err(error)),
             Err(Stop::Need(need)) => {
                 let (fs, data) = (self.fs.clone(), data.to_vec());
                 self.runtime.spawn(async move {
-                    reply.answer(fs.run(need, move |fs| fs.write(handle.0, offset, &data)).await.map(|()| length));
+                    let done = fs.run(need, move |fs| fs.write(handle.0, offset, &data)).await;
+                    reply.answer(done.map(|written| written as u32));
                 });
             }
         }

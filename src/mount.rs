@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use crate::config::{FsyncPolicy, MountSettings};
 use crate::control::{Difference, Status};
-use crate::fs::{Fs, FsError, Limits, Need, Options};
+use crate::fs::{BaseAccess, Fs, FsError, Limits, Need, Options};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
 use crate::journal::JournalError;
@@ -136,6 +136,7 @@ impl Daemon {
                 .flatten(),
             sent_bytes: self.meter.sent_bytes(),
             deduplicated_bytes: self.meter.deduplicated_bytes(),
+            disk: self.fs.trouble(),
             spool_bytes: self.fs.spool().used(),
             spool_limit_bytes: self.fs.spool().limit().unwrap_or(0),
             passthrough: self.fs.passthrough().to_string(),
@@ -188,6 +189,8 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
         spool: (settings.spool_limit_bytes > 0).then_some(settings.spool_limit_bytes),
         cache: settings.cache_limit_bytes,
     };
+    let access = BaseAccess { uid: options.uid, gid: options.gid, umask: options.umask };
+    state.note_access(access)?;
     let fs = Fs::recover(state.path(), settings.subdir.clone(), options, limits, workspace)?;
     fs.reconcile().await?;
     // So that new files can be made at the root even if the server goes away at once.
@@ -377,9 +380,23 @@ async fn keep_house(fs: Arc<Fs>) {
     })
     .await;
     let mut compaction = Instant::now() + COMPACTION_CHECK;
+    let mut well = true;
     loop {
         tokio::time::sleep(TIDY_EVERY).await;
-        let _ = work(&fs, tidy).await;
+        let done = fs.clone();
+        let done = tokio::task::spawn_blocking(move || done.heal().and_then(|()| done.tidy())).await;
+        match done {
+            // Told once, not every second: the log may be on the disk that is full.
+            Ok(Err(error)) if well => {
+                tracing::warn!(%error, "the local disk fails; it is tried again and again");
+                well = false;
+            }
+            Ok(Ok(())) if !well => {
+                tracing::info!("the local disk works again");
+                well = true;
+            }
+            _ => {}
+        }
         if Instant::now() < compaction {
             continue;
         }
@@ -423,7 +440,7 @@ impl Signals {
 /// # Errors
 /// When its journal cannot be read.
 pub fn offline_differences(dir: &Path) -> Result<Vec<Difference>, MountError> {
-    Ok(crate::fs::recorded_differences(dir)?)
+    Ok(crate::fs::recorded_differences(dir, &state_dir::shown(dir)?)?)
 }
 
 /// What a state directory without a daemon owes the server. Changes nothing.
@@ -431,6 +448,6 @@ pub fn offline_differences(dir: &Path) -> Result<Vec<Difference>, MountError> {
 /// # Errors
 /// When its journal cannot be read.
 pub fn offline_status(dir: &Path) -> Result<Status, MountError> {
-    let (counts, local, base) = crate::fs::survey(dir)?;
+    let (counts, local, base) = crate::fs::survey(dir, &state_dir::shown(dir)?)?;
     Ok(Status { phase: "stopped".to_owned(), base: base.to_string(), counts, local, ..Status::default() })
 }

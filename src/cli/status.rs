@@ -158,6 +158,9 @@ fn table(known: &Known, status: &Status) -> String {
         if !status.passthrough.is_empty() {
             row("passthrough", printable(&status.passthrough).to_string());
         }
+        if let Some(trouble) = &status.disk {
+            row("disk", printable(trouble).into_owned());
+        }
         row(
             "sent",
             format!(

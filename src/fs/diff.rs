@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use super::recovery::Shown;
 use super::{Fs, Options, State};
 use crate::control::{Counts, Difference, Kind};
 use crate::hash::ContentHash;
@@ -21,9 +22,8 @@ impl Fs {
 ///
 /// # Errors
 /// When its journal cannot be read.
-pub fn recorded_differences(dir: &Path) -> Result<Vec<Difference>, JournalError> {
-    let state = super::recovery::recorded(dir)?;
-    let options = super::recovery::options_of(dir);
+pub fn recorded_differences(dir: &Path, shown: &Shown) -> Result<Vec<Difference>, JournalError> {
+    let (state, options) = super::recovery::recorded(dir, shown)?;
     Ok(state.differences(&options, |spool, _| Spool::length(&dir.join("spool"), spool)))
 }
 

@@ -7,12 +7,13 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
+use super::room::even;
 use super::{Fs, FsError, Need, Op, Stale, State, Stop, now, set_mtime, staging};
 use crate::disk::Act;
 use crate::journal::Change;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
 use crate::path::Name;
-use crate::spool::copy_growing;
+use crate::spool::{copy_growing, room, room_of};
 
 /// Something to be given a name, in place of whatever has it, but for a directory.
 pub struct Arrival {
@@ -39,6 +40,8 @@ pub struct Spooled {
     fs: Arc<Fs>,
     id: Option<SpoolId>,
     size: u64,
+    /// What it takes of the disk, in bytes.
+    room: u64,
 }
 
 impl Spooled {
@@ -87,9 +90,16 @@ impl State {
         };
         let mut attrs = Attrs { ctime: now(), ..arrival.attrs };
         self.inherit_group(parent, &mut attrs, &body);
-        let is_file = matches!(body, Body::File { .. });
+        let room = match &arrival.arrived {
+            Arrived::File(file) => Some(file.room),
+            Arrived::Link(_) => None,
+        };
+        let is_file = room.is_some();
         let ino = self.tree.fresh_ino();
         self.tree.insert(ino, attrs, body, true);
+        if let Some(room) = room {
+            self.set_room(ino, room);
+        }
         self.record(ino);
         self.apply(Change::Link { parent, name: name.clone(), ino });
         if is_file && let Ok(path) = self.tree.path_in(parent, name) {
@@ -173,9 +183,10 @@ impl Fs {
             return Err(FsError::Unsupported);
         }
         staging::into_plain(self.admit())?;
+        self.make_room(found.len());
         let fs = self.this.upgrade().ok_or(FsError::Stale)?;
         let (id, to) = self.spool.create()?;
-        let mut spooled = Spooled { fs, id: Some(id), size: 0 };
+        let mut spooled = Spooled { fs, id: Some(id), size: 0, room: 0 };
         let mut told = 0;
         let copied = self.spool.disk().act(Act::Write(&to), || {
             copy_growing(from, &to, buffer, |copied, upto| {
@@ -187,6 +198,9 @@ impl Fs {
         })?;
         self.spool.release(spooled.size.saturating_sub(copied));
         spooled.size = copied;
+        // Of one without holes it is known.
+        let sparse = room_of(&found) < even(found.len());
+        spooled.room = sparse.then(|| room(&to)).flatten().unwrap_or_else(|| even(copied));
         go_on(copied.saturating_sub(told))?;
         let time = |secs, nanos: i64| Timestamp(secs, u32::try_from(nanos).unwrap_or(0));
         let attrs = Attrs {
@@ -208,7 +222,7 @@ impl Fs {
     /// When the record cannot be written: for all of them.
     pub fn take_in(&self, arrivals: &mut [Arrival]) -> Op<Vec<Result<(), FsError>>> {
         let mut left = Vec::new();
-        let outcomes = self.change(|state| {
+        let done = self.change(|state| {
             // Before anything changes: what is needed makes all of it begin again.
             for arrival in arrivals.iter() {
                 if let Err(Stop::Need(need)) = state.check_arrival(arrival) {
@@ -235,11 +249,11 @@ impl Fs {
                 state.stale.push(Stale::Content(parent));
             }
             Ok(outcomes)
-        })?;
+        });
         for replaced in left {
             self.discard_spool(Some(replaced));
         }
         self.wake.notify_one();
-        Ok(outcomes)
+        done
     }
 }

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::passthrough::{Bytes, Opening, Passthrough, Way};
+use super::staging::Adopted;
 use super::{Fs, FsError, Handle, State, now, set_mtime};
 use crate::disk::Act;
 use crate::hash::ContentHash;
 use crate::ledger::Staged;
 use crate::namespace::{Body, Content, Ino, SpoolId, Timestamp};
 use crate::path::RepoPath;
-use crate::spool::copy_content;
+use crate::spool::{self, copy_content};
 
 /// How soon a file that was closed is asked after again when somebody still seems to have it: the kernel lets go of it
 /// an instant after it has told of the close. Doubled up to the last, for those who have it mapped.
@@ -215,13 +216,14 @@ impl State {
 
     /// A live file's length, which its inode has from now on; the spool counts it.
     fn resized(&mut self, ino: Ino, length: u64, fs: &Fs) {
-        if let Some(inode) = self.tree.get_mut(ino)
-            && let Body::File { size, .. } = &mut inode.body
-        {
-            fs.spool.charge(length.saturating_sub(*size));
-            fs.spool.release(size.saturating_sub(length));
-            *size = length;
-        }
+        let beyond = self.beyond(ino);
+        let Some(inode) = self.tree.get_mut(ino) else { return };
+        let Body::File { size, .. } = &mut inode.body else { return };
+        let grown = length.saturating_sub(*size);
+        fs.spool.charge(grown.saturating_sub(beyond));
+        fs.spool.release(size.saturating_sub(length));
+        *size = length;
+        self.set_beyond(ino, beyond.saturating_sub(grown));
     }
 
     /// After a change by request: what the file shows now is known, whoever else changed it.
@@ -255,6 +257,9 @@ impl State {
             // The last time: what was done to it is done.
             self.look(ino, fs);
             let staged = self.live.get(&ino).and_then(Live::staged);
+            if let Some(room) = self.live.get(&ino).and_then(|live| spool::room(&live.file)) {
+                self.set_room(ino, room);
+            }
             self.subdue(ino);
             return Asked::Still(staged);
         }
@@ -293,7 +298,7 @@ impl State {
 
     /// A file that was live, and that nobody has open, is what the server has: returns its spool file, which the cache may
     /// take over. Else it is owed.
-    pub(super) fn come_to_rest(&mut self, ino: Ino, staged: Option<ContentHash>, fs: &Fs) -> Option<Confirmed> {
+    pub(super) fn come_to_rest(&mut self, ino: Ino, staged: Option<ContentHash>, fs: &Fs) -> Option<Adopted> {
         let (spool, size) = match self.content(ino) {
             Some((Content::Local { spool, .. }, size)) => (*spool, size),
             _ => return None,
@@ -308,9 +313,10 @@ impl State {
             self.owe(ino, fs);
             return None;
         };
+        let beyond = self.beyond(ino);
         self.set_content(ino, Content::Remote { hash, origin: None }, size);
         self.record(ino);
-        Some((spool, hash, size))
+        Some(Adopted { spool, hash, size, beyond })
     }
 
     /// Before a barrier: what was written unseen up to now belongs to it.
@@ -327,7 +333,7 @@ impl State {
     }
 
     /// Asks after the files that somebody still had when they were closed. Returns what the server has of them.
-    pub(super) fn ask_after_lingering(&mut self, fs: &Fs, rested: &mut Vec<Confirmed>) {
+    pub(super) fn ask_after_lingering(&mut self, fs: &Fs, rested: &mut Vec<Adopted>) {
         let now = Instant::now();
         while let Some((at, ino)) = self.lingering.first().copied() {
             if at > now {
@@ -398,19 +404,19 @@ impl Fs {
         if self.spool.limit().is_some() {
             return Passthrough::Off("--spool-limit counts every write before it is made".to_owned());
         }
-        let tried = self.spool.create_to_read().and_then(|(id, file)| {
-            let tried = is_unwritten(&file).map_err(|error| ("the spool's filesystem has no leases", error));
-            let tried = tried.and_then(|_| lender.lend(&file).map_err(|error| ("the kernel refuses", error)));
-            self.spool.remove(id);
-            Ok(tried)
-        });
-        match tried {
-            Ok(Ok(number)) => {
+        let (id, file) = match self.spool.create_to_read() {
+            Ok(made) => made,
+            Err(error) => return Passthrough::Off(format!("no file can be made in the spool: {error}")),
+        };
+        let leases = is_unwritten(&file).map_err(|error| format!("the spool's filesystem has no leases: {error}"));
+        let lent = leases.and_then(|_| lender.lend(&file).map_err(|error| format!("the kernel refuses: {error}")));
+        self.spool.remove(id);
+        match lent {
+            Ok(number) => {
                 lender.take_back(number);
                 Passthrough::On
             }
-            Ok(Err((what, error))) => Passthrough::Off(format!("{what}: {error}")),
-            Err(error) => Passthrough::Off(format!("no file can be made in the spool: {error}")),
+            Err(why) => Passthrough::Off(why),
         }
     }
 
@@ -496,6 +502,3 @@ pub(super) struct Copied {
     /// What the original looked like, if that stayed so.
     seen: Option<Seen>,
 }
-
-/// A spool file whose content the server has: its hash and length.
-pub(super) type Confirmed = (SpoolId, ContentHash, u64);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::live::Asked;
 use super::passthrough::Way;
+use super::room::even;
 use super::{Fs, FsError, Handle, Need, Op, OpenFile, State, now, set_mtime};
 use crate::journal::Change;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
@@ -28,6 +29,8 @@ pub struct Stat {
     pub format: u32,
     /// Length in bytes.
     pub size: u64,
+    /// What it takes of the disk, in bytes.
+    pub room: u64,
     /// Link count.
     pub nlink: u32,
     /// Device number of a device node.
@@ -126,21 +129,6 @@ pub struct DirEntry<'a> {
     pub next: u64,
 }
 
-/// What `statfs` shows, in bytes and files.
-#[derive(Debug, Clone, Copy)]
-pub struct Statfs {
-    /// Block size.
-    pub block_bytes: u32,
-    /// Size in blocks.
-    pub blocks: u64,
-    /// Blocks that can still be written.
-    pub free_blocks: u64,
-    /// Inodes in all.
-    pub files: u64,
-    /// Inodes that can still be made.
-    pub free_files: u64,
-}
-
 /// Removes a fresh spool file unless it was put to use.
 struct Fresh<'a> {
     fs: &'a Fs,
@@ -167,13 +155,9 @@ impl State {
         // A directory that was removed while it is open has not even its own dot any more.
         let nlink = if inode.links.is_empty() && ino != ROOT { 0 } else { inode.nlink() };
         let live = self.live.contains_key(&ino);
-        Ok(Stat { ino, attrs: inode.attrs, format, size: inode.size(), nlink, rdev, live })
-    }
-
-    /// [`stat`](Self::stat) of a file as it is now, whoever changed it.
-    pub(super) fn stat_now(&mut self, ino: Ino, fs: &Fs) -> Op<Stat> {
-        self.look(ino, fs);
-        self.stat(ino)
+        let size = inode.size();
+        let room = if format == libc::S_IFREG { even(size) } else { 0 };
+        Ok(Stat { ino, attrs: inode.attrs, format, size, room, nlink, rdev, live })
     }
 
     /// The entry of a directory; `None` when there is none for sure.
@@ -363,22 +347,21 @@ impl Fs {
         if let Some(inode) = state.tree.get_mut(ino) {
             inode.lookups += 1;
         }
-        state.stat_now(ino, self)
+        self.stat(&mut state, ino)
     }
 
     /// The kernel has forgotten `count` lookups.
     pub fn forget(&self, ino: Ino, count: u64) {
         let mut left = None;
-        let done = self.change(|state| {
+        // What cannot be put on record now is with the next change.
+        let _ = self.change(|state| {
             if let Some(inode) = state.tree.get_mut(ino) {
                 inode.lookups = inode.lookups.saturating_sub(count);
             }
             left = state.bury(ino);
             Ok(())
         });
-        if done.is_ok() {
-            self.discard_spool(left);
-        }
+        self.discard_spool(left);
     }
 
     /// What `stat` shows.
@@ -386,7 +369,7 @@ impl Fs {
     /// # Errors
     /// [`FsError::Stale`].
     pub fn getattr(&self, ino: Ino) -> Op<Stat> {
-        self.lock().stat_now(ino, self)
+        self.stat(&mut self.lock(), ino)
     }
 
     /// Changes attributes; a size truncates or extends. A change of owner takes the set-id bits away, whoever makes it
@@ -401,7 +384,7 @@ impl Fs {
         }
         let mut spool = None;
         let stat = self.change(|state| {
-            state.stat_now(ino, self)?;
+            self.stat(state, ino)?;
             state.materialize(ino);
             let Some(inode) = state.tree.get_mut(ino) else {
                 return Err(FsError::Stale.into());
@@ -426,7 +409,7 @@ impl Fs {
                 spool = state.spooled(ino);
             }
             state.record(ino);
-            state.stat(ino)
+            self.stat(state, ino)
         })?;
         if spool.is_some() {
             self.stamp_spool(spool, stat.attrs.mtime)?;
@@ -471,7 +454,7 @@ impl Fs {
         if i64::try_from(size).is_err() {
             return Err(FsError::Invalid.into());
         }
-        let (file, spool, old) = {
+        let (file, spool, old, beyond) = {
             let mut state = self.lock();
             match state.tree.get(ino).map(|inode| &inode.body) {
                 None => return Err(FsError::Stale.into()),
@@ -494,13 +477,17 @@ impl Fs {
                     if state.held.contains_key(&spool) {
                         return Err(need_bytes(ino, size));
                     }
+                    let beyond = state.beyond(ino);
                     let open = state.open.entry(ino).or_default();
                     open.writing += 1;
-                    (open.file.clone().filter(|_| open.loan.is_none()), spool, old)
+                    (open.file.clone().filter(|_| open.loan.is_none()), spool, old, beyond)
                 }
             }
         };
-        let grown = size.saturating_sub(old);
+        // What was allocated behind the end stays when the file grows into it, and goes when it is cut.
+        let counted = old.saturating_add(beyond);
+        let grown = size.saturating_sub(counted);
+        let kept = if size > old { counted.saturating_sub(size) } else { 0 };
         let reserved = self.spool.reserve(grown);
         let taken = if reserved.is_ok() { grown } else { 0 };
         let done = reserved.and_then(|()| {
@@ -515,10 +502,16 @@ impl Fs {
             state.end_writing(ino);
             if ok {
                 state.wrote(ino, |_| size, self);
+                state.set_beyond(ino, kept);
+                if size > old {
+                    state.set_uneven(ino);
+                } else if size == 0 {
+                    state.set_room(ino, 0);
+                }
             }
             Ok(())
         })?;
-        self.spool.release(if ok { old.saturating_sub(size) } else { taken });
+        self.spool.release(if ok { counted.saturating_sub(size + kept) } else { taken });
         Ok(done?)
     }
 
@@ -564,7 +557,8 @@ impl Fs {
             file = self.spool.file(id)?;
         }
         let file = Arc::new(file);
-        self.change(|state| {
+        let mut opened = None;
+        let done = self.change(|state| {
             let stat = self.plant_file(state, parent, name, attrs, id)?;
             fresh.id = None;
             if flags.write && loan.is_some() {
@@ -573,8 +567,15 @@ impl Fs {
             let open = state.open.entry(stat.ino).or_default();
             (open.file, open.loan) = (Some(file), loan);
             let handle = state.open_handle(stat.ino, flags);
+            opened = Some((stat.ino, handle));
             Ok((stat, handle))
-        })
+        });
+        // Not on record, so the kernel is not told of it, and will close and forget nothing.
+        if let (Err(_), Some((ino, handle))) = (&done, opened) {
+            self.release(handle);
+            self.forget(ino, 1);
+        }
+        done
     }
 
     fn plant_file(&self, state: &mut State, parent: Ino, name: &Name, attrs: Attrs, id: SpoolId) -> Op<Stat> {
@@ -672,7 +673,7 @@ impl Fs {
                 state.open_account(&path, None);
                 state.touch(&path, self.options.settle);
             }
-            state.stat(ino)
+            self.stat(state, ino)
         })?;
         self.wake.notify_one();
         Ok(stat)
@@ -685,7 +686,7 @@ impl Fs {
     pub fn unlink(&self, parent: Ino, name: &Name) -> Op<()> {
         self.writable_mount()?;
         let mut left = None;
-        self.change(|state| {
+        let done = self.change(|state| {
             let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
             if state.tree.dir(ino).is_some() {
                 return Err(FsError::IsDir.into());
@@ -693,10 +694,10 @@ impl Fs {
             state.uproot(parent, name, ino, self);
             left = state.bury(ino);
             Ok(())
-        })?;
+        });
         self.discard_spool(left);
         self.wake.notify_one();
-        Ok(())
+        done
     }
 
     /// Removes an empty directory.
@@ -721,7 +722,7 @@ impl Fs {
     pub fn rename(&self, parent: Ino, name: &Name, to_parent: Ino, to_name: &Name, mode: RenameMode) -> Op<()> {
         self.writable_mount()?;
         let mut left = None;
-        self.change(|state| {
+        let done = self.change(|state| {
             let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
             let target = state.entry(to_parent, to_name)?;
             if to_parent != ROOT && state.tree.get(to_parent).is_none_or(|dir| dir.links.is_empty()) {
@@ -771,10 +772,10 @@ impl Fs {
             }
             state.transplant((parent, name), ino, (to_parent, to_name), self);
             Ok(())
-        })?;
+        });
         self.discard_spool(left);
         self.wake.notify_one();
-        Ok(())
+        done
     }
 
     /// Opens a regular file.
@@ -891,13 +892,14 @@ impl Fs {
         }
     }
 
-    /// Writes to an open file. The bytes are in the spool file, in the kernel, when this returns.
+    /// Writes to an open file, and returns how many bytes: fewer where the disk fails on the way. They are in the spool
+    /// file, in the kernel, when this returns.
     ///
     /// # Errors
     /// [`FsError::NoSpace`] when the spool's limit or the disk is reached.
-    pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Op<()> {
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Op<usize> {
         let end = offset.checked_add(data.len() as u64).ok_or(FsError::Invalid)?;
-        let (ino, file, grown) = {
+        let (ino, file, old, counted, wanted) = {
             let mut state = self.lock();
             let Some(Handle::File { ino, write: true, .. }) = state.handles.get(&handle) else {
                 return Err(FsError::BadHandle.into());
@@ -905,6 +907,7 @@ impl Fs {
             let ino = *ino;
             state.look(ino, self);
             let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
+            let beyond = state.beyond(ino);
             match content {
                 Content::Remote { .. } => return Err(super::Stop::Need(Need::Own(ino))),
                 Content::Local { spool, .. } if state.held.contains_key(spool) => {
@@ -912,27 +915,34 @@ impl Fs {
                 }
                 Content::Local { .. } => {}
             }
-            let grown = end.saturating_sub(size);
-            let file = state.writable(ino)?;
-            self.spool.reserve(grown)?;
+            let file = state.writable(ino, self)?;
+            let counted = size.saturating_add(beyond);
+            let wanted = end.saturating_sub(counted);
+            self.spool.reserve(wanted)?;
             if let Some(open) = state.open.get_mut(&ino) {
                 open.writing += 1;
             }
-            (ino, file, grown)
+            (ino, file, size, counted, wanted)
         };
-        let done = file.open(self).and_then(|file| self.spool.disk().write_at(&file, data, offset));
-        let ok = done.is_ok();
+        let (written, failed) = self.put(&file, data, offset);
+        let end = if failed.is_some() { offset + written as u64 } else { end };
+        self.spool.release(wanted - end.saturating_sub(counted).min(wanted));
         self.change(|state| {
             state.end_writing(ino);
-            if ok {
+            // What a failed write left counts: it may be in the middle of what was there.
+            if written > 0 || failed.is_none() {
                 state.wrote(ino, |size| size.max(end), self);
+                state.set_beyond(ino, counted.saturating_sub(end.max(old)));
+                if offset > old {
+                    state.set_uneven(ino);
+                }
             }
             Ok(())
         })?;
-        if !ok {
-            self.spool.release(grown);
+        match failed {
+            Some(error) if written == 0 => Err(error.into()),
+            _ => Ok(written),
         }
-        Ok(done?)
     }
 
     /// Flushes a file, its name and the record to stable storage; returns the paths whose staging a caller may want
@@ -985,6 +995,7 @@ impl Fs {
         let mut closed = None;
         let mut written = None;
         let mut rested = None;
+        // As for `forget`.
         let done = self.change(|state| {
             let (ino, write) = match state.handles.remove(&handle) {
                 Some(Handle::File { ino, write, .. }) => (ino, write),
@@ -1036,10 +1047,11 @@ impl Fs {
             tracing::debug!(%error, "a restart will show another modification time");
         }
         drop(closed);
+        // What is not on record stays in the spool.
         if done.is_ok() {
-            rested.into_iter().for_each(|confirmed| self.keep(confirmed));
-            self.discard_spool(left);
+            rested.into_iter().for_each(|adopted| self.keep(adopted));
         }
+        self.discard_spool(left);
         self.wake.notify_one();
     }
 
@@ -1101,7 +1113,7 @@ impl Fs {
             // What the name stands for now: the kernel believes what a listing says of an entry, and one that was
             // removed meanwhile would be back.
             let Some(child) = state.tree.child(ino, name) else { continue };
-            let stat = state.stat_now(child, self)?;
+            let stat = self.stat(state, child)?;
             if take(&DirEntry { name: name.as_bytes(), stat, next }) {
                 break;
             }
@@ -1110,27 +1122,6 @@ impl Fs {
             }
         }
         Ok(())
-    }
-
-    /// Room in the spool: what the disk and the limit leave.
-    ///
-    /// # Errors
-    /// The local filesystem's.
-    pub fn statfs(&self) -> Op<Statfs> {
-        let disk = rustix::fs::statvfs(self.spool.dir()).map_err(std::io::Error::from)?;
-        let block = disk.f_frsize.max(1);
-        let (mut blocks, mut free) = (disk.f_blocks, disk.f_bavail);
-        if let Some(limit) = self.spool.limit() {
-            blocks = blocks.min(limit / block);
-            free = free.min(limit.saturating_sub(self.spool.used()) / block);
-        }
-        Ok(Statfs {
-            block_bytes: u32::try_from(block).unwrap_or(4096),
-            blocks,
-            free_blocks: free,
-            files: disk.f_files,
-            free_files: disk.f_favail,
-        })
     }
 }
 
@@ -1213,35 +1204,15 @@ impl State {
     }
 }
 
-/// The local file of an open one, to be changed.
-pub(super) enum Writable {
-    /// This.
-    Open(Arc<File>),
-    /// The one that is open is for reading alone.
-    Spooled(SpoolId),
-}
-
-impl Writable {
-    /// The file itself.
-    ///
-    /// # Errors
-    /// The filesystem's.
-    pub(super) fn open(self, fs: &Fs) -> std::io::Result<Arc<File>> {
-        match self {
-            Self::Open(file) => Ok(file),
-            Self::Spooled(spool) => fs.spool.file(spool).map(Arc::new),
-        }
-    }
-}
-
 impl State {
-    /// What an open file's changes go to.
-    pub(super) fn writable(&self, ino: Ino) -> Op<Writable> {
+    /// The local file of an open one, to be changed.
+    pub(super) fn writable(&self, ino: Ino, fs: &Fs) -> Op<Arc<File>> {
         match (self.open.get(&ino), self.content(ino)) {
+            // What is lent is open for reading alone, or it would count as a writer. Few come this way.
             (Some(OpenFile { loan: Some(_), .. }), Some((Content::Local { spool, .. }, _))) => {
-                Ok(Writable::Spooled(*spool))
+                Ok(Arc::new(fs.spool.file(*spool)?))
             }
-            (Some(OpenFile { file: Some(file), .. }), _) => Ok(Writable::Open(file.clone())),
+            (Some(OpenFile { file: Some(file), .. }), _) => Ok(file.clone()),
             _ => Err(FsError::BadHandle.into()),
         }
     }

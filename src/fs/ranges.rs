@@ -1,15 +1,16 @@
 //! Ranges of a file: allocated, punched, zeroed, found, copied.
 
+use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
-use super::ops::Writable;
 use super::{Fs, FsError, Handle, Need, Op, State, Stop};
 use crate::disk::Act;
 use crate::namespace::{Body, Content, Ino};
-use crate::spool::{copy_content, copy_range};
+use crate::spool::{self, copy_content, copy_range};
 
 /// The most that one call copies, in bytes; the caller asks for the rest (`copy_file_range(2)`).
 const COPY_MAX_BYTES: u64 = 1 << 30;
@@ -43,8 +44,10 @@ pub enum Seek {
 /// A file that is being written to, outside the lock.
 struct Writing {
     ino: Ino,
-    file: Writable,
+    file: Arc<File>,
     size: u64,
+    /// What is counted for it, in bytes: its length, and the room behind its end.
+    counted: u64,
 }
 
 impl State {
@@ -56,22 +59,23 @@ impl State {
         let ino = *ino;
         self.look(ino, fs);
         let (content, size) = self.content(ino).ok_or(FsError::Stale)?;
+        let counted = size.saturating_add(self.beyond(ino));
         match content {
             Content::Local { spool, .. } if !self.held.contains_key(spool) => {}
             _ => return Err(Stop::Need(Need::Own(ino))),
         }
-        let file = self.writable(ino)?;
+        let file = self.writable(ino, fs)?;
         if let Some(open) = self.open.get_mut(&ino) {
             open.writing += 1;
         }
-        Ok(Writing { ino, file, size })
+        Ok(Writing { ino, file, size, counted })
     }
 }
 
 impl Fs {
     /// Allocates, punches or zeroes a range of an open file, on the filesystem that holds the spool.
     ///
-    /// Room behind the end of a file is made there too; it counts for the spool's limit when the file grows into it.
+    /// Room behind the end of a file is made there too, and counts for the spool's limit at once.
     ///
     /// # Errors
     /// [`FsError::NoSpace`]; [`FsError::Unsupported`] where that filesystem cannot.
@@ -83,12 +87,12 @@ impl Fs {
             RangeChange::Zero { grow } => (FallocateFlags::ZERO_RANGE, grow),
         };
         let flags = if grow { flags } else { flags | FallocateFlags::KEEP_SIZE };
-        let Writing { ino, file, size } = self.lock().begin_writing(handle, self)?;
-        let beyond = if change == RangeChange::Punch { 0 } else { end.saturating_sub(size) };
-        let done = file.open(self).and_then(|file| self.spool.reserve(beyond).map(|()| file)).and_then(|file| {
+        let Writing { ino, file, size, counted } = self.lock().begin_writing(handle, self)?;
+        let end_counted = if change == RangeChange::Punch { counted } else { counted.max(end) };
+        let done = self.spool.reserve(end_counted - counted).and_then(|()| {
             let done = self.spool.disk().act(Act::Resize(&file), || Ok(fallocate(&*file, flags, offset, length)?));
-            if done.is_err() || !grow {
-                self.spool.release(beyond);
+            if done.is_err() {
+                self.spool.release(end_counted - counted);
             }
             done
         });
@@ -96,7 +100,12 @@ impl Fs {
         self.change(|state| {
             state.end_writing(ino);
             if ok {
-                state.wrote(ino, |size| if grow { size.max(end) } else { size }, self);
+                let grown = if grow { size.max(end) } else { size };
+                state.wrote(ino, |size| size.max(grown), self);
+                state.set_uneven(ino);
+                state.set_beyond(ino, end_counted.saturating_sub(grown));
+            } else {
+                state.disarrayed(ino, &file, self);
             }
             Ok(())
         })?;
@@ -164,9 +173,9 @@ impl Fs {
             let known = (whole && writing.size == 0 && ino != writing.ino).then_some((ino, content));
             (source, known, length, writing)
         };
-        let Writing { ino, file, size } = writing;
-        let grown = |copied: u64| to.1.saturating_add(copied).saturating_sub(size);
-        let done = file.open(self).and_then(|file| self.spool.reserve(grown(length)).map(|()| file)).and_then(|file| {
+        let Writing { ino, file, size, counted } = writing;
+        let grown = |copied: u64| to.1.saturating_add(copied).saturating_sub(counted);
+        let done = self.spool.reserve(grown(length)).and_then(|()| {
             let copied = self.spool.disk().act(Act::Write(&file), || match known {
                 Some(_) => {
                     // Of the length it had, whatever becomes of the source meanwhile.
@@ -181,13 +190,23 @@ impl Fs {
             copied
         });
         let copied = done.as_ref().ok().copied();
+        // A hole in the one may be a hole in the other.
+        let room = spool::room(&file);
         self.change(|state| {
             state.end_writing(ino);
-            if let Some(copied) = copied {
-                state.wrote(ino, |size| size.max(to.1 + copied), self);
-                if let Some((source, before)) = &known {
-                    state.copied(*source, before, ino, length);
+            match copied {
+                Some(copied) => {
+                    let end = size.max(to.1 + copied);
+                    state.wrote(ino, |size| size.max(end), self);
+                    if let Some(room) = room {
+                        state.set_room(ino, room);
+                    }
+                    state.set_beyond(ino, counted.saturating_sub(end));
+                    if let Some((source, before)) = &known {
+                        state.copied(*source, before, ino, length);
+                    }
                 }
+                None => state.disarrayed(ino, &file, self),
             }
             Ok(())
         })?;

@@ -6,8 +6,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use super::room::even;
 use super::staging::into_plain;
 use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, unlisted_dir};
 use crate::control::{Counts, LocalPath};
@@ -16,7 +18,7 @@ use crate::journal::{Change, Journal, JournalError};
 use crate::ledger::{Account, Ledger, Staged};
 use crate::namespace::{Body, Content, Ino, Namespace, ROOT, Resolved, SpoolId, Timestamp};
 use crate::path::{Name, RepoPath};
-use crate::spool::{Cache, Spool};
+use crate::spool::{Cache, Spool, room_of};
 use crate::workspace::{Change as StagedChange, ChangeKind, CommitId, EntryKind, Object, Workspace};
 
 /// Inodes put on record in one frame while the journal is compacted: a fraction of a millisecond under the lock.
@@ -187,11 +189,12 @@ impl Fs {
     /// beside everything else.
     ///
     /// # Errors
-    /// The journal's; the old segments stay then.
+    /// The journal's; the old segments stay then. It takes none of the room that is kept back for removals.
     pub fn compact(&self, always: bool) -> Result<(), FsError> {
         if !always && self.journal.segment_bytes() < COMPACTION_MIN_BYTES {
             return Ok(());
         }
+        self.journal_room()?;
         let (inodes, paths) = {
             let state = self.lock();
             self.journal.start_segment()?;
@@ -247,7 +250,12 @@ impl Fs {
         Ok(())
     }
 
+    fn journal_room(&self) -> Result<(), FsError> {
+        if self.journal.has_room() { Ok(()) } else { Err(FsError::NoSpace) }
+    }
+
     fn append_state(&self, changes: impl FnOnce(&State) -> Vec<Change>) -> Result<(), FsError> {
+        self.journal_room()?;
         let ticket = {
             let state = self.lock();
             self.journal.append(&changes(&state))
@@ -278,12 +286,43 @@ impl Listings<'_> {
     }
 }
 
+/// What a state directory does not say of itself: what was mounted from it, and how.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// What the mount's root is in the repository.
+    pub root_path: RepoPath,
+    /// As whose it shows the base; `None`: as the directory's owner's, without a umask of its own.
+    pub access: Option<BaseAccess>,
+}
+
+impl Shown {
+    fn options(&self, dir: &Path) -> Options {
+        let own = || {
+            let (uid, gid) = std::fs::metadata(dir).map_or((0, 0), |dir| (dir.uid(), dir.gid()));
+            BaseAccess { uid, gid, umask: 0o022 }
+        };
+        let BaseAccess { uid, gid, umask } = self.access.unwrap_or_else(own);
+        Options { read_only: true, settle: Duration::ZERO, uid, gid, umask }
+    }
+}
+
+/// As whose the base shows, which knows no owners.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseAccess {
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Bits taken from the modes.
+    pub umask: u16,
+}
+
 /// What a state directory that no daemon uses owes the server: counts, what stays local, and the base. Changes nothing.
 ///
 /// # Errors
 /// [`JournalError`].
-pub fn survey(dir: &Path) -> Result<(Counts, Vec<LocalPath>, CommitId), JournalError> {
-    let state = recorded(dir)?;
+pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, CommitId), JournalError> {
+    let (state, options) = recorded(dir, shown)?;
     let mut counts = Counts::default();
     for (path, account) in state.ledger.iter() {
         let (found, size) = match state.tree.resolve(path) {
@@ -304,25 +343,19 @@ pub fn survey(dir: &Path) -> Result<(Counts, Vec<LocalPath>, CommitId), JournalE
         tally.files += 1;
         tally.bytes += size;
     }
-    let local = state.local_paths(&options_of(dir), &mut counts.local);
+    let local = state.local_paths(&options, &mut counts.local);
     Ok((counts, local, state.base))
 }
 
-/// The state that is on record in a directory.
+/// The state that is on record in a directory, and how a mount of it shows the base.
 ///
 /// # Errors
 /// When its journal cannot be read.
-pub(super) fn recorded(dir: &Path) -> Result<State, JournalError> {
-    let mut state = State::empty(empty_tree(RepoPath::root(), &options_of(dir)));
+pub(super) fn recorded(dir: &Path, shown: &Shown) -> Result<(State, Options), JournalError> {
+    let options = shown.options(dir);
+    let mut state = State::empty(empty_tree(shown.root_path.clone(), &options));
     Journal::read(&dir.join("journal"), |change| state.replay(&change))?;
-    Ok(state)
-}
-
-/// How a mount of this state directory shows the base if nobody chose otherwise: as its owner's, without a umask of
-/// its own. What was chosen is not on record.
-pub(super) fn options_of(dir: &Path) -> Options {
-    let (uid, gid) = std::fs::metadata(dir).map_or((0, 0), |dir| (dir.uid(), dir.gid()));
-    Options { read_only: true, settle: Duration::ZERO, uid, gid, umask: 0o022 }
+    Ok((state, options))
 }
 
 impl State {
@@ -348,6 +381,7 @@ impl State {
             stale: Vec::new(),
             suspects: Vec::new(),
             pinned: HashMap::new(),
+            uneven: HashMap::new(),
         }
     }
 
@@ -394,9 +428,14 @@ impl State {
             match opened {
                 Ok((found, file)) => {
                     keep.insert(id);
-                    spool.charge(found.len());
                     let generation = self.fresh_generation();
                     self.set_content(ino, Content::Local { spool: id, generation, hash: None }, found.len());
+                    // What was allocated behind its end, or close to it: the record does not say.
+                    let room = room_of(&found);
+                    let beyond = room.saturating_sub(even(found.len()));
+                    self.set_room(ino, room);
+                    self.set_beyond(ino, beyond);
+                    spool.charge(found.len().saturating_add(beyond));
                     if let Some(inode) = self.tree.get_mut(ino) {
                         let mtime = found.modified().ok().map(Timestamp::from);
                         inode.attrs.mtime = mtime.unwrap_or(inode.attrs.mtime);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::live::{Asked, Confirmed};
+use super::live::Asked;
 use super::passthrough::{Seal, Sealing, Way};
 use super::queue::Phase;
 use super::{Fs, FsError, Hold, Op, Options, State, base_attrs};
@@ -225,6 +225,14 @@ impl State {
         hold.count += 1;
         Arc::new(Held { fs: fs.this.clone(), spool, file, cancel: hold.cancel.clone() })
     }
+}
+
+/// A spool file whose content the server has, and what is counted for it.
+pub(super) struct Adopted {
+    pub spool: SpoolId,
+    pub hash: ContentHash,
+    pub size: u64,
+    pub beyond: u64,
 }
 
 /// Whether a local error passes without anybody's doing: too many open files, no memory.
@@ -573,8 +581,14 @@ impl Fs {
     }
 
     /// Hands a spool file whose content the server has to the cache.
-    pub(super) fn keep(&self, (spool, hash, size): Confirmed) {
-        self.spool.release(size);
+    pub(super) fn keep(&self, Adopted { spool, hash, size, beyond }: Adopted) {
+        self.spool.release(size.saturating_add(beyond));
+        // What was allocated behind the end is of no use any more.
+        if beyond > 0
+            && let Err(error) = self.spool.file(spool).and_then(|file| self.spool.disk().resize(&file, size))
+        {
+            tracing::debug!(%error, "a cached file keeps the room behind its end");
+        }
         if !self.cache.adopt(&self.spool, spool, hash) {
             let free = self.lock().abandon(spool);
             free.into_iter().for_each(|spool| self.leave(spool));
@@ -1000,7 +1014,7 @@ impl State {
     }
 
     /// Applies a confirmation; returns the spool file that the cache may take over.
-    fn confirm(&mut self, capture: &Capture, step: Step) -> Option<Confirmed> {
+    fn confirm(&mut self, capture: &Capture, step: Step) -> Option<Adopted> {
         let path = &capture.path;
         let account = self.ledger.get(path).copied().unwrap_or_default();
         let account = Account { staged: account.after(step), ..account };
@@ -1022,9 +1036,10 @@ impl State {
                     && same
                 {
                     let origin = self.staged_origin(*ino, path);
+                    let beyond = self.beyond(*ino);
                     self.set_content(*ino, Content::Remote { hash: object.hash, origin }, *size);
                     self.record(*ino);
-                    adopted = Some((held.spool, object.hash, *size));
+                    adopted = Some(Adopted { spool: held.spool, hash: object.hash, size: *size, beyond });
                 }
             }
             Want::Remote { ino, object, .. } => {

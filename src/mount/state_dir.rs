@@ -24,7 +24,9 @@ use serde::{Deserialize, Serialize};
 
 use super::preflight::mountinfo;
 use crate::disk::Disk;
+use crate::fs::{BaseAccess, Shown};
 use crate::hash::{ContentHash, HashKind};
+use crate::path::{PathError, RepoPath};
 
 const META: &str = "meta.json";
 const LOCK: &str = "lock";
@@ -73,6 +75,9 @@ pub struct Meta {
     pub pid: u32,
     /// The version of oxenfs that wrote this.
     pub version: String,
+    /// As whose the last mount showed what the base has; not in what early versions wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<BaseAccess>,
 }
 
 /// Why a state directory cannot be used.
@@ -358,7 +363,8 @@ impl StateDir {
         rustix::fs::fchmod(&dir, Mode::RWXU).map_err(|errno| io_error("close to others", &path)(errno.into()))?;
         let lock = lock(&path)?;
         write_readme(&path)?;
-        let meta = Meta { identity: identity.clone(), pid: 0, version: String::new() };
+        let access = read_meta(&path).ok().and_then(|meta| meta.access);
+        let meta = Meta { identity: identity.clone(), pid: 0, version: String::new(), access };
         let mut state = Self { path, dir, lock, meta, is_new };
         state.claim()?;
         Ok(state)
@@ -378,6 +384,18 @@ impl StateDir {
             .and_then(|()| self.lock.rewind())
             .and_then(|()| writeln!(self.lock, "{}", self.meta.pid));
         written.map_err(io_error("write", &lock_path))?;
+        self.write_meta()
+    }
+
+    /// Writes down as whose this mount shows what the base has, for who looks when it is gone.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_access(&mut self, access: BaseAccess) -> Result<(), StateError> {
+        if self.meta.access.replace(access) == Some(access) { Ok(()) } else { self.write_meta() }
+    }
+
+    fn write_meta(&self) -> Result<(), StateError> {
         let path = self.path.join(META);
         let text = serde_json::to_vec_pretty(&self.meta)
             .map_err(|error| StateError::Damaged { path: path.clone(), reason: error.to_string() })?;
@@ -502,6 +520,16 @@ fn read_meta(dir: &Path) -> Result<Meta, StateError> {
     let path = dir.join(META);
     let text = std::fs::read(&path).map_err(io_error("read", &path))?;
     serde_json::from_slice(&text).map_err(|error| StateError::Damaged { path, reason: error.to_string() })
+}
+
+/// How what is on record in a state directory was mounted.
+///
+/// # Errors
+/// When it does not say.
+pub fn shown(dir: &Path) -> Result<Shown, StateError> {
+    let Meta { identity, access, .. } = read_meta(dir)?;
+    let damaged = |error: PathError| StateError::Damaged { path: dir.join(META), reason: error.to_string() };
+    Ok(Shown { root_path: RepoPath::parse(&identity.subdir).map_err(damaged)?, access })
 }
 
 /// The control socket's address, short however long the directory's path is: a socket address has 107 bytes.

@@ -65,3 +65,38 @@ fn diff_tells_what_the_next_commit_holds() {
     test.commit();
     assert_eq!(diff(&test, &test.dir), expected(&[("local", "link", "", false)]));
 }
+
+#[test]
+fn status_and_diff_tell_the_same_without_the_daemon_however_it_was_mounted() {
+    let test = TestMount::with(crate::server::url(), &["--settle", "600"]);
+    shell(&test.dir, "mkdir -p sub/dir; for f in same changed gone; do echo $f > sub/dir/$f; done; echo out > outside");
+    test.unmount_commit();
+    test.forget();
+    let options = ["--settle", "600", "--subdir", "sub", "--uid", "1234", "--gid", "4321", "--umask", "027"];
+    test.mount(&options).ok();
+    // Put on record by a link, with owner and mode as the mount shows them.
+    shell(
+        &test.dir,
+        "ln dir/same dir/twin; rm dir/gone; mkdir empty; touch mine; chown 1234:4321 mine; chmod 640 mine",
+    );
+    shell(&test.dir, "chmod 755 dir; echo more >> dir/changed; chown 7:8 dir/changed");
+    let told = || {
+        let status = test.status();
+        (status["counts"].clone(), status["local"].clone(), diff(&test, &test.dir))
+    };
+    let before = told();
+    let reasons: Vec<_> = before.1.as_array().unwrap().iter().map(|local| local["reason"].as_str().unwrap()).collect();
+    let expected = [
+        "permissions 0755",
+        "owner 7:8",
+        "hard links, which become copies",
+        "empty directory; permissions 0755; owner 0:0",
+    ];
+    assert_eq!(reasons, expected, "{:#}", before.1);
+    assert_eq!((before.0["dirty"]["files"].as_u64(), before.0["removals"]["files"].as_u64()), (Some(3), Some(1)));
+    test.signal(rustix::process::Signal::KILL);
+    assert_eq!(told(), before);
+    test.mount(&options).ok();
+    assert_eq!(told().1, before.1);
+    test.unmount();
+}

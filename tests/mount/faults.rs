@@ -15,7 +15,7 @@ use crate::mounted::{TestMount, local_tree, run, wait_until};
 use crate::scripted::Scripted;
 
 /// How many changes the server does not have.
-fn owed(status: &Value) -> u64 {
+pub fn owed(status: &Value) -> u64 {
     let kinds = ["dirty", "hashing", "queued", "uploading", "failed", "removals"];
     kinds.iter().map(|kind| status["counts"][kind]["files"].as_u64().unwrap()).sum()
 }
@@ -33,7 +33,7 @@ fn write_some(test: &TestMount, mark: &str) -> Tree {
 
 /// Everything is staged without help, and the commit holds just this.
 #[track_caller]
-fn assert_ends_well(test: &TestMount, server: &Scripted, expected: &Tree) {
+pub fn assert_ends_well(test: &TestMount, server: &Scripted, expected: &Tree) {
     test.wait_status("everything to be staged", |status| owed(status) == 0 && status["stalled"].is_null());
     assert_same(&local_tree(&test.dir), expected);
     test.unmount_commit();

@@ -9,6 +9,7 @@ mod copies;
 mod crashes;
 mod dataset;
 mod differences;
+mod disks;
 mod faults;
 mod http;
 mod import;

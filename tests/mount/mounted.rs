@@ -224,13 +224,17 @@ impl TestMount {
         pid.try_into().unwrap()
     }
 
-    /// Sends the daemon a signal, and waits until it is gone when that is SIGKILL.
+    /// Sends the daemon a signal, and waits until it is gone when that is SIGKILL, and until all of it stands still when
+    /// that is SIGSTOP: its other threads go on until the one that takes the signal has run.
     #[track_caller]
     pub fn signal(&self, signal: rustix::process::Signal) -> i32 {
         let pid = self.pid();
         rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
         if signal == rustix::process::Signal::KILL {
             wait_until("the daemon to be gone", || !self.daemons().contains(&pid));
+        }
+        if signal == rustix::process::Signal::STOP {
+            wait_until("the daemon to stand still", || is_stopped(pid));
         }
         pid
     }
@@ -293,6 +297,17 @@ impl TestMount {
         assert!(!self.is_mounted(), "still mounted");
         wait_until("the daemon to end", || self.daemons().is_empty());
     }
+}
+
+/// Whether every thread of a process is stopped.
+fn is_stopped(pid: i32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let state = |thread: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // After the name, which may hold anything, in parentheses.
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
+    };
+    threads.map(state).all(|state| state == Some('T'))
 }
 
 impl Drop for TestMount {

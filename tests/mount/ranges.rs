@@ -1,14 +1,16 @@
 //! Ranges of files: allocated, punched, zeroed, found, copied.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 
 use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, seek};
 use rustix::io::Errno;
 
 use crate::dataset::noise;
 use crate::http::assert_same;
-use crate::mounted::{TestMount, local_tree, shell};
+use crate::mounted::{TestMount, local_tree, run, shell};
 
 #[test]
 fn ranges_are_allocated_punched_zeroed_and_found_and_the_result_is_staged() {
@@ -88,4 +90,104 @@ fn a_listing_goes_on_rightly_while_entries_come_go_and_are_renamed() {
     assert_eq!((seen.len(), count), (3000, 3000), "each once");
     assert_eq!(fs::read_dir(&dir).unwrap().count(), 3000);
     test.unmount();
+}
+
+/// What a file takes of the disk, in bytes, as `du` counts it.
+fn room(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().blocks() * 512
+}
+
+#[test]
+fn a_file_takes_the_room_that_it_takes_on_the_disk_and_holes_stay_holes() {
+    let test = TestMount::with(crate::server::url(), &["--settle", "600"]);
+    let at = |name: &str| test.at(name);
+    let open = |name: &str| File::options().read(true).write(true).create(true).truncate(false).open(at(name)).unwrap();
+    fs::write(at("empty"), "").unwrap();
+    fs::write(at("byte"), "x").unwrap();
+    fs::write(at("dense"), noise(1, 1 << 20)).unwrap();
+    assert_eq!(["empty", "byte", "dense"].map(|name| room(&at(name))), [0, 4096, 1 << 20]);
+    assert_eq!(fs::symlink_metadata(&test.dir).unwrap().blocks(), 0);
+    // Grown by a truncation, by a write behind the end, and holed.
+    open("cut").set_len(64 << 20).unwrap();
+    open("cut").write_all_at(b"x", 32 << 20).unwrap();
+    open("far").write_all_at(b"x", 64 << 20).unwrap();
+    fs::write(at("holed"), noise(2, 1 << 20)).unwrap();
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(open("holed"), punch, 65_536, 900_000 / 4096 * 4096).unwrap();
+    fs::write(at("reserved"), "x").unwrap();
+    fallocate(open("reserved"), FallocateFlags::KEEP_SIZE, 0, 1 << 20).unwrap();
+    // What copies and unpacks holes.
+    let zeros = test.beside("plain").join("zeros");
+    fs::write(&zeros, vec![0; 8 << 20]).unwrap();
+    run("cp", ["--sparse=always".as_ref(), zeros.as_os_str(), at("copied").as_os_str()]);
+    shell(&test.dir, "cp cut again; cp --reflink=auto --sparse=always cut twice; tar --sparse -cf cut.tar cut");
+    shell(&test.dir, "mkdir unpacked; tar -C unpacked -xf cut.tar");
+    let sparse = ["cut", "far", "holed", "copied", "again", "twice", "unpacked/cut"];
+    let seen = || {
+        for name in sparse {
+            assert!(room(&at(name)) < 256 << 10, "{name} takes {}", room(&at(name)));
+        }
+        assert!(fs::metadata(at("cut.tar")).unwrap().size() < 64 << 10);
+        assert!((1 << 20..2 << 20).contains(&room(&at("reserved"))), "{}", room(&at("reserved")));
+        let du = shell(&test.dir, "du -sk .").split_whitespace().next().unwrap().parse::<u64>().unwrap();
+        assert!((2 << 10..4 << 10).contains(&du), "du says {du} KiB");
+    };
+    seen();
+    // What is written into a hole takes room, and what is cut off takes none.
+    open("far").write_all_at(&noise(3, 1 << 20), 1 << 20).unwrap();
+    assert!((1 << 20..(1 << 20) + (64 << 10)).contains(&room(&at("far"))), "{}", room(&at("far")));
+    open("far").set_len(4096).unwrap();
+    open("far").set_len(64 << 20).unwrap();
+    seen();
+    test.signal(rustix::process::Signal::KILL);
+    test.mount(&[]).ok();
+    seen();
+    // The server knows no holes: of what only it has, there is nothing but the length to tell.
+    let expected = local_tree(&test.dir);
+    test.unmount_commit();
+    test.forget();
+    test.mount(&[]).ok();
+    assert_eq!(["byte", "cut", "reserved"].map(|name| room(&at(name))), [4096, 64 << 20, 4096]);
+    test.unmount();
+    assert_same(&test.committed(), &expected);
+}
+
+#[test]
+fn room_behind_the_end_of_a_file_counts_for_the_limit_and_is_there_for_the_writer() {
+    let test = TestMount::with(crate::server::url(), &["--settle", "600", "--spool-limit", "1M"]);
+    let used = || test.status()["spool_bytes"].as_u64().unwrap();
+    let file = File::create(test.at("file")).unwrap();
+    let other = File::create(test.at("other")).unwrap();
+    let keep = FallocateFlags::KEEP_SIZE;
+    fallocate(&file, keep, 0, 900 << 10).unwrap();
+    assert_eq!((file.metadata().unwrap().size(), used()), (0, 900 << 10));
+    assert_eq!(fallocate(&other, keep, 0, 200 << 10), Err(Errno::NOSPC));
+    assert_eq!(other.write_all_at(&noise(1, 200 << 10), 0).unwrap_err().kind(), ErrorKind::StorageFull);
+    drop(other);
+    fs::remove_file(test.at("other")).unwrap();
+    // Somebody else fills what is left.
+    fs::write(test.at("filler"), noise(2, 124 << 10)).unwrap();
+    assert_eq!(used(), 1 << 20);
+    // Not a byte more for what was promised, and none that was not.
+    file.write_all_at(&noise(3, 800 << 10), 0).unwrap();
+    assert_eq!(used(), 1 << 20);
+    assert_eq!(file.write_all_at(b"x", 900 << 10).unwrap_err().kind(), ErrorKind::StorageFull);
+    file.write_all_at(&noise(4, 100 << 10), 800 << 10).unwrap();
+    assert_eq!(used(), 1 << 20);
+    // Given back by cutting, by removing and by staging.
+    file.set_len(4096).unwrap();
+    assert_eq!(used(), 128 << 10);
+    fallocate(&file, keep, 0, 500 << 10).unwrap();
+    assert_eq!(used(), 624 << 10);
+    drop(file);
+    fs::remove_file(test.at("file")).unwrap();
+    assert_eq!(used(), 124 << 10);
+    let again = File::create(test.at("again")).unwrap();
+    again.write_all_at(b"text", 0).unwrap();
+    fallocate(&again, keep, 0, 500 << 10).unwrap();
+    assert_eq!(used(), 624 << 10);
+    drop(again);
+    test.sync();
+    assert_eq!(used(), 0);
+    test.unmount_and_compare();
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use oxenfs::disk::{Act, Disk, Witness};
-use oxenfs::fs::{Fs, Limits, Need, OpenFlags, Options, Stop};
+use oxenfs::fs::{Fs, Limits, Need, OpenFlags, Options, RangeChange, Stop};
 use oxenfs::namespace::{Attrs, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::workspace::ByHash;
@@ -168,4 +168,32 @@ fn a_write_to_the_original_while_another_writer_gets_a_copy_is_kept() {
         assert_eq!(fs.read(handle, 0, 10).unwrap(), b"A...B.");
         fs.release(handle);
     });
+}
+
+#[test]
+fn room_behind_the_end_of_a_file_is_counted_after_a_crash_too() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let _guard = runtime.enter();
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { read_only: false, settle: Duration::from_secs(600), uid: 0, gid: 0, umask: 0o022 };
+    let start = || {
+        let limits = Limits { spool: None, cache: 200 };
+        Fs::recover(dir.path(), RepoPath::root(), options.clone(), limits, Arc::new(Memory::new(ByHash::Never)))
+            .unwrap()
+    };
+    let fs = start();
+    runtime.block_on(fs.run(Need::List(ROOT), |_| Ok(()))).unwrap();
+    let (name, flags) = (Name::new(b"file").unwrap(), OpenFlags { read: true, write: true, truncate: false });
+    let (stat, handle) = fs.create(ROOT, &name, crate::world::attrs(), flags).unwrap();
+    fs.write(handle, 0, &[7; 8192]).unwrap();
+    fs.fallocate(handle, 0, 1 << 20, RangeChange::Allocate { grow: false }).unwrap();
+    assert_eq!((fs.spool().used(), fs.getattr(stat.ino).unwrap().size), (1 << 20, 8192));
+    drop(fs);
+    let fs = start();
+    assert_eq!(fs.spool().used(), 1 << 20);
+    let stat = fs.lookup(ROOT, &name).unwrap();
+    assert_eq!((stat.size, stat.room), (8192, 1 << 20));
+    fs.forget(stat.ino, 1);
+    fs.unlink(ROOT, &name).unwrap();
+    assert_eq!(fs.spool().used(), 0);
 }

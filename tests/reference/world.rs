@@ -318,7 +318,11 @@ impl World {
                 self.disk.act(Act::Write(file), || file.write_all_at(text, at)).unwrap();
                 Ok(())
             }
-            None => self.run(|fs| fs.write(handle, at, text)).await,
+            None => {
+                let written = self.run(|fs| fs.write(handle, at, text)).await?;
+                assert_eq!(written, text.len(), "a short write");
+                Ok(())
+            }
         }
     }
 

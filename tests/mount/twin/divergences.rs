@@ -20,8 +20,6 @@ pub enum Capability {
     SetIds,
     /// `O_TMPFILE`.
     Tmpfile,
-    /// `st_blocks` counts what is allocated.
-    Blocks,
 }
 
 /// Whether the mount has it.
@@ -34,7 +32,7 @@ pub fn has(capability: Capability) -> bool {
         | Capability::Xattrs
         | Capability::SetIds => true,
         // fuser 0.18 has no O_TMPFILE: the kernel answers EOPNOTSUPP by itself.
-        Capability::Tmpfile | Capability::Blocks => false,
+        Capability::Tmpfile => false,
     }
 }
 
@@ -53,7 +51,8 @@ pub struct Divergence {
 /// - the size of directories: a local filesystem tells its own blocks, the mount 0;
 /// - the access time, but for that which `utimensat` just set: the kernel keeps no access times for FUSE (`noatime`);
 /// - modification and change time of what was written through a mapping: the kernel tells a FUSE filesystem of such
-///   writes when it writes the pages back, not at the first touch;
+///   writes when it writes the pages back, not at the first touch; nor how much of the disk it takes;
+/// - holes: once the server has a file, its length is all there is to tell of the room that it takes;
 /// - these two times of a FIFO that was written to: the kernel tells a FUSE filesystem nothing of what goes through one;
 /// - by how much two clocks read one after the other differ.
 ///
