@@ -343,7 +343,7 @@ impl State {
         if inode.recorded {
             return;
         }
-        let links = inode.links.clone();
+        let links = inode.links.to_vec();
         for (parent, _) in &links {
             self.materialize(*parent);
         }
@@ -392,8 +392,7 @@ impl State {
 
     /// Puts a path in the queue, or closes its account where nothing is or was owed for it.
     fn touch(&mut self, path: &RepoPath, settle: Duration) {
-        if let Some(account) = self.ledger.get(path)
-            && *account == Account::default()
+        if self.ledger.get(path) == Some(Account::default())
             && !matches!(self.tree.resolve(path), Resolved::Inode(ino) if self.content(ino).is_some())
             && !self.queue.is_active(path)
             && !self.kept_base_dir(path)
@@ -439,12 +438,11 @@ impl State {
         if let Some(origin) = origin {
             return Some((**origin).clone());
         }
-        let paths = self.tree.file_paths(ino);
-        let staged = |path: &&RepoPath| matches!(self.ledger.get(path).map(|a| a.staged), Some(crate::ledger::Staged::Put(o)) if o.hash == *hash);
-        match paths.iter().find(staged) {
-            Some(path) => Some(Source { revision: Revision::Workspace, path: path.clone() }),
+        let staged = |path: &RepoPath| matches!(self.ledger.get(path).map(|a| a.staged), Some(crate::ledger::Staged::Put(o)) if o.hash == *hash);
+        match self.tree.paths_of(ino).find(staged) {
+            Some(path) => Some(Source { revision: Revision::Workspace, path }),
             None => {
-                let path = paths.into_iter().next()?;
+                let path = self.tree.paths_of(ino).next()?;
                 Some(Source { revision: Revision::Commit(self.base.clone()), path })
             }
         }
@@ -500,7 +498,12 @@ impl Fs {
         let frame = std::mem::take(&mut state.frame);
         let stale = std::mem::take(&mut state.stale);
         let ticket = self.journal.append(&frame);
+        // Not for every change: waking a sleeping thread costs more than the change.
+        let news = state.queue.has_news();
         drop(state);
+        if news {
+            self.wake.notify_one();
+        }
         if !stale.is_empty() {
             let watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
             // A mount that ends needs to know no more.
@@ -1003,5 +1006,5 @@ fn base_attrs(options: &Options, dir: bool, time: Timestamp) -> Attrs {
 
 /// A directory that the base has and that has not been listed.
 fn unlisted_dir() -> Body {
-    Body::Dir(Dir { based: true, ..Dir::default() })
+    Body::Dir(Box::new(Dir { based: true, ..Dir::default() }))
 }

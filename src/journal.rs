@@ -606,27 +606,32 @@ fn create_segment(disk: &Disk, dir: &Path, segment: u64) -> io::Result<File> {
 }
 
 /// Replays what counts: the last complete segment and those after it. Returns all segments and the first that counts.
+/// Never holds more than one frame: there may be millions.
 fn replay_segments(
     dir: &Path,
     cut: Option<&Disk>,
     replay: &mut dyn FnMut(Change),
 ) -> Result<(Vec<u64>, Option<u64>), JournalError> {
     let segments = segments(dir).map_err(|source| JournalError::Io { path: dir.to_owned(), source })?;
-    let mut frames: Vec<(u64, Vec<Vec<Change>>)> = Vec::new();
-    for &segment in &segments {
-        let (read, complete) = read_segment(&segment_path(dir, segment), cut)?;
+    // From the newest on, to pass over what a complete one replaces; the oldest counts whether it is complete or not.
+    let mut first = segments.len().saturating_sub(1);
+    while first > 0 {
+        let mut complete = false;
+        read_segment(&segment_path(dir, segments[first]), cut, &mut |change| complete |= change == Change::Complete)?;
         if complete {
-            frames.clear();
+            break;
         }
-        frames.push((segment, read));
+        first -= 1;
     }
-    let first = frames.first().map(|(segment, _)| *segment);
-    frames.into_iter().flat_map(|(_, frames)| frames).flatten().for_each(replay);
+    for &segment in &segments[first..] {
+        read_segment(&segment_path(dir, segment), cut, replay)?;
+    }
+    let first = segments.get(first).copied();
     Ok((segments, first))
 }
 
-/// The intact frames of a segment, and whether it is complete. With `cut`, cuts off what does not check.
-fn read_segment(path: &Path, cut: Option<&Disk>) -> Result<(Vec<Vec<Change>>, bool), JournalError> {
+/// Hands over the changes of a segment's intact frames. With `cut`, cuts off what does not check.
+fn read_segment(path: &Path, cut: Option<&Disk>, replay: &mut dyn FnMut(Change)) -> Result<(), JournalError> {
     let io = |source| JournalError::Io { path: path.to_owned(), source };
     let file = OpenOptions::new().read(true).write(cut.is_some()).open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
@@ -638,7 +643,6 @@ fn read_segment(path: &Path, cut: Option<&Disk>) -> Result<(Vec<Vec<Change>>, bo
         return Err(JournalError::Newer { path: path.to_owned(), found: header.oxenfs_journal });
     }
     let mut intact = line.len() as u64;
-    let (mut frames, mut complete) = (Vec::new(), false);
     loop {
         line.clear();
         if reader.read_until(b'\n', &mut line).map_err(io)? == 0 {
@@ -646,8 +650,7 @@ fn read_segment(path: &Path, cut: Option<&Disk>) -> Result<(Vec<Vec<Change>>, bo
         }
         let Some(changes) = decode(&line) else { break };
         intact += line.len() as u64;
-        complete |= changes.contains(&Change::Complete);
-        frames.push(changes);
+        changes.into_iter().for_each(&mut *replay);
     }
     if let Some(disk) = cut
         && intact < length
@@ -664,7 +667,7 @@ fn read_segment(path: &Path, cut: Option<&Disk>) -> Result<(Vec<Vec<Change>>, bo
         disk.resize(&file, intact).map_err(io)?;
         disk.flush(&file).map_err(io)?;
     }
-    Ok((frames, complete))
+    Ok(())
 }
 
 fn encode(changes: &[Change], buffer: &mut Vec<u8>) {

@@ -39,8 +39,12 @@ use state_dir::{StateDir, StateError};
 
 /// How long a daemon that is told to end (SIGTERM) goes on staging: well within the 90 s that systemd grants.
 const TERM_DRAIN: Duration = Duration::from_secs(20);
+/// How long it waits for a server that does not answer.
+const TERM_STALL: Duration = Duration::from_secs(5);
 /// How often spool files that are done with are removed or moved to the cache: a flush of the record each time.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
+/// How often it looks whether the server answers.
+const STALL_CHECK: Duration = Duration::from_millis(200);
 /// How often the journal's length is looked at.
 const COMPACTION_CHECK: Duration = Duration::from_secs(60);
 
@@ -260,7 +264,11 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
         }
         () = signals.terminate() => {
             tracing::info!(bound = ?TERM_DRAIN, "told to end: staging what is left, then unmounting");
-            let _ = tokio::time::timeout(TERM_DRAIN, drained(&fs)).await;
+            tokio::select! {
+                () = drained(&fs) => {}
+                () = stalled_for(&daemon.meter, TERM_STALL) => {}
+                () = tokio::time::sleep(TERM_DRAIN) => {}
+            }
         }
     }
     if *daemon.phase.borrow() != Phase::Draining && !served.is_over() {
@@ -353,6 +361,17 @@ async fn phase_is(phases: &mut watch::Receiver<Phase>, wanted: Phase) {
     // The sender lives as long as the daemon.
     if phases.wait_for(|phase| *phase == wanted).await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+/// Completes when nothing has gone on for `patience`.
+async fn stalled_for(meter: &Meter, patience: Duration) {
+    let mut moving = Instant::now();
+    while moving.elapsed() < patience {
+        tokio::time::sleep(STALL_CHECK).await;
+        if meter.stalled().is_none() {
+            moving = Instant::now();
+        }
     }
 }
 

@@ -139,7 +139,7 @@ impl Fs {
                 };
             }
             state.vacancy(parent, name)?;
-            let body = Body::Dir(Dir { listed: true, ..Dir::default() });
+            let body = Body::Dir(Box::new(Dir { listed: true, ..Dir::default() }));
             let time = now();
             (attrs.atime, attrs.mtime, attrs.ctime) = (time, time, time);
             state.inherit_group(parent, &mut attrs, &body);

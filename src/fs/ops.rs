@@ -587,7 +587,6 @@ impl Fs {
             state.open_account(&path, None);
             state.queue.touch(&path, self.options.settle);
         }
-        self.wake.notify_one();
         Ok(stat)
     }
 
@@ -621,7 +620,7 @@ impl Fs {
         self.admit()?;
         self.change(|state| {
             state.vacancy(parent, name)?;
-            state.plant(parent, name.clone(), attrs, Body::Dir(Dir { listed: true, ..Dir::default() }))
+            state.plant(parent, name.clone(), attrs, Body::Dir(Box::new(Dir { listed: true, ..Dir::default() })))
         })
     }
 
@@ -646,7 +645,7 @@ impl Fs {
     /// [`FsError::NotPermitted`] for a directory; [`FsError::TooManyLinks`].
     pub fn link(&self, ino: Ino, parent: Ino, name: &Name) -> Op<Stat> {
         self.admit()?;
-        let stat = self.change(|state| {
+        self.change(|state| {
             state.vacancy(parent, name)?;
             let inode = state.tree.get(ino).ok_or(FsError::Stale)?;
             if inode.is_dir() {
@@ -674,9 +673,7 @@ impl Fs {
                 state.touch(&path, self.options.settle);
             }
             self.stat(state, ino)
-        })?;
-        self.wake.notify_one();
-        Ok(stat)
+        })
     }
 
     /// Removes a name of anything but a directory.
@@ -696,7 +693,6 @@ impl Fs {
             Ok(())
         });
         self.discard_spool(left);
-        self.wake.notify_one();
         done
     }
 
@@ -774,7 +770,6 @@ impl Fs {
             Ok(())
         });
         self.discard_spool(left);
-        self.wake.notify_one();
         done
     }
 
@@ -1052,7 +1047,6 @@ impl Fs {
             rested.into_iter().for_each(|adopted| self.keep(adopted));
         }
         self.discard_spool(left);
-        self.wake.notify_one();
     }
 
     /// Opens a directory.
@@ -1178,7 +1172,6 @@ impl State {
         };
         if first {
             self.touch_file(ino, fs.options.settle);
-            fs.wake.notify_one();
         }
     }
 

@@ -121,7 +121,7 @@ impl Fs {
             tracing::warn!(%known, %base, "the workspace stands on another commit than at the last mount");
         }
         let accounts: Vec<(RepoPath, Account)> =
-            self.lock().ledger.iter().map(|(path, account)| (path.clone(), *account)).collect();
+            self.lock().ledger.iter().map(|(path, account)| (path.clone(), account)).collect();
         let mut listings = Listings { fs: self, commit: base.clone(), known: HashMap::new() };
         let mut updates = Vec::new();
         let mut conflicts = Vec::new();
@@ -165,7 +165,7 @@ impl Fs {
                 if account.staged == Staged::Doubt {
                     state.suspects.push(path.clone());
                 }
-                if state.ledger.get(&path) != Some(&account) {
+                if state.ledger.get(&path) != Some(account) {
                     state.apply(Change::Account { path, account: Some(account) });
                 }
             }
@@ -238,7 +238,7 @@ impl Fs {
             self.append_state(|state| {
                 let mut changes = Vec::new();
                 for path in portion {
-                    changes.push(Change::Account { path: path.clone(), account: state.ledger.get(path).copied() });
+                    changes.push(Change::Account { path: path.clone(), account: state.ledger.get(path) });
                     if let Some(upload) = state.uploads.get(path) {
                         changes.push(Change::Upload { path: path.clone(), upload: Some(upload.clone()) });
                     }
@@ -334,7 +334,7 @@ pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, Comm
                 None => (false, 0),
             },
         };
-        let tally = match (state.owes(path, account), found, account.staged) {
+        let tally = match (state.owes(path, &account), found, account.staged) {
             (true, true, _) => &mut counts.dirty,
             (true, false, _) => &mut counts.removals,
             (false, _, Staged::Put(_) | Staged::Removed) => &mut counts.staged,
@@ -458,7 +458,7 @@ impl State {
     /// with the base.
     fn queue_owed(&mut self) {
         let accounts: Vec<(RepoPath, Account)> =
-            self.ledger.iter().map(|(path, account)| (path.clone(), *account)).collect();
+            self.ledger.iter().map(|(path, account)| (path.clone(), account)).collect();
         for (path, account) in accounts {
             if self.owes(&path, &account) {
                 self.queue.touch(&path, Duration::ZERO);

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::live::Asked;
 use super::passthrough::{Seal, Sealing, Way};
-use super::queue::Phase;
+use super::queue::{Pending, Phase, Tick};
 use super::{Fs, FsError, Hold, Op, Options, State, base_attrs};
 use crate::control::{Counts, FileError, LocalPath, Progress, Tally};
 use crate::hash::ContentHash;
@@ -298,7 +298,7 @@ impl Fs {
             let alone = state.queue.get(path).is_some_and(|entry| entry.alone);
             let capture = state.frozen.as_ref().and_then(|frozen| frozen.get(path).cloned());
             capture.map(|capture| Capture {
-                account: state.ledger.get(path).copied().unwrap_or_default(),
+                account: state.ledger.get(path).unwrap_or_default(),
                 upload: state.uploads.get(path).cloned(),
                 alone,
                 ..capture
@@ -364,8 +364,8 @@ impl Fs {
                     return Ok(None);
                 };
                 let (seq, forced, alone) = (entry.seq, entry.forced, entry.alone);
-                let overdue = entry.is_overdue(self.options.settle);
-                let account = state.ledger.get(path).copied().unwrap_or_default();
+                let overdue = state.queue.is_overdue(entry, self.options.settle);
+                let account = state.ledger.get(path).unwrap_or_default();
                 let upload = state.uploads.get(path).cloned();
                 let capture = |want| Capture { path: path.clone(), seq, account, want, alone, upload };
                 let ino = match state.tree.resolve(path) {
@@ -486,7 +486,7 @@ impl Fs {
         let Some(copied) = self.copy_live(ino, spool)? else { return Ok(None) };
         let mut state = self.lock();
         let state = &mut *state;
-        let account = state.ledger.get(path).copied().unwrap_or_default();
+        let account = state.ledger.get(path).unwrap_or_default();
         let upload = state.uploads.get(path).cloned();
         // No generation of the file's: its bytes may be others by now.
         let generation = state.fresh_generation();
@@ -539,7 +539,7 @@ impl Fs {
     pub fn intend<'a>(&self, paths: impl Iterator<Item = &'a RepoPath>) -> Result<(), FsError> {
         let done = self.change(|state| {
             for path in paths {
-                let account = state.ledger.get(path).copied().unwrap_or_default();
+                let account = state.ledger.get(path).unwrap_or_default();
                 if account.staged != Staged::Doubt {
                     let account = Account { staged: Staged::Doubt, ..account };
                     state.apply(Change::Account { path: path.clone(), account: Some(account) });
@@ -642,7 +642,7 @@ impl Fs {
 
     /// How often staging a path has failed.
     pub fn attempts(&self, path: &RepoPath) -> u32 {
-        self.lock().queue.get(path).map_or(0, |entry| entry.attempts)
+        self.lock().queue.get(path).map_or(0, Pending::attempts)
     }
 
     /// Whether a file may be put at `path`: nothing above or below it is a file in the workspace's view, which takes
@@ -714,7 +714,7 @@ impl Fs {
             let above = std::iter::successors(file.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
             for dir in above {
                 let is_clear = *clear.entry(dir.clone()).or_insert_with(|| {
-                    let gone = |(path, account): (&RepoPath, &Account)| files.contains(path) || !account.may_show();
+                    let gone = |(path, account): (&RepoPath, Account)| files.contains(path) || !account.may_show();
                     state.is_vacant(&dir, &mut known) && state.ledger.below(&dir).all(gone)
                 });
                 if !is_clear {
@@ -831,7 +831,7 @@ impl Fs {
     pub fn unstaged(&self, paths: &[RepoPath]) -> Result<(), FsError> {
         into_plain(self.change(|state| {
             for path in paths {
-                let account = state.ledger.get(path).copied().unwrap_or_default();
+                let account = state.ledger.get(path).unwrap_or_default();
                 let account = Account { staged: Staged::Nothing, ..account };
                 state.apply(Change::Account { path: path.clone(), account: Some(account) });
                 state.queue.touch(path, Duration::ZERO);
@@ -855,7 +855,7 @@ impl Fs {
         let found = into_plain(self.change(|state| {
             let mut wrong = Vec::new();
             for path in &state.suspects {
-                let account = state.ledger.get(path).copied().unwrap_or_default();
+                let account = state.ledger.get(path).unwrap_or_default();
                 let agrees = match (account.staged, staged.get(path)) {
                     (Staged::Nothing, None) | (Staged::Removed, Some(ChangeKind::Removed)) => true,
                     (Staged::Put(_), Some(ChangeKind::Added | ChangeKind::Modified)) => true,
@@ -901,7 +901,7 @@ impl Fs {
 
     /// Whether nothing is owed to the server.
     pub fn is_drained(&self) -> bool {
-        self.lock().queue.iter().next().is_none()
+        self.lock().queue.len() == 0
     }
 
     /// Whether all that is owed waits for somebody to act.
@@ -911,7 +911,7 @@ impl Fs {
 
     /// How many paths are owed.
     pub fn owed(&self) -> usize {
-        self.lock().queue.iter().count()
+        self.lock().queue.len()
     }
 
     /// Numbers for a status: counts per state, age of the oldest change in seconds, errors, local paths.
@@ -919,7 +919,7 @@ impl Fs {
         let state = self.lock();
         let mut counts = Counts::default();
         let mut errors = Vec::new();
-        let mut oldest: Option<Instant> = None;
+        let mut oldest: Option<Tick> = None;
         let add = |tally: &mut Tally, bytes| {
             tally.files += 1;
             tally.bytes += bytes;
@@ -939,13 +939,13 @@ impl Fs {
                 (_, _, Phase::Sending) => &mut counts.uploading,
             };
             add(tally, size.unwrap_or(0));
-            if let Some(error) = &entry.error {
+            if let Some(error) = entry.error() {
                 errors.push((
                     entry.since,
                     FileError {
                         path: path.as_str().to_owned(),
-                        error: error.clone(),
-                        attempts: entry.attempts,
+                        error: error.to_owned(),
+                        attempts: entry.attempts(),
                         parked: entry.parked,
                     },
                 ));
@@ -963,7 +963,7 @@ impl Fs {
         errors.sort_by_key(|(since, _)| std::cmp::Reverse(*since));
         let errors = errors.into_iter().map(|(_, error)| error).take(SHOWN_ERRORS).collect();
         let local = state.local_paths(&self.options, &mut counts.local);
-        (counts, oldest.map(|oldest| oldest.elapsed().as_secs()), errors, local)
+        (counts, oldest.map(|oldest| state.queue.instant(oldest).elapsed().as_secs()), errors, local)
     }
 }
 
@@ -987,7 +987,7 @@ impl State {
     /// See [`Fs::clear_for_put`].
     fn is_clear_for_put(&self, path: &RepoPath) -> bool {
         let mut above = std::iter::successors(path.parent(), RepoPath::parent);
-        !above.any(|dir| self.ledger.get(&dir).is_some_and(Account::may_show))
+        !above.any(|dir| self.ledger.get(&dir).is_some_and(|account| account.may_show()))
             && !self.ledger.below(path).any(|(below, account)| below != path && account.may_show())
     }
 
@@ -995,7 +995,7 @@ impl State {
     /// what stands in the way of that name: it may be what the file is waited for with.
     fn comes_free(&self, ino: Ino, waiting: &mut Vec<RepoPath>) -> bool {
         const DEEPEST: usize = 64;
-        self.tree.file_paths(ino).into_iter().any(|path| {
+        self.tree.paths_of(ino).any(|path| {
             if waiting.contains(&path) || waiting.len() > DEEPEST {
                 return false;
             }
@@ -1009,14 +1009,14 @@ impl State {
 
     /// Where the bytes of a file that was just staged at `path` are found: there, if it has that name no longer.
     fn staged_origin(&self, ino: Ino, path: &RepoPath) -> Option<Arc<Source>> {
-        let moved = !self.tree.file_paths(ino).contains(path);
+        let moved = self.tree.resolve(path) != Resolved::Inode(ino);
         moved.then(|| Arc::new(Source { revision: Revision::Workspace, path: path.clone() }))
     }
 
     /// Applies a confirmation; returns the spool file that the cache may take over.
     fn confirm(&mut self, capture: &Capture, step: Step) -> Option<Adopted> {
         let path = &capture.path;
-        let account = self.ledger.get(path).copied().unwrap_or_default();
+        let account = self.ledger.get(path).unwrap_or_default();
         let account = Account { staged: account.after(step), ..account };
         let settled = account.staged == Staged::Nothing;
         self.apply(Change::Account { path: path.clone(), account: (!settled).then_some(account) });

@@ -118,12 +118,13 @@ impl TestMount {
 
     fn command<S: AsRef<OsStr>>(&self, state: &Path, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_oxenfs"));
-        command
-            .args(arguments)
-            .arg("--state-dir")
-            .arg(state)
-            .env("HOME", self.temp.path())
-            .env("OXEN_CONFIG_DIR", self.temp.path().join("oxen"));
+        command.args(arguments).arg("--state-dir").arg(state);
+        self.at_home(command)
+    }
+
+    /// With nothing of the tester's own environment.
+    fn at_home(&self, mut command: Command) -> Command {
+        command.env("HOME", self.temp.path()).env("OXEN_CONFIG_DIR", self.temp.path().join("oxen"));
         for name in ["OXEN_SERVER", "OXEN_API_KEY", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "RUST_LOG"] {
             command.env_remove(name);
         }
@@ -138,6 +139,15 @@ impl TestMount {
     /// `oxenfs mount`, which may be refused.
     pub fn mount(&self, options: &[&str]) -> Said {
         self.mount_with(&self.state, &self.dir, options)
+    }
+
+    /// `oxenfs mount --create` by a shell that does something to itself first.
+    pub fn mount_after(&self, shell: &str) -> Said {
+        let mut command = Command::new("sh");
+        command.args(["-ec", &format!("{shell}\nexec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_oxenfs")]);
+        command.args(["mount", &self.repo, self.dir.to_str().unwrap(), "--create", "--server", &self.server]);
+        command.arg("--state-dir").arg(&self.state);
+        Said::of(&mut self.at_home(command))
     }
 
     /// `oxenfs mount` of the same repository with another state directory or mount point.

@@ -244,3 +244,133 @@ fn every_editor_saves_thirty_times() {
     assert_same(&local_tree(&test.dir), &local_tree(&plain));
     test.unmount_and_compare();
 }
+
+/// What numpy, h5py, zarr and pyarrow do to files, as the calls they make: `numpy.memmap` in its modes; an HDF5 file
+/// under its lock, with a superblock that is written again when data was appended, and cut at its end; a zarr store
+/// with a temporary file renamed for each chunk; a Parquet file that is read from its footer; a table that is appended to.
+const FORMATS: &str = r#"
+import fcntl, json, mmap, random, struct, uuid
+random.seed(7)
+
+# numpy.memmap, 'w+': a file of its final length by one byte at its end, filled out of order, flushed now and then.
+rows, width = 300, 1000
+with open('array.npy', 'w+b') as f:
+    f.seek(rows * width - 1)
+    f.write(b'\0')
+    f.flush()
+    with mmap.mmap(f.fileno(), rows * width) as m:
+        order = list(range(rows))
+        random.shuffle(order)
+        for at, row in enumerate(order):
+            m[row * width:(row + 1) * width] = bytes([row % 251]) * width
+            if at % 100 == 0:
+                m.flush()
+with open('array.npy', 'r+b') as f, mmap.mmap(f.fileno(), 0) as m:  # 'r+', and 'c', which changes nothing
+    m[5 * width:5 * width + 4] = b'five'
+    with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY) as copy:
+        copy[0:4] = b'copy'
+        assert m[0:4] == b'\0' * 4
+
+# HDF5: opened exclusively, data behind data, then the superblock; a reader has to wait; later some of it goes.
+def superblock(fd, end):
+    os.pwrite(fd, b'\x89HDF\r\n\x1a\n' + struct.pack('<QQ', end, 2), 0)
+fd = os.open('data.h5', os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+try:
+    fcntl.flock(os.open('data.h5', os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB)
+    raise SystemExit('two have the file')
+except BlockingIOError:
+    pass
+end = 2048
+for at in range(200):
+    block = bytes([at]) * random.randrange(1, 5000)
+    os.pwrite(fd, block, end)
+    end += len(block)
+    if at % 20 == 19:
+        superblock(fd, end)
+        os.fsync(fd)
+    if at % 50 == 49:  # a chunk is written over, another is given back
+        os.pwrite(fd, b'again' * 100, 2048 + at)
+        end -= 100
+os.ftruncate(fd, end + 4096)
+os.ftruncate(fd, end)
+superblock(fd, end)
+fcntl.flock(fd, fcntl.LOCK_UN)
+os.close(fd)
+fd = os.open('data.h5', os.O_RDONLY)
+fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+assert struct.unpack('<Q', os.pread(fd, 8, 8))[0] == os.fstat(fd).st_size == end
+os.close(fd)
+
+# zarr: each chunk by a temporary file of its own name, then renamed; some are written again or removed.
+def put(path, content):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f'{path}.{uuid.UUID(int=random.getrandbits(128)).hex}.partial'
+    with open(temporary, 'wb') as f:
+        f.write(content)
+    os.replace(temporary, path)
+put('store.zarr/.zgroup', b'{"zarr_format": 2}')
+put('store.zarr/x/.zarray', json.dumps({'shape': [400], 'chunks': [10]}).encode())
+for turn in range(3):
+    for chunk in range(40):
+        if (chunk + turn) % 3 == 0:
+            put(f'store.zarr/x/{chunk // 10}.{chunk % 10}', bytes([chunk, turn]) * 700)
+os.remove('store.zarr/x/0.0')
+put('store.zarr/.zmetadata', json.dumps(sorted(os.listdir('store.zarr/x'))).encode())
+assert not [name for name in os.listdir('store.zarr/x') if name.endswith('.partial')]
+
+# Parquet: row groups one after the other, the footer with its length last; read from there, and mapped.
+groups = []
+with open('table.parquet', 'wb') as f:
+    f.write(b'PAR1')
+    for group in range(12):
+        groups.append((f.tell(), 3000 + group))
+        f.write(bytes([group]) * (3000 + group))
+    footer = json.dumps(groups).encode()
+    f.write(footer + struct.pack('<I', len(footer)) + b'PAR1')
+with open('table.parquet', 'rb') as f:
+    f.seek(-8, os.SEEK_END)
+    length, magic = struct.unpack('<I4s', f.read(8))
+    assert magic == b'PAR1'
+    f.seek(-8 - length, os.SEEK_END)
+    with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
+        for group, (at, size) in enumerate(json.loads(f.read(length))):
+            assert m[at:at + size] == bytes([group]) * size
+
+# A table that several append to, and one that is rewritten beside itself.
+writers = []
+for writer in range(4):
+    pid = os.fork()
+    if pid == 0:
+        fd = os.open('rows.csv', os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        for at in range(100):
+            os.write(fd, f'{writer},{at:03}\n'.encode())
+        os._exit(0)
+    writers.append(pid)
+assert all(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0 for pid in writers)
+rows = sorted(open('rows.csv'))
+assert len(set(rows)) == 400 and {len(row) for row in rows} == {6}
+with open('rows.csv.new', 'w') as f:
+    f.writelines(rows)
+os.replace('rows.csv.new', 'rows.csv')
+"#;
+
+#[test]
+fn arrays_tables_and_their_stores_are_written_as_their_libraries_do() {
+    let test = quick();
+    let plain = test.beside("plain");
+    for root in [&test.dir, &plain] {
+        python(root, FORMATS);
+    }
+    assert_same(&local_tree(&test.dir), &local_tree(&plain));
+    test.sync();
+    // Over what is staged, and by a kernel that remembers nothing of it.
+    test.unmount();
+    test.mount(&["--settle", "0.05"]).ok();
+    for root in [&test.dir, &plain] {
+        shell(root, "rm rows.csv");
+        python(root, FORMATS);
+    }
+    assert_same(&local_tree(&test.dir), &local_tree(&plain));
+    test.unmount_and_compare();
+}

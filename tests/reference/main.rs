@@ -1,9 +1,11 @@
 //! Random operations on the filesystem core, without a kernel, against a plain model: after every step the whole tree
 //! is compared, and after every drain the workspace. Faults, commits, crashes and remounts are operations too.
 
+mod disks;
 mod model;
 mod power;
 mod regressions;
+mod scale;
 mod sweep;
 mod workload;
 mod world;
@@ -25,6 +27,19 @@ fn path() -> impl Strategy<Value = Vec<String>> {
     proptest::collection::vec(name(), 1..4)
 }
 
+/// Set-id and sticky bits among them.
+fn mode() -> impl Strategy<Value = u16> {
+    prop_oneof![0u16..0o10000, Just(0o2755), Just(0o6711), Just(0o2644)]
+}
+
+fn owner() -> impl Strategy<Value = Option<u32>> {
+    proptest::option::of(0u32..3)
+}
+
+fn attribute() -> impl Strategy<Value = &'static str> {
+    prop_oneof![Just("user.a"), Just("user.b"), Just("trusted.a")]
+}
+
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => (path(), 0u64..40, "[a-z]{0,30}").prop_map(|(path, at, text)| Op::Write { path, at, text }),
@@ -40,6 +55,11 @@ fn op() -> impl Strategy<Value = Op> {
         1 => path().prop_map(Op::Symlink),
         3 => (path(), path()).prop_map(|(from, to)| Op::Copy { from, to }),
         2 => (path(), 0u64..30, 1u64..30).prop_map(|(path, at, length)| Op::Punch { path, at, length }),
+        2 => (path(), mode()).prop_map(|(path, mode)| Op::Chmod { path, mode }),
+        2 => (path(), owner(), owner()).prop_map(|(path, uid, gid)| Op::Chown { path, uid, gid }),
+        3 => (path(), attribute(), "[a-z]{0,5}", 0u8..4)
+            .prop_map(|(path, name, value, mode)| Op::Setxattr { path, name, value, mode }),
+        1 => (path(), attribute()).prop_map(|(path, name)| Op::Removexattr { path, name }),
         4 => Just(Op::Drain),
         2 => Just(Op::Commit),
         2 => Just(Op::Crash),

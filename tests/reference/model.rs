@@ -46,12 +46,49 @@ pub enum Refusal {
     NotEmpty,
     Invalid,
     NotPermitted,
+    /// The local disk fails; the model's never does.
+    Disk,
+    NoData,
 }
+
+/// What belongs to a file or directory beside content and names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meta {
+    pub mode: u16,
+    pub uid: u32,
+    pub gid: u32,
+    pub xattrs: BTreeMap<String, Vec<u8>>,
+}
+
+impl Meta {
+    fn new(mode: u16) -> Self {
+        Self { mode, uid: 0, gid: 0, xattrs: BTreeMap::new() }
+    }
+
+    /// Of what a program makes in a directory: a set-group-id directory hands its group down.
+    fn made_in(above: Option<&Meta>, is_dir: bool) -> Self {
+        let mut meta = Self::new(MADE_MODE);
+        if let Some(above) = above.filter(|above| above.mode & 0o2000 != 0) {
+            meta.gid = above.gid;
+            meta.mode |= if is_dir { 0o2000 } else { 0 };
+        }
+        meta
+    }
+}
+
+/// Of what the base has.
+const BASE_FILE_MODE: u16 = 0o644;
+const BASE_DIR_MODE: u16 = 0o755;
+/// That every program here asks for, of files and directories.
+pub const MADE_MODE: u16 = 0o644;
 
 #[derive(Debug, Clone, Default)]
 pub struct Model {
     pub nodes: BTreeMap<Path, Node>,
     pub contents: BTreeMap<u64, Vec<u8>>,
+    /// Of files, by number; of directories, by path. What belongs to a symbolic link is not followed.
+    files: BTreeMap<u64, Meta>,
+    dirs: BTreeMap<Path, Meta>,
     next: u64,
 }
 
@@ -81,12 +118,14 @@ impl Model {
     pub fn insert_file(&mut self, path: Path, content: Vec<u8>) {
         self.next += 1;
         self.contents.insert(self.next, content);
+        self.files.insert(self.next, Meta::new(BASE_FILE_MODE));
         self.nodes.insert(path, Node::File(self.next));
     }
 
     pub fn insert_base(&mut self, path: &[String], content: Vec<u8>) {
         for length in 1..path.len() {
             self.nodes.insert(path[..length].to_vec(), Node::Dir);
+            self.dirs.insert(path[..length].to_vec(), Meta::new(BASE_DIR_MODE));
         }
         self.insert_file(path.to_vec(), content);
     }
@@ -106,6 +145,8 @@ impl Model {
             Some(Node::Symlink) => Err(Refusal::Invalid),
             None if create => {
                 self.insert_file(path.to_vec(), Vec::new());
+                let meta = Meta::made_in(self.dirs.get(&path[..path.len() - 1]), false);
+                self.files.insert(self.next, meta);
                 Ok(self.next)
             }
             None => Err(Refusal::NotFound),
@@ -182,6 +223,8 @@ impl Model {
 
     pub fn mkdir(&mut self, path: &[String]) -> Done {
         self.vacancy(path)?;
+        let meta = Meta::made_in(self.dirs.get(&path[..path.len() - 1]), true);
+        self.dirs.insert(path.to_vec(), meta);
         self.nodes.insert(path.to_vec(), Node::Dir);
         Ok(())
     }
@@ -210,6 +253,7 @@ impl Model {
             None => Err(Refusal::NotFound),
             Some(Node::Dir) if self.is_empty_dir(path) => {
                 self.nodes.remove(path);
+                self.dirs.remove(path);
                 Ok(())
             }
             Some(Node::Dir) => Err(Refusal::NotEmpty),
@@ -256,19 +300,77 @@ impl Model {
         }
         let moved = self.cut(from);
         self.nodes.remove(to);
+        self.dirs.remove(to);
         self.paste(to, moved);
         Ok(())
     }
 
-    fn cut(&mut self, path: &[String]) -> Vec<(Path, Node)> {
+    fn cut(&mut self, path: &[String]) -> Vec<(Path, Node, Option<Meta>)> {
         let keys: Vec<Path> = self.nodes.keys().filter(|key| key.starts_with(path)).cloned().collect();
-        keys.into_iter().filter_map(|key| Some((key[path.len()..].to_vec(), self.nodes.remove(&key)?))).collect()
+        let cut = keys
+            .into_iter()
+            .filter_map(|key| Some((key[path.len()..].to_vec(), self.nodes.remove(&key)?, self.dirs.remove(&key))));
+        cut.collect()
     }
 
-    fn paste(&mut self, path: &[String], nodes: Vec<(Path, Node)>) {
-        for (below, node) in nodes {
-            self.nodes.insert([path, &below].concat(), node);
+    fn paste(&mut self, path: &[String], nodes: Vec<(Path, Node, Option<Meta>)>) {
+        for (below, node, meta) in nodes {
+            let path = [path, &below].concat();
+            self.dirs.extend(meta.map(|meta| (path.clone(), meta)));
+            self.nodes.insert(path, node);
         }
+    }
+
+    fn meta(&mut self, path: &[String]) -> Result<&mut Meta, Refusal> {
+        self.parent(path)?;
+        let meta = match self.get(path).ok_or(Refusal::NotFound)?.clone() {
+            Node::File(number) => self.files.get_mut(&number),
+            Node::Dir => self.dirs.get_mut(path),
+            Node::Symlink => return Err(Refusal::NotPermitted),
+        };
+        Ok(meta.expect("each has one"))
+    }
+
+    pub fn chmod(&mut self, path: &[String], mode: u16) -> Done {
+        self.meta(path)?.mode = mode;
+        Ok(())
+    }
+
+    pub fn chown(&mut self, path: &[String], uid: Option<u32>, gid: Option<u32>) -> Done {
+        let is_dir = self.get(path) == Some(&Node::Dir);
+        let meta = self.meta(path)?;
+        (meta.uid, meta.gid) = (uid.unwrap_or(meta.uid), gid.unwrap_or(meta.gid));
+        // A new owner is not who the bits were given to.
+        if !is_dir {
+            meta.mode &= if meta.mode & 0o010 != 0 { 0o1777 } else { 0o3777 };
+        }
+        Ok(())
+    }
+
+    pub fn set_xattr(&mut self, path: &[String], name: &str, value: &[u8], mode: u8) -> Done {
+        let xattrs = &mut self.meta(path)?.xattrs;
+        match (mode, xattrs.contains_key(name)) {
+            (1, true) => Err(Refusal::Exists),
+            (2, false) => Err(Refusal::NoData),
+            _ => {
+                xattrs.insert(name.to_owned(), value.to_vec());
+                Ok(())
+            }
+        }
+    }
+
+    pub fn remove_xattr(&mut self, path: &[String], name: &str) -> Done {
+        self.meta(path)?.xattrs.remove(name).map(|_| ()).ok_or(Refusal::NoData)
+    }
+
+    /// What belongs to every file and directory.
+    pub fn metas(&self) -> BTreeMap<Path, Meta> {
+        let meta = |(path, node): (&Path, &Node)| match node {
+            Node::File(number) => Some((path.clone(), self.files.get(number)?.clone())),
+            Node::Dir => Some((path.clone(), self.dirs.get(path)?.clone())),
+            Node::Symlink => None,
+        };
+        self.nodes.iter().filter_map(meta).collect()
     }
 
     pub fn remove_all(&mut self, path: &[String]) -> Done {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use oxenfs::disk::{Act, Disk};
 use oxenfs::fs::{
-    Fs, FsError, Lender, Limits, OpenFlags, Options, Passthrough, RangeChange, RenameMode, SetAttr, Stop,
+    Fs, FsError, Lender, Limits, OpenFlags, Options, Passthrough, RangeChange, RenameMode, SetAttr, Stop, XattrMode,
 };
 use oxenfs::namespace::{Attrs, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
@@ -19,7 +19,7 @@ use oxenfs::stager::{Delays, Meter, Stager};
 use oxenfs::workspace::memory::{Fault, Memory};
 use oxenfs::workspace::{ByHash, CommitRequest, Workspace};
 
-use crate::model::{Model, Node, Path, Refusal, Shown};
+use crate::model::{MADE_MODE, Meta, Model, Node, Path, Refusal, Shown};
 
 #[derive(Debug, Clone)]
 pub enum Op {
@@ -66,6 +66,26 @@ pub enum Op {
         path: Path,
         at: u64,
         length: u64,
+    },
+    Chmod {
+        path: Path,
+        mode: u16,
+    },
+    /// To somebody else, or to whom it is.
+    Chown {
+        path: Path,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    },
+    Setxattr {
+        path: Path,
+        name: &'static str,
+        value: String,
+        mode: u8,
+    },
+    Removexattr {
+        path: Path,
+        name: &'static str,
     },
     /// Flush a file or directory, and the record.
     Fsync(Path),
@@ -148,7 +168,7 @@ pub fn temporary_dir() -> tempfile::TempDir {
 
 pub fn attrs() -> Attrs {
     let zero = Timestamp(0, 0);
-    Attrs { mode: 0o644, uid: 0, gid: 0, atime: zero, mtime: zero, ctime: zero }
+    Attrs { mode: MADE_MODE, uid: 0, gid: 0, atime: zero, mtime: zero, ctime: zero }
 }
 
 /// What the base commit holds.
@@ -195,8 +215,11 @@ async fn start(
             tokio::time::sleep(Duration::from_millis(3)).await;
             let fs = housekeeping.clone();
             // Cancelled with the runtime.
-            let Ok(tidied) = tokio::task::spawn_blocking(move || fs.tidy()).await else { return };
-            tidied.unwrap();
+            let work = move || fs.heal().and_then(|()| fs.tidy());
+            let Ok(done) = tokio::task::spawn_blocking(work).await else { return };
+            if let Err(error) = done {
+                refusal(&error);
+            }
         }
     });
     (fs, Tasks([stager, tidying]))
@@ -211,6 +234,8 @@ fn refusal(error: &FsError) -> Refusal {
         FsError::NotEmpty => Refusal::NotEmpty,
         FsError::Invalid | FsError::Unsupported => Refusal::Invalid,
         FsError::NotPermitted => Refusal::NotPermitted,
+        FsError::NoSpace | FsError::Io(_) => Refusal::Disk,
+        FsError::NoData => Refusal::NoData,
         other => panic!("the model knows no {other:?}"),
     }
 }
@@ -442,6 +467,23 @@ impl World {
                 self.fs.forget(stat.ino, 1);
                 Ok(())
             }
+            Op::Chmod { path, mode } => {
+                let set = SetAttr { mode: Some(*mode), ..SetAttr::default() };
+                self.changed(path, |fs, ino| fs.setattr(ino, &set).map(|_| ())).await
+            }
+            Op::Chown { path, uid, gid } => {
+                let set = SetAttr { uid: *uid, gid: *gid, ..SetAttr::default() };
+                self.changed(path, |fs, ino| fs.setattr(ino, &set).map(|_| ())).await
+            }
+            Op::Setxattr { path, name, value, mode } => {
+                let mode = match mode {
+                    1 => XattrMode::Create,
+                    2 => XattrMode::Replace,
+                    _ => XattrMode::Set,
+                };
+                self.changed(path, |fs, ino| fs.setxattr(ino, name.as_bytes(), value.as_bytes(), mode)).await
+            }
+            Op::Removexattr { path, name } => self.changed(path, |fs, ino| fs.removexattr(ino, name.as_bytes())).await,
             Op::Fsync(path) => {
                 let ino = self.lookup(path).await?;
                 let flags = OpenFlags { read: true, write: false, truncate: false };
@@ -455,6 +497,46 @@ impl World {
             }
             Op::Drain | Op::Commit | Op::Crash | Op::Compact | Op::Fault { .. } | Op::Foreign { .. } => Ok(()),
         }
+    }
+
+    /// Changes what is not content: the time of change moves if it succeeds, and no other time.
+    async fn changed(&self, path: &[String], change: impl Fn(&Fs, Ino) -> oxenfs::fs::Op<()>) -> Result<(), Refusal> {
+        let ino = self.lookup(path).await?;
+        let before = self.run(|fs| fs.getattr(ino)).await?;
+        // Neither mode nor owner of a symbolic link matters, and the kernel asks for no attributes of it.
+        if before.format == libc::S_IFLNK {
+            return Err(Refusal::NotPermitted);
+        }
+        let done = self.run(|fs| change(fs, ino)).await;
+        let after = self.run(|fs| fs.getattr(ino)).await?;
+        assert_eq!((before.attrs.atime, before.attrs.mtime), (after.attrs.atime, after.attrs.mtime));
+        assert_eq!(after.attrs.ctime > before.attrs.ctime, done.is_ok(), "{:?} {:?}", before.attrs, after.attrs);
+        done
+    }
+
+    /// What belongs to every file and directory.
+    async fn metas(&self) -> BTreeMap<Path, Meta> {
+        let mut all = BTreeMap::new();
+        let mut todo: Vec<(Path, Ino)> = vec![(Vec::new(), ROOT)];
+        while let Some((path, dir)) = todo.pop() {
+            for (name, ino, format, _) in self.list(dir).await {
+                let below = [path.clone(), vec![String::from_utf8(name.as_bytes().to_vec()).unwrap()]].concat();
+                match format {
+                    libc::S_IFDIR => todo.push((below.clone(), ino)),
+                    libc::S_IFREG => {}
+                    _ => continue,
+                }
+                let attrs = self.run(|fs| fs.getattr(ino)).await.unwrap().attrs;
+                let names = self.run(|fs| fs.listxattr(ino, true)).await.unwrap();
+                let mut xattrs = BTreeMap::new();
+                for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+                    let value = self.run(|fs| fs.getxattr(ino, name)).await.unwrap();
+                    xattrs.insert(String::from_utf8(name.to_vec()).unwrap(), value);
+                }
+                all.insert(below, Meta { mode: attrs.mode, uid: attrs.uid, gid: attrs.gid, xattrs });
+            }
+        }
+        all
     }
 
     async fn remove_all(&self, parent: Ino, name: Name) -> Result<(), Refusal> {
@@ -641,10 +723,16 @@ impl World {
         self.crash().await;
     }
 
+    /// Compacts the record, on a disk that may not let it.
+    pub fn try_compact(&self) -> Result<(), Refusal> {
+        self.fs.compact(true).map_err(|error| refusal(&error))
+    }
+
     /// The whole tree equals the model.
-    async fn compare(&self, after: &Op) {
+    pub async fn compare(&self, after: &Op) {
         let (shown, expected) = (self.shown().await, self.model.shown());
         assert!(shown == expected, "after {after:?}: {}", difference(&shown, &expected));
+        assert_eq!(self.metas().await, self.model.metas(), "after {after:?}");
     }
 
     /// What a program sees.
@@ -709,6 +797,10 @@ pub fn on_model(model: &mut Model, op: &Op) -> Result<(), Refusal> {
         Op::RemoveAll(path) => model.remove_all(path),
         Op::Rename { from, to, mode } => model.rename(from, to, *mode),
         Op::Link { from, to } => model.link(from, to),
+        Op::Chmod { path, mode } => model.chmod(path, *mode),
+        Op::Chown { path, uid, gid } => model.chown(path, *uid, *gid),
+        Op::Setxattr { path, name, value, mode } => model.set_xattr(path, name, value.as_bytes(), *mode),
+        Op::Removexattr { path, name } => model.remove_xattr(path, name),
         Op::Fsync(path) => model.flush(path),
         Op::Drain | Op::Commit | Op::Crash | Op::Compact | Op::Fault { .. } | Op::Foreign { .. } => Ok(()),
     }
