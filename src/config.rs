@@ -130,6 +130,8 @@ pub struct MountInput {
     pub write_through: bool,
     /// `--settle`.
     pub settle: Option<String>,
+    /// `--passthrough`.
+    pub passthrough: Option<String>,
     /// `--allow-other`.
     pub allow_other: bool,
     /// `-o noexec`.
@@ -175,6 +177,8 @@ pub struct MountSettings {
     pub write_through: bool,
     /// How long a path must be left alone before it is staged.
     pub settle: Duration,
+    /// Reads and writes go past the daemon where the kernel can.
+    pub passthrough: bool,
     /// Who sees the mount, and as whose.
     pub access: Access,
     /// Where the token comes from; asked for every request.
@@ -310,6 +314,17 @@ impl MountSettings {
                 });
             }
         };
+        let passthrough = match input.passthrough.as_deref() {
+            None | Some("auto") => true,
+            Some("never") => false,
+            Some(other) => {
+                return Err(ConfigError::Invalid {
+                    what: "--passthrough",
+                    value: other.to_owned(),
+                    expected: "auto or never",
+                });
+            }
+        };
         let bytes = |what, text: &Option<String>, default| match text {
             Some(text) => units::parse_bytes(text).ok_or_else(|| ConfigError::Invalid {
                 what,
@@ -366,6 +381,7 @@ impl MountSettings {
             fsync,
             write_through: input.write_through,
             settle,
+            passthrough,
             access: Access {
                 allow_other: input.allow_other,
                 noexec: input.noexec,

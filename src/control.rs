@@ -241,6 +241,9 @@ pub struct Status {
     pub spool_bytes: u64,
     /// The spool's limit in bytes; 0 is none but the disk's.
     pub spool_limit_bytes: u64,
+    /// `on` where reads and writes go past the daemon, straight to the local disk; else `off` and why. Empty when no
+    /// daemon runs.
+    pub passthrough: String,
     /// Why staging is paused: the server cannot be reached, say. `None` while it works.
     pub stalled: Option<String>,
     /// The last errors, newest first, at most 20.

@@ -11,8 +11,10 @@ mod diff;
 mod import;
 mod latecomers;
 mod layers;
+mod live;
 mod local;
 mod ops;
+mod passthrough;
 mod queue;
 mod ranges;
 mod recovery;
@@ -20,11 +22,11 @@ mod room;
 mod staging;
 mod xattrs;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -33,14 +35,17 @@ use crate::disk::Act;
 use crate::hash::{ContentHash, HashKind};
 use crate::journal::{Change, Journal, PathUpload};
 use crate::ledger::{Account, Ledger};
-use crate::namespace::{Attrs, Body, Content, Dir, Generation, Ino, Namespace, Resolved, SpoolId, Timestamp};
+use crate::namespace::{Attrs, Body, Content, Dir, Generation, Ino, Inode, Namespace, Resolved, SpoolId, Timestamp};
 use crate::path::{Name, RepoPath};
 use crate::spool::{self, Cache, Spool, copy_content};
 use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceError};
+use passthrough::Way;
 
 pub use diff::recorded_differences;
 pub use import::{Arrival, Arrived, Spooled};
+pub use live::Lender;
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat};
+pub use passthrough::Passthrough;
 pub use queue::Phase;
 pub use ranges::{RangeChange, Seek};
 pub use recovery::{BaseAccess, Foreign, Limits, Shown, survey};
@@ -199,6 +204,9 @@ pub struct Fs {
     leaving: Mutex<Vec<SpoolId>>,
     /// Downloads under way, so that many readers of one content share one.
     fetching: Mutex<HashMap<ContentHash, Weak<tokio::sync::Mutex<()>>>>,
+    /// The kernel, where it can go past the daemon; set before anything is served.
+    lender: OnceLock<Option<Arc<dyn Lender>>>,
+    passthrough: OnceLock<Passthrough>,
 }
 
 /// All that changes, under one lock.
@@ -210,8 +218,15 @@ struct State {
     uploads: HashMap<RepoPath, PathUpload>,
     handles: HashMap<u64, Handle>,
     open: HashMap<Ino, OpenFile>,
+    /// Files that may change without a request.
+    live: HashMap<Ino, live::Live>,
+    /// Those that nobody has open, by when they are asked after.
+    lingering: BTreeSet<(Instant, Ino)>,
     held: HashMap<SpoolId, Hold>,
     frozen: Option<HashMap<RepoPath, Capture>>,
+    /// Paths whose content was fixed by a copy, and how many are being copied.
+    copied: Vec<Capture>,
+    copying: usize,
     next_handle: u64,
     next_generation: u64,
     /// Changes made and not yet appended.
@@ -251,7 +266,10 @@ enum Handle {
 /// What the open handles of one file share.
 #[derive(Default)]
 struct OpenFile {
+    /// For reading alone where it is lent to the kernel.
     file: Option<Arc<File>>,
+    /// That the kernel uses it in place of requests.
+    loan: Option<Arc<live::Loan>>,
     writers: u32,
     handles: u32,
     /// Writes between leaving and retaking the lock.
@@ -266,6 +284,8 @@ struct Hold {
     cancel: CancellationToken,
     /// No file has this content any more: remove it when the last hold ends.
     orphan: bool,
+    /// Bytes that it counts for until then, where no file does.
+    counted: u64,
 }
 
 /// The time now, as `stat` shows it.
@@ -454,6 +474,7 @@ impl State {
         if !self.tree.is_dead(ino) {
             return None;
         }
+        self.subdue(ino);
         let spool = match self.content(ino) {
             Some((Content::Local { spool, .. }, size)) => Some((*spool, size.saturating_add(self.beyond(ino)))),
             _ => None,
@@ -791,8 +812,10 @@ impl Fs {
         let done = self.change(|state| {
             // What a write under way puts into the original is in no copy.
             let writing = state.open.get(&ino).is_some_and(|open| open.writing > 0);
+            // And where programs go past the daemon, they stay with the file that they went to.
+            let past = state.way(ino) == Some(Way::Past) || state.live.contains_key(&ino);
             let old = match state.content(ino) {
-                Some((content, size)) if expected(content) && !(copy && writing) => (content.clone(), size),
+                Some((content, size)) if expected(content) && !(copy && writing) && !past => (content.clone(), size),
                 _ => return Ok(false),
             };
             let counted = old.1.saturating_add(state.beyond(ino));
@@ -971,6 +994,12 @@ fn set_mtime(file: &File, Timestamp(secs, nanos): Timestamp) -> io::Result<()> {
     let omit = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
     let times = rustix::fs::Timestamps { last_access: omit, last_modification: mtime };
     Ok(rustix::fs::futimens(file, &times)?)
+}
+
+/// Whether a write to a file takes more from it than its old bytes: set-id bits, or a capability.
+fn is_guarded(inode: &Inode) -> bool {
+    u32::from(inode.attrs.mode) & (libc::S_ISUID | libc::S_ISGID) != 0
+        || inode.xattrs.as_ref().is_some_and(|xattrs| xattrs.iter().any(|(name, _)| **name == *b"security.capability"))
 }
 
 /// The tree before anything is known: an unlisted root.

@@ -7,9 +7,10 @@
 
 pub mod device;
 mod errno;
+mod passthrough;
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -49,11 +50,24 @@ pub struct Waits {
     pub fsync: bool,
 }
 
+/// How a mount is served.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Manner {
+    /// What a close or fsync waits for.
+    pub waits: Waits,
+    /// Other users may enter.
+    pub allow_other: bool,
+    /// Why nothing goes past the daemon; `None`: reads and writes do where the kernel can.
+    pub no_passthrough: Option<&'static str>,
+}
+
 /// Serves one mount.
 struct Adapter {
     fs: Arc<Fs>,
     runtime: Handle,
     waits: Waits,
+    /// Asked of the kernel: how deep the spool's filesystem is stacked.
+    passthrough: Option<u32>,
 }
 
 /// Serves the connection until it is unmounted. Blocks.
@@ -64,15 +78,23 @@ pub fn serve(
     device: OwnedFd,
     fs: Arc<Fs>,
     runtime: Handle,
-    waits: Waits,
-    allow_other: bool,
+    manner: Manner,
     ready: impl FnOnce(Notifier),
 ) -> std::io::Result<()> {
     let mut config = Config::default();
-    config.acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
+    config.acl = if manner.allow_other { SessionACL::All } else { SessionACL::Owner };
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     config.n_threads = Some(cores.clamp(2, 8));
-    let session = Session::from_fd(Adapter { fs, runtime, waits }, device, config.acl, config)?;
+    let passthrough = manner.no_passthrough.is_none().then(|| passthrough::stack_depth(fs.spool().dir()));
+    let adapter = Adapter { fs: fs.clone(), runtime, waits: manner.waits, passthrough };
+    let session = Session::from_fd(adapter, device, config.acl, config)?;
+    match manner.no_passthrough {
+        None => {
+            let able = fs.lend_to(Arc::new(passthrough::Device(session.as_fd().try_clone_to_owned()?)));
+            tracing::info!(passthrough = %able, "the kernel answers");
+        }
+        Some(why) => fs.lend_nothing(why),
+    }
     ready(Notifier(session.notifier()));
     session.run()
 }
@@ -113,8 +135,8 @@ macro_rules! answer {
 
 answer!(ReplyEmpty, (), |self, ()| self.ok());
 answer!(ReplyData, Vec<u8>, |self, bytes| self.data(&bytes));
-answer!(ReplyEntry, Stat, |self, stat| self.entry(&TTL, &attr(&stat), Generation(0)));
-answer!(ReplyAttr, Stat, |self, stat| self.attr(&TTL, &attr(&stat)));
+answer!(ReplyEntry, Stat, |self, stat| self.entry_with_ttls(&attr_ttl(&stat), &TTL, &attr(&stat), Generation(0)));
+answer!(ReplyAttr, Stat, |self, stat| self.attr(&attr_ttl(&stat), &attr(&stat)));
 answer!(ReplyLseek, u64, |self, at| self.offset(i64::try_from(at).unwrap_or(i64::MAX)));
 answer!(ReplyWrite, u32, |self, length| self.written(length));
 answer!(ReplyStatfs, Statfs, |self, stat| {
@@ -137,6 +159,11 @@ fn code(error: &FsError) -> Errno {
         _ => tracing::trace!(%error, "refused"),
     }
     errno::errno(error)
+}
+
+/// How long the kernel may take the size and times of a file for granted.
+fn attr_ttl(stat: &Stat) -> Duration {
+    if stat.live { Duration::ZERO } else { TTL }
 }
 
 fn attr(stat: &Stat) -> FileAttr {
@@ -265,6 +292,10 @@ impl Adapter {
         self.fs.set_id_group(ino(inode)).map_or(SetIds::Privileged, |group| set_ids_before(request, group))
     }
 
+    fn opening<R>(&self, reply: R) -> Opening<R> {
+        Opening { reply, flags: self.opened_flags(), fs: self.fs.clone() }
+    }
+
     /// Pages stay cached over opens: what changes them goes through the kernel, or is told to it. Closing needs no
     /// request of its own unless it waits for the server.
     fn opened_flags(&self) -> FopenFlags {
@@ -287,20 +318,35 @@ impl Adapter {
     }
 }
 
-impl Answer<u64> for (ReplyOpen, FopenFlags) {
+/// The answer to an open.
+struct Opening<R> {
+    reply: R,
+    flags: FopenFlags,
+    fs: Arc<Fs>,
+}
+
+impl Answer<u64> for Opening<ReplyOpen> {
     fn answer(self, result: Result<u64, FsError>) {
+        let Self { reply, flags, fs } = self;
         match result {
-            Ok(handle) => self.0.opened(FileHandle(handle), self.1),
-            Err(error) => self.0.error(code(&error)),
+            Ok(handle) => match fs.lent(handle) {
+                Some(number) => passthrough::opened(reply, handle, flags, number),
+                None => reply.opened(FileHandle(handle), flags),
+            },
+            Err(error) => reply.error(code(&error)),
         }
     }
 }
 
-impl Answer<(Stat, u64)> for (ReplyCreate, FopenFlags) {
+impl Answer<(Stat, u64)> for Opening<ReplyCreate> {
     fn answer(self, result: Result<(Stat, u64), FsError>) {
+        let Self { reply, flags, fs } = self;
         match result {
-            Ok((stat, handle)) => self.0.created(&TTL, &attr(&stat), Generation(0), FileHandle(handle), self.1),
-            Err(error) => self.0.error(code(&error)),
+            Ok((stat, handle)) => match fs.lent(handle) {
+                Some(number) => passthrough::created(reply, &stat, handle, flags, number),
+                None => reply.created(&TTL, &attr(&stat), Generation(0), FileHandle(handle), flags),
+            },
+            Err(error) => reply.error(code(&error)),
         }
     }
 }
@@ -335,6 +381,12 @@ impl fuser::Filesystem for Adapter {
         ] {
             if let Err(missing) = config.add_capabilities(wanted) {
                 tracing::info!(?missing, "the kernel does not offer this");
+            }
+        }
+        if let Some(depth) = self.passthrough {
+            let able = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
+            if !able || config.set_max_stack_depth(depth).is_err() {
+                tracing::info!("the kernel offers no passthrough");
             }
         }
         if let Err(nearest) = config.set_max_write(MAX_WRITE_BYTES) {
@@ -458,7 +510,7 @@ impl fuser::Filesystem for Adapter {
     fn open(&self, request: &Request, inode: INodeNo, flags: FuseOpenFlags, reply: ReplyOpen) {
         let flags = open_flags(flags.0);
         let who = if flags.truncate { self.set_ids(request, inode) } else { SetIds::Privileged };
-        self.run((reply, self.opened_flags()), move |fs| {
+        self.run(self.opening(reply), move |fs| {
             fs.clear_set_ids(ino(inode), who)?;
             fs.open(ino(inode), flags)
         });
@@ -475,8 +527,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let (entry, attrs, flags) = (name(entry), attrs_of(request, mode), open_flags(flags));
-        let reply = (reply, self.opened_flags());
-        self.run(reply, move |fs| fs.create(ino(parent), try_name(&entry)?, attrs, flags));
+        self.run(self.opening(reply), move |fs| fs.create(ino(parent), try_name(&entry)?, attrs, flags));
     }
 
     fn read(
@@ -548,7 +599,7 @@ impl fuser::Filesystem for Adapter {
 
     fn fsync(&self, _request: &Request, _inode: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let (fs, runtime, waits) = (self.fs.clone(), self.runtime.clone(), self.waits);
-        let adapter = Adapter { fs: fs.clone(), runtime: runtime.clone(), waits };
+        let adapter = Adapter { fs: fs.clone(), runtime: runtime.clone(), waits, passthrough: None };
         runtime.spawn_blocking(move || match fs.fsync(handle.0) {
             Ok(paths) if waits.fsync => adapter.when_staged(paths, reply),
             Ok(_) => reply.ok(),
@@ -558,7 +609,8 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: FuseOpenFlags, reply: ReplyOpen) {
-        self.run((reply, FopenFlags::empty()), move |fs| fs.opendir(ino(inode)));
+        let reply = Opening { reply, flags: FopenFlags::empty(), fs: self.fs.clone() };
+        self.run(reply, move |fs| fs.opendir(ino(inode)));
     }
 
     fn readdir(&self, _request: &Request, _inode: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -582,7 +634,14 @@ impl fuser::Filesystem for Adapter {
     ) {
         let listed = self.fs.readdir(handle.0, offset, true, |entry| {
             let number = INodeNo(entry.stat.ino.0);
-            reply.add(number, entry.next, OsStr::from_bytes(entry.name), &TTL, &attr(&entry.stat), Generation(0))
+            reply.add(
+                number,
+                entry.next,
+                OsStr::from_bytes(entry.name),
+                &attr_ttl(&entry.stat),
+                &attr(&entry.stat),
+                Generation(0),
+            )
         });
         match listed {
             Ok(()) => reply.ok(),

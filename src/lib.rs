@@ -8,6 +8,7 @@
 //! - **Base**: the commit the workspace stands on; immutable, listed lazily.
 //! - **Generation**: one state of a file's bytes. A **sealed** generation does not change; a writer that meets one
 //!   makes the next.
+//! - **Live**: a file that programs may change past the daemon, without a request (passthrough).
 //! - **Ledger**: what base and workspace hold at each path that ever differed from the base.
 //! - **Settled**: a path nobody has written to for its quiet period; only settled paths are staged, unless a barrier
 //!   (`sync`, `commit`, `unmount`) asks for all of them.

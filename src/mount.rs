@@ -146,6 +146,7 @@ impl Daemon {
             disk: self.fs.trouble(),
             spool_bytes: self.fs.spool().used(),
             spool_limit_bytes: self.fs.spool().limit().unwrap_or(0),
+            passthrough: self.fs.passthrough().to_string(),
             stalled,
             errors,
             local,
@@ -323,6 +324,12 @@ fn start_serving(settings: &MountSettings, fs: &Arc<Fs>, daemon: Arc<Daemon>) ->
     let no_exec = settings.access.noexec;
     let device = attach(&settings.mountpoint, &MountOptions { source, read_only, allow_other, no_exec })?;
     let waits = fuse::Waits { close: settings.write_through, fsync: settings.fsync == FsyncPolicy::Staged };
+    let no_passthrough = match (settings.passthrough, settings.write_through) {
+        (false, _) => Some("--passthrough never"),
+        (true, true) => Some("--write-through stages what was written at every close"),
+        (true, false) => None,
+    };
+    let manner = fuse::Manner { waits, allow_other, no_passthrough };
     let (fs, runtime) = (fs.clone(), tokio::runtime::Handle::current());
     let (over, receiver) = watch::channel(false);
     let (started, start) = std::sync::mpsc::channel();
@@ -331,7 +338,7 @@ fn start_serving(settings: &MountSettings, fs: &Arc<Fs>, daemon: Arc<Daemon>) ->
             daemon.fs.watch_staleness(move |stale| notifier.tell(&stale));
             let _ = started.send(());
         };
-        if let Err(error) = fuse::serve(device, fs, runtime, waits, allow_other, ready) {
+        if let Err(error) = fuse::serve(device, fs, runtime, manner, ready) {
             tracing::error!(%error, "the connection to the kernel broke");
         }
         over.send_replace(true);

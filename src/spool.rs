@@ -101,10 +101,23 @@ impl Spool {
     /// # Errors
     /// The filesystem's.
     pub fn create(&self) -> io::Result<(SpoolId, File)> {
+        self.create_for(true)
+    }
+
+    /// Makes an empty file that somebody else is going to write to.
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub fn create_to_read(&self) -> io::Result<(SpoolId, File)> {
+        self.create_for(false)
+    }
+
+    fn create_for(&self, writing: bool) -> io::Result<(SpoolId, File)> {
         let id = SpoolId(self.next.fetch_add(1, Ordering::Relaxed));
         let path = self.path(id);
         let mut open = OpenOptions::new();
-        open.read(true).write(true).create_new(true).mode(0o600);
+        // The standard library makes files for writing alone.
+        open.read(true).write(writing).custom_flags(libc::O_CREAT | libc::O_EXCL).mode(0o600);
         // Flushed with the first file that is: one flush for each new directory would hold the first files up.
         let make = |parent: &Path| {
             let mut unflushed = self.unflushed(SHARDS);
@@ -132,6 +145,14 @@ impl Spool {
             Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path),
             opened => opened,
         }
+    }
+
+    /// Opens a file for reading alone.
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub fn file_to_read(&self, id: SpoolId) -> io::Result<File> {
+        File::open(self.path(id))
     }
 
     /// Makes the file's name survive a power loss; its bytes are the caller's to flush.

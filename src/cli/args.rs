@@ -140,6 +140,11 @@ pub struct MountArgs {
     #[arg(long, value_name = "SECS")]
     pub settle: Option<String>,
 
+    /// Whether reads and writes may go straight to the local disk, past the daemon: auto (as root, where the kernel can)
+    /// or never [default: auto]
+    #[arg(long, value_name = "WHEN")]
+    pub passthrough: Option<String>,
+
     /// Let other users enter the mount
     #[arg(long)]
     pub allow_other: bool,
@@ -183,6 +188,7 @@ impl MountArgs {
             fsync: self.fsync,
             write_through: self.write_through,
             settle: self.settle,
+            passthrough: self.passthrough,
             allow_other: self.allow_other,
             noexec: false,
             uid: self.uid,

@@ -12,6 +12,7 @@ use super::output::{bytes, count, data, printable, seconds};
 use super::repo::place;
 use super::seams::{self, Place};
 use crate::config::Environment;
+use crate::control::Status;
 use crate::mount::preflight::{self, mountinfo};
 use crate::mount::state_dir::{self, Known};
 
@@ -72,7 +73,7 @@ pub fn doctor(args: DoctorArgs, state_dir: Option<&Path>, environment: &Environm
         }
     };
     found.extend(servers(&args, &chosen, environment));
-    found.extend(chosen.iter().map(|known| mount(known)));
+    found.extend(chosen.iter().flat_map(|known| mount(known)));
     if args.dir.is_none() {
         found.extend(strays(finder.all()));
     }
@@ -177,26 +178,36 @@ fn credentials(place: &Place) -> Finding {
     }
 }
 
-fn mount(known: &Known) -> Finding {
+fn mount(known: &Known) -> Vec<Finding> {
     let mountpoint = &known.meta.identity.mountpoint;
     let about = format!("mount {}", printable(&quoted(mountpoint)));
     let status = match connect(known).and_then(|stream| stream.map(status_of).transpose()) {
         Ok(Some(status)) => status,
-        Ok(None) => return stopped(known, &about),
-        Err(failure) => return Finding::failed(&about, failure),
+        Ok(None) => return vec![stopped(known, &about)],
+        Err(failure) => return vec![Finding::failed(&about, failure)],
     };
+    let mut found = vec![working(&status, &about, mountpoint)];
+    if !status.passthrough.is_empty() {
+        let about = format!("passthrough {}", printable(&quoted(mountpoint)));
+        found.push(Finding::ok(&about, printable(&status.passthrough)));
+    }
+    found
+}
+
+/// What a daemon says of itself.
+fn working(status: &Status, about: &str, mountpoint: &Path) -> Finding {
     if let Some(why) = &status.stalled {
         let hint = "nothing is lost; it goes on by itself when that ends".to_owned();
-        return Finding::warning(&about, format_args!("stalled: {}", printable(why)), Some(hint));
+        return Finding::warning(about, format_args!("stalled: {}", printable(why)), Some(hint));
     }
     if status.counts.failed.files > 0 {
         let failed = count(status.counts.failed.files, "file");
         let hint = format!("oxenfs status {}", quoted(mountpoint));
-        return Finding::warning(&about, format_args!("{failed} could not be staged"), Some(hint));
+        return Finding::warning(about, format_args!("{failed} could not be staged"), Some(hint));
     }
     match status.phase.as_str() {
-        "mounted" => Finding::ok(&about, "works"),
-        _ => Finding::ok(&about, "unmounted, and sending what is left"),
+        "mounted" => Finding::ok(about, "works"),
+        _ => Finding::ok(about, "unmounted, and sending what is left"),
     }
 }
 

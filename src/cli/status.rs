@@ -155,6 +155,9 @@ fn table(known: &Known, status: &Status) -> String {
             limit => format!(" of {}", bytes(limit)),
         };
         row("spool", format!("{}{limit}", bytes(status.spool_bytes)));
+        if !status.passthrough.is_empty() {
+            row("passthrough", printable(&status.passthrough).to_string());
+        }
         if let Some(trouble) = &status.disk {
             row("disk", printable(trouble).into_owned());
         }

@@ -88,6 +88,7 @@ impl MountInput {
             "cache-limit" => &mut self.cache_limit,
             "fsync" => &mut self.fsync,
             "settle" => &mut self.settle,
+            "passthrough" => &mut self.passthrough,
             "uid" => &mut self.uid,
             "gid" => &mut self.gid,
             "umask" => &mut self.umask,

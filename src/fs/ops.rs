@@ -4,6 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use super::live::Asked;
+use super::passthrough::Way;
 use super::room::even;
 use super::{Fs, FsError, Handle, Need, Op, OpenFile, State, now, set_mtime};
 use crate::journal::Change;
@@ -33,6 +35,8 @@ pub struct Stat {
     pub nlink: u32,
     /// Device number of a device node.
     pub rdev: u32,
+    /// Whether its size and times may change without a request.
+    pub live: bool,
 }
 
 /// What `setattr` changes; `None` stays.
@@ -150,9 +154,10 @@ impl State {
         };
         // A directory that was removed while it is open has not even its own dot any more.
         let nlink = if inode.links.is_empty() && ino != ROOT { 0 } else { inode.nlink() };
+        let live = self.live.contains_key(&ino);
         let size = inode.size();
         let room = if format == libc::S_IFREG { even(size) } else { 0 };
-        Ok(Stat { ino, attrs: inode.attrs, format, size, room, nlink, rdev })
+        Ok(Stat { ino, attrs: inode.attrs, format, size, room, nlink, rdev, live })
     }
 
     /// The entry of a directory; `None` when there is none for sure.
@@ -342,7 +347,7 @@ impl Fs {
         if let Some(inode) = state.tree.get_mut(ino) {
             inode.lookups += 1;
         }
-        self.stat(&state, ino)
+        self.stat(&mut state, ino)
     }
 
     /// The kernel has forgotten `count` lookups.
@@ -364,7 +369,7 @@ impl Fs {
     /// # Errors
     /// [`FsError::Stale`].
     pub fn getattr(&self, ino: Ino) -> Op<Stat> {
-        self.stat(&self.lock(), ino)
+        self.stat(&mut self.lock(), ino)
     }
 
     /// Changes attributes; a size truncates or extends. A change of owner takes the set-id bits away, whoever makes it
@@ -379,7 +384,7 @@ impl Fs {
         }
         let mut spool = None;
         let stat = self.change(|state| {
-            state.stat(ino)?;
+            self.stat(state, ino)?;
             state.materialize(ino);
             let Some(inode) = state.tree.get_mut(ino) else {
                 return Err(FsError::Stale.into());
@@ -399,7 +404,8 @@ impl Fs {
             attrs.atime = set.atime.map_or(attrs.atime, |to| to.at(time));
             attrs.mtime = set.mtime.map_or(attrs.mtime, |to| to.at(time));
             attrs.ctime = time;
-            if set.mtime.is_some() || set.size.is_some() {
+            let mtime = attrs.mtime;
+            if (set.mtime.is_some() || set.size.is_some()) && !state.stamp_live(ino, mtime)? {
                 spool = state.spooled(ino);
             }
             state.record(ino);
@@ -456,6 +462,7 @@ impl Fs {
                 Some(Body::Dir(_)) => return Err(FsError::IsDir.into()),
                 Some(_) => return Err(FsError::Invalid.into()),
             }
+            state.look(ino, self);
             let Some((content, old)) = state.content(ino) else {
                 return Err(FsError::Stale.into());
             };
@@ -473,7 +480,7 @@ impl Fs {
                     let beyond = state.beyond(ino);
                     let open = state.open.entry(ino).or_default();
                     open.writing += 1;
-                    (open.file.clone(), spool, old, beyond)
+                    (open.file.clone().filter(|_| open.loan.is_none()), spool, old, beyond)
                 }
             }
         };
@@ -517,7 +524,7 @@ impl Fs {
                 (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
             }
             state.record(ino);
-            Ok(state.spooled(ino))
+            Ok(if state.stamp_live(ino, time)? { None } else { state.spooled(ino) })
         })?;
         self.stamp_spool(spooled, time)
     }
@@ -541,15 +548,24 @@ impl Fs {
     pub fn create(&self, parent: Ino, name: &Name, attrs: Attrs, flags: OpenFlags) -> Op<(Stat, u64)> {
         self.admit()?;
         self.lock().vacancy(parent, name)?;
-        let (id, file) = self.spool.create()?;
+        let set_ids = u32::from(attrs.mode) & (libc::S_ISUID | libc::S_ISGID) != 0;
+        let past = self.able() && !set_ids;
+        let (id, mut file) = if past { self.spool.create_to_read()? } else { self.spool.create()? };
         let mut fresh = Fresh { fs: self, id: Some(id) };
+        let loan = if past { self.lend(&file) } else { None };
+        if past && loan.is_none() {
+            file = self.spool.file(id)?;
+        }
         let file = Arc::new(file);
         let mut opened = None;
         let done = self.change(|state| {
             let stat = self.plant_file(state, parent, name, attrs, id)?;
             fresh.id = None;
+            if flags.write && loan.is_some() {
+                state.enliven(stat.ino, &file);
+            }
             let open = state.open.entry(stat.ino).or_default();
-            open.file = Some(file);
+            (open.file, open.loan) = (Some(file), loan);
             let handle = state.open_handle(stat.ino, flags);
             opened = Some((stat.ino, handle));
             Ok((stat, handle))
@@ -765,14 +781,18 @@ impl Fs {
         if flags.write || flags.truncate {
             self.writable_mount()?;
         }
-        let empty = |state: &State| state.content(ino).is_some_and(|(_, size)| size == 0);
-        if flags.truncate && empty(&self.lock()) {
+        let empty = |state: &mut State| {
+            state.look(ino, self);
+            state.content(ino).is_some_and(|(_, size)| size == 0)
+        };
+        if flags.truncate && empty(&mut self.lock()) {
             // Emptying what is empty is a change too, by its times.
             self.touch_times(ino)?;
         }
         loop {
-            let content = {
+            let (content, way) = {
                 let mut state = self.lock();
+                state.look(ino, self);
                 let (content, size) = match state.tree.get(ino).map(|inode| &inode.body) {
                     Some(Body::File { content, size }) => (content.clone(), *size),
                     Some(Body::Dir(_)) => return Err(FsError::IsDir.into()),
@@ -781,24 +801,49 @@ impl Fs {
                 };
                 // O_TRUNC counts with O_RDONLY too: the kernel has checked that the file may be written.
                 if flags.truncate && size > 0 {
+                    // Those who go past the daemon stay with the file that they have.
+                    if state.live.contains_key(&ino) || state.way(ino) == Some(Way::Past) {
+                        drop(state);
+                        self.truncate(ino, 0)?;
+                        continue;
+                    }
                     return Err(super::Stop::Need(Need::Empty(ino)));
                 }
+                let way = state.opening(ino, flags.write, self.able());
                 let attached = state.open.get(&ino).is_some_and(|open| open.file.is_some());
-                if attached || (!flags.read && matches!(content, Content::Remote { .. })) {
+                let unread = way == Way::Requests && !flags.read && matches!(content, Content::Remote { .. });
+                if attached || unread {
                     return Ok(state.open_handle(ino, flags));
                 }
-                content
+                (content, way)
             };
-            let file = match &content {
-                Content::Local { spool, .. } => match self.spool_file(ino, *spool)? {
-                    Some(file) => file,
+            let lent = match &content {
+                Content::Local { spool, .. } if way == Way::Past => match self.spool_file_to_read(ino, *spool)? {
+                    Some(file) => self.lend(&file).map(|loan| (file, loan)),
                     None => continue,
                 },
-                Content::Remote { hash, .. } => self.cache.file(*hash).ok_or(super::Stop::Need(Need::Fetch(ino)))?,
+                _ => None,
+            };
+            let (file, loan) = match (lent, &content) {
+                (Some((file, loan)), _) => (file, Some(loan)),
+                (None, Content::Local { spool, .. }) => match self.spool_file(ino, *spool)? {
+                    Some(file) => (file, None),
+                    None => continue,
+                },
+                (None, Content::Remote { hash, .. }) => {
+                    (self.cache.file(*hash).ok_or(super::Stop::Need(Need::Fetch(ino)))?, None)
+                }
             };
             let mut state = self.lock();
-            if state.content(ino).is_some_and(|(now, _)| *now == content) {
-                state.open.entry(ino).or_default().file = Some(Arc::new(file));
+            let same = state.content(ino).is_some_and(|(now, _)| *now == content);
+            // Somebody may have been faster, and decided; then it is done again after them.
+            if same && state.way(ino).is_none() && (loan.is_none() || state.opening(ino, flags.write, true) == way) {
+                let open = state.open.entry(ino).or_default();
+                (open.file, open.loan) = (Some(Arc::new(file)), loan);
+                return Ok(state.open_handle(ino, flags));
+            }
+            if same && state.way(ino) == Some(Way::Requests) && loan.is_none() {
+                state.open.entry(ino).or_default().file.get_or_insert(Arc::new(file));
                 return Ok(state.open_handle(ino, flags));
             }
         }
@@ -810,12 +855,14 @@ impl Fs {
     /// [`FsError::BadHandle`]; the server's when the bytes must be fetched.
     pub fn read(&self, handle: u64, offset: u64, length: usize) -> Op<Vec<u8>> {
         let (file, size) = {
-            let state = self.lock();
+            let mut state = self.lock();
             let Some(Handle::File { ino, read: true, .. }) = state.handles.get(&handle) else {
                 return Err(FsError::BadHandle.into());
             };
-            let (_, size) = state.content(*ino).ok_or(FsError::Stale)?;
-            (self.attached(&state, *ino)?, size)
+            let ino = *ino;
+            state.look(ino, self);
+            let (_, size) = state.content(ino).ok_or(FsError::Stale)?;
+            (self.attached(&state, ino)?, size)
         };
         let length = length.min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX));
         let mut bytes = vec![0; length];
@@ -853,6 +900,7 @@ impl Fs {
                 return Err(FsError::BadHandle.into());
             };
             let ino = *ino;
+            state.look(ino, self);
             let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
             let beyond = state.beyond(ino);
             match content {
@@ -862,14 +910,13 @@ impl Fs {
                 }
                 Content::Local { .. } => {}
             }
-            let Some(OpenFile { file: Some(file), writing, .. }) = state.open.get_mut(&ino) else {
-                return Err(FsError::BadHandle.into());
-            };
-            let file = file.clone();
+            let file = state.writable(ino, self)?;
             let counted = size.saturating_add(beyond);
             let wanted = end.saturating_sub(counted);
             self.spool.reserve(wanted)?;
-            *writing += 1;
+            if let Some(open) = state.open.get_mut(&ino) {
+                open.writing += 1;
+            }
             (ino, file, size, counted, wanted)
         };
         let (written, failed) = self.put(&file, data, offset);
@@ -942,8 +989,9 @@ impl Fs {
         let mut left = None;
         let mut closed = None;
         let mut written = None;
+        let mut rested = None;
         // As for `forget`.
-        let _ = self.change(|state| {
+        let done = self.change(|state| {
             let (ino, write) = match state.handles.remove(&handle) {
                 Some(Handle::File { ino, write, .. }) => (ino, write),
                 Some(Handle::Dir { ino, .. }) => (ino, false),
@@ -952,14 +1000,21 @@ impl Fs {
             if let Some(inode) = state.tree.get_mut(ino) {
                 inode.opens = inode.opens.saturating_sub(1);
             }
+            if write {
+                state.look(ino, self);
+            }
+            let live = state.live.contains_key(&ino);
+            let past = state.way(ino) == Some(Way::Past);
+            let staged = state.is_staged_live(ino);
             if let Some(open) = state.open.get_mut(&ino) {
                 open.handles = open.handles.saturating_sub(1);
                 open.writers = open.writers.saturating_sub(u32::from(write));
-                let settled = write && open.writers == 0 && open.modified;
+                // What was done past the daemon need not show.
+                let settled = write && open.writers == 0 && (open.modified || live && !staged);
                 if settled {
                     open.modified = false;
                 }
-                let last = (write && open.writers == 0).then(|| open.file.clone()).flatten();
+                let last = (write && open.writers == 0 && !past).then(|| open.file.clone()).flatten();
                 // The file closes outside the lock.
                 if open.handles == 0 {
                     closed = state.open.remove(&ino);
@@ -972,6 +1027,12 @@ impl Fs {
                     state.touch_file(ino, self.options.settle);
                 }
             }
+            if past {
+                let asked = state.ask_after(ino, self);
+                if let (Asked::Still(staged), None) = (asked, state.way(ino)) {
+                    rested = state.come_to_rest(ino, staged, self);
+                }
+            }
             left = state.bury(ino);
             Ok(())
         });
@@ -981,6 +1042,10 @@ impl Fs {
             tracing::debug!(%error, "a restart will show another modification time");
         }
         drop(closed);
+        // What is not on record stays in the spool.
+        if done.is_ok() {
+            rested.into_iter().for_each(|adopted| self.keep(adopted));
+        }
         self.discard_spool(left);
     }
 
@@ -1066,6 +1131,10 @@ impl State {
         let open = self.open.entry(ino).or_default();
         open.handles += 1;
         open.writers += u32::from(flags.write);
+        let lent = open.loan.is_some() && flags.write;
+        if let Some(file) = open.file.clone().filter(|_| lent) {
+            self.enliven(ino, &file);
+        }
         if let Some(inode) = self.tree.get_mut(ino) {
             inode.opens += 1;
         }
@@ -1091,6 +1160,12 @@ impl State {
             (*old, *hash) = (generation, None);
             *size = length(*size);
         }
+        self.saw(ino, fs);
+        self.changed(ino, fs);
+    }
+
+    /// The paths of a file are owed again: once, until its writers have closed it.
+    pub(super) fn changed(&mut self, ino: Ino, fs: &Fs) {
         let first = match self.open.get_mut(&ino) {
             Some(open) if open.writers > 0 => !std::mem::replace(&mut open.modified, true),
             _ => true,
@@ -1118,6 +1193,20 @@ impl State {
                 Ok(name) if self.tree.child(dir, &name).is_none() => return name,
                 _ => number += 1,
             }
+        }
+    }
+}
+
+impl State {
+    /// The local file of an open one, to be changed.
+    pub(super) fn writable(&self, ino: Ino, fs: &Fs) -> Op<Arc<File>> {
+        match (self.open.get(&ino), self.content(ino)) {
+            // What is lent is open for reading alone, or it would count as a writer. Few come this way.
+            (Some(OpenFile { loan: Some(_), .. }), Some((Content::Local { spool, .. }, _))) => {
+                Ok(Arc::new(fs.spool.file(*spool)?))
+            }
+            (Some(OpenFile { file: Some(file), .. }), _) => Ok(file.clone()),
+            _ => Err(FsError::BadHandle.into()),
         }
     }
 }

@@ -149,6 +149,11 @@ impl Queue {
         Tick(NonZeroU64::MIN.saturating_add(u64::try_from(nanos).unwrap_or(u64::MAX)))
     }
 
+    /// Whether a path has waited for as long as one waits at most.
+    pub fn is_overdue(&self, pending: &Pending, settle: Duration) -> bool {
+        self.now() >= pending.since.after(settle * MAX_QUIET_PERIODS)
+    }
+
     fn now(&self) -> Tick {
         self.tick(Instant::now())
     }

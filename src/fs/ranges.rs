@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
-use super::{Fs, FsError, Handle, Need, Op, OpenFile, State, Stop};
+use super::{Fs, FsError, Handle, Need, Op, State, Stop};
 use crate::disk::Act;
 use crate::namespace::{Body, Content, Ino};
 use crate::spool::{self, copy_content, copy_range};
@@ -52,22 +52,23 @@ struct Writing {
 
 impl State {
     /// The local file of a handle that may be changed, and until [`end_writing`](Self::end_writing) is not captured.
-    fn begin_writing(&mut self, handle: u64) -> Op<Writing> {
+    fn begin_writing(&mut self, handle: u64, fs: &Fs) -> Op<Writing> {
         let Some(Handle::File { ino, write: true, .. }) = self.handles.get(&handle) else {
             return Err(FsError::BadHandle.into());
         };
         let ino = *ino;
+        self.look(ino, fs);
         let (content, size) = self.content(ino).ok_or(FsError::Stale)?;
         let counted = size.saturating_add(self.beyond(ino));
         match content {
             Content::Local { spool, .. } if !self.held.contains_key(spool) => {}
             _ => return Err(Stop::Need(Need::Own(ino))),
         }
-        let Some(OpenFile { file: Some(file), writing, .. }) = self.open.get_mut(&ino) else {
-            return Err(FsError::BadHandle.into());
-        };
-        *writing += 1;
-        Ok(Writing { ino, file: file.clone(), size, counted })
+        let file = self.writable(ino, fs)?;
+        if let Some(open) = self.open.get_mut(&ino) {
+            open.writing += 1;
+        }
+        Ok(Writing { ino, file, size, counted })
     }
 }
 
@@ -86,7 +87,7 @@ impl Fs {
             RangeChange::Zero { grow } => (FallocateFlags::ZERO_RANGE, grow),
         };
         let flags = if grow { flags } else { flags | FallocateFlags::KEEP_SIZE };
-        let Writing { ino, file, size, counted } = self.lock().begin_writing(handle)?;
+        let Writing { ino, file, size, counted } = self.lock().begin_writing(handle, self)?;
         let end_counted = if change == RangeChange::Punch { counted } else { counted.max(end) };
         let done = self.spool.reserve(end_counted - counted).and_then(|()| {
             let done = self.spool.disk().act(Act::Resize(&file), || Ok(fallocate(&*file, flags, offset, length)?));
@@ -120,13 +121,15 @@ impl Fs {
     /// [`FsError::PastEnd`] when there is none.
     pub fn seek(&self, handle: u64, offset: u64, what: Seek) -> Op<u64> {
         let (file, size) = {
-            let state = self.lock();
+            let mut state = self.lock();
             let Some(Handle::File { ino, .. }) = state.handles.get(&handle) else {
                 return Err(FsError::BadHandle.into());
             };
-            let (content, size) = state.content(*ino).ok_or(FsError::Stale)?;
+            let ino = *ino;
+            state.look(ino, self);
+            let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
             let local = matches!(content, Content::Local { .. });
-            (state.open.get(ino).and_then(|open| open.file.clone()).filter(|_| local), size)
+            (state.open.get(&ino).and_then(|open| open.file.clone()).filter(|_| local), size)
         };
         if offset >= size {
             return Err(FsError::PastEnd.into());
@@ -156,6 +159,7 @@ impl Fs {
                 return Err(FsError::BadHandle.into());
             };
             let ino = *ino;
+            state.look(ino, self);
             let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
             let content = content.clone();
             let left = size.saturating_sub(from.1);
@@ -165,7 +169,7 @@ impl Fs {
             }
             let source = self.attached(&state, ino)?;
             let whole = length == size && to.1 == 0;
-            let writing = state.begin_writing(to.0)?;
+            let writing = state.begin_writing(to.0, self)?;
             let known = (whole && writing.size == 0 && ino != writing.ino).then_some((ino, content));
             (source, known, length, writing)
         };
@@ -213,7 +217,7 @@ impl Fs {
 impl State {
     /// Gives a copy the hash of what it was copied from, if that is known and did not change meanwhile.
     fn copied(&mut self, source: Ino, before: &Content, copy: Ino, length: u64) {
-        let busy = |ino| self.open.get(&ino).is_some_and(|open| open.writing > 0);
+        let busy = |ino| self.live.contains_key(&ino) || self.open.get(&ino).is_some_and(|open| open.writing > 0);
         let found = match (before, self.content(source)) {
             (Content::Remote { hash, .. }, _) => Some(*hash),
             (

@@ -1,9 +1,9 @@
 //! From the record to a filesystem that serves: replay, then agree with the server on what it has.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -100,6 +100,8 @@ impl Fs {
             watcher: Mutex::new(None),
             leaving: Mutex::default(),
             fetching: Mutex::new(HashMap::new()),
+            lender: OnceLock::new(),
+            passthrough: OnceLock::new(),
         });
         Ok(fs)
     }
@@ -368,8 +370,12 @@ impl State {
             uploads: HashMap::new(),
             handles: HashMap::new(),
             open: HashMap::new(),
+            live: HashMap::new(),
+            lingering: BTreeSet::new(),
             held: HashMap::new(),
             frozen: None,
+            copied: Vec::new(),
+            copying: 0,
             next_handle: 0,
             next_generation: 0,
             frame: Vec::new(),
@@ -418,8 +424,9 @@ impl State {
         let mut keep = HashSet::new();
         for (ino, id) in local {
             spool.pass_over(id);
-            match spool.file(id).and_then(|file| file.metadata()) {
-                Ok(found) => {
+            let opened = spool.file_to_read(id).and_then(|file| Ok((file.metadata()?, file)));
+            match opened {
+                Ok((found, file)) => {
                     keep.insert(id);
                     let generation = self.fresh_generation();
                     self.set_content(ino, Content::Local { spool: id, generation, hash: None }, found.len());
@@ -434,6 +441,7 @@ impl State {
                         inode.attrs.mtime = mtime.unwrap_or(inode.attrs.mtime);
                         inode.attrs.ctime = inode.attrs.ctime.max(inode.attrs.mtime).min(now());
                     }
+                    self.left_live(ino, file);
                 }
                 // A power loss took what was never flushed. Shown as failed when it is to be staged.
                 Err(error) => {

@@ -63,9 +63,10 @@ impl State {
 
 impl Fs {
     /// What `stat` shows, as the disk has it.
-    pub(super) fn stat(&self, state: &State, ino: Ino) -> Op<super::Stat> {
+    pub(super) fn stat(&self, state: &mut State, ino: Ino) -> Op<super::Stat> {
+        state.look(ino, self);
         let mut stat = state.stat(ino)?;
-        if state.uneven.contains_key(&ino)
+        if (stat.live || state.uneven.contains_key(&ino))
             && let Some((Content::Local { spool, .. }, _)) = state.content(ino)
         {
             let open = state.open.get(&ino).and_then(|open| open.file.as_ref());

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::live::Asked;
+use super::passthrough::{Seal, Sealing, Way};
 use super::queue::{Pending, Phase, Tick};
 use super::{Fs, FsError, Hold, Op, Options, State, base_attrs};
 use crate::control::{Counts, FileError, LocalPath, Progress, Tally};
@@ -19,6 +21,10 @@ use crate::workspace::{CommitId, Object, Revision, Source};
 
 /// How soon a path that cannot be captured just now is looked at again: a write is between two locks.
 const RECHECK: Duration = Duration::from_millis(20);
+/// How soon a copy that could not be made is tried again.
+const COPY_RETRY: Duration = Duration::from_secs(1);
+/// Copies made at once.
+const COPIES_AT_ONCE: usize = 2;
 /// Errors and local paths that a status shows.
 const SHOWN_ERRORS: usize = 20;
 const SHOWN_LOCAL: usize = 100;
@@ -214,6 +220,7 @@ impl State {
             count: 0,
             cancel: CancellationToken::new(),
             orphan: false,
+            counted: 0,
         });
         hold.count += 1;
         Arc::new(Held { fs: fs.this.clone(), spool, file, cancel: hold.cancel.clone() })
@@ -221,11 +228,11 @@ impl State {
 }
 
 /// A spool file whose content the server has, and what is counted for it.
-struct Adopted {
-    spool: SpoolId,
-    hash: ContentHash,
-    size: u64,
-    beyond: u64,
+pub(super) struct Adopted {
+    pub spool: SpoolId,
+    pub hash: ContentHash,
+    pub size: u64,
+    pub beyond: u64,
 }
 
 /// Whether a local error passes without anybody's doing: too many open files, no memory.
@@ -239,6 +246,8 @@ enum Miss {
     Writing,
     /// A write is under way this instant.
     Instant,
+    /// It may change past the daemon meanwhile: by a copy of this spool file.
+    Copy(Ino, SpoolId),
     /// Its spool file cannot be opened.
     Lost(std::io::Error),
 }
@@ -246,6 +255,7 @@ enum Miss {
 impl Fs {
     /// Up to `limit` due paths, each with what it should be, and when the next one will be due.
     pub fn due(&self, limit: usize) -> (Vec<Capture>, Option<Instant>) {
+        self.ask_after_closed();
         let paths = {
             let mut state = self.lock();
             let state = &mut *state;
@@ -255,12 +265,30 @@ impl Fs {
                 Some(frozen) => state.queue.take_of(frozen.keys(), Instant::now(), limit),
             }
         };
-        let captures = paths.iter().filter_map(|path| self.capture(path)).collect();
+        let mut captures: Vec<Capture> = paths.iter().filter_map(|path| self.capture(path)).collect();
         let mut state = self.lock();
+        captures.append(&mut state.copied);
+        let lingering = state.lingering.first().map(|(at, _)| *at);
         // While a commit waits, the paths that are not part of it are not due, however long ago they were.
         let soon = Instant::now() + RECHECK;
         let next = state.queue.next_due().map(|due| if state.frozen.is_some() { due.max(soon) } else { due });
-        (captures, next)
+        (captures, next.into_iter().chain(lingering).min())
+    }
+
+    /// Asks after the files that somebody still had mapped when they were closed.
+    fn ask_after_closed(&self) {
+        if self.lock().lingering.first().is_none_or(|(at, _)| *at > Instant::now()) {
+            return;
+        }
+        let mut rested = Vec::new();
+        let noted = self.change(|state| {
+            state.ask_after_lingering(self, &mut rested);
+            Ok(())
+        });
+        match noted {
+            Ok(()) => rested.into_iter().for_each(|confirmed| self.keep(confirmed)),
+            Err(stop) => tracing::error!(?stop, "what was closed could not be put on record"),
+        }
     }
 
     fn capture(&self, path: &RepoPath) -> Option<Capture> {
@@ -289,6 +317,10 @@ impl Fs {
             }
             Err(Miss::Instant) => {
                 self.lock().queue.retry(path, RECHECK, None);
+                None
+            }
+            Err(Miss::Copy(ino, spool)) => {
+                self.start_copy(path, ino, spool);
                 None
             }
             Err(Miss::Lost(error)) if is_passing(&error) => {
@@ -332,6 +364,7 @@ impl Fs {
                     return Ok(None);
                 };
                 let (seq, forced, alone) = (entry.seq, entry.forced, entry.alone);
+                let overdue = state.queue.is_overdue(entry, self.options.settle);
                 let account = state.ledger.get(path).unwrap_or_default();
                 let upload = state.uploads.get(path).cloned();
                 let capture = |want| Capture { path: path.clone(), seq, account, want, alone, upload };
@@ -351,15 +384,29 @@ impl Fs {
                     }
                     Content::Local { spool, generation, hash } => {
                         let (spool, generation, hash) = (*spool, *generation, *hash);
-                        let open = state.open.get_mut(&ino);
-                        if let Some(open) = &open {
-                            if open.writers > 0 && !forced {
-                                return Err(Miss::Writing);
-                            }
-                            if open.writing > 0 {
+                        let rested = state.open.get(&ino).is_none_or(|open| open.handles == 0);
+                        if rested
+                            && state.live.contains_key(&ino)
+                            && matches!(state.ask_after(ino, self), Asked::Still(_))
+                        {
+                            continue;
+                        }
+                        let seal = Sealing {
+                            way: state.way(ino),
+                            live: state.live.contains_key(&ino),
+                            written: state.open.get(&ino).is_some_and(|open| open.writers > 0),
+                            forced,
+                            overdue,
+                        };
+                        match seal.how() {
+                            Seal::Later => return Err(Miss::Writing),
+                            _ if state.open.get(&ino).is_some_and(|open| open.writing > 0) => {
                                 return Err(Miss::Instant);
                             }
+                            Seal::Copy => return Err(Miss::Copy(ino, spool)),
+                            Seal::InPlace => {}
                         }
+                        let open = state.open.get_mut(&ino);
                         let file = open.and_then(|open| {
                             open.modified = false;
                             open.file.clone()
@@ -380,7 +427,8 @@ impl Fs {
             let same = matches!(state.content(ino), Some((Content::Local { spool: s, generation: g, .. }, _))
                 if (*s, *g) == (spool, generation));
             let writing = state.open.get(&ino).is_some_and(|open| open.writing > 0);
-            if same && !writing && state.queue.get(path).is_some_and(|entry| entry.seq == seq) {
+            let past = state.way(ino) == Some(Way::Past) || state.live.contains_key(&ino);
+            if same && !writing && !past && state.queue.get(path).is_some_and(|entry| entry.seq == seq) {
                 let held = state.hold(self, spool, Some(file));
                 let upload = state.uploads.get(path).cloned();
                 let want = Want::Sealed { ino, generation, hash, size, held };
@@ -389,13 +437,78 @@ impl Fs {
         }
     }
 
+    /// Fixes a path's content by a copy, in a task; it is taken up when that is done.
+    fn start_copy(&self, path: &RepoPath, ino: Ino, spool: SpoolId) {
+        let begun = {
+            let mut state = self.lock();
+            let begun = state.copying < COPIES_AT_ONCE;
+            if begun {
+                state.copying += 1;
+                state.queue.set_phase(path, Phase::Hashing);
+            } else {
+                state.queue.retry(path, RECHECK, None);
+            }
+            begun
+        };
+        let Some(fs) = self.this.upgrade().filter(|_| begun) else { return };
+        let path = path.clone();
+        tokio::task::spawn_blocking(move || {
+            let capture = fs.capture_copy(&path, ino, spool);
+            let mut state = fs.lock();
+            state.copying -= 1;
+            match capture {
+                Ok(Some(capture)) => state.copied.push(capture),
+                Ok(None) => state.queue.retry(&path, Duration::ZERO, None),
+                Err(error) => {
+                    let error = format!("a copy of its bytes waits: {error}");
+                    state.queue.retry(&path, COPY_RETRY, Some(error));
+                }
+            }
+            drop(state);
+            fs.wake.notify_one();
+        });
+    }
+
+    /// A path with a copy of its content. `None`: it has other content by now.
+    fn capture_copy(&self, path: &RepoPath, ino: Ino, spool: SpoolId) -> Result<Option<Capture>, FsError> {
+        // As of before the copy: what is written while it is made is for the next.
+        let (seq, alone) = {
+            let mut state = self.lock();
+            state.look(ino, self);
+            let Some((seq, alone)) = state.queue.get(path).map(|entry| (entry.seq, entry.alone)) else {
+                return Ok(None);
+            };
+            if let Some(open) = state.open.get_mut(&ino) {
+                open.modified = false;
+            }
+            (seq, alone)
+        };
+        let Some(copied) = self.copy_live(ino, spool)? else { return Ok(None) };
+        let mut state = self.lock();
+        let state = &mut *state;
+        let account = state.ledger.get(path).unwrap_or_default();
+        let upload = state.uploads.get(path).cloned();
+        // No generation of the file's: its bytes may be others by now.
+        let generation = state.fresh_generation();
+        state.was_copied(ino, &copied);
+        let held = state.hold(self, copied.id, Some(copied.file));
+        if let Some(hold) = state.held.get_mut(&copied.id) {
+            (hold.orphan, hold.counted) = (true, copied.size);
+        }
+        let want = Want::Sealed { ino, generation, hash: None, size: copied.size, held };
+        Ok(Some(Capture { path: path.clone(), seq, account, want, alone, upload }))
+    }
+
     fn let_go(&self, spool: SpoolId) {
         let remove = {
             let mut state = self.lock();
             let Some(hold) = state.held.get_mut(&spool) else { return };
             hold.count -= 1;
-            let ended = hold.count == 0;
-            if ended { state.held.remove(&spool).is_some_and(|hold| hold.orphan) } else { false }
+            let ended = if hold.count == 0 { state.held.remove(&spool) } else { None };
+            ended.is_some_and(|hold| {
+                self.spool.release(hold.counted);
+                hold.orphan
+            })
         };
         self.unheld.notify_waiters();
         if remove {
@@ -462,21 +575,24 @@ impl Fs {
             Ok(())
         });
         drop(thawed);
-        for Adopted { spool, hash, size, beyond } in adopt {
-            self.spool.release(size.saturating_add(beyond));
-            // What was allocated behind the end is of no use any more.
-            if beyond > 0
-                && let Err(error) = self.spool.file(spool).and_then(|file| self.spool.disk().resize(&file, size))
-            {
-                tracing::debug!(%error, "a cached file keeps the room behind its end");
-            }
-            if !self.cache.adopt(&self.spool, spool, hash) {
-                let free = self.lock().abandon(spool);
-                free.into_iter().for_each(|spool| self.leave(spool));
-            }
-        }
+        adopt.into_iter().for_each(|confirmed| self.keep(confirmed));
         self.progress.notify_waiters();
         into_plain(done)
+    }
+
+    /// Hands a spool file whose content the server has to the cache.
+    pub(super) fn keep(&self, Adopted { spool, hash, size, beyond }: Adopted) {
+        self.spool.release(size.saturating_add(beyond));
+        // What was allocated behind the end is of no use any more.
+        if beyond > 0
+            && let Err(error) = self.spool.file(spool).and_then(|file| self.spool.disk().resize(&file, size))
+        {
+            tracing::debug!(%error, "a cached file keeps the room behind its end");
+        }
+        if !self.cache.adopt(&self.spool, spool, hash) {
+            let free = self.lock().abandon(spool);
+            free.into_iter().for_each(|spool| self.leave(spool));
+        }
     }
 
     /// A step of `capture` did not work. A path that has changed since, and that no commit waits for as it was, is
@@ -631,6 +747,7 @@ impl Fs {
     /// Makes every pending path of `chosen` due now, and lets the caller wait for them.
     pub fn barrier(&self, chosen: impl Fn(&RepoPath) -> bool) -> Option<Waiting> {
         self.barrier_among(|state| {
+            state.stir(&chosen, self);
             let pending = state.queue.iter().map(|(path, _)| path);
             pending.filter(|path| chosen(path)).cloned().collect()
         })
@@ -639,10 +756,13 @@ impl Fs {
     /// Makes those of `paths` that are pending due now, and lets the caller wait for them. Takes no longer when many
     /// others are.
     pub fn barrier_on(&self, paths: Vec<RepoPath>) -> Option<Waiting> {
-        self.barrier_among(|_| paths)
+        self.barrier_among(|state| {
+            state.stir_at(&paths, self);
+            paths
+        })
     }
 
-    fn barrier_among(&self, paths: impl FnOnce(&State) -> Vec<RepoPath>) -> Option<Waiting> {
+    fn barrier_among(&self, paths: impl FnOnce(&mut State) -> Vec<RepoPath>) -> Option<Waiting> {
         let fs = self.this.upgrade()?;
         let id = {
             let mut state = self.lock();
@@ -693,6 +813,16 @@ impl Fs {
                 Err(Miss::Writing | Miss::Instant) => {
                     tokio::time::sleep(RECHECK).await;
                     todo.push(path);
+                }
+                Err(Miss::Copy(ino, spool)) => {
+                    let of = path.clone();
+                    let copied = self.blocking(move |fs| fs.capture_copy(&of, ino, spool)).await?;
+                    match (copied, &mut self.lock().frozen) {
+                        (Some(capture), Some(frozen)) => {
+                            frozen.insert(path, capture);
+                        }
+                        _ => todo.push(path),
+                    }
                 }
                 Err(Miss::Lost(error)) => return Err(FsError::Io(error)),
             }
@@ -875,6 +1005,9 @@ impl State {
         match &capture.want {
             Want::Sealed { ino, generation, size, held, .. } => {
                 let object = capture.want.object();
+                if let Some(object) = object {
+                    self.copy_is_staged(*ino, held.spool, object.hash);
+                }
                 let same = matches!(self.content(*ino), Some((Content::Local { spool, generation: now, .. }, _))
                     if *spool == held.spool && now == generation);
                 if let Some(object) = object

@@ -20,6 +20,7 @@ mod import;
 mod memory;
 mod metadata;
 mod mounted;
+mod passthrough;
 mod posix;
 mod programs;
 mod proxy;

@@ -153,6 +153,10 @@ impl TestMount {
     /// `oxenfs mount` of the same repository with another state directory or mount point.
     pub fn mount_with(&self, state: &Path, dir: &Path, options: &[&str]) -> Said {
         let mut arguments = vec!["mount", &self.repo, dir.to_str().unwrap(), "--server", &self.server];
+        // By requests alone, where the kernel would do without.
+        if std::env::var_os("OXENFS_TEST_PASSTHROUGH").is_some_and(|when| when == "never") {
+            arguments.extend(["-o", "passthrough=never"]);
+        }
         arguments.extend(options);
         self.oxenfs_with(state, arguments)
     }

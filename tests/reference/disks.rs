@@ -53,7 +53,7 @@ async fn play(seed: u64, by_hash: ByHash) -> usize {
     let mut random = fastrand::Rng::with_seed(seed);
     let disk = Arc::new(Failing::default());
     let dir = Arc::new(temporary_dir());
-    let mut world = World::watched(dir, Arc::new(Memory::new(by_hash)), Disk::witnessed(disk.clone())).await;
+    let mut world = World::watched(dir, Arc::new(Memory::new(by_hash)), Disk::witnessed(disk.clone()), false).await;
     // What a refused operation may or may not have changed.
     let mut unsure: BTreeSet<Path> = BTreeSet::new();
     let mut refused = 0;

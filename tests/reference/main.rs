@@ -44,6 +44,7 @@ fn attribute() -> impl Strategy<Value = &'static str> {
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => (path(), 0u64..40, "[a-z]{0,30}").prop_map(|(path, at, text)| Op::Write { path, at, text }),
+        2 => (path(), "[a-z]{0,9}", "[a-z]{0,9}").prop_map(|(path, text, more)| Op::Stream { path, text, more }),
         4 => (path(), "[a-c]{0,3}").prop_map(|(path, text)| Op::Replace { path, text }),
         2 => (path(), 0u64..50).prop_map(|(path, size)| Op::Truncate { path, size }),
         3 => path().prop_map(Op::Unlink),
@@ -70,10 +71,10 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn check(by_hash: oxenfs::workspace::ByHash, ops: &[Op]) {
+fn check(by_hash: oxenfs::workspace::ByHash, past: bool, ops: &[Op]) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
-        let mut world = World::new(by_hash).await;
+        let mut world = World::new(by_hash, past).await;
         for op in ops {
             world.step(op).await;
         }
@@ -90,13 +91,20 @@ proptest! {
     fn tree_and_workspace_follow_the_model_when_the_server_stages_by_hash(
         ops in proptest::collection::vec(op(), 1..40)
     ) {
-        check(oxenfs::workspace::ByHash::Single, &ops);
+        check(oxenfs::workspace::ByHash::Single, false, &ops);
+    }
+
+    #[test]
+    fn tree_and_workspace_follow_the_model_when_programs_write_past_the_daemon(
+        ops in proptest::collection::vec(op(), 1..40)
+    ) {
+        check(oxenfs::workspace::ByHash::Batch, true, &ops);
     }
 
     #[test]
     fn tree_and_workspace_follow_the_model_when_bytes_always_travel(
         ops in proptest::collection::vec(op(), 1..40)
     ) {
-        check(oxenfs::workspace::ByHash::Never, &ops);
+        check(oxenfs::workspace::ByHash::Never, false, &ops);
     }
 }

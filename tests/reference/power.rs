@@ -286,7 +286,7 @@ async fn run(workload: &Workload) -> (Vec<Model>, Vec<Remains>) {
     let memory = Arc::new(Memory::new(workload.by_hash));
     let acknowledged = Arc::new(AtomicUsize::new(0));
     let power = Power::new(dir.path(), &memory, acknowledged.clone(), workload.seed);
-    let mut world = World::watched(dir.clone(), memory, Disk::witnessed(power.clone())).await;
+    let mut world = World::watched(dir.clone(), memory, Disk::witnessed(power.clone()), workload.past).await;
     let models = workload.play(&mut world, &acknowledged).await;
     (models, power.remains())
 }
@@ -303,7 +303,7 @@ fn kinds(shown: &BTreeMap<Path, Shown>) -> BTreeMap<&Path, u8> {
 async fn survive(history: &History<'_>, remains: Remains) {
     let Remains { dir, memory, acknowledged: by, point } = remains;
     let at = format!("seed {}, {point}, after {by} operations", history.workload.seed);
-    let world = World::recovered(dir, memory, Disk::restarted(1), history.models[by].clone()).await;
+    let world = World::recovered(dir, memory, Disk::restarted(1), history.models[by].clone(), false).await;
     let shown = world.shown().await;
     let since = history.names_since(by);
     let possible = &history.models[since..history.models.len().min(by + 2)];
@@ -360,7 +360,7 @@ fn cut(workload: &Workload) -> usize {
 fn what_was_flushed_survives_a_power_loss_at_every_point() {
     use oxenfs::workspace::ByHash;
     let seeds = std::env::var("OXENFS_SWEEP_SEEDS").map_or(2, |seeds| seeds.parse().expect("a number of seeds"));
-    let fixed = [ByHash::Single, ByHash::Never].map(workload::fixed);
+    let fixed = [(ByHash::Single, true), (ByHash::Never, false)].map(|(by_hash, past)| workload::fixed(by_hash, past));
     let random = (1001..=1000 + seeds).map(workload::random);
     let cuts: usize = fixed.into_iter().chain(random).map(|workload| cut(&workload)).sum();
     crate::tell(&format!("{cuts} cuts, nothing flushed was lost"));

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use oxenfs::disk::{Act, Disk, Witness};
-use oxenfs::fs::{Fs, Limits, Need, OpenFlags, Options, RangeChange, Stop};
+use oxenfs::fs::{Fs, Lender, Limits, Need, OpenFlags, Options, Passthrough, RangeChange, Stop};
 use oxenfs::namespace::{Attrs, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::workspace::ByHash;
@@ -29,7 +29,7 @@ fn check(before: &[Op], after: &[Op]) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     for by_hash in [ByHash::Never, ByHash::Batch, ByHash::Single] {
         runtime.block_on(async {
-            let mut world = World::new(by_hash).await;
+            let mut world = World::new(by_hash, false).await;
             for op in before {
                 world.unseen_step(op).await;
             }
@@ -102,6 +102,57 @@ fn a_late_failure_does_not_park_what_the_path_has_become() {
         fs.step_failed(&captures[0], "its bytes are nowhere", None);
         let (counts, _, errors, _) = fs.report();
         assert_eq!(counts.failed.files, 0, "{errors:?}");
+    });
+}
+
+#[test]
+fn what_is_stored_through_a_mapping_after_the_close_is_staged_and_the_file_comes_to_rest() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut world = World::new(ByHash::Single, true).await;
+        world.store_late(&path("new"), "late").await;
+        world.store_late(&path("dir/new"), "more").await;
+        world.rest().await;
+        world.step(&Op::Drain).await;
+        world.step(&Op::Crash).await;
+        world.step(&Op::Commit).await;
+    });
+}
+
+/// A kernel that lends nothing, as to a daemon without the privilege.
+struct Refusing;
+
+impl Lender for Refusing {
+    fn lend(&self, _file: &std::fs::File) -> std::io::Result<u32> {
+        Err(std::io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn take_back(&self, number: u32) {
+        panic!("{number} was never lent");
+    }
+}
+
+#[test]
+fn a_kernel_that_refuses_passthrough_is_asked_once_and_everything_is_a_request() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let dir = crate::world::temporary_dir();
+        let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
+        let limits = Limits { spool: None, cache: 0 };
+        let memory = Arc::new(Memory::new(ByHash::Never));
+        let fs = Fs::recover(dir.path(), RepoPath::root(), options, limits, memory).unwrap();
+        let Passthrough::Off(why) = fs.lend_to(Arc::new(Refusing)) else { panic!("it was refused") };
+        assert!(why.starts_with("the kernel refuses: "), "{why}");
+        fs.reconcile().await.unwrap();
+        fs.satisfy(Need::List(ROOT)).await.unwrap();
+        let both = OpenFlags { read: true, write: true, truncate: false };
+        let (stat, handle) = fs.create(ROOT, &Name::new(b"file").unwrap(), crate::world::attrs(), both).unwrap();
+        assert_eq!(fs.lent(handle), None);
+        fs.write(handle, 0, b"content").unwrap();
+        fs.release(handle);
+        let again = fs.open(stat.ino, both).unwrap();
+        assert_eq!(fs.lent(again), None);
+        assert_eq!(fs.read(again, 0, 10).unwrap(), b"content");
     });
 }
 

@@ -119,7 +119,7 @@ async fn run(workload: &Workload) -> (Vec<Model>, Vec<Remains>) {
     let memory = Arc::new(Memory::new(workload.by_hash));
     let acknowledged = Arc::new(AtomicUsize::new(0));
     let killer = Killer::new(dir.path(), &memory, acknowledged.clone(), None);
-    let mut world = World::watched(dir.clone(), memory, Disk::witnessed(killer.clone())).await;
+    let mut world = World::watched(dir.clone(), memory, Disk::witnessed(killer.clone()), workload.past).await;
     let models = workload.play(&mut world, &acknowledged).await;
     (models, killer.remains())
 }
@@ -157,7 +157,7 @@ async fn recover(
 ) {
     let (point, by, seed) = (&remains.point, remains.acknowledged, workload.seed);
     let underway = workload.ops.get(by);
-    let mut world = World::recovered(dir, memory, disk, models[by].clone()).await;
+    let mut world = World::recovered(dir, memory, disk, models[by].clone(), workload.past).await;
     let shown = world.shown().await;
     let possible = &models[by..models.len().min(by + 2)];
     let Some(found) = possible.iter().position(|model| model.shown() == shown) else {
@@ -202,8 +202,8 @@ fn sweep(workload: &Workload) -> usize {
 
 #[test]
 fn every_kill_point_of_the_fixed_workload_is_survived() {
-    for by_hash in [ByHash::Single, ByHash::Never] {
-        let kills = sweep(&workload::fixed(by_hash));
+    for (by_hash, past) in [(ByHash::Single, false), (ByHash::Never, true)] {
+        let kills = sweep(&workload::fixed(by_hash, past));
         assert!(kills > 500, "the workload crosses only {kills} points");
     }
 }

@@ -11,6 +11,8 @@ use crate::world::{Op, World, base_model};
 pub struct Workload {
     pub seed: u64,
     pub by_hash: ByHash,
+    /// Programs write past the daemon.
+    pub past: bool,
     pub ops: Vec<Op>,
 }
 
@@ -72,7 +74,7 @@ fn truncate(at: &str, size: u64) -> Op {
 }
 
 /// Every kind of change, on files of the base, staged ones and new ones, settled and in flight.
-pub fn fixed(by_hash: ByHash) -> Workload {
+pub fn fixed(by_hash: ByHash, past: bool) -> Workload {
     let mut ops = Vec::new();
     // New files, small ones and one that goes in parts, while others come.
     ops.extend(make("new", text(1, 300)));
@@ -120,7 +122,7 @@ pub fn fixed(by_hash: ByHash) -> Workload {
     ops.push(Op::Drain);
     ops.push(rename("base", "again", 0));
     ops.push(Op::Commit);
-    Workload { seed: 0, by_hash, ops }
+    Workload { seed: 0, by_hash, past, ops }
 }
 
 /// Random operations that mostly succeed.
@@ -139,7 +141,7 @@ pub fn random(seed: u64) -> Workload {
         ops.push(op);
     }
     let by_hash = random.choice([ByHash::Single, ByHash::Batch, ByHash::Never]).unwrap();
-    Workload { seed, by_hash, ops }
+    Workload { seed, by_hash, past: random.bool(), ops }
 }
 
 fn any(random: &mut fastrand::Rng, model: &Model) -> Op {

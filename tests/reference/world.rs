@@ -1,13 +1,18 @@
 //! The filesystem under test beside its model, and how each operation is done on both.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use oxenfs::disk::Disk;
-use oxenfs::fs::{Fs, FsError, Limits, OpenFlags, Options, RangeChange, RenameMode, SetAttr, Stop, XattrMode};
+use oxenfs::disk::{Act, Disk};
+use oxenfs::fs::{
+    Fs, FsError, Lender, Limits, OpenFlags, Options, Passthrough, RangeChange, RenameMode, SetAttr, Stop, XattrMode,
+};
 use oxenfs::namespace::{Attrs, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::stager::{Delays, Meter, Stager};
@@ -26,6 +31,12 @@ pub enum Op {
     Replace {
         path: Path,
         text: String,
+    },
+    /// A program writes, all is staged, and it writes more before it closes the file.
+    Stream {
+        path: Path,
+        text: String,
+        more: String,
     },
     Truncate {
         path: Path,
@@ -102,7 +113,42 @@ pub struct World {
     fs: Arc<Fs>,
     disk: Disk,
     tasks: Tasks,
+    /// Stands for the kernel where programs go past the daemon.
+    kernel: Option<Arc<Kernel>>,
     pub model: Model,
+}
+
+/// The kernel's side of files that programs reach without a request.
+#[derive(Default)]
+pub struct Kernel(Mutex<Lent>);
+
+#[derive(Default)]
+struct Lent {
+    last: u32,
+    files: HashMap<u32, File>,
+}
+
+impl Lender for Kernel {
+    fn lend(&self, file: &File) -> std::io::Result<u32> {
+        let mut lent = self.0.lock().unwrap();
+        lent.last += 1;
+        let number = lent.last;
+        lent.files.insert(number, file.try_clone()?);
+        Ok(number)
+    }
+
+    fn take_back(&self, number: u32) {
+        self.0.lock().unwrap().files.remove(&number).expect("lent before");
+    }
+}
+
+impl Kernel {
+    /// The file that a program writes to which has opened number `number`.
+    fn open(&self, number: u32) -> File {
+        let lent = self.0.lock().unwrap();
+        let path = format!("/proc/self/fd/{}", lent.files[&number].as_raw_fd());
+        File::options().read(true).write(true).open(path).unwrap()
+    }
 }
 
 /// What runs beside the filesystem; ends when dropped.
@@ -142,11 +188,19 @@ fn split(path: &str) -> Path {
     path.split('/').map(str::to_owned).collect()
 }
 
-async fn start(dir: &std::path::Path, memory: &Arc<Memory>, disk: &Disk) -> (Arc<Fs>, Tasks) {
+async fn start(
+    dir: &std::path::Path,
+    memory: &Arc<Memory>,
+    disk: &Disk,
+    kernel: Option<&Arc<Kernel>>,
+) -> (Arc<Fs>, Tasks) {
     let options = Options { read_only: false, settle: Duration::from_millis(1), uid: 0, gid: 0, umask: 0o022 };
     let limits = Limits { spool: None, cache: 200 };
     let workspace: Arc<dyn Workspace> = memory.clone();
     let fs = Fs::recover_on(disk, dir, RepoPath::root(), options, limits, workspace).unwrap();
+    if let Some(kernel) = kernel {
+        assert_eq!(fs.lend_to(kernel.clone()), Passthrough::On);
+    }
     for attempt in 0.. {
         match fs.reconcile().await {
             Ok(()) => break,
@@ -187,22 +241,30 @@ fn refusal(error: &FsError) -> Refusal {
 }
 
 impl World {
-    pub async fn new(by_hash: ByHash) -> Self {
-        Self::watched(Arc::new(temporary_dir()), Arc::new(Memory::new(by_hash)), Disk::default()).await
+    pub async fn new(by_hash: ByHash, past: bool) -> Self {
+        Self::watched(Arc::new(temporary_dir()), Arc::new(Memory::new(by_hash)), Disk::default(), past).await
     }
 
-    /// A world that begins in `dir`, on `memory`, with somebody between it and the disk.
-    pub async fn watched(dir: Arc<tempfile::TempDir>, memory: Arc<Memory>, disk: Disk) -> Self {
+    /// A world that begins in `dir`, on `memory`, with somebody between it and the disk; whether programs go `past` the
+    /// daemon.
+    pub async fn watched(dir: Arc<tempfile::TempDir>, memory: Arc<Memory>, disk: Disk, past: bool) -> Self {
         let model = base_model();
         let base = BASE.map(|(path, text)| (RepoPath::parse(path).unwrap(), Bytes::from_static(text.as_bytes())));
         memory.set_base(base.into_iter().collect());
-        Self::recovered(dir, memory, disk, model).await
+        Self::recovered(dir, memory, disk, model, past).await
     }
 
     /// The world that a crash left in `dir` and on `memory`.
-    pub async fn recovered(dir: Arc<tempfile::TempDir>, memory: Arc<Memory>, disk: Disk, model: Model) -> Self {
-        let (fs, tasks) = start(dir.path(), &memory, &disk).await;
-        Self { dir, memory, fs, disk, tasks, model }
+    pub async fn recovered(
+        dir: Arc<tempfile::TempDir>,
+        memory: Arc<Memory>,
+        disk: Disk,
+        model: Model,
+        past: bool,
+    ) -> Self {
+        let kernel = past.then(Arc::<Kernel>::default);
+        let (fs, tasks) = start(dir.path(), &memory, &disk, kernel.as_ref()).await;
+        Self { dir, memory, fs, disk, tasks, kernel, model }
     }
 
     /// Runs an operation, and what it needs; lost requests are repeated as a program would repeat the call.
@@ -266,16 +328,79 @@ impl World {
 
     async fn write(&self, path: &[String], at: u64, text: &[u8], truncate: bool) -> Result<(), Refusal> {
         let handle = self.open(path, truncate).await?;
-        let done = if text.is_empty() { Ok(0) } else { self.run(|fs| fs.write(handle, at, text)).await };
+        let past = self.past(handle);
+        let done = self.put(handle, past.as_ref(), at, text).await;
+        // The kernel closes its own before it tells of it.
+        drop(past);
         self.fs.release(handle);
-        assert!(done.as_ref().is_ok_and(|written| *written == text.len()) || done.is_err(), "a short write");
-        done.map(|_| ())
+        done
+    }
+
+    /// What a program writes to that has opened `handle`, where that is not this daemon.
+    fn past(&self, handle: u64) -> Option<File> {
+        Some(self.kernel.as_ref()?.open(self.fs.lent(handle)?))
+    }
+
+    async fn put(&self, handle: u64, past: Option<&File>, at: u64, text: &[u8]) -> Result<(), Refusal> {
+        match past {
+            _ if text.is_empty() => Ok(()),
+            Some(file) => {
+                // The daemon does not see it, and the tests that stand at the disk do.
+                self.disk.act(Act::Write(file), || file.write_all_at(text, at)).unwrap();
+                Ok(())
+            }
+            None => {
+                let written = self.run(|fs| fs.write(handle, at, text)).await?;
+                assert_eq!(written, text.len(), "a short write");
+                Ok(())
+            }
+        }
+    }
+
+    async fn stream(&self, path: &[String], text: &[u8], more: &[u8]) -> Result<(), Refusal> {
+        let handle = self.open(path, false).await?;
+        let past = self.past(handle);
+        let mut done = self.put(handle, past.as_ref(), 0, text).await;
+        self.stage_all().await;
+        if done.is_ok() {
+            done = self.put(handle, past.as_ref(), text.len() as u64, more).await;
+        }
+        drop(past);
+        self.fs.release(handle);
+        done
+    }
+
+    /// A program maps a file, closes it, and stores into it when all is staged; then it goes.
+    pub async fn store_late(&mut self, path: &[String], text: &str) {
+        let handle = self.open(path, false).await.unwrap();
+        let mapped = self.past(handle).expect("the kernel goes past the daemon");
+        self.model.write(path, 0, b"").unwrap();
+        self.fs.release(handle);
+        for (at, byte) in text.bytes().enumerate() {
+            self.drain().await;
+            mapped.write_all_at(&[byte], at as u64).unwrap();
+            self.model.write(path, at, &[byte]).unwrap();
+        }
+        self.drain().await;
+        mapped.write_all_at(b"!", 0).unwrap();
+        self.model.write(path, 0, b"!").unwrap();
+        drop(mapped);
+    }
+
+    /// Waits until nothing is in the spool.
+    pub async fn rest(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.fs.spool().used() > 0 {
+            assert!(Instant::now() < deadline, "still in the spool: {:?}", self.fs.report());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     pub async fn real(&self, op: &Op) -> Result<(), Refusal> {
         match op {
             Op::Write { path, at, text } => self.write(path, *at, text.as_bytes(), false).await,
             Op::Replace { path, text } => self.write(path, 0, text.as_bytes(), true).await,
+            Op::Stream { path, text, more } => self.stream(path, text.as_bytes(), more.as_bytes()).await,
             Op::Truncate { path, size } => {
                 let ino = self.lookup(path).await?;
                 let set = SetAttr { size: Some(*size), ..SetAttr::default() };
@@ -581,7 +706,7 @@ impl World {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         change(self.dir.path());
-        (self.fs, self.tasks) = start(self.dir.path(), &self.memory, &self.disk).await;
+        (self.fs, self.tasks) = start(self.dir.path(), &self.memory, &self.disk, self.kernel.as_ref()).await;
     }
 
     async fn foreign(&mut self, path: &Path, text: Option<&str>) {
@@ -677,6 +802,10 @@ pub fn on_model(model: &mut Model, op: &Op) -> Result<(), Refusal> {
     match op {
         Op::Write { path, at, text } => model.write(path, *at as usize, text.as_bytes()),
         Op::Replace { path, text } => model.replace(path, text.as_bytes()),
+        Op::Stream { path, text, more } => {
+            model.write(path, 0, text.as_bytes())?;
+            model.write(path, text.len(), more.as_bytes())
+        }
         Op::Truncate { path, size } => model.truncate(path, *size as usize),
         Op::Copy { from, to } => model.copy(from, to),
         Op::Punch { path, at, length } => model.punch(path, *at as usize, *length as usize),

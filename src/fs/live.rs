@@ -1,0 +1,519 @@
+//! Files whose bytes programs reach past the daemon: lent to the kernel, looked at, copied, and taken back.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::passthrough::{Bytes, Opening, Passthrough, Way};
+use super::staging::Adopted;
+use super::{Fs, FsError, Handle, State, now, set_mtime};
+use crate::disk::Act;
+use crate::hash::ContentHash;
+use crate::ledger::Staged;
+use crate::namespace::{Body, Content, Ino, Resolved, SpoolId, Timestamp};
+use crate::path::RepoPath;
+use crate::spool::{self, copy_content};
+
+/// How soon a file that was closed is asked after again when somebody still seems to have it: the kernel lets go of it
+/// an instant after it has told of the close. Doubled up to the last, for those who have it mapped.
+const ASK_FIRST: Duration = Duration::from_millis(20);
+const ASK_LAST: Duration = Duration::from_secs(30);
+/// How often a copy is begun anew because its original was written to meanwhile. A program that never pauses gets one
+/// that has all that it had written before.
+const COPIES: u32 = 3;
+
+/// Longer than a step of a filesystem's clock is anywhere (a tick of the kernel, 1 to 10 ms).
+const CLOCK_STEP: Duration = Duration::from_millis(20);
+
+/// The kernel, which can be told to use a local file in place of requests.
+pub trait Lender: Send + Sync {
+    /// Makes a local file known; returns the number it has with the kernel.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn lend(&self, file: &File) -> io::Result<u32>;
+    /// It is not needed any more. Those who have it open keep it.
+    fn take_back(&self, number: u32);
+}
+
+/// A local file that the kernel knows by a number, as long as this lives.
+pub(super) struct Loan {
+    lender: Arc<dyn Lender>,
+    number: u32,
+}
+
+impl Loan {
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.lender.take_back(self.number);
+    }
+}
+
+/// What tells that a file was changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    size: u64,
+    mtime: Timestamp,
+    ctime: Timestamp,
+}
+
+impl Seen {
+    fn of(file: &File) -> io::Result<Self> {
+        let found = file.metadata()?;
+        let time = |secs, nanos: i64| Timestamp(secs, u32::try_from(nanos).unwrap_or(0));
+        Ok(Self {
+            size: found.len(),
+            mtime: time(found.mtime(), found.mtime_nsec()),
+            ctime: time(found.ctime(), found.ctime_nsec()),
+        })
+    }
+}
+
+/// A file that may be changed without a request.
+pub(super) struct Live {
+    /// Read-only: it must not count as a writer itself.
+    file: Arc<File>,
+    seen: Seen,
+    /// When it is asked after next, once nobody has it open, and how long after that.
+    next: Option<Instant>,
+    wait: Duration,
+    copied: Option<Fixed>,
+}
+
+/// A copy that has all of its original, as that was then.
+#[derive(Debug, Clone, Copy)]
+struct Fixed {
+    copy: SpoolId,
+    seen: Seen,
+    /// What was staged, once it is.
+    staged: Option<ContentHash>,
+}
+
+impl Live {
+    /// The hash of what it holds, if that is staged and nothing was done to it since.
+    fn staged(&self) -> Option<ContentHash> {
+        self.copied.filter(|fixed| fixed.seen == self.seen).and_then(|fixed| fixed.staged)
+    }
+}
+
+/// What became of a live file.
+pub(super) enum Asked {
+    /// Somebody can still change it.
+    Live,
+    /// Nobody can any more. The hash is that of its content, if that is staged.
+    Still(Option<ContentHash>),
+}
+
+/// Whether nobody at all can write to a file: no descriptor is open for it, and no mapping lives. Tried on ext4, tmpfs
+/// and overlayfs: a read lease is refused with `EAGAIN` as long as one does (`fcntl(2)`).
+///
+/// # Errors
+/// When the filesystem has no leases, or the file is somebody else's.
+fn is_unwritten(file: &File) -> io::Result<bool> {
+    static UNHEARD: std::sync::Once = std::sync::Once::new();
+    // A writer who opens the file in the same instant would have this process told, and by that ended.
+    // SAFETY: a disposition for the whole process, of a signal that nothing else here uses.
+    UNHEARD.call_once(|| unsafe {
+        libc::signal(libc::SIGIO, libc::SIG_IGN);
+    });
+    // SAFETY: both calls take numbers only, and the descriptor lives.
+    let taken = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) };
+    if taken == 0 {
+        // SAFETY: as above.
+        unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        error if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        error => Err(error),
+    }
+}
+
+impl State {
+    /// How those go who have a file open.
+    pub(super) fn way(&self, ino: Ino) -> Option<Way> {
+        let open = self.open.get(&ino).filter(|open| open.handles > 0)?;
+        Some(if open.loan.is_some() { Way::Past } else { Way::Requests })
+    }
+
+    /// Which way an open for writing or not goes.
+    pub(super) fn opening(&self, ino: Ino, write: bool, able: bool) -> Way {
+        let bytes = match self.content(ino) {
+            Some((Content::Local { spool, .. }, _)) if self.held.contains_key(spool) => Bytes::Sealed,
+            Some((Content::Local { .. }, _)) => Bytes::Own,
+            _ => Bytes::Away,
+        };
+        let guarded = write && self.tree.get(ino).is_some_and(super::is_guarded);
+        Opening { able, way: self.way(ino), bytes, live: self.live.contains_key(&ino), guarded }.way()
+    }
+
+    /// From now on a file may change without a request. `file` is read-only.
+    pub(super) fn enliven(&mut self, ino: Ino, file: &Arc<File>) {
+        if let Some(live) = self.live.get_mut(&ino) {
+            let next = live.next.take();
+            next.map(|at| self.lingering.remove(&(at, ino)));
+            return;
+        }
+        if let Ok(seen) = Seen::of(file) {
+            self.live.insert(ino, Live { file: file.clone(), seen, next: None, wait: ASK_FIRST, copied: None });
+        }
+        // A hash that is known is of the bytes up to now.
+        let generation = self.fresh_generation();
+        if let Some(inode) = self.tree.get_mut(ino)
+            && let Body::File { content: Content::Local { generation: old, hash, .. }, .. } = &mut inode.body
+        {
+            (*old, *hash) = (generation, None);
+        }
+    }
+
+    /// It is gone, or cannot change unseen any more.
+    pub(super) fn subdue(&mut self, ino: Ino) {
+        if let Some(at) = self.live.remove(&ino).and_then(|live| live.next) {
+            self.lingering.remove(&(at, ino));
+        }
+    }
+
+    /// Takes note of what programs did to a live file.
+    pub(super) fn look(&mut self, ino: Ino, fs: &Fs) {
+        let Some(live) = self.live.get_mut(&ino) else { return };
+        // The end of a change by request takes note of all.
+        if self.open.get(&ino).is_some_and(|open| open.writing > 0) {
+            return;
+        }
+        let Ok(found) = Seen::of(&live.file) else { return };
+        if found == live.seen {
+            return;
+        }
+        let before = std::mem::replace(&mut live.seen, found);
+        if let Some(inode) = self.tree.get_mut(ino) {
+            // The clock of the filesystem goes in steps, and may be behind that of the last change made here.
+            let floor = inode.attrs.ctime;
+            let after = |time: Timestamp| if time > floor { time } else { now() };
+            if found.mtime != before.mtime {
+                inode.attrs.mtime = after(found.mtime);
+                // After a restart the spool file's own is what counts.
+                let stamped =
+                    if inode.attrs.mtime == found.mtime { Ok(()) } else { set_mtime(&live.file, inode.attrs.mtime) };
+                match stamped.and_then(|()| Seen::of(&live.file)) {
+                    Ok(seen) => live.seen = seen,
+                    Err(error) => tracing::debug!(%error, "a restart will show another modification time"),
+                }
+            }
+            inode.attrs.ctime = after(found.ctime);
+        }
+        let length = live.seen.size;
+        self.resized(ino, length, fs);
+        self.changed(ino, fs);
+    }
+
+    /// A live file's length, which its inode has from now on; the spool counts it.
+    fn resized(&mut self, ino: Ino, length: u64, fs: &Fs) {
+        let beyond = self.beyond(ino);
+        let Some(inode) = self.tree.get_mut(ino) else { return };
+        let Body::File { size, .. } = &mut inode.body else { return };
+        let grown = length.saturating_sub(*size);
+        fs.spool.charge(grown.saturating_sub(beyond));
+        fs.spool.release(size.saturating_sub(length));
+        *size = length;
+        self.set_beyond(ino, beyond.saturating_sub(grown));
+    }
+
+    /// After a change by request: what the file shows now is known, whoever else changed it.
+    pub(super) fn saw(&mut self, ino: Ino, fs: &Fs) {
+        let Some(live) = self.live.get_mut(&ino) else { return };
+        let Ok(found) = Seen::of(&live.file) else { return };
+        live.seen = found;
+        self.resized(ino, found.size, fs);
+    }
+
+    /// Gives a live file a time, in one step with taking note of it. `false`: it is not live.
+    pub(super) fn stamp_live(&mut self, ino: Ino, mtime: Timestamp) -> io::Result<bool> {
+        let Some(live) = self.live.get_mut(&ino) else { return Ok(false) };
+        set_mtime(&live.file, mtime)?;
+        live.seen = Seen::of(&live.file)?;
+        Ok(true)
+    }
+
+    /// Finds out whether a live file that no program has open for writing can still be changed; asks again later if so.
+    pub(super) fn ask_after(&mut self, ino: Ino, fs: &Fs) -> Asked {
+        let (written, open) = self.open.get(&ino).map_or((false, false), |open| (open.writers > 0, open.handles > 0));
+        let Some(live) = self.live.get(&ino) else { return Asked::Still(None) };
+        if written {
+            return Asked::Live;
+        }
+        let unwritten = is_unwritten(&live.file).unwrap_or_else(|error| {
+            tracing::warn!(%error, "nobody tells who has a file mapped");
+            true
+        });
+        if unwritten {
+            // The last time: what was done to it is done.
+            self.look(ino, fs);
+            let staged = self.live.get(&ino).and_then(Live::staged);
+            if let Some(room) = self.live.get(&ino).and_then(|live| spool::room(&live.file)) {
+                self.set_room(ino, room);
+            }
+            self.subdue(ino);
+            return Asked::Still(staged);
+        }
+        self.look(ino, fs);
+        if let Some(live) = self.live.get_mut(&ino) {
+            if let Some(at) = live.next.take() {
+                self.lingering.remove(&(at, ino));
+            }
+            if !open {
+                let at = Instant::now() + live.wait;
+                live.next = Some(at);
+                live.wait = (live.wait * 2).min(ASK_LAST);
+                self.lingering.insert((at, ino));
+            }
+        }
+        Asked::Live
+    }
+
+    /// Whether a file's content is due in the queue wherever it has a name.
+    fn is_queued(&self, ino: Ino) -> bool {
+        self.tree.file_paths(ino).iter().all(|path| self.queue.get(path).is_some())
+    }
+
+    /// A file in the spool that nobody changes any more is owed until the server has it: a copy of it may be staged
+    /// already, and it does not know of that.
+    pub(super) fn owe(&mut self, ino: Ino, fs: &Fs) {
+        if matches!(self.content(ino), Some((Content::Local { .. }, _))) && !self.is_queued(ino) {
+            self.touch_file(ino, fs.options.settle);
+        }
+    }
+
+    /// Whether nothing was done to a live file since what it holds was staged.
+    pub(super) fn is_staged_live(&self, ino: Ino) -> bool {
+        self.live.get(&ino).is_some_and(|live| live.staged().is_some())
+    }
+
+    /// A file that was live, and that nobody has open, is what the server has: returns its spool file, which the cache may
+    /// take over. Else it is owed.
+    pub(super) fn come_to_rest(&mut self, ino: Ino, staged: Option<ContentHash>, fs: &Fs) -> Option<Adopted> {
+        let (spool, size) = match self.content(ino) {
+            Some((Content::Local { spool, .. }, size)) => (*spool, size),
+            _ => return None,
+        };
+        let paths = self.tree.file_paths(ino);
+        let has = |path: &RepoPath, hash| match self.ledger.get(path).map(|account| account.staged) {
+            Some(Staged::Put(object)) => object.hash == hash && self.queue.get(path).is_none(),
+            _ => false,
+        };
+        let hash = staged.filter(|hash| !paths.is_empty() && paths.iter().all(|path| has(path, *hash)));
+        let Some(hash) = hash.filter(|_| !self.held.contains_key(&spool)) else {
+            self.owe(ino, fs);
+            return None;
+        };
+        let beyond = self.beyond(ino);
+        self.set_content(ino, Content::Remote { hash, origin: None }, size);
+        self.record(ino);
+        Some(Adopted { spool, hash, size, beyond })
+    }
+
+    /// Before a barrier: what was written unseen up to now belongs to it.
+    pub(super) fn stir(&mut self, chosen: &impl Fn(&RepoPath) -> bool, fs: &Fs) {
+        let live: Vec<Ino> = self.live.keys().copied().collect();
+        for ino in live {
+            if self.tree.file_paths(ino).iter().any(chosen) {
+                self.stir_file(ino, fs);
+            }
+        }
+    }
+
+    /// [`stir`](Self::stir) of some paths, without a look at all others.
+    pub(super) fn stir_at(&mut self, paths: &[RepoPath], fs: &Fs) {
+        for path in paths {
+            if let Resolved::Inode(ino) = self.tree.resolve(path)
+                && self.live.contains_key(&ino)
+            {
+                self.stir_file(ino, fs);
+            }
+        }
+    }
+
+    fn stir_file(&mut self, ino: Ino, fs: &Fs) {
+        self.look(ino, fs);
+        if !self.is_staged_live(ino) {
+            self.touch_file(ino, fs.options.settle);
+        }
+    }
+
+    /// Asks after the files that somebody still had when they were closed. Returns what the server has of them.
+    pub(super) fn ask_after_lingering(&mut self, fs: &Fs, rested: &mut Vec<Adopted>) {
+        let now = Instant::now();
+        while let Some((at, ino)) = self.lingering.first().copied() {
+            if at > now {
+                return;
+            }
+            self.lingering.remove(&(at, ino));
+            if let Some(live) = self.live.get_mut(&ino) {
+                live.next = None;
+            }
+            if let Asked::Still(staged) = self.ask_after(ino, fs) {
+                rested.extend(self.come_to_rest(ino, staged, fs));
+            }
+        }
+    }
+
+    /// A copy was made of a live file, whose content then it has if the file was `seen` to stay the same.
+    pub(super) fn was_copied(&mut self, ino: Ino, copied: &Copied) {
+        if let Some(live) = self.live.get_mut(&ino) {
+            live.copied = copied.seen.map(|seen| Fixed { copy: copied.id, seen, staged: None });
+        }
+    }
+
+    /// A copy was staged.
+    pub(super) fn copy_is_staged(&mut self, ino: Ino, copy: SpoolId, hash: ContentHash) {
+        if let Some(fixed) = self.live.get_mut(&ino).and_then(|live| live.copied.as_mut())
+            && fixed.copy == copy
+        {
+            fixed.staged = Some(hash);
+        }
+    }
+
+    /// A spool file that an earlier daemon left, and that a program of then may still have open.
+    pub(super) fn left_live(&mut self, ino: Ino, file: File) {
+        if is_unwritten(&file).unwrap_or(true) {
+            return;
+        }
+        self.enliven(ino, &Arc::new(file));
+        if let Some(live) = self.live.get_mut(&ino) {
+            let at = Instant::now() + live.wait;
+            live.next = Some(at);
+            self.lingering.insert((at, ino));
+        }
+    }
+}
+
+impl Fs {
+    /// Lets the kernel go past the daemon, if it can and the spool's filesystem allows it. To be called once, before
+    /// anything is served.
+    pub fn lend_to(&self, lender: Arc<dyn Lender>) -> Passthrough {
+        let able = self.try_lending(&*lender);
+        let _ = self.lender.set((able == Passthrough::On).then_some(lender));
+        let _ = self.passthrough.set(able.clone());
+        able
+    }
+
+    /// Nothing goes past the daemon, and why.
+    pub fn lend_nothing(&self, why: &str) {
+        let _ = self.lender.set(None);
+        let _ = self.passthrough.set(Passthrough::Off(why.to_owned()));
+    }
+
+    /// Whether reads and writes go past the daemon.
+    pub fn passthrough(&self) -> Passthrough {
+        self.passthrough.get().cloned().unwrap_or_else(|| Passthrough::Off("nothing is served yet".to_owned()))
+    }
+
+    fn try_lending(&self, lender: &dyn Lender) -> Passthrough {
+        if self.spool.limit().is_some() {
+            return Passthrough::Off("--spool-limit counts every write before it is made".to_owned());
+        }
+        let (id, file) = match self.spool.create_to_read() {
+            Ok(made) => made,
+            Err(error) => return Passthrough::Off(format!("no file can be made in the spool: {error}")),
+        };
+        let leases = is_unwritten(&file).map_err(|error| format!("the spool's filesystem has no leases: {error}"));
+        let lent = leases.and_then(|_| lender.lend(&file).map_err(|error| format!("the kernel refuses: {error}")));
+        self.spool.remove(id);
+        match lent {
+            Ok(number) => {
+                lender.take_back(number);
+                Passthrough::On
+            }
+            Err(why) => Passthrough::Off(why),
+        }
+    }
+
+    /// Lends a local file to the kernel; `None` when it cannot be.
+    pub(super) fn lend(&self, file: &File) -> Option<Arc<Loan>> {
+        let lender = self.lender.get()?.clone()?;
+        match lender.lend(file) {
+            Ok(number) => Some(Arc::new(Loan { lender, number })),
+            Err(error) => {
+                tracing::warn!(%error, "a file is served by requests: the kernel does not take it");
+                None
+            }
+        }
+    }
+
+    /// Whether the kernel can go past the daemon.
+    pub(super) fn able(&self) -> bool {
+        self.lender.get().is_some_and(Option::is_some)
+    }
+
+    /// The number of the local file in whose place an open one stands; `None`: its reads and writes are requests.
+    pub fn lent(&self, handle: u64) -> Option<u32> {
+        let state = self.lock();
+        match state.handles.get(&handle) {
+            Some(Handle::File { ino, .. }) => Some(state.open.get(ino)?.loan.as_ref()?.number()),
+            _ => None,
+        }
+    }
+
+    /// Copies a spool file that may be written to meanwhile. The copy has all that was written before; it may have some
+    /// of what is written while it is made, where a program never pauses. `None`: the file has other content by now.
+    pub(super) fn copy_live(&self, ino: Ino, spool: SpoolId) -> Result<Option<Copied>, FsError> {
+        let Some(from) = self.spool_file_to_read(ino, spool)? else { return Ok(None) };
+        for attempt in 1.. {
+            let before = Seen::of(&from)?;
+            // A change in the same step of the filesystem's clock would not show.
+            let age = SystemTime::now().duration_since(before.ctime.into()).unwrap_or_default();
+            std::thread::sleep(CLOCK_STEP.saturating_sub(age));
+            // What programs do from here on to pages that they have mapped shows in the times: those are written out, and
+            // the first store to each is noticed.
+            self.spool.disk().flush(&from)?;
+            let (id, to) = self.spool.create()?;
+            let copied = self.spool.disk().act(Act::Write(&to), || {
+                copy_content(&from, &to)?;
+                Ok(to.metadata()?.len())
+            });
+            match copied {
+                Ok(size) => {
+                    let seen = Some(Seen::of(&from)?).filter(|after| *after == before);
+                    if seen.is_some() || attempt == COPIES {
+                        self.spool.charge(size);
+                        return Ok(Some(Copied { id, file: Arc::new(to), size, seen }));
+                    }
+                    self.spool.remove(id);
+                }
+                Err(error) => {
+                    self.spool.remove(id);
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Opens a file's spool file for reading; `None` when it has other content by now.
+    pub(super) fn spool_file_to_read(&self, ino: Ino, spool: SpoolId) -> io::Result<Option<File>> {
+        match self.spool.file_to_read(spool) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let state = self.lock();
+                let same = matches!(state.content(ino), Some((Content::Local { spool: now, .. }, _)) if *now == spool);
+                if same { Err(error) } else { Ok(None) }
+            }
+            file => file.map(Some),
+        }
+    }
+}
+
+/// A copy of a file's content, for the stager alone.
+pub(super) struct Copied {
+    pub id: SpoolId,
+    pub file: Arc<File>,
+    pub size: u64,
+    /// What the original looked like, if that stayed so.
+    seen: Option<Seen>,
+}
