@@ -123,7 +123,12 @@ enum Done {
     Hashed(Capture, std::io::Result<(ContentHash, u64)>),
     Fetched(Capture, Result<Arc<std::fs::File>, FsError>),
     Rescued(Ino, Result<(), FsError>),
-    Unrecorded { kind: Kind, items: Vec<Item>, dirs: BTreeSet<RepoPath>, error: FsError },
+    Unrecorded {
+        kind: Kind,
+        items: Vec<Item>,
+        dirs: BTreeSet<RepoPath>,
+        error: FsError,
+    },
     Request {
         kind: Kind,
         items: Vec<Item>,
