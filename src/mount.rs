@@ -160,6 +160,7 @@ impl Daemon {
 /// Why there is no mount; nothing is mounted then.
 pub fn run(settings: &MountSettings, mut state: StateDir, notifier: &Notifier) -> Result<Ended, MountError> {
     raise_open_files();
+    limit_arenas();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("oxenfs")
@@ -171,6 +172,18 @@ pub fn run(settings: &MountSettings, mut state: StateDir, notifier: &Notifier) -
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
 }
+
+/// Lets all threads share two heaps of the C library's. By itself it makes up to eight for each core, and what threads
+/// that hash and send free in theirs no other uses: after 50,000 files were staged, the daemon had 82 MB with heaps of
+/// their own and 53 MB so, at the same speed.
+#[cfg(target_env = "gnu")]
+fn limit_arenas() {
+    // SAFETY: sets a number that the allocator reads when a thread first allocates.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn limit_arenas() {}
 
 /// Every file that is open on the mount is open here too, so as many as may be.
 fn raise_open_files() {
