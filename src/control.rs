@@ -235,6 +235,8 @@ pub struct Status {
     pub sent_bytes: u64,
     /// Content bytes staged by hash alone since the daemon started.
     pub deduplicated_bytes: u64,
+    /// What is wrong with the local disk, if anything is: it is full, say.
+    pub disk: Option<String>,
     /// Bytes in the spool.
     pub spool_bytes: u64,
     /// The spool's limit in bytes; 0 is none but the disk's.

@@ -10,6 +10,7 @@
 mod diff;
 mod import;
 mod layers;
+mod local;
 mod ops;
 mod queue;
 mod ranges;
@@ -322,7 +323,7 @@ impl State {
         if inode.recorded {
             return;
         }
-        let links = inode.links.clone();
+        let links = inode.links.to_vec();
         for (parent, _) in &links {
             self.materialize(*parent);
         }
@@ -371,8 +372,7 @@ impl State {
 
     /// Puts a path in the queue, or closes its account where nothing is or was owed for it.
     fn touch(&mut self, path: &RepoPath, settle: Duration) {
-        if let Some(account) = self.ledger.get(path)
-            && *account == Account::default()
+        if self.ledger.get(path) == Some(Account::default())
             && !matches!(self.tree.resolve(path), Resolved::Inode(ino) if self.content(ino).is_some())
             && !self.queue.is_active(path)
             && !self.kept_base_dir(path)
@@ -477,7 +477,12 @@ impl Fs {
         let frame = std::mem::take(&mut state.frame);
         let stale = std::mem::take(&mut state.stale);
         let ticket = self.journal.append(&frame);
+        // Not for every change: waking a sleeping thread costs more than the change.
+        let news = state.queue.has_news();
         drop(state);
+        if news {
+            self.wake.notify_one();
+        }
         if !stale.is_empty() {
             let watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
             // A mount that ends needs to know no more.
@@ -492,17 +497,19 @@ impl Fs {
 
     /// Refuses what makes something new when the record or the spool has no room for it.
     fn admit(&self) -> Op<()> {
-        if self.options.read_only {
-            return Err(FsError::ReadOnly.into());
-        }
+        self.writable_mount()?;
         if !self.journal.has_room() || self.spool.limit().is_some_and(|limit| self.spool.used() >= limit) {
             return Err(FsError::NoSpace.into());
         }
         Ok(())
     }
 
+    /// Refuses every change where none is allowed or none can be put on record.
     fn writable_mount(&self) -> Op<()> {
-        if self.options.read_only { Err(FsError::ReadOnly.into()) } else { Ok(()) }
+        if self.options.read_only {
+            return Err(FsError::ReadOnly.into());
+        }
+        Ok(self.journal.ready()?)
     }
 
     /// Carries an operation through: gets what it needs until it is done.
@@ -639,6 +646,7 @@ impl Fs {
             return Ok(Arc::new(file));
         }
         let source = source.ok_or(FsError::Stale)?;
+        self.make_room(size);
         let fetched = self.cache.begin()?;
         let length = self.workspace.fetch(&source, &fetched.file).await?;
         self.blocking(move |fs| {
@@ -722,7 +730,8 @@ impl Fs {
     fn take_copy(&self, ino: Ino, of: &Content, from: &File) -> Result<(), FsError> {
         let size = from.metadata()?.len();
         self.spool.reserve(size)?;
-        let (id, to) = self.spool.create()?;
+        self.make_room(size);
+        let (id, to) = self.spool.create().inspect_err(|_| self.spool.release(size))?;
         let copied = self.spool.disk().act(Act::Write(&to), || copy_content(from, &to));
         if let Err(error) = copied {
             self.spool.remove(id);
@@ -968,5 +977,5 @@ fn base_attrs(options: &Options, dir: bool, time: Timestamp) -> Attrs {
 
 /// A directory that the base has and that has not been listed.
 fn unlisted_dir() -> Body {
-    Body::Dir(Dir { based: true, ..Dir::default() })
+    Body::Dir(Box::new(Dir { based: true, ..Dir::default() }))
 }

@@ -505,19 +505,19 @@ impl fuser::Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let length = data.len() as u32;
         if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
             && let Err(Stop::Error(error)) = self.fs.clear_set_ids(ino(inode), self.set_ids(request, inode))
         {
             return reply.answer(Err(error));
         }
         match self.fs.write(handle.0, offset, data) {
-            Ok(()) => reply.written(length),
+            Ok(written) => reply.written(written as u32),
             Err(Stop::Error(error)) => reply.answer(Err(error)),
             Err(Stop::Need(need)) => {
                 let (fs, data) = (self.fs.clone(), data.to_vec());
                 self.runtime.spawn(async move {
-                    reply.answer(fs.run(need, move |fs| fs.write(handle.0, offset, &data)).await.map(|()| length));
+                    let done = fs.run(need, move |fs| fs.write(handle.0, offset, &data)).await;
+                    reply.answer(done.map(|written| written as u32));
                 });
             }
         }

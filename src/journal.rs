@@ -8,6 +8,11 @@
 //! which `kill -9` does not undo; [`Journal::sync`] when it is on stable storage. Many callers share one write and
 //! one flush. A torn tail is cut off at the first frame that does not check, and kept beside the log.
 //!
+//! A write that fails is not the end: its frames wait in memory, in their order, and the next write puts them all at the
+//! same place, over whatever part of them arrived. Until then nothing is acknowledged. After a failed flush nobody knows
+//! what the disk has of the segment: nothing counts as flushed until the whole state is in a new one. So that a full
+//! disk does not hold up what makes room, some room is kept back ahead of the end.
+//!
 //! The log lies in numbered segments. To compact it, the owner starts a segment, appends the present state in
 //! portions between ordinary frames, and marks it complete; replay starts at the last complete segment. Nothing
 //! stops meanwhile, and a crash in the middle finds the older segments still there.
@@ -18,12 +23,14 @@
 //! 6.3). Flushed one by one (`synchronous=FULL`) both wait for the disk: 0.9 (0.6 to 1.9).
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -39,8 +46,12 @@ const FORMAT: u32 = 1;
 const SUM_DIGITS: usize = 32;
 /// Room asked of the filesystem at a time, ahead of the end, so that a full disk is met before the change is made.
 const ROOM_BYTES: u64 = 8 << 20;
-/// What is kept back for removals, which must work on a full disk.
+/// What is kept back for removals and confirmations, which must work on a full disk.
 const RESERVE_BYTES: u64 = 2 << 20;
+/// The least room that is worth asking for.
+const LEAST_ROOM_BYTES: u64 = 64 << 10;
+/// How soon a full disk is asked for room again: it may take its time to say no.
+const ROOM_PAUSE: Duration = Duration::from_millis(200);
 
 /// One fact. The last one about a thing wins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -231,10 +242,26 @@ struct State {
     writing: bool,
     /// A caller is flushing for the others.
     flushing: bool,
-    /// The first error; nothing is acknowledged after it.
-    broken: Option<io::ErrorKind>,
+    /// Why the last write failed; its frames are in the buffer.
+    unwritten: Option<io::Error>,
+    /// Why a flush failed, until the whole state is in a new segment.
+    unflushed: Option<io::Error>,
+    /// Length of the segment: where the next write goes.
     bytes: u64,
     room: Room,
+    /// No room is asked for before this.
+    ask_for_room: Option<Instant>,
+}
+
+/// How far a frame has to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// Into the kernel.
+    Kernel,
+    /// Onto stable storage.
+    Disk,
+    /// Onto stable storage, as the frame that completes a segment: nothing of older ones counts any more.
+    NewSegment,
 }
 
 /// How far the segment's room reaches.
@@ -269,7 +296,7 @@ impl Journal {
         let (segment, file) = match segments.last().copied() {
             Some(segment) => {
                 let path = segment_path(dir, segment);
-                let file = OpenOptions::new().append(true).open(&path).map_err(io(&path))?;
+                let file = OpenOptions::new().write(true).open(&path).map_err(io(&path))?;
                 // A killed daemon's last frames may be in the kernel alone; a segment before the last was flushed
                 // when the next was started.
                 disk.flush(&file).and_then(|()| disk.flush_dir(dir)).map_err(io(&path))?;
@@ -290,9 +317,11 @@ impl Journal {
             synced: 0,
             writing: false,
             flushing: false,
-            broken: None,
+            unwritten: None,
+            unflushed: None,
             bytes,
             room: Room::Until(bytes),
+            ask_for_room: None,
         };
         state.extend_room();
         Ok(Self { disk: disk.clone(), dir: dir.to_owned(), state: Mutex::new(state), moved: Condvar::new() })
@@ -324,25 +353,22 @@ impl Journal {
     /// Returns when the frame, and all before it, are in the kernel: `kill -9` does not undo them.
     ///
     /// # Errors
-    /// The write failed, now or before. Nothing is acknowledged from then on.
+    /// The write failed. The frame is not acknowledged, and goes with the next write that works.
     pub fn commit(&self, ticket: Ticket) -> io::Result<()> {
-        self.advance(ticket, false)
+        self.advance(ticket, Reach::Kernel)
     }
 
     /// Returns when the frame, and all before it, are on stable storage.
     ///
     /// # Errors
-    /// As [`commit`](Self::commit).
+    /// As [`commit`](Self::commit); and after a flush failed, until the state was [rewritten](Self::must_be_rewritten).
     pub fn sync(&self, ticket: Ticket) -> io::Result<()> {
-        self.advance(ticket, true)
+        self.advance(ticket, Reach::Disk)
     }
 
-    fn advance(&self, ticket: Ticket, durable: bool) -> io::Result<()> {
+    fn advance(&self, ticket: Ticket, reach: Reach) -> io::Result<()> {
         let mut state = self.lock();
         loop {
-            if let Some(kind) = state.broken {
-                return Err(kind.into());
-            }
             if state.written < ticket.0 {
                 if state.writing {
                     state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -351,9 +377,9 @@ impl Journal {
                 state.writing = true;
                 let upto = state.appended;
                 let mut bytes = std::mem::take(&mut state.buffer);
-                let file = state.file.clone();
+                let (file, at) = (state.file.clone(), state.bytes);
                 drop(state);
-                let done = self.disk.act(Act::Write(&file), || (&*file).write_all(&bytes));
+                let done = self.disk.write_at(&file, &bytes, at);
                 state = self.lock();
                 state.writing = false;
                 match done {
@@ -364,14 +390,31 @@ impl Journal {
                             bytes.clear();
                             state.buffer = bytes;
                         }
+                        if state.unwritten.take().is_some() {
+                            tracing::info!("the journal can be written again");
+                        }
                         state.extend_room();
                     }
-                    Err(error) => state.give_up(&error),
+                    Err(error) => {
+                        bytes.append(&mut state.buffer);
+                        state.buffer = bytes;
+                        if state.unwritten.as_ref().is_none_or(|before| before.kind() != error.kind()) {
+                            tracing::error!(%error, "the journal cannot be written: nothing is acknowledged until it can");
+                        }
+                        state.unwritten = Some(same(&error));
+                        self.moved.notify_all();
+                        return Err(error);
+                    }
                 }
-            } else if durable && state.synced < ticket.0 {
+            } else if reach != Reach::Kernel && state.synced < ticket.0 {
                 if state.flushing {
                     state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
                     continue;
+                }
+                if let Some(error) = &state.unflushed
+                    && reach == Reach::Disk
+                {
+                    return Err(same(error));
                 }
                 // Others go on writing meanwhile, and their acknowledgements do not wait for this flush.
                 state.flushing = true;
@@ -382,8 +425,18 @@ impl Journal {
                 state = self.lock();
                 state.flushing = false;
                 match done {
-                    Ok(()) => state.synced = upto,
-                    Err(error) => state.give_up(&error),
+                    Ok(()) => {
+                        state.synced = upto;
+                        if reach == Reach::NewSegment && state.unflushed.take().is_some() {
+                            tracing::info!("the journal was written anew, and is on the disk");
+                        }
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the journal cannot be flushed: it is to be written anew");
+                        state.unflushed = Some(same(&error));
+                        self.moved.notify_all();
+                        return Err(error);
+                    }
                 }
             } else {
                 return Ok(());
@@ -392,11 +445,38 @@ impl Journal {
         }
     }
 
+    /// Whether changes can be put on record. Where the last write failed, tries once more; costs little otherwise. To
+    /// be asked before a change is made, so that what would be refused changes nothing.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn ready(&self) -> io::Result<()> {
+        let ticket = {
+            let state = self.lock();
+            if state.unwritten.is_none() {
+                return Ok(());
+            }
+            Ticket(state.appended)
+        };
+        self.commit(ticket)
+    }
+
+    /// Why nothing is acknowledged, or nothing counts as flushed, if that is so.
+    pub fn trouble(&self) -> Option<io::Error> {
+        let state = self.lock();
+        state.unwritten.as_ref().or(state.unflushed.as_ref()).map(same)
+    }
+
+    /// Whether a flush failed, so that the whole state has to go into a new segment.
+    pub fn must_be_rewritten(&self) -> bool {
+        self.lock().unflushed.is_some()
+    }
+
     /// Whether there is room for changes that make something new.
     pub fn has_room(&self) -> bool {
         let mut state = self.lock();
         state.extend_room();
-        state.broken.is_none()
+        state.unwritten.is_none()
             && match state.room {
                 Room::Until(end) => end >= state.bytes + state.buffer.len() as u64 + RESERVE_BYTES,
                 Room::Unknown => true,
@@ -412,18 +492,26 @@ impl Journal {
     /// [`complete_segment`](Self::complete_segment). To be called under the lock that orders the changes.
     ///
     /// # Errors
-    /// The old segment could not be finished or the new one not be made; the old one stays in use.
+    /// The old segment could not be finished, or the new one not be made with some room in it; the old one stays in use.
     pub fn start_segment(&self) -> io::Result<()> {
-        let ticket = Ticket(self.lock().appended);
-        self.sync(ticket)?;
+        let (ticket, reach) = {
+            let state = self.lock();
+            // What a flush lost is not to be had by another.
+            (Ticket(state.appended), if state.unflushed.is_some() { Reach::Kernel } else { Reach::Disk })
+        };
+        self.advance(ticket, reach)?;
         let mut state = self.lock();
         // Nobody can have appended: the caller holds the lock under which that happens.
         let segment = state.segment + 1;
         let file = create_segment(&self.disk, &self.dir, segment)?;
+        let (old, old_bytes) = (state.file.clone(), state.bytes);
         state.bytes = file.metadata()?.len();
         state.file = std::sync::Arc::new(file);
         state.segment = segment;
         state.room = Room::Until(state.bytes);
+        // The room ahead of its end is the new one's.
+        let _ = self.disk.resize(&old, old_bytes);
+        state.ask_for_room = None;
         state.extend_room();
         Ok(())
     }
@@ -434,7 +522,7 @@ impl Journal {
     /// When it could not be flushed or they could not be removed; both are tried again at the next open.
     pub fn complete_segment(&self) -> io::Result<()> {
         let ticket = self.append(&[Change::Complete]);
-        self.sync(ticket)?;
+        self.advance(ticket, Reach::NewSegment)?;
         let current = self.lock().segment;
         for old in segments(&self.dir)?.into_iter().filter(|segment| *segment < current) {
             self.disk.remove(&segment_path(&self.dir, old))?;
@@ -444,22 +532,36 @@ impl Journal {
 }
 
 impl State {
-    fn give_up(&mut self, error: &io::Error) {
-        tracing::error!(%error, "the journal cannot be written: nothing more is acknowledged");
-        self.broken = Some(error.kind());
-    }
-
+    /// Asks for room well before the end of what there is; of a disk that is nearly full, for what it has.
     fn extend_room(&mut self) {
-        if let Room::Until(end) = self.room
-            && end < self.bytes + self.buffer.len() as u64 + ROOM_BYTES / 2
-        {
-            match fallocate(&*self.file, FallocateFlags::KEEP_SIZE, end, ROOM_BYTES) {
-                Ok(()) => self.room = Room::Until(end + ROOM_BYTES),
-                Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => {}
-                Err(_) => self.room = Room::Unknown,
+        let Room::Until(end) = self.room else { return };
+        let enough = end >= self.bytes + self.buffer.len() as u64 + ROOM_BYTES / 2;
+        if enough || self.ask_for_room.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        let mut bytes = ROOM_BYTES;
+        while bytes >= LEAST_ROOM_BYTES {
+            match fallocate(&*self.file, FallocateFlags::KEEP_SIZE, end, bytes) {
+                Ok(()) => {
+                    self.room = Room::Until(end + bytes);
+                    self.ask_for_room = None;
+                    return;
+                }
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                    self.room = Room::Unknown;
+                    return;
+                }
+                Err(Errno::NOSPC | Errno::DQUOT) => bytes /= 2,
+                Err(_) => break,
             }
         }
+        self.ask_for_room = Some(Instant::now() + ROOM_PAUSE);
     }
+}
+
+/// An error to be told more than once.
+fn same(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
 fn segment_path(dir: &Path, segment: u64) -> PathBuf {
@@ -491,35 +593,45 @@ fn create_segment(disk: &Disk, dir: &Path, segment: u64) -> io::Result<File> {
     let mut open = OpenOptions::new();
     open.create(true).write(true).truncate(true).mode(0o600);
     let file = disk.act(Act::Create(&temporary), || open.open(&temporary))?;
-    disk.act(Act::Write(&file), || file.try_clone()?.write_all(&header))?;
+    // One that cannot take a removal is worse than none.
+    if let Err(error @ (Errno::NOSPC | Errno::DQUOT)) = fallocate(&file, FallocateFlags::KEEP_SIZE, 0, RESERVE_BYTES) {
+        let _ = disk.remove(&temporary);
+        return Err(error.into());
+    }
+    disk.write_at(&file, &header, 0)?;
     disk.flush(&file)?;
     disk.rename(&temporary, &segment_path(dir, segment))?;
     disk.flush_dir(dir)?;
-    OpenOptions::new().append(true).open(segment_path(dir, segment))
+    Ok(file)
 }
 
 /// Replays what counts: the last complete segment and those after it. Returns all segments and the first that counts.
+/// Never holds more than one frame: there may be millions.
 fn replay_segments(
     dir: &Path,
     cut: Option<&Disk>,
     replay: &mut dyn FnMut(Change),
 ) -> Result<(Vec<u64>, Option<u64>), JournalError> {
     let segments = segments(dir).map_err(|source| JournalError::Io { path: dir.to_owned(), source })?;
-    let mut frames: Vec<(u64, Vec<Vec<Change>>)> = Vec::new();
-    for &segment in &segments {
-        let (read, complete) = read_segment(&segment_path(dir, segment), cut)?;
+    // From the newest on, to pass over what a complete one replaces; the oldest counts whether it is complete or not.
+    let mut first = segments.len().saturating_sub(1);
+    while first > 0 {
+        let mut complete = false;
+        read_segment(&segment_path(dir, segments[first]), cut, &mut |change| complete |= change == Change::Complete)?;
         if complete {
-            frames.clear();
+            break;
         }
-        frames.push((segment, read));
+        first -= 1;
     }
-    let first = frames.first().map(|(segment, _)| *segment);
-    frames.into_iter().flat_map(|(_, frames)| frames).flatten().for_each(replay);
+    for &segment in &segments[first..] {
+        read_segment(&segment_path(dir, segment), cut, replay)?;
+    }
+    let first = segments.get(first).copied();
     Ok((segments, first))
 }
 
-/// The intact frames of a segment, and whether it is complete. With `cut`, cuts off what does not check.
-fn read_segment(path: &Path, cut: Option<&Disk>) -> Result<(Vec<Vec<Change>>, bool), JournalError> {
+/// Hands over the changes of a segment's intact frames. With `cut`, cuts off what does not check.
+fn read_segment(path: &Path, cut: Option<&Disk>, replay: &mut dyn FnMut(Change)) -> Result<(), JournalError> {
     let io = |source| JournalError::Io { path: path.to_owned(), source };
     let file = OpenOptions::new().read(true).write(cut.is_some()).open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
@@ -531,7 +643,6 @@ fn read_segment(path: &Path, cut: Option<&Disk>) -> Result<(Vec<Vec<Change>>, bo
         return Err(JournalError::Newer { path: path.to_owned(), found: header.oxenfs_journal });
     }
     let mut intact = line.len() as u64;
-    let (mut frames, mut complete) = (Vec::new(), false);
     loop {
         line.clear();
         if reader.read_until(b'\n', &mut line).map_err(io)? == 0 {
@@ -539,8 +650,7 @@ fn read_segment(path: &Path, cut: Option<&Disk>) -> Result<(Vec<Vec<Change>>, bo
         }
         let Some(changes) = decode(&line) else { break };
         intact += line.len() as u64;
-        complete |= changes.contains(&Change::Complete);
-        frames.push(changes);
+        changes.into_iter().for_each(&mut *replay);
     }
     if let Some(disk) = cut
         && intact < length
@@ -550,11 +660,14 @@ fn read_segment(path: &Path, cut: Option<&Disk>) -> Result<(Vec<Vec<Change>>, bo
         torn.push(".torn");
         let mut rest = vec![0; (length - intact).min(64 << 20) as usize];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut rest, intact).map_err(io)?;
-        fs::write(Path::new(&torn), rest).map_err(io)?;
+        // For whoever wants to know; a full disk must not keep what is intact from being used.
+        if let Err(error) = fs::write(Path::new(&torn), rest) {
+            tracing::warn!(%error, path = %path.display(), "the torn tail is not kept");
+        }
         disk.resize(&file, intact).map_err(io)?;
         disk.flush(&file).map_err(io)?;
     }
-    Ok((frames, complete))
+    Ok(())
 }
 
 fn encode(changes: &[Change], buffer: &mut Vec<u8>) {
@@ -726,6 +839,90 @@ mod tests {
         drop(journal);
         assert_eq!(replayed(dir.path()), [link(3), Change::Complete]);
         assert_eq!(segments(dir.path()).unwrap().len(), 1);
+    }
+
+    /// A disk that takes no writes, or no flushes, while it is told so.
+    #[derive(Default)]
+    struct Failing {
+        writes: std::sync::atomic::AtomicBool,
+        flushes: std::sync::atomic::AtomicBool,
+    }
+
+    impl Failing {
+        fn writes(&self, fail: bool) {
+            self.writes.store(fail, std::sync::atomic::Ordering::Relaxed);
+        }
+
+        fn flushes(&self, fail: bool) {
+            self.flushes.store(fail, std::sync::atomic::Ordering::Relaxed);
+        }
+
+        fn journal(dir: &Path) -> (std::sync::Arc<Self>, Journal) {
+            let failing = std::sync::Arc::new(Self::default());
+            let journal = Journal::open_on(&Disk::witnessed(failing.clone()), dir, |_| ()).unwrap();
+            (failing, journal)
+        }
+    }
+
+    impl crate::disk::Witness for Failing {
+        fn around(&self, act: &Act<'_>, work: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+            use std::os::unix::fs::FileExt;
+            use std::sync::atomic::Ordering::Relaxed;
+            match act {
+                Act::Write(file) if self.writes.load(Relaxed) => {
+                    file.write_at(b"half a frame", file.metadata()?.len())?;
+                    Err(Errno::NOSPC.into())
+                }
+                Act::Flush(_) if self.flushes.load(Relaxed) => Err(Errno::IO.into()),
+                _ => work(),
+            }
+        }
+    }
+
+    #[test]
+    fn a_failed_write_acknowledges_nothing_and_the_next_one_makes_up_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, journal) = Failing::journal(dir.path());
+        journal.commit(journal.append(&[link(1)])).unwrap();
+        disk.writes(true);
+        let refused = journal.append(&[link(2)]);
+        for _ in 0..3 {
+            assert_eq!(journal.commit(refused).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        }
+        assert!(!journal.has_room());
+        assert_eq!(journal.ready().unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(journal.trouble().unwrap().kind(), io::ErrorKind::StorageFull);
+        // As a kill would leave it there.
+        let mut seen = Vec::new();
+        Journal::read(dir.path(), |change| seen.push(change)).unwrap();
+        assert_eq!(seen, [link(1)]);
+        disk.writes(false);
+        journal.commit(journal.append(&[link(3)])).unwrap();
+        assert!(journal.trouble().is_none() && journal.has_room());
+        drop(journal);
+        assert_eq!(replayed(dir.path()), [link(1), link(2), link(3)]);
+    }
+
+    #[test]
+    fn after_a_failed_flush_nothing_counts_as_flushed_until_the_state_is_written_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, journal) = Failing::journal(dir.path());
+        disk.flushes(true);
+        let ticket = journal.append(&[link(1)]);
+        assert_eq!(journal.sync(ticket).unwrap_err().raw_os_error(), Some(libc::EIO));
+        disk.flushes(false);
+        // The kernel would call the second flush a success, and the bytes need not be there.
+        assert_eq!(journal.sync(ticket).unwrap_err().raw_os_error(), Some(libc::EIO));
+        journal.commit(journal.append(&[link(2)])).unwrap();
+        assert!(journal.must_be_rewritten());
+        journal.start_segment().unwrap();
+        let portion = journal.append(&[link(1), link(2)]);
+        assert!(journal.sync(portion).is_err(), "the new segment is not whole yet");
+        journal.complete_segment().unwrap();
+        assert!(!journal.must_be_rewritten());
+        journal.sync(journal.append(&[link(3)])).unwrap();
+        drop(journal);
+        assert_eq!(replayed(dir.path()), [link(1), link(2), Change::Complete, link(3)]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::hash::ContentHash;
 use crate::path::RepoPath;
 use crate::workspace::Object;
 
@@ -95,34 +96,75 @@ impl Account {
     }
 }
 
+/// An account as it is kept: what nearly all of very many look like takes no allocation.
+#[derive(Debug)]
+enum Slot {
+    /// New here, and nothing staged.
+    New,
+    /// New here, and in doubt.
+    Doubt,
+    /// New here, and staged: the content's XXH3 and its length.
+    Put([u8; 16], u64),
+    /// Anything else.
+    Other(Box<Account>),
+}
+
+impl From<Account> for Slot {
+    fn from(account: Account) -> Self {
+        match account {
+            Account { base: None, staged: Staged::Nothing } => Self::New,
+            Account { base: None, staged: Staged::Doubt } => Self::Doubt,
+            Account { base: None, staged: Staged::Put(Object { hash: ContentHash::Xxh3(hash), size }) } => {
+                Self::Put(hash, size)
+            }
+            account => Self::Other(Box::new(account)),
+        }
+    }
+}
+
+impl Slot {
+    fn account(&self) -> Account {
+        match self {
+            Self::New => Account::default(),
+            Self::Doubt => Account { base: None, staged: Staged::Doubt },
+            Self::Put(hash, size) => {
+                let object = Object { hash: ContentHash::Xxh3(*hash), size: *size };
+                Account { base: None, staged: Staged::Put(object) }
+            }
+            Self::Other(account) => **account,
+        }
+    }
+}
+
 /// All paths that differ from the base, or did and have not been settled.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    accounts: BTreeMap<RepoPath, Account>,
+    accounts: BTreeMap<RepoPath, Slot>,
 }
 
 impl Ledger {
     /// The account of a path; `None`: base, workspace and tree agree there.
-    pub fn get(&self, path: &RepoPath) -> Option<&Account> {
-        self.accounts.get(path)
+    pub fn get(&self, path: &RepoPath) -> Option<Account> {
+        self.accounts.get(path).map(Slot::account)
     }
 
     /// Opens or replaces an account; `None` closes it.
     pub fn set(&mut self, path: RepoPath, account: Option<Account>) {
         match account {
-            Some(account) => self.accounts.insert(path, account),
+            Some(account) => self.accounts.insert(path, account.into()),
             None => self.accounts.remove(&path),
         };
     }
 
     /// All accounts, in tree order.
-    pub fn iter(&self) -> impl Iterator<Item = (&RepoPath, &Account)> {
-        self.accounts.iter()
+    pub fn iter(&self) -> impl Iterator<Item = (&RepoPath, Account)> {
+        self.accounts.iter().map(|(path, slot)| (path, slot.account()))
     }
 
     /// The accounts of `dir` and below it, in tree order.
-    pub fn below<'a>(&'a self, dir: &'a RepoPath) -> impl Iterator<Item = (&'a RepoPath, &'a Account)> {
-        self.accounts.range(dir.clone()..).take_while(move |(path, _)| path.is_in(dir))
+    pub fn below<'a>(&'a self, dir: &'a RepoPath) -> impl Iterator<Item = (&'a RepoPath, Account)> {
+        let below = self.accounts.range(dir.clone()..).take_while(move |(path, _)| path.is_in(dir));
+        below.map(|(path, slot)| (path, slot.account()))
     }
 
     /// How many accounts are open.
@@ -137,13 +179,13 @@ impl Ledger {
 
     /// Moves every account to a new base that holds just what was staged over the old one.
     pub fn rebase(&mut self) {
-        for account in self.accounts.values_mut() {
-            let base = match account.staged {
+        for slot in self.accounts.values_mut() {
+            let base = match slot.account().staged {
                 Staged::Nothing | Staged::Doubt => continue,
                 Staged::Put(object) => Some(object),
                 Staged::Removed => None,
             };
-            *account = Account { base, staged: Staged::Nothing };
+            *slot = Account { base, staged: Staged::Nothing }.into();
         }
     }
 }
@@ -151,7 +193,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hash::{ContentHash, HashKind};
+    use crate::hash::HashKind;
     use proptest::prelude::*;
 
     fn object(text: &str) -> Object {
@@ -217,6 +259,20 @@ mod tests {
                 };
                 prop_assert_eq!(shown, wish);
             }
+        }
+    }
+
+    #[test]
+    fn an_account_is_given_back_as_it_was_taken_in() {
+        assert!(size_of::<(RepoPath, Slot)>() <= 48);
+        let mut ledger = Ledger::default();
+        let path = RepoPath::parse("a").unwrap();
+        let sha = Object { hash: ContentHash::of(HashKind::Sha256, b"c"), size: 1 };
+        let all = [Staged::Nothing, Staged::Doubt, Staged::Removed, Staged::Put(object("b")), Staged::Put(sha)];
+        for account in all.into_iter().flat_map(|staged| [account(None, staged), account(Some("a"), staged)]) {
+            ledger.set(path.clone(), Some(account));
+            assert_eq!(ledger.get(&path), Some(account));
+            assert_eq!(ledger.iter().map(|(_, account)| account).collect::<Vec<_>>(), [account]);
         }
     }
 

@@ -39,8 +39,12 @@ use state_dir::{StateDir, StateError};
 
 /// How long a daemon that is told to end (SIGTERM) goes on staging: well within the 90 s that systemd grants.
 const TERM_DRAIN: Duration = Duration::from_secs(20);
+/// How long it waits for a server that does not answer.
+const TERM_STALL: Duration = Duration::from_secs(5);
 /// How often spool files that are done with are removed or moved to the cache: a flush of the record each time.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
+/// How often it looks whether the server answers.
+const STALL_CHECK: Duration = Duration::from_millis(200);
 /// How often the journal's length is looked at.
 const COMPACTION_CHECK: Duration = Duration::from_secs(60);
 
@@ -136,6 +140,7 @@ impl Daemon {
                 .flatten(),
             sent_bytes: self.meter.sent_bytes(),
             deduplicated_bytes: self.meter.deduplicated_bytes(),
+            disk: self.fs.trouble(),
             spool_bytes: self.fs.spool().used(),
             spool_limit_bytes: self.fs.spool().limit().unwrap_or(0),
             stalled,
@@ -258,7 +263,11 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
         }
         () = signals.terminate() => {
             tracing::info!(bound = ?TERM_DRAIN, "told to end: staging what is left, then unmounting");
-            let _ = tokio::time::timeout(TERM_DRAIN, drained(&fs)).await;
+            tokio::select! {
+                () = drained(&fs) => {}
+                () = stalled_for(&daemon.meter, TERM_STALL) => {}
+                () = tokio::time::sleep(TERM_DRAIN) => {}
+            }
         }
     }
     if *daemon.phase.borrow() != Phase::Draining && !served.is_over() {
@@ -348,6 +357,17 @@ async fn phase_is(phases: &mut watch::Receiver<Phase>, wanted: Phase) {
     }
 }
 
+/// Completes when nothing has gone on for `patience`.
+async fn stalled_for(meter: &Meter, patience: Duration) {
+    let mut moving = Instant::now();
+    while moving.elapsed() < patience {
+        tokio::time::sleep(STALL_CHECK).await;
+        if meter.stalled().is_none() {
+            moving = Instant::now();
+        }
+    }
+}
+
 /// Completes when nothing is owed.
 async fn drained(fs: &Arc<Fs>) {
     loop {
@@ -372,9 +392,23 @@ async fn keep_house(fs: Arc<Fs>) {
     })
     .await;
     let mut compaction = Instant::now() + COMPACTION_CHECK;
+    let mut well = true;
     loop {
         tokio::time::sleep(TIDY_EVERY).await;
-        let _ = work(&fs, tidy).await;
+        let done = fs.clone();
+        let done = tokio::task::spawn_blocking(move || done.heal().and_then(|()| done.tidy())).await;
+        match done {
+            // Told once, not every second: the log may be on the disk that is full.
+            Ok(Err(error)) if well => {
+                tracing::warn!(%error, "the local disk fails; it is tried again and again");
+                well = false;
+            }
+            Ok(Ok(())) if !well => {
+                tracing::info!("the local disk works again");
+                well = true;
+            }
+            _ => {}
+        }
         if Instant::now() < compaction {
             continue;
         }

@@ -5,7 +5,10 @@
 //! its inode is on the journal, and wins over the base entry of the same name. A base name that was removed or moved
 //! away is *hidden*.
 
+mod table;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::hash::ContentHash;
 use crate::path::{Name, PathError, RepoPath};
 use crate::workspace::{Object, Revision, Source};
+use table::Table;
 
 /// An inode number. Never reused while a daemon lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -30,8 +34,9 @@ pub struct SpoolId(pub u64);
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
 
-/// Seconds and nanoseconds since the epoch, as the kernel counts them.
+/// Seconds and nanoseconds since the epoch, as the kernel counts them. Packed: every inode has three.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[repr(C, packed(4))]
 pub struct Timestamp(pub i64, pub u32);
 
 impl From<SystemTime> for Timestamp {
@@ -134,8 +139,8 @@ pub enum Body {
         /// Their length.
         size: u64,
     },
-    /// A directory.
-    Dir(Dir),
+    /// A directory; apart, since most are files.
+    Dir(Box<Dir>),
     /// A symbolic link and its target; stays local.
     Symlink(Box<[u8]>),
     /// A FIFO, socket or device node; stays local.
@@ -177,13 +182,71 @@ pub struct Inode {
     /// Its extended attributes; most files have none.
     pub xattrs: Option<Box<Xattrs>>,
     /// The names it has: directory and entry. Directories have one, the root none.
-    pub links: Vec<(Ino, Name)>,
+    pub links: Links,
     /// How many times the kernel was told of it and has not forgotten.
     pub lookups: u64,
     /// Open handles.
     pub opens: u32,
     /// Whether it is on the journal.
     pub recorded: bool,
+}
+
+/// The names of an inode; nearly always one, which takes no allocation.
+#[derive(Debug, Clone, Default)]
+pub enum Links {
+    /// None yet, or none any more.
+    #[default]
+    None,
+    /// A single one.
+    One((Ino, Name)),
+    /// Hard links.
+    Many(Box<Many>),
+}
+
+/// Several names of one inode.
+#[derive(Debug, Clone)]
+pub struct Many(Vec<(Ino, Name)>);
+
+impl Links {
+    fn push(&mut self, link: (Ino, Name)) {
+        *self = match std::mem::take(self) {
+            Self::None => Self::One(link),
+            Self::One(first) => Self::Many(Box::new(Many(vec![first, link]))),
+            Self::Many(mut links) => {
+                links.0.push(link);
+                Self::Many(links)
+            }
+        };
+    }
+
+    fn remove(&mut self, parent: Ino, name: &Name) {
+        let same = |link: &(Ino, Name)| link.0 == parent && link.1 == *name;
+        match self {
+            Self::One(link) if same(link) => *self = Self::None,
+            Self::None | Self::One(_) => {}
+            Self::Many(links) => {
+                // Where many names go they mostly go in the order that they came in: the first one looked at is it.
+                if let Some(at) = links.0.iter().position(same) {
+                    links.0.remove(at);
+                }
+                if let [_] = links.0.as_slice() {
+                    *self = links.0.pop().map_or(Self::None, Self::One);
+                }
+            }
+        }
+    }
+}
+
+impl Deref for Links {
+    type Target = [(Ino, Name)];
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::None => &[],
+            Self::One(link) => std::slice::from_ref(link),
+            Self::Many(links) => &links.0,
+        }
+    }
 }
 
 impl Inode {
@@ -267,7 +330,7 @@ pub enum BodyRecord {
 /// The tree.
 #[derive(Debug)]
 pub struct Namespace {
-    inodes: HashMap<Ino, Inode>,
+    inodes: Table,
     next: u64,
     /// What the mount's root is in the repository.
     root_path: RepoPath,
@@ -278,14 +341,16 @@ impl Namespace {
     pub fn new(root_path: RepoPath, attrs: Attrs) -> Self {
         let root = Inode {
             attrs,
-            body: Body::Dir(Dir { based: true, ..Dir::default() }),
+            body: Body::Dir(Box::new(Dir { based: true, ..Dir::default() })),
             xattrs: None,
-            links: Vec::new(),
+            links: Links::None,
             lookups: 1,
             opens: 0,
             recorded: true,
         };
-        Self { inodes: HashMap::from([(ROOT, root)]), next: ROOT.0 + 1, root_path }
+        let mut inodes = Table::default();
+        inodes.insert(ROOT, root);
+        Self { inodes, next: ROOT.0 + 1, root_path }
     }
 
     /// What the mount's root is in the repository.
@@ -306,17 +371,17 @@ impl Namespace {
 
     /// Never: there is always a root.
     pub fn is_empty(&self) -> bool {
-        self.inodes.is_empty()
+        self.inodes.len() == 0
     }
 
     /// The inode of that number.
     pub fn get(&self, ino: Ino) -> Option<&Inode> {
-        self.inodes.get(&ino)
+        self.inodes.get(ino)
     }
 
     /// The same, to change what is not structure.
     pub fn get_mut(&mut self, ino: Ino) -> Option<&mut Inode> {
-        self.inodes.get_mut(&ino)
+        self.inodes.get_mut(ino)
     }
 
     /// The directory of that number.
@@ -342,13 +407,13 @@ impl Namespace {
 
     /// All inodes, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (Ino, &Inode)> {
-        self.inodes.iter().map(|(ino, inode)| (*ino, inode))
+        self.inodes.iter()
     }
 
     /// Adds an inode without names.
     pub fn insert(&mut self, ino: Ino, attrs: Attrs, body: Body, recorded: bool) {
         self.next = self.next.max(ino.0 + 1);
-        let inode = Inode { attrs, body, xattrs: None, links: Vec::new(), lookups: 0, opens: 0, recorded };
+        let inode = Inode { attrs, body, xattrs: None, links: Links::None, lookups: 0, opens: 0, recorded };
         self.inodes.insert(ino, inode);
     }
 
@@ -372,13 +437,13 @@ impl Namespace {
                 }
             },
             BodyRecord::Dir { based } => match old {
-                Some(Body::Dir(dir)) => Body::Dir(Dir { based: *based, ..dir.clone() }),
-                _ => Body::Dir(Dir { based: *based, listed: !*based, ..Dir::default() }),
+                Some(Body::Dir(dir)) => Body::Dir(Box::new(Dir { based: *based, ..(**dir).clone() })),
+                _ => Body::Dir(Box::new(Dir { based: *based, listed: !*based, ..Dir::default() })),
             },
             BodyRecord::Symlink(target) => Body::Symlink(target.clone()),
             BodyRecord::Special { format, rdev } => Body::Special { format: *format, rdev: *rdev },
         };
-        match self.inodes.get_mut(&ino) {
+        match self.inodes.get_mut(ino) {
             Some(inode) => {
                 inode.attrs = record.attrs;
                 inode.recorded = true;
@@ -454,11 +519,8 @@ impl Namespace {
             dir.hidden.insert(name.clone());
         }
         let ino = dir.children.remove(name)?;
-        let inode = self.inodes.get_mut(&ino)?;
-        // Where many names go they mostly go in the order that they came in: the first one looked at is it.
-        if let Some(link) = inode.links.iter().position(|(at, entry)| *at == parent && entry == name) {
-            inode.links.remove(link);
-        }
+        let inode = self.inodes.get_mut(ino)?;
+        inode.links.remove(parent, name);
         let kind = inode.counted(name);
         if let Some(dir) = self.dir_mut(parent) {
             dir.subdirs -= kind.0;
@@ -470,7 +532,7 @@ impl Namespace {
     /// Forgets an inode without names.
     pub fn drop_inode(&mut self, ino: Ino) {
         if ino != ROOT && self.get(ino).is_some_and(|inode| inode.links.is_empty()) {
-            self.inodes.remove(&ino);
+            self.inodes.remove(ino);
         }
     }
 
@@ -510,7 +572,7 @@ impl Namespace {
 
     /// The same one by one: a file may have many thousands.
     pub fn paths_of(&self, ino: Ino) -> impl Iterator<Item = RepoPath> {
-        let links = self.get(ino).map(|inode| inode.links.as_slice()).unwrap_or_default();
+        let links = self.get(ino).map(|inode| &*inode.links).unwrap_or_default();
         links.iter().filter_map(|(parent, name)| self.path_in(*parent, name).ok())
     }
 
@@ -653,7 +715,7 @@ mod tests {
 
     fn dir(tree: &mut Namespace, parent: Ino, text: &str) -> Ino {
         let ino = tree.fresh_ino();
-        tree.insert(ino, attrs(), Body::Dir(Dir { listed: true, ..Dir::default() }), false);
+        tree.insert(ino, attrs(), Body::Dir(Box::new(Dir { listed: true, ..Dir::default() })), false);
         tree.link(parent, name(text), ino);
         ino
     }
@@ -677,6 +739,11 @@ mod tests {
         }
         let before = UNIX_EPOCH.checked_sub(Duration::from_millis(1500)).unwrap();
         assert_eq!(Timestamp::from(before), Timestamp(-2, 500_000_000));
+    }
+
+    #[test]
+    fn an_inode_takes_at_most_the_bytes_that_a_million_of_them_may() {
+        assert!(size_of::<Inode>() <= 168, "{}", size_of::<Inode>());
     }
 
     #[test]

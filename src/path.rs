@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::os::unix::ffi::OsStrExt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -10,8 +11,19 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub const NAME_MAX: usize = 255;
 
 /// One directory entry's name: 1 to 255 bytes, any but `/` and NUL, not `.` or `..`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(Box<[u8]>);
+///
+/// Every file known has its name in memory twice, in its directory and beside its inode, so most take no allocation.
+#[derive(Clone)]
+pub struct Name(Stored);
+
+/// How many bytes fit beside a length and a tag into what the longer kind takes anyway.
+const SHORT_MAX: usize = 22;
+
+#[derive(Clone)]
+enum Stored {
+    Short(u8, [u8; SHORT_MAX]),
+    Long(Box<[u8]>),
+}
 
 /// Why a byte string is not a name or a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +59,14 @@ impl Name {
         if bytes.is_empty() || bytes == b"." || bytes == b".." || bytes.iter().any(|b| matches!(b, b'/' | 0)) {
             return Err(PathError::Invalid);
         }
-        Ok(Self(bytes.into()))
+        let mut short = [0; SHORT_MAX];
+        Ok(Self(match short.get_mut(..bytes.len()) {
+            Some(room) => {
+                room.copy_from_slice(bytes);
+                Stored::Short(bytes.len() as u8, short)
+            }
+            None => Stored::Long(bytes.into()),
+        }))
     }
 
     /// The same, from what the kernel hands over.
@@ -60,12 +79,15 @@ impl Name {
 
     /// The raw bytes.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Stored::Short(length, bytes) => &bytes[..usize::from(*length)],
+            Stored::Long(bytes) => bytes,
+        }
     }
 
     /// As the standard library wants it.
     pub fn as_os(&self) -> &OsStr {
-        OsStr::from_bytes(&self.0)
+        OsStr::from_bytes(self.as_bytes())
     }
 
     /// Whether the server can hold this name.
@@ -73,7 +95,7 @@ impl Name {
     /// # Errors
     /// [`PathError::NotUtf8`], [`PathError::Backslash`] or [`PathError::Reserved`]: the file stays local.
     pub fn storable(&self) -> Result<&str, PathError> {
-        let text = std::str::from_utf8(&self.0).map_err(|_| PathError::NotUtf8)?;
+        let text = std::str::from_utf8(self.as_bytes()).map_err(|_| PathError::NotUtf8)?;
         match text {
             _ if names_oxens_own(text) => Err(PathError::Reserved),
             _ if text.contains('\\') => Err(PathError::Backslash),
@@ -90,15 +112,41 @@ pub fn names_oxens_own(name: &str) -> bool {
     name == ".oxen" || short.is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Name {}
+
+impl PartialOrd for Name {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Name {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
+
 impl fmt::Debug for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", String::from_utf8_lossy(&self.0))
+        write!(f, "{:?}", String::from_utf8_lossy(self.as_bytes()))
     }
 }
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&String::from_utf8_lossy(&self.0))
+        f.write_str(&String::from_utf8_lossy(self.as_bytes()))
     }
 }
 
@@ -206,7 +254,11 @@ impl Ord for RepoPath {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         // `/` sorts before every other byte, so `a`, `a/b`, `a.txt` come in tree order.
         let key = |b: u8| if b == b'/' { 0 } else { b };
-        self.0.bytes().map(key).cmp(other.0.bytes().map(key))
+        let (ours, theirs) = (self.0.as_bytes(), other.0.as_bytes());
+        match ours.iter().zip(theirs).find(|(ours, theirs)| ours != theirs) {
+            Some((ours, theirs)) => key(*ours).cmp(&key(*theirs)),
+            None => ours.len().cmp(&theirs.len()),
+        }
     }
 }
 
@@ -259,6 +311,17 @@ mod tests {
         for free in [".oxenfs", "oxen", "oxen~x", "oxen~", ".oxenignore"] {
             assert_eq!(Name::new(free.as_bytes()).unwrap().storable(), Ok(free));
         }
+    }
+
+    #[test]
+    fn names_of_every_length_are_kept_and_ordered_by_their_bytes() {
+        for length in [1, SHORT_MAX - 1, SHORT_MAX, SHORT_MAX + 1, NAME_MAX] {
+            let (low, high) = (vec![b'a'; length], vec![b'b'; length]);
+            assert_eq!(Name::new(&low).unwrap().as_bytes(), low);
+            assert!(Name::new(&low).unwrap() < Name::new(&high).unwrap());
+            assert!(Name::new(&low[..length.div_ceil(2)]).unwrap() <= Name::new(&low).unwrap());
+        }
+        assert_eq!(size_of::<Name>(), 24);
     }
 
     #[test]

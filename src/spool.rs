@@ -24,6 +24,11 @@ use crate::namespace::SpoolId;
 const SHARDS: u64 = 256;
 /// Where the cache keeps what it is still fetching.
 const FETCHING: &str = "fetching";
+/// Room on the disk that the cache does not take, however much it may hold: this much, or this share of a small disk;
+/// and this many files.
+const LEAST_FREE_BYTES: u64 = 256 << 20;
+const LEAST_FREE_SHARE: u64 = 16;
+const LEAST_FREE_FILES: u64 = 128;
 /// Starts the name of the directory for what was written since one start of the machine.
 const BOOT: &str = "boot-";
 
@@ -117,12 +122,16 @@ impl Spool {
         self.next.fetch_max(id.0 + 1, Ordering::Relaxed);
     }
 
-    /// Opens a file for reading and writing.
+    /// Opens a file for reading and writing; on a disk that has become read-only, for reading.
     ///
     /// # Errors
     /// The filesystem's.
     pub fn file(&self, id: SpoolId) -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).open(self.path(id))
+        let path = self.path(id);
+        match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path),
+            opened => opened,
+        }
     }
 
     /// Makes the file's name survive a power loss; its bytes are the caller's to flush.
@@ -444,21 +453,50 @@ impl Cache {
 
     /// Removes the least recently used files over the limit; never the newest, which its reader is about to open.
     fn evict(&self) {
-        loop {
-            let mut known = self.lock();
-            if known.0 <= self.limit || known.1.len() < 2 {
-                return;
+        while self.evict_one(|bytes, files| bytes > self.limit && files > 1) {}
+    }
+
+    /// Removes the least recently used file, if `wanted` says so of the bytes and files that there are; whether it did.
+    fn evict_one(&self, wanted: impl Fn(u64, usize) -> bool) -> bool {
+        let mut known = self.lock();
+        if !wanted(known.0, known.1.len()) {
+            return false;
+        }
+        let Some((hash, size)) = known.1.pop_lru() else { return false };
+        known.0 = known.0.saturating_sub(size);
+        drop(known);
+        for dir in self.older.iter().chain([&self.current]) {
+            if let Err(error) = self.disk.remove(&dir.join(name_in_cache(hash)))
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(%error, %hash, "a cached file could not be removed");
             }
-            let Some((hash, size)) = known.1.pop_lru() else { return };
-            known.0 = known.0.saturating_sub(size);
-            drop(known);
-            for dir in self.older.iter().chain([&self.current]) {
-                if let Err(error) = self.disk.remove(&dir.join(name_in_cache(hash)))
-                    && error.kind() != io::ErrorKind::NotFound
-                {
-                    tracing::warn!(%error, %hash, "a cached file could not be removed");
-                }
+        }
+        true
+    }
+
+    /// Removes the least recently used files until the disk has `bytes` free, or nothing is left to remove; whether it
+    /// removed any. What is only a copy makes way for what is not.
+    pub fn make_room(&self, bytes: u64) -> bool {
+        let lacking = || match rustix::fs::statvfs(&self.dir) {
+            Ok(disk) => {
+                let few_files = disk.f_files > 0 && disk.f_favail < LEAST_FREE_FILES;
+                few_files || disk.f_bavail.saturating_mul(disk.f_frsize) < bytes
             }
+            Err(_) => false,
+        };
+        let mut removed = false;
+        while lacking() && self.evict_one(|_, _| true) {
+            removed = true;
+        }
+        removed
+    }
+
+    /// [Makes room](Self::make_room), so that a writer does not meet a full disk because of copies.
+    pub fn keep_some_free(&self) {
+        if let Ok(disk) = rustix::fs::statvfs(&self.dir) {
+            let size = disk.f_blocks.saturating_mul(disk.f_frsize);
+            self.make_room(LEAST_FREE_BYTES.min(size / LEAST_FREE_SHARE));
         }
     }
 }

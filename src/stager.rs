@@ -44,6 +44,8 @@ const MIDDLE_REQUESTS: usize = 8;
 const LIST_PATHS: usize = 1000;
 /// Requests of that kind at once.
 const LIST_REQUESTS: usize = 2;
+/// The longest pause where the local disk is what fails: trying costs next to nothing, and its end is not announced.
+const LOCAL_PAUSE: Duration = Duration::from_secs(2);
 /// A rate over less than this tells nothing.
 const LEAST_PACE: Duration = Duration::from_secs(2);
 /// Delays between attempts: doubled from the first to the last, a random half of it taken off.
@@ -121,6 +123,7 @@ enum Done {
     Hashed(Capture, std::io::Result<(ContentHash, u64)>),
     Fetched(Capture, Result<Arc<std::fs::File>, FsError>),
     Rescued(Ino, Result<(), FsError>),
+    Unrecorded { kind: Kind, items: Vec<Item>, dirs: BTreeSet<RepoPath>, error: FsError },
     Request { kind: Kind, items: Vec<Item>, dirs: BTreeSet<RepoPath>, result: Result<Vec<Outcome>, WorkspaceError> },
 }
 
@@ -393,12 +396,7 @@ impl Stager {
     fn send(&mut self, kind: Kind, items: Vec<Item>) {
         let paths = items.iter().map(|item| &item.capture.path);
         if let Err(error) = self.fs.intend(paths) {
-            // Without the record a crash could leave the server in a state that nobody knows of.
-            for item in items {
-                self.drop_item(&item);
-                self.fs.step_failed(&item.capture, &error.to_string(), Some(self.delays.last));
-            }
-            return;
+            return self.unrecorded(items, &error);
         }
         for item in &items {
             self.fs.set_phase(&item.capture.path, Phase::Sending);
@@ -413,8 +411,18 @@ impl Stager {
         self.running.push(request(kind, items, dirs, fs, workspace, meter).boxed());
     }
 
+    /// Nothing is sent without a record of it: a crash could leave the server in a state that nobody knows of.
+    fn unrecorded(&mut self, items: Vec<Item>, error: &FsError) {
+        let why = format!("the record on the local disk cannot be written: {error}");
+        self.pause(items, why, self.delay(self.failures, None).min(LOCAL_PAUSE));
+    }
+
     fn finish(&mut self, done: Done) {
         match done {
+            Done::Unrecorded { kind, items, dirs, error } => {
+                self.request_over(kind, &dirs);
+                self.unrecorded(items, &error);
+            }
             Done::Hashed(capture, result) => {
                 self.hashing -= 1;
                 self.hashed(capture, result);
@@ -437,16 +445,20 @@ impl Stager {
                 self.fs.step_failed(&capture, &error.to_string(), delay);
             }
             Done::Request { kind, items, dirs, result } => {
-                if matches!(kind, Kind::Remove | Kind::Unstage)
-                    && let Some(over) = self.removing.iter().position(|other| *other == dirs)
-                {
-                    self.removing.swap_remove(over);
-                }
-                if let Some(count) = self.requests.get_mut(&kind) {
-                    *count -= 1;
-                }
-                self.answered(kind, items, result);
+                self.request_over(kind, &dirs);
+                self.answered(items, result);
             }
+        }
+    }
+
+    fn request_over(&mut self, kind: Kind, dirs: &BTreeSet<RepoPath>) {
+        if matches!(kind, Kind::Remove | Kind::Unstage)
+            && let Some(over) = self.removing.iter().position(|other| other == dirs)
+        {
+            self.removing.swap_remove(over);
+        }
+        if let Some(count) = self.requests.get_mut(&kind) {
+            *count -= 1;
         }
     }
 
@@ -502,10 +514,10 @@ impl Stager {
         self.meter.progressed(bytes);
     }
 
-    fn answered(&mut self, kind: Kind, items: Vec<Item>, result: Result<Vec<Outcome>, WorkspaceError>) {
+    fn answered(&mut self, items: Vec<Item>, result: Result<Vec<Outcome>, WorkspaceError>) {
         let outcomes = match result {
             Ok(outcomes) => outcomes,
-            Err(error) => return self.refused(kind, items, &error),
+            Err(error) => return self.refused(items, &error),
         };
         self.failures = 0;
         self.meter.stall(None);
@@ -566,7 +578,7 @@ impl Stager {
 
     /// A request that told nothing about its items. Where the cause lies in the server or the way to it, everything
     /// waits; where it may lie in one item, each is sent alone.
-    fn refused(&mut self, kind: Kind, items: Vec<Item>, error: &WorkspaceError) {
+    fn refused(&mut self, items: Vec<Item>, error: &WorkspaceError) {
         if let [item] = items.as_slice()
             && let Want::Sealed { held, .. } = &item.capture.want
             && held.cancelled().is_cancelled()
@@ -583,17 +595,7 @@ impl Stager {
                 WorkspaceError::NotFound { .. } | WorkspaceError::Forbidden { .. } | WorkspaceError::NoSpace { .. }
             );
         if everywhere {
-            let delay = self.delay(self.failures, error.retry_after());
-            self.failures += 1;
-            self.quiet_until = Some(Instant::now() + delay);
-            tracing::warn!(?kind, %error, ?delay, "staging pauses");
-            self.meter.stall(Some(error.to_string()));
-            for item in items {
-                self.drop_item(&item);
-                self.fs.put_back(&item.capture.path, delay);
-            }
-            self.fs.progress.notify_waiters();
-            return;
+            return self.pause(items, error.to_string(), self.delay(self.failures, error.retry_after()));
         }
         let alone = items.len() == 1;
         for item in items {
@@ -604,6 +606,19 @@ impl Stager {
                 self.fs.put_back_alone(&item.capture.path);
             }
         }
+    }
+
+    /// Nothing can be sent just now, whatever it is.
+    fn pause(&mut self, items: Vec<Item>, why: String, delay: Duration) {
+        self.failures += 1;
+        self.quiet_until = Some(Instant::now() + delay);
+        tracing::warn!(why, ?delay, "staging pauses");
+        self.meter.stall(Some(why));
+        for item in items {
+            self.drop_item(&item);
+            self.fs.put_back(&item.capture.path, delay);
+        }
+        self.fs.progress.notify_waiters();
     }
 
     /// Doubled with every failure, up to a limit, with full jitter but for what the server asked for.
@@ -654,9 +669,7 @@ async fn request(
     let puts = || items.iter().filter_map(put).collect::<Vec<_>>();
     // Many requests share one flush.
     if let Err(error) = fs.flush().await {
-        tracing::error!(%error, "nothing is sent without a record of it");
-        let result = Err(WorkspaceError::Io(std::io::Error::other(error)));
-        return Done::Request { kind, items, dirs, result };
+        return Done::Unrecorded { kind, items, dirs, error };
     }
     let result = match kind {
         Kind::Unstage => match workspace.unstage(&paths()).await {

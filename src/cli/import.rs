@@ -190,19 +190,25 @@ fn carry_out(plan: &Plan, client: Client, stream: UnixStream) -> Result<Outcome,
         let sent = sender.send_all(&found);
         shared.stop.store(true, Ordering::Relaxed);
         drop(found);
-        let dated = walking.join().unwrap_or_default();
-        let sent = sent.and_then(|all| if all { sender.end(&dated) } else { Ok(()) });
+        let sent = match (walking.join(), sent) {
+            (Ok(dated), Ok(true)) => sender.end(&dated),
+            // A walk that broke off has not found all.
+            (_, sent) => sent.map(|_| false),
+        };
         // The daemon ends by itself then, and says so.
         let _ = sender.stream.shutdown(std::net::Shutdown::Write);
         let listened = listening.join();
         let state = shared.lock();
-        let interrupted = interrupt::seen() && (state.done + state.bad) < shared.totals.files.load(Ordering::Relaxed)
-            || interrupt::seen() && !matches!(sent, Ok(()));
+        // Not by what was counted: the walk may have stopped before it found the rest.
+        let interrupted = interrupt::seen() && !matches!(sent, Ok(true));
         match (&state.over, sent) {
             (Some(Err(error)), _) if !state.no_space => {
                 Err(Failure::new(format_args!("{error}; {} imported", count(state.done, "file"))))
             }
             (_, Err(error)) if !interrupted => Err(Failure::new(error)),
+            (_, Ok(false)) if !interrupted && !state.no_space => {
+                Err(Failure::new(format_args!("the daemon ended it early; {} imported", count(state.done, "file"))))
+            }
             _ if listened.is_err() => Err(Failure::new("the answers could not be followed")),
             _ => Ok(Outcome {
                 done: state.done,
@@ -361,21 +367,21 @@ impl Sender<'_> {
         }
     }
 
-    /// Waits for all answers, dates the new directories, and says that it is over.
-    fn end(&mut self, dated: &[(usize, (i64, u32))]) -> io::Result<()> {
+    /// Waits for all answers, dates the new directories, and says that it is over. Says whether it came so far.
+    fn end(&mut self, dated: &[(usize, (i64, u32))]) -> io::Result<bool> {
         if !self.settled() {
-            return Ok(());
+            return Ok(false);
         }
         for (id, mtime) in dated {
             self.next.push((Item::Dated { id: *id, mtime: *mtime }, PathBuf::new()));
             if self.next.len() >= BATCH_ITEMS && !self.flush()? {
-                return Ok(());
+                return Ok(false);
             }
         }
         if !self.flush()? || !self.settled() {
-            return Ok(());
+            return Ok(false);
         }
-        passing::send(&mut self.stream, b"\"end\"\n", &[])
+        passing::send(&mut self.stream, b"\"end\"\n", &[]).map(|()| true)
     }
 
     /// Waits for all answers; says whether to go on.

@@ -155,6 +155,9 @@ fn table(known: &Known, status: &Status) -> String {
             limit => format!(" of {}", bytes(limit)),
         };
         row("spool", format!("{}{limit}", bytes(status.spool_bytes)));
+        if let Some(trouble) = &status.disk {
+            row("disk", printable(trouble).into_owned());
+        }
         row(
             "sent",
             format!(

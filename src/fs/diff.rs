@@ -57,7 +57,7 @@ impl State {
                     (Kind::Added, size)
                 }
             };
-            let staged = !self.owes(path, account);
+            let staged = !self.owes(path, &account);
             found.push(Difference { path: path.as_str().to_owned(), kind, from: None, bytes, staged, reason: None });
         }
         pair_renames(&mut found, gone, new);

@@ -139,7 +139,7 @@ impl Fs {
                 };
             }
             state.vacancy(parent, name)?;
-            let body = Body::Dir(Dir { listed: true, ..Dir::default() });
+            let body = Body::Dir(Box::new(Dir { listed: true, ..Dir::default() }));
             let time = now();
             (attrs.atime, attrs.mtime, attrs.ctime) = (time, time, time);
             state.inherit_group(parent, &mut attrs, &body);
@@ -183,6 +183,7 @@ impl Fs {
             return Err(FsError::Unsupported);
         }
         staging::into_plain(self.admit())?;
+        self.make_room(found.len());
         let fs = self.this.upgrade().ok_or(FsError::Stale)?;
         let (id, to) = self.spool.create()?;
         let mut spooled = Spooled { fs, id: Some(id), size: 0, room: 0 };
@@ -221,7 +222,7 @@ impl Fs {
     /// When the record cannot be written: for all of them.
     pub fn take_in(&self, arrivals: &mut [Arrival]) -> Op<Vec<Result<(), FsError>>> {
         let mut left = Vec::new();
-        let outcomes = self.change(|state| {
+        let done = self.change(|state| {
             // Before anything changes: what is needed makes all of it begin again.
             for arrival in arrivals.iter() {
                 if let Err(Stop::Need(need)) = state.check_arrival(arrival) {
@@ -248,11 +249,11 @@ impl Fs {
                 state.stale.push(Stale::Content(parent));
             }
             Ok(outcomes)
-        })?;
+        });
         for replaced in left {
             self.discard_spool(Some(replaced));
         }
         self.wake.notify_one();
-        Ok(outcomes)
+        done
     }
 }

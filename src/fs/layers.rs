@@ -51,7 +51,7 @@ impl State {
             EntryKind::File(object) => Some(object),
             EntryKind::Dir => None,
         };
-        if let Some(account) = self.ledger.get(&path).copied() {
+        if let Some(account) = self.ledger.get(&path) {
             // Changed here: the listing says what it differs from.
             if account.base != object {
                 self.apply(Change::Account { path, account: Some(Account { base: object, ..account }) });
@@ -138,7 +138,7 @@ impl State {
             }
         }
         let accounts: Vec<(RepoPath, Account)> =
-            self.ledger.iter().map(|(path, account)| (path.clone(), *account)).collect();
+            self.ledger.iter().map(|(path, account)| (path.clone(), account)).collect();
         for (path, account) in accounts {
             if account.base.is_some() && self.tree.resolve(&path) != Resolved::AsBase {
                 self.hide(&path);

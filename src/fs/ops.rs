@@ -348,16 +348,15 @@ impl Fs {
     /// The kernel has forgotten `count` lookups.
     pub fn forget(&self, ino: Ino, count: u64) {
         let mut left = None;
-        let done = self.change(|state| {
+        // What cannot be put on record now is with the next change.
+        let _ = self.change(|state| {
             if let Some(inode) = state.tree.get_mut(ino) {
                 inode.lookups = inode.lookups.saturating_sub(count);
             }
             left = state.bury(ino);
             Ok(())
         });
-        if done.is_ok() {
-            self.discard_spool(left);
-        }
+        self.discard_spool(left);
     }
 
     /// What `stat` shows.
@@ -545,14 +544,22 @@ impl Fs {
         let (id, file) = self.spool.create()?;
         let mut fresh = Fresh { fs: self, id: Some(id) };
         let file = Arc::new(file);
-        self.change(|state| {
+        let mut opened = None;
+        let done = self.change(|state| {
             let stat = self.plant_file(state, parent, name, attrs, id)?;
             fresh.id = None;
             let open = state.open.entry(stat.ino).or_default();
             open.file = Some(file);
             let handle = state.open_handle(stat.ino, flags);
+            opened = Some((stat.ino, handle));
             Ok((stat, handle))
-        })
+        });
+        // Not on record, so the kernel is not told of it, and will close and forget nothing.
+        if let (Err(_), Some((ino, handle))) = (&done, opened) {
+            self.release(handle);
+            self.forget(ino, 1);
+        }
+        done
     }
 
     fn plant_file(&self, state: &mut State, parent: Ino, name: &Name, attrs: Attrs, id: SpoolId) -> Op<Stat> {
@@ -564,7 +571,6 @@ impl Fs {
             state.open_account(&path, None);
             state.queue.touch(&path, self.options.settle);
         }
-        self.wake.notify_one();
         Ok(stat)
     }
 
@@ -598,7 +604,7 @@ impl Fs {
         self.admit()?;
         self.change(|state| {
             state.vacancy(parent, name)?;
-            state.plant(parent, name.clone(), attrs, Body::Dir(Dir { listed: true, ..Dir::default() }))
+            state.plant(parent, name.clone(), attrs, Body::Dir(Box::new(Dir { listed: true, ..Dir::default() })))
         })
     }
 
@@ -623,7 +629,7 @@ impl Fs {
     /// [`FsError::NotPermitted`] for a directory; [`FsError::TooManyLinks`].
     pub fn link(&self, ino: Ino, parent: Ino, name: &Name) -> Op<Stat> {
         self.admit()?;
-        let stat = self.change(|state| {
+        self.change(|state| {
             state.vacancy(parent, name)?;
             let inode = state.tree.get(ino).ok_or(FsError::Stale)?;
             if inode.is_dir() {
@@ -651,9 +657,7 @@ impl Fs {
                 state.touch(&path, self.options.settle);
             }
             self.stat(state, ino)
-        })?;
-        self.wake.notify_one();
-        Ok(stat)
+        })
     }
 
     /// Removes a name of anything but a directory.
@@ -663,7 +667,7 @@ impl Fs {
     pub fn unlink(&self, parent: Ino, name: &Name) -> Op<()> {
         self.writable_mount()?;
         let mut left = None;
-        self.change(|state| {
+        let done = self.change(|state| {
             let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
             if state.tree.dir(ino).is_some() {
                 return Err(FsError::IsDir.into());
@@ -671,10 +675,9 @@ impl Fs {
             state.uproot(parent, name, ino, self);
             left = state.bury(ino);
             Ok(())
-        })?;
+        });
         self.discard_spool(left);
-        self.wake.notify_one();
-        Ok(())
+        done
     }
 
     /// Removes an empty directory.
@@ -699,7 +702,7 @@ impl Fs {
     pub fn rename(&self, parent: Ino, name: &Name, to_parent: Ino, to_name: &Name, mode: RenameMode) -> Op<()> {
         self.writable_mount()?;
         let mut left = None;
-        self.change(|state| {
+        let done = self.change(|state| {
             let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
             let target = state.entry(to_parent, to_name)?;
             if to_parent != ROOT && state.tree.get(to_parent).is_none_or(|dir| dir.links.is_empty()) {
@@ -749,10 +752,9 @@ impl Fs {
             }
             state.transplant((parent, name), ino, (to_parent, to_name), self);
             Ok(())
-        })?;
+        });
         self.discard_spool(left);
-        self.wake.notify_one();
-        Ok(())
+        done
     }
 
     /// Opens a regular file.
@@ -838,13 +840,14 @@ impl Fs {
         }
     }
 
-    /// Writes to an open file. The bytes are in the spool file, in the kernel, when this returns.
+    /// Writes to an open file, and returns how many bytes: fewer where the disk fails on the way. They are in the spool
+    /// file, in the kernel, when this returns.
     ///
     /// # Errors
     /// [`FsError::NoSpace`] when the spool's limit or the disk is reached.
-    pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Op<()> {
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Op<usize> {
         let end = offset.checked_add(data.len() as u64).ok_or(FsError::Invalid)?;
-        let (ino, file, old, counted) = {
+        let (ino, file, old, counted, wanted) = {
             let mut state = self.lock();
             let Some(Handle::File { ino, write: true, .. }) = state.handles.get(&handle) else {
                 return Err(FsError::BadHandle.into());
@@ -864,15 +867,18 @@ impl Fs {
             };
             let file = file.clone();
             let counted = size.saturating_add(beyond);
-            self.spool.reserve(end.saturating_sub(counted))?;
+            let wanted = end.saturating_sub(counted);
+            self.spool.reserve(wanted)?;
             *writing += 1;
-            (ino, file, size, counted)
+            (ino, file, size, counted, wanted)
         };
-        let done = self.spool.disk().write_at(&file, data, offset);
-        let ok = done.is_ok();
+        let (written, failed) = self.put(&file, data, offset);
+        let end = if failed.is_some() { offset + written as u64 } else { end };
+        self.spool.release(wanted - end.saturating_sub(counted).min(wanted));
         self.change(|state| {
             state.end_writing(ino);
-            if ok {
+            // What a failed write left counts: it may be in the middle of what was there.
+            if written > 0 || failed.is_none() {
                 state.wrote(ino, |size| size.max(end), self);
                 state.set_beyond(ino, counted.saturating_sub(end.max(old)));
                 if offset > old {
@@ -881,10 +887,10 @@ impl Fs {
             }
             Ok(())
         })?;
-        if !ok {
-            self.spool.release(end.saturating_sub(counted));
+        match failed {
+            Some(error) if written == 0 => Err(error.into()),
+            _ => Ok(written),
         }
-        Ok(done?)
     }
 
     /// Flushes a file, its name and the record to stable storage; returns the paths whose staging a caller may want
@@ -936,7 +942,8 @@ impl Fs {
         let mut left = None;
         let mut closed = None;
         let mut written = None;
-        let done = self.change(|state| {
+        // As for `forget`.
+        let _ = self.change(|state| {
             let (ino, write) = match state.handles.remove(&handle) {
                 Some(Handle::File { ino, write, .. }) => (ino, write),
                 Some(Handle::Dir { ino, .. }) => (ino, false),
@@ -974,10 +981,7 @@ impl Fs {
             tracing::debug!(%error, "a restart will show another modification time");
         }
         drop(closed);
-        if done.is_ok() {
-            self.discard_spool(left);
-        }
-        self.wake.notify_one();
+        self.discard_spool(left);
     }
 
     /// Opens a directory.
@@ -1093,7 +1097,6 @@ impl State {
         };
         if first {
             self.touch_file(ino, fs.options.settle);
-            fs.wake.notify_one();
         }
     }
 

@@ -2,6 +2,7 @@
 //! never what. No clock of its own, no I/O.
 
 use std::collections::{BTreeSet, HashMap};
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use crate::control::Progress;
@@ -24,28 +25,88 @@ pub enum Phase {
     Sending,
 }
 
-/// One path that may differ.
+/// A moment: nanoseconds since the queue was made, and one. Half of what an [`Instant`] takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Tick(NonZeroU64);
+
+impl Tick {
+    fn after(self, wait: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// One path that may differ. There may be millions: what few of them have is apart.
 #[derive(Debug)]
 pub(super) struct Pending {
     /// Grows with every change; tells a confirmation of an older state from one of this.
     pub seq: u64,
     /// Since when the path has owed something.
-    pub since: Instant,
+    pub since: Tick,
     /// When it may be staged; `None` while it is not [`Phase::Waiting`], or parked.
-    due: Option<Instant>,
+    due: Option<Tick>,
     /// When its quiet period ends.
-    rested: Instant,
+    rested: Tick,
+    rare: Option<Box<Rare>>,
     pub phase: Phase,
-    /// How often staging it has failed in a row.
-    pub attempts: u32,
-    pub error: Option<String>,
     /// Waits for somebody to act.
     pub parked: bool,
     /// A barrier wants the state of now, even of a file that is open for writing.
     pub forced: bool,
     /// To be sent in a request of its own: one it shared was refused as a whole.
     pub alone: bool,
+}
+
+/// Of a path that failed, or that somebody waits for.
+#[derive(Debug, Default)]
+struct Rare {
+    attempts: u32,
+    error: Option<String>,
+    /// Each with the state that it waits for and the content's length.
     barriers: Vec<(u64, u64, u64)>,
+}
+
+impl Pending {
+    /// How often staging it has failed in a row.
+    pub fn attempts(&self) -> u32 {
+        self.rare.as_ref().map_or(0, |rare| rare.attempts)
+    }
+
+    /// Why, the last time.
+    pub fn error(&self) -> Option<&str> {
+        self.rare.as_ref()?.error.as_deref()
+    }
+
+    fn failed(&mut self, error: String) {
+        let rare = self.rare.get_or_insert_default();
+        rare.attempts += 1;
+        rare.error = Some(error);
+    }
+
+    fn forgive(&mut self) {
+        self.parked = false;
+        if let Some(rare) = &mut self.rare {
+            (rare.attempts, rare.error) = (0, None);
+        }
+        self.tidy();
+    }
+
+    /// Takes out the barriers that `reached` tells.
+    fn take_barriers(&mut self, reached: impl Fn(&(u64, u64, u64)) -> bool) -> Vec<(u64, u64, u64)> {
+        let taken = self.rare.as_mut().map(|rare| rare.barriers.extract_if(.., |barrier| reached(barrier)).collect());
+        self.tidy();
+        taken.unwrap_or_default()
+    }
+
+    fn has_barriers(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| !rare.barriers.is_empty())
+    }
+
+    fn tidy(&mut self) {
+        if self.rare.as_ref().is_some_and(|rare| rare.attempts == 0 && rare.error.is_none() && rare.barriers.is_empty())
+        {
+            self.rare = None;
+        }
+    }
 }
 
 /// A count of paths that somebody waits for.
@@ -55,64 +116,108 @@ struct Barrier {
     progress: Progress,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Queue {
-    entries: HashMap<RepoPath, Pending>,
-    due: BTreeSet<(Instant, u64, RepoPath)>,
+    began: Instant,
+    /// Boxed, since a hash table is half empty at times and there twice when it grows.
+    entries: HashMap<RepoPath, Box<Pending>>,
+    due: BTreeSet<(Tick, u64, RepoPath)>,
     barriers: HashMap<u64, Barrier>,
     seq: u64,
     next_barrier: u64,
+    /// What [`next_due`](Self::next_due) was when it was last asked or told; nothing: never.
+    told: Option<Tick>,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            began: Instant::now(),
+            entries: HashMap::new(),
+            due: BTreeSet::new(),
+            barriers: HashMap::new(),
+            seq: 0,
+            next_barrier: 0,
+            told: None,
+        }
+    }
 }
 
 impl Queue {
+    fn tick(&self, at: Instant) -> Tick {
+        let nanos = at.saturating_duration_since(self.began).as_nanos();
+        Tick(NonZeroU64::MIN.saturating_add(u64::try_from(nanos).unwrap_or(u64::MAX)))
+    }
+
+    fn now(&self) -> Tick {
+        self.tick(Instant::now())
+    }
+
+    /// The moment, as others know it.
+    pub fn instant(&self, Tick(tick): Tick) -> Instant {
+        self.began + Duration::from_nanos(tick.get() - 1)
+    }
+
     /// Notes a change of a path; it is due when it has rested for `settle`.
     pub fn touch(&mut self, path: &RepoPath, settle: Duration) {
         self.seq += 1;
-        let (now, seq) = (Instant::now(), self.seq);
-        let entry = self.entries.entry(path.clone()).or_insert_with(|| Pending {
-            seq,
-            since: now,
-            due: None,
-            rested: now,
-            phase: Phase::Waiting,
-            attempts: 0,
-            error: None,
-            parked: false,
-            forced: false,
-            alone: false,
-            barriers: Vec::new(),
+        let (now, seq) = (self.now(), self.seq);
+        let entry = self.entries.entry(path.clone()).or_insert_with(|| {
+            Box::new(Pending {
+                seq,
+                since: now,
+                due: None,
+                rested: now,
+                rare: None,
+                phase: Phase::Waiting,
+                parked: false,
+                forced: false,
+                alone: false,
+            })
         });
         if let Some(due) = entry.due.take() {
             self.due.remove(&(due, entry.seq, path.clone()));
         }
         entry.seq = seq;
-        (entry.parked, entry.error, entry.attempts) = (false, None, 0);
-        entry.rested = (now + settle).min(entry.since + settle * MAX_QUIET_PERIODS).max(now);
+        entry.forgive();
+        entry.rested = now.after(settle).min(entry.since.after(settle * MAX_QUIET_PERIODS)).max(now);
         if entry.phase == Phase::Waiting {
             let due = if entry.forced { now } else { entry.rested };
             self.set_due(path, Some(due));
         }
     }
 
-    fn set_due(&mut self, path: &RepoPath, due: Option<Instant>) {
-        let Some(entry) = self.entries.get_mut(path) else {
+    fn set_due(&mut self, path: &RepoPath, due: Option<Tick>) {
+        // One copy of the path for both, whoever asks with another.
+        let Some(path) = self.entries.get_key_value(path).map(|(path, _)| path.clone()) else {
             return;
         };
-        if let Some(old) = entry.due.take() {
-            self.due.remove(&(old, entry.seq, path.clone()));
-        }
-        entry.due = due;
-        if let Some(due) = due {
-            self.due.insert((due, entry.seq, path.clone()));
+        let Some(entry) = self.entries.get_mut(&path) else {
+            return;
+        };
+        let old = std::mem::replace(&mut entry.due, due);
+        let seq = entry.seq;
+        match (old, due) {
+            (Some(old), None) => drop(self.due.remove(&(old, seq, path))),
+            (Some(old), Some(due)) => {
+                self.due.remove(&(old, seq, path.clone()));
+                self.due.insert((due, seq, path));
+            }
+            (None, Some(due)) => drop(self.due.insert((due, seq, path))),
+            (None, None) => {}
         }
     }
 
     pub fn get(&self, path: &RepoPath) -> Option<&Pending> {
-        self.entries.get(path)
+        self.entries.get(path).map(Box::as_ref)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&RepoPath, &Pending)> {
-        self.entries.iter()
+        self.entries.iter().map(|(path, entry)| (path, entry.as_ref()))
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
     }
 
     /// Whether the stager has the path in hand.
@@ -121,12 +226,24 @@ impl Queue {
     }
 
     /// When the next path is due.
-    pub fn next_due(&self) -> Option<Instant> {
-        self.due.first().map(|(due, ..)| *due)
+    pub fn next_due(&mut self) -> Option<Instant> {
+        self.told = self.due.first().map(|(due, ..)| *due);
+        self.told.map(|due| self.instant(due))
+    }
+
+    /// Whether a path is due before all that whoever asks for [`next_due`](Self::next_due) knows of; says so once.
+    pub fn has_news(&mut self) -> bool {
+        let due = self.due.first().map(|(due, ..)| *due);
+        let news = due.is_some_and(|due| self.told.is_none_or(|told| due < told));
+        if news {
+            self.told = due;
+        }
+        news
     }
 
     /// Up to `limit` paths that are due, oldest first; they count as in hand from now on.
     pub fn take_due(&mut self, now: Instant, limit: usize) -> Vec<RepoPath> {
+        let now = self.tick(now);
         let due = self.due.iter().take_while(|(due, ..)| *due <= now);
         let chosen: Vec<_> = due.take(limit).map(|(.., path)| path.clone()).collect();
         self.take(chosen)
@@ -139,6 +256,7 @@ impl Queue {
         now: Instant,
         limit: usize,
     ) -> Vec<RepoPath> {
+        let now = self.tick(now);
         let due =
             paths.filter(|path| self.entries.get(*path).is_some_and(|entry| entry.due.is_some_and(|due| due <= now)));
         let chosen = if limit == 0 { Vec::new() } else { due.take(limit).cloned().collect() };
@@ -164,16 +282,17 @@ impl Queue {
         let Some(entry) = self.entries.get_mut(path) else {
             return;
         };
-        for (barrier, _, bytes) in entry.barriers.extract_if(.., |(_, wanted, _)| *wanted <= seq) {
+        for (barrier, _, bytes) in entry.take_barriers(|(_, wanted, _)| *wanted <= seq) {
             count_done(&mut self.barriers, barrier, bytes);
         }
         if entry.seq == seq {
             self.remove(path);
         } else {
             entry.phase = Phase::Waiting;
-            entry.forced = !entry.barriers.is_empty();
+            entry.forced = entry.has_barriers();
             entry.alone = false;
-            let due = if entry.forced { Instant::now() } else { entry.rested };
+            let rested = entry.rested;
+            let due = if entry.forced { self.now() } else { rested };
             self.set_due(path, Some(due));
         }
     }
@@ -181,8 +300,8 @@ impl Queue {
     /// Nothing is owed for the path any more.
     pub fn remove(&mut self, path: &RepoPath) {
         self.set_due(path, None);
-        let Some(entry) = self.entries.remove(path) else { return };
-        for (barrier, _, bytes) in entry.barriers {
+        let Some(mut entry) = self.entries.remove(path) else { return };
+        for (barrier, _, bytes) in entry.take_barriers(|_| true) {
             count_done(&mut self.barriers, barrier, bytes);
         }
     }
@@ -193,11 +312,10 @@ impl Queue {
             return;
         };
         entry.phase = Phase::Waiting;
-        if error.is_some() {
-            entry.attempts += 1;
-            entry.error = error;
+        if let Some(error) = error {
+            entry.failed(error);
         }
-        self.set_due(path, Some(Instant::now() + delay));
+        self.set_due(path, Some(self.now().after(delay)));
     }
 
     /// The next request that carries the path carries nothing else.
@@ -213,11 +331,10 @@ impl Queue {
             return;
         };
         entry.phase = Phase::Waiting;
-        entry.attempts += 1;
-        entry.error = Some(error);
+        entry.failed(error);
         entry.parked = true;
         entry.forced = false;
-        for (barrier, ..) in entry.barriers.drain(..) {
+        for (barrier, ..) in entry.take_barriers(|_| true) {
             if let Some(barrier) = self.barriers.get_mut(&barrier) {
                 barrier.remaining -= 1;
                 barrier.progress.files_failed += 1;
@@ -231,7 +348,7 @@ impl Queue {
     pub fn barrier(&mut self, chosen: impl Fn(&RepoPath) -> bool, bytes: impl Fn(&RepoPath) -> u64) -> u64 {
         let id = self.next_barrier;
         self.next_barrier += 1;
-        let now = Instant::now();
+        let now = self.now();
         let paths: Vec<RepoPath> = self.entries.keys().filter(|path| chosen(path)).cloned().collect();
         let mut barrier = Barrier::default();
         for path in paths {
@@ -242,7 +359,10 @@ impl Queue {
             let Some(entry) = self.entries.get_mut(&path) else {
                 continue;
             };
-            entry.barriers.push((id, entry.seq, size));
+            let barriers = &mut entry.rare.get_or_insert_default().barriers;
+            // Mostly the only one.
+            barriers.reserve_exact(1);
+            barriers.push((id, entry.seq, size));
             entry.parked = false;
             entry.forced = true;
             if entry.phase == Phase::Waiting {
@@ -262,7 +382,7 @@ impl Queue {
     pub fn drop_barrier(&mut self, id: u64) {
         self.barriers.remove(&id);
         for entry in self.entries.values_mut() {
-            entry.barriers.retain(|(barrier, ..)| *barrier != id);
+            entry.take_barriers(|(barrier, ..)| *barrier == id);
         }
     }
 }
@@ -305,6 +425,38 @@ mod tests {
     }
 
     #[test]
+    fn a_pending_path_takes_few_bytes_until_it_fails() {
+        assert!(size_of::<Pending>() <= 48);
+        let mut queue = Queue::default();
+        queue.touch(&path("a"), NOW);
+        let barrier = queue.barrier(|_| true, |_| 0);
+        queue.retry(&path("a"), NOW, Some("refused".into()));
+        let entry = queue.get(&path("a")).unwrap();
+        assert_eq!((entry.attempts(), entry.error()), (1, Some("refused")));
+        queue.touch(&path("a"), NOW);
+        let entry = queue.get(&path("a")).unwrap();
+        assert_eq!((entry.attempts(), entry.error(), entry.has_barriers()), (0, None, true));
+        queue.drop_barrier(barrier);
+        assert!(queue.get(&path("a")).unwrap().rare.is_none());
+    }
+
+    #[test]
+    fn only_a_path_that_is_due_before_all_others_is_news_and_only_once() {
+        let mut queue = Queue::default();
+        assert!(!queue.has_news());
+        queue.touch(&path("a"), Duration::from_secs(60));
+        assert!(queue.has_news() && !queue.has_news());
+        queue.touch(&path("b"), Duration::from_secs(3600));
+        assert!(!queue.has_news());
+        queue.touch(&path("c"), NOW);
+        assert!(queue.has_news());
+        take(&mut queue);
+        assert!(queue.next_due().is_some());
+        queue.touch(&path("d"), Duration::from_secs(30));
+        assert!(queue.has_news());
+    }
+
+    #[test]
     fn a_change_during_staging_makes_the_path_due_again_but_reaches_the_older_barrier() {
         let mut queue = Queue::default();
         queue.touch(&path("a"), NOW);
@@ -336,10 +488,11 @@ mod tests {
     fn a_path_that_never_rests_is_due_after_ten_periods() {
         let mut queue = Queue::default();
         queue.touch(&path("a"), Duration::from_secs(1));
-        let since = queue.get(&path("a")).unwrap().since;
+        let since = queue.instant(queue.get(&path("a")).unwrap().since);
         queue.touch(&path("a"), Duration::from_secs(3600));
         assert!(queue.next_due().unwrap() <= since + Duration::from_secs(3600 * 10));
-        queue.entries.get_mut(&path("a")).unwrap().since -= Duration::from_secs(20);
+        // As if time had passed.
+        queue.began -= Duration::from_secs(20);
         queue.touch(&path("a"), Duration::from_secs(2));
         assert!(queue.next_due().unwrap() <= Instant::now());
     }

@@ -103,6 +103,8 @@ impl Fs {
                 state.wrote(ino, |size| size.max(grown), self);
                 state.set_uneven(ino);
                 state.set_beyond(ino, end_counted.saturating_sub(grown));
+            } else {
+                state.disarrayed(ino, &file, self);
             }
             Ok(())
         })?;
@@ -188,16 +190,19 @@ impl Fs {
         let room = spool::room(&file);
         self.change(|state| {
             state.end_writing(ino);
-            if let Some(copied) = copied {
-                let end = size.max(to.1 + copied);
-                state.wrote(ino, |size| size.max(end), self);
-                if let Some(room) = room {
-                    state.set_room(ino, room);
+            match copied {
+                Some(copied) => {
+                    let end = size.max(to.1 + copied);
+                    state.wrote(ino, |size| size.max(end), self);
+                    if let Some(room) = room {
+                        state.set_room(ino, room);
+                    }
+                    state.set_beyond(ino, counted.saturating_sub(end));
+                    if let Some((source, before)) = &known {
+                        state.copied(*source, before, ino, length);
+                    }
                 }
-                state.set_beyond(ino, counted.saturating_sub(end));
-                if let Some((source, before)) = &known {
-                    state.copied(*source, before, ino, length);
-                }
+                None => state.disarrayed(ino, &file, self),
             }
             Ok(())
         })?;

@@ -119,7 +119,7 @@ impl Fs {
             tracing::warn!(%known, %base, "the workspace stands on another commit than at the last mount");
         }
         let accounts: Vec<(RepoPath, Account)> =
-            self.lock().ledger.iter().map(|(path, account)| (path.clone(), *account)).collect();
+            self.lock().ledger.iter().map(|(path, account)| (path.clone(), account)).collect();
         let mut listings = Listings { fs: self, commit: base.clone(), known: HashMap::new() };
         let mut updates = Vec::new();
         let mut conflicts = Vec::new();
@@ -163,7 +163,7 @@ impl Fs {
                 if account.staged == Staged::Doubt {
                     state.suspects.push(path.clone());
                 }
-                if state.ledger.get(&path) != Some(&account) {
+                if state.ledger.get(&path) != Some(account) {
                     state.apply(Change::Account { path, account: Some(account) });
                 }
             }
@@ -187,11 +187,12 @@ impl Fs {
     /// beside everything else.
     ///
     /// # Errors
-    /// The journal's; the old segments stay then.
+    /// The journal's; the old segments stay then. It takes none of the room that is kept back for removals.
     pub fn compact(&self, always: bool) -> Result<(), FsError> {
         if !always && self.journal.segment_bytes() < COMPACTION_MIN_BYTES {
             return Ok(());
         }
+        self.journal_room()?;
         let (inodes, paths) = {
             let state = self.lock();
             self.journal.start_segment()?;
@@ -235,7 +236,7 @@ impl Fs {
             self.append_state(|state| {
                 let mut changes = Vec::new();
                 for path in portion {
-                    changes.push(Change::Account { path: path.clone(), account: state.ledger.get(path).copied() });
+                    changes.push(Change::Account { path: path.clone(), account: state.ledger.get(path) });
                     if let Some(upload) = state.uploads.get(path) {
                         changes.push(Change::Upload { path: path.clone(), upload: Some(upload.clone()) });
                     }
@@ -247,7 +248,12 @@ impl Fs {
         Ok(())
     }
 
+    fn journal_room(&self) -> Result<(), FsError> {
+        if self.journal.has_room() { Ok(()) } else { Err(FsError::NoSpace) }
+    }
+
     fn append_state(&self, changes: impl FnOnce(&State) -> Vec<Change>) -> Result<(), FsError> {
+        self.journal_room()?;
         let ticket = {
             let state = self.lock();
             self.journal.append(&changes(&state))
@@ -326,7 +332,7 @@ pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, Comm
                 None => (false, 0),
             },
         };
-        let tally = match (state.owes(path, account), found, account.staged) {
+        let tally = match (state.owes(path, &account), found, account.staged) {
             (true, true, _) => &mut counts.dirty,
             (true, false, _) => &mut counts.removals,
             (false, _, Staged::Put(_) | Staged::Removed) => &mut counts.staged,
@@ -444,7 +450,7 @@ impl State {
     /// with the base.
     fn queue_owed(&mut self) {
         let accounts: Vec<(RepoPath, Account)> =
-            self.ledger.iter().map(|(path, account)| (path.clone(), *account)).collect();
+            self.ledger.iter().map(|(path, account)| (path.clone(), account)).collect();
         for (path, account) in accounts {
             if self.owes(&path, &account) {
                 self.queue.touch(&path, Duration::ZERO);

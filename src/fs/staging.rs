@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::queue::Phase;
+use super::queue::{Pending, Phase, Tick};
 use super::{Fs, FsError, Hold, Op, Options, State, base_attrs};
 use crate::control::{Counts, FileError, LocalPath, Progress, Tally};
 use crate::hash::ContentHash;
@@ -256,7 +256,7 @@ impl Fs {
             }
         };
         let captures = paths.iter().filter_map(|path| self.capture(path)).collect();
-        let state = self.lock();
+        let mut state = self.lock();
         // While a commit waits, the paths that are not part of it are not due, however long ago they were.
         let soon = Instant::now() + RECHECK;
         let next = state.queue.next_due().map(|due| if state.frozen.is_some() { due.max(soon) } else { due });
@@ -270,7 +270,7 @@ impl Fs {
             let alone = state.queue.get(path).is_some_and(|entry| entry.alone);
             let capture = state.frozen.as_ref().and_then(|frozen| frozen.get(path).cloned());
             capture.map(|capture| Capture {
-                account: state.ledger.get(path).copied().unwrap_or_default(),
+                account: state.ledger.get(path).unwrap_or_default(),
                 upload: state.uploads.get(path).cloned(),
                 alone,
                 ..capture
@@ -332,7 +332,7 @@ impl Fs {
                     return Ok(None);
                 };
                 let (seq, forced, alone) = (entry.seq, entry.forced, entry.alone);
-                let account = state.ledger.get(path).copied().unwrap_or_default();
+                let account = state.ledger.get(path).unwrap_or_default();
                 let upload = state.uploads.get(path).cloned();
                 let capture = |want| Capture { path: path.clone(), seq, account, want, alone, upload };
                 let ino = match state.tree.resolve(path) {
@@ -426,7 +426,7 @@ impl Fs {
     pub fn intend<'a>(&self, paths: impl Iterator<Item = &'a RepoPath>) -> Result<(), FsError> {
         let done = self.change(|state| {
             for path in paths {
-                let account = state.ledger.get(path).copied().unwrap_or_default();
+                let account = state.ledger.get(path).unwrap_or_default();
                 if account.staged != Staged::Doubt {
                     let account = Account { staged: Staged::Doubt, ..account };
                     state.apply(Change::Account { path: path.clone(), account: Some(account) });
@@ -526,7 +526,7 @@ impl Fs {
 
     /// How often staging a path has failed.
     pub fn attempts(&self, path: &RepoPath) -> u32 {
-        self.lock().queue.get(path).map_or(0, |entry| entry.attempts)
+        self.lock().queue.get(path).map_or(0, Pending::attempts)
     }
 
     /// Whether a file may be put at `path`: nothing above or below it is a file in the workspace's view, which takes
@@ -598,7 +598,7 @@ impl Fs {
             let above = std::iter::successors(file.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
             for dir in above {
                 let is_clear = *clear.entry(dir.clone()).or_insert_with(|| {
-                    let gone = |(path, account): (&RepoPath, &Account)| files.contains(path) || !account.may_show();
+                    let gone = |(path, account): (&RepoPath, Account)| files.contains(path) || !account.may_show();
                     state.is_vacant(&dir, &mut known) && state.ledger.below(&dir).all(gone)
                 });
                 if !is_clear {
@@ -704,7 +704,7 @@ impl Fs {
     pub fn unstaged(&self, paths: &[RepoPath]) -> Result<(), FsError> {
         into_plain(self.change(|state| {
             for path in paths {
-                let account = state.ledger.get(path).copied().unwrap_or_default();
+                let account = state.ledger.get(path).unwrap_or_default();
                 let account = Account { staged: Staged::Nothing, ..account };
                 state.apply(Change::Account { path: path.clone(), account: Some(account) });
                 state.queue.touch(path, Duration::ZERO);
@@ -728,7 +728,7 @@ impl Fs {
         let found = into_plain(self.change(|state| {
             let mut wrong = Vec::new();
             for path in &state.suspects {
-                let account = state.ledger.get(path).copied().unwrap_or_default();
+                let account = state.ledger.get(path).unwrap_or_default();
                 let agrees = match (account.staged, staged.get(path)) {
                     (Staged::Nothing, None) | (Staged::Removed, Some(ChangeKind::Removed)) => true,
                     (Staged::Put(_), Some(ChangeKind::Added | ChangeKind::Modified)) => true,
@@ -774,7 +774,7 @@ impl Fs {
 
     /// Whether nothing is owed to the server.
     pub fn is_drained(&self) -> bool {
-        self.lock().queue.iter().next().is_none()
+        self.lock().queue.len() == 0
     }
 
     /// Whether all that is owed waits for somebody to act.
@@ -784,7 +784,7 @@ impl Fs {
 
     /// How many paths are owed.
     pub fn owed(&self) -> usize {
-        self.lock().queue.iter().count()
+        self.lock().queue.len()
     }
 
     /// Numbers for a status: counts per state, age of the oldest change in seconds, errors, local paths.
@@ -792,7 +792,7 @@ impl Fs {
         let state = self.lock();
         let mut counts = Counts::default();
         let mut errors = Vec::new();
-        let mut oldest: Option<Instant> = None;
+        let mut oldest: Option<Tick> = None;
         let add = |tally: &mut Tally, bytes| {
             tally.files += 1;
             tally.bytes += bytes;
@@ -812,13 +812,13 @@ impl Fs {
                 (_, _, Phase::Sending) => &mut counts.uploading,
             };
             add(tally, size.unwrap_or(0));
-            if let Some(error) = &entry.error {
+            if let Some(error) = entry.error() {
                 errors.push((
                     entry.since,
                     FileError {
                         path: path.as_str().to_owned(),
-                        error: error.clone(),
-                        attempts: entry.attempts,
+                        error: error.to_owned(),
+                        attempts: entry.attempts(),
                         parked: entry.parked,
                     },
                 ));
@@ -836,7 +836,7 @@ impl Fs {
         errors.sort_by_key(|(since, _)| std::cmp::Reverse(*since));
         let errors = errors.into_iter().map(|(_, error)| error).take(SHOWN_ERRORS).collect();
         let local = state.local_paths(&self.options, &mut counts.local);
-        (counts, oldest.map(|oldest| oldest.elapsed().as_secs()), errors, local)
+        (counts, oldest.map(|oldest| state.queue.instant(oldest).elapsed().as_secs()), errors, local)
     }
 }
 
@@ -860,7 +860,7 @@ impl State {
     /// See [`Fs::clear_for_put`].
     fn is_clear_for_put(&self, path: &RepoPath) -> bool {
         let mut above = std::iter::successors(path.parent(), RepoPath::parent);
-        !above.any(|dir| self.ledger.get(&dir).is_some_and(Account::may_show))
+        !above.any(|dir| self.ledger.get(&dir).is_some_and(|account| account.may_show()))
             && !self.ledger.below(path).any(|(below, account)| below != path && account.may_show())
     }
 
@@ -889,7 +889,7 @@ impl State {
     /// Applies a confirmation; returns the spool file that the cache may take over.
     fn confirm(&mut self, capture: &Capture, step: Step) -> Option<Adopted> {
         let path = &capture.path;
-        let account = self.ledger.get(path).copied().unwrap_or_default();
+        let account = self.ledger.get(path).unwrap_or_default();
         let account = Account { staged: account.after(step), ..account };
         let settled = account.staged == Staged::Nothing;
         self.apply(Change::Account { path: path.clone(), account: (!settled).then_some(account) });

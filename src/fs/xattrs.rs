@@ -196,8 +196,8 @@ impl State {
                 Content::Remote { hash, .. } => Some(hash.to_string().into_bytes()),
                 Content::Local { hash, .. } => hash.map(|hash| hash.to_string().into_bytes()),
             },
-            b"error" => entries().find_map(|entry| entry.error.clone()).map(String::into_bytes),
-            b"attempts" => Some(entries().map(|entry| entry.attempts).max().unwrap_or(0).to_string().into_bytes()),
+            b"error" => entries().find_map(|entry| entry.error()).map(|error| error.as_bytes().to_vec()),
+            b"attempts" => Some(entries().map(|entry| entry.attempts()).max().unwrap_or(0).to_string().into_bytes()),
             _ => None,
         }
     }

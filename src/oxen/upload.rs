@@ -45,8 +45,23 @@ impl OxenWorkspace {
             return self.stage_hashes(std::slice::from_ref(put)).await.map(|mut outcomes| outcomes.remove(0));
         }
         if put.object.size > 0 && self.dialect.large != LargeRoute::Multipart {
-            return self.send_in_pieces(put, resume, progress).await;
+            let sent = self.send_in_pieces(put, resume, progress).await;
+            let spoiled = matches!(
+                &sent,
+                Ok(Outcome::Failed(WorkspaceError::Refused { .. })) | Err(WorkspaceError::Server { status: 500, .. })
+            );
+            if !spoiled || self.dialect.large != LargeRoute::Chunks {
+                return sent;
+            }
+            // An earlier client may have left chunks under this hash that are not its bytes. They cannot be listed or
+            // taken away, and are used instead of ours (read): so the file goes by a way that does not look at them.
+            tracing::warn!(path = %put.path, "its chunks on the server are not its own; it is sent in one request");
         }
+        self.send_whole(put, progress).await
+    }
+
+    /// A file in one request.
+    async fn send_whole(&self, put: &Put, progress: &dyn UploadProgress) -> Result<Outcome, WorkspaceError> {
         let mut outcomes = self.send_batch(std::slice::from_ref(put)).await?;
         let outcome = outcomes.pop().unwrap_or(Outcome::NeedsBytes);
         if let Outcome::Done { sent_bytes } = outcome {
@@ -97,6 +112,7 @@ impl OxenWorkspace {
         let mut sent_bytes = 0;
         let mut resume = resume.filter(|upload| !upload.id.is_empty() && upload.part_bytes > 0);
         for _ in 0..ROUNDS {
+            let resumed = resume.is_some();
             let (upload, window) = match resume.take() {
                 // A guess that holds for what released servers take: the smallest window there is.
                 Some(upload) => (upload, PARTS as u64),
@@ -119,10 +135,15 @@ impl OxenWorkspace {
                     (upload, begun.part_window.max(1))
                 }
             };
-            match self.send_round(put, upload, window, progress, &mut sent_bytes).await? {
-                Round::Completed => return Ok(sent_bytes),
+            match self.send_round(put, upload, window, progress, &mut sent_bytes).await {
+                Ok(Round::Completed) => return Ok(sent_bytes),
                 // Beginning again answers `already_stored` where the file is there (0.65.2, tried).
-                Round::Over => {}
+                Ok(Round::Over) => {}
+                // A part that is there from before need not be ours, and is not taken twice.
+                Err(WorkspaceError::Refused { .. }) if resumed => {
+                    tracing::warn!(path = %put.path, "what was sent of it before is not its own; it is sent again");
+                }
+                Err(error) => return Err(error),
             }
         }
         Err(WorkspaceError::Unconfirmed { what: put.path.to_string() })

@@ -52,9 +52,15 @@ contract! {
         changes_that_do_not_collide_are_no_conflict,
         compressed_files_arrive_whole,
     ];
-    current: [a_file_unstaged_in_a_removed_directory_stays];
+    current: [
+        a_file_unstaged_in_a_removed_directory_stays,
+        a_part_that_an_earlier_client_left_with_other_bytes_is_made_good,
+    ];
     only_documented: [a_directory_with_an_escape_in_its_name_is_refused_where_no_request_can_name_it];
-    only_0_58: [content_is_never_staged_by_hash];
+    only_0_58: [
+        content_is_never_staged_by_hash,
+        a_chunk_that_an_earlier_client_left_with_other_bytes_is_made_good,
+    ];
     only_embedded_0_65: [
         a_path_that_is_not_echoed_is_not_done,
         a_batch_whose_answer_is_lost_is_sent_again,
@@ -853,6 +859,50 @@ async fn a_large_upload_goes_on_after_a_crash(target: &Target) {
     assert_eq!(after.sent(), left);
     let committed = commit(&again, "large").await;
     assert_eq!(content_at(&again, &committed.id, "large.bin").await, Some(bytes));
+}
+
+/// `PUT`s bytes of some earlier client's.
+async fn poison(target: &Target, below: &str, bytes: Vec<u8>) {
+    let answer = target.http.put(target.url(below)).header("content-type", "application/octet-stream").body(bytes);
+    assert_eq!(answer.send().await.expect("an answer").status().as_u16(), 200, "{below}");
+}
+
+async fn a_part_that_an_earlier_client_left_with_other_bytes_is_made_good(target: &Target) {
+    let workspace = open(target).await;
+    let bytes = noise(17, 45_000_000);
+    let sent = put(&workspace, "large.bin", &bytes);
+    let before = Recorded::default();
+    tokio::select! {
+        outcome = workspace.send_large(&sent, None, &before) => panic!("it ended before it was dropped: {outcome:?}"),
+        () = before.noted.notified() => {}
+    }
+    let upload = before.upload().expect("a checkpoint");
+    assert!(upload.parts.len() < 4 && !upload.parts.contains(&4), "{upload:?}");
+    poison(target, &format!("versions/uploads/{}/parts/5", upload.id), noise(18, 45_000_000 - 4 * (10 << 20))).await;
+
+    let again = open(target).await;
+    let outcome = again.send_large(&sent, Some(upload), &Recorded::default()).await.expect("an answer");
+    assert!(matches!(outcome, Outcome::Done { .. }), "{outcome:?}");
+    let committed = commit(&again, "large").await;
+    assert!(content_at(&again, &committed.id, "large.bin").await == Some(bytes));
+}
+
+async fn a_chunk_that_an_earlier_client_left_with_other_bytes_is_made_good(target: &Target) {
+    let workspace = open(target).await;
+    let bytes = noise(19, 25_000_000);
+    let sent = put(&workspace, "large.bin", &bytes);
+    poison(target, &format!("versions/{}/chunks?offset=0", sent.object.hash), noise(20, 10 << 20)).await;
+    let outcome = workspace.send_large(&sent, None, &Recorded::default()).await.expect("an answer");
+    assert!(matches!(outcome, Outcome::Done { .. }), "{outcome:?}");
+    // Of another length: the number of chunks is not what it should be.
+    let other = noise(21, 25_000_000);
+    let sent = put(&workspace, "other.bin", &other);
+    poison(target, &format!("versions/{}/chunks?offset=77", sent.object.hash), noise(22, 1000)).await;
+    let outcome = workspace.send_large(&sent, None, &Recorded::default()).await.expect("an answer");
+    assert!(matches!(outcome, Outcome::Done { .. }), "{outcome:?}");
+    let committed = commit(&workspace, "large").await;
+    assert!(content_at(&workspace, &committed.id, "large.bin").await == Some(bytes));
+    assert!(content_at(&workspace, &committed.id, "other.bin").await == Some(other));
 }
 
 async fn a_file_shorter_than_promised_fails_alone(target: &Target) {

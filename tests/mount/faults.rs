@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 
 use crate::dataset::noise;
 use crate::http::{Tree, assert_same};
-use crate::mounted::{TestMount, local_tree, run, wait_until};
+use crate::mounted::{TestMount, local_tree, wait_until};
 use crate::scripted::Scripted;
 
 /// How many changes the server does not have.
-fn owed(status: &Value) -> u64 {
+pub fn owed(status: &Value) -> u64 {
     let kinds = ["dirty", "hashing", "queued", "uploading", "failed", "removals"];
     kinds.iter().map(|kind| status["counts"][kind]["files"].as_u64().unwrap()).sum()
 }
@@ -33,7 +33,7 @@ fn write_some(test: &TestMount, mark: &str) -> Tree {
 
 /// Everything is staged without help, and the commit holds just this.
 #[track_caller]
-fn assert_ends_well(test: &TestMount, server: &Scripted, expected: &Tree) {
+pub fn assert_ends_well(test: &TestMount, server: &Scripted, expected: &Tree) {
     test.wait_status("everything to be staged", |status| owed(status) == 0 && status["stalled"].is_null());
     assert_same(&local_tree(&test.dir), expected);
     test.unmount_commit();
@@ -242,15 +242,7 @@ fn a_full_spool_stops_writers_alone_and_empties_by_itself() {
 fn more_changes_than_open_files_are_committed_all_the_same() {
     let mut server = Scripted::new();
     let test = TestMount::unmounted(&server.url());
-    let binary = env!("CARGO_BIN_EXE_oxenfs");
-    let script = format!(
-        "ulimit -n 128; exec {binary} mount {} {} --server {} --create --state-dir {}",
-        test.repo,
-        test.dir.display(),
-        server.url(),
-        test.state.display()
-    );
-    run("sh", ["-c", &script]);
+    test.mount_after("ulimit -n 128").ok();
     server.stop();
     let mut expected = Tree::new();
     for at in 0..600 {
@@ -262,6 +254,38 @@ fn more_changes_than_open_files_are_committed_all_the_same() {
     test.commit();
     assert_same(&server.committed(&test.repo), &expected);
     test.unmount();
+}
+
+#[test]
+fn more_open_files_than_the_daemon_may_have_are_refused_by_name_and_hinder_nothing_else() {
+    let server = Scripted::new();
+    let test = TestMount::unmounted(&server.url());
+    test.mount_after("ulimit -n 96").ok();
+    let mut expected = Tree::from([("before".into(), noise(1, 50_000))]);
+    fs::write(test.at("before"), &expected["before"]).unwrap();
+    let mut open = Vec::new();
+    let refused = loop {
+        assert!(open.len() < 96, "the limit was never met");
+        match fs::File::create(test.at(format!("open {}", open.len()))) {
+            Ok(file) => open.push(file),
+            Err(error) => break error,
+        }
+    };
+    assert!([libc::EMFILE, libc::ENFILE].map(Some).contains(&refused.raw_os_error()), "{refused}");
+    assert!(open.len() > 20, "only {} files could be open", open.len());
+    // What is open works on, and so does all that opens nothing.
+    for (at, file) in open.iter().enumerate() {
+        let (path, content) = (format!("open {at}"), noise(at as u64, 3000));
+        file.write_all_at(&content, 0).unwrap();
+        expected.insert(path, content);
+    }
+    fs::create_dir(test.at("dir")).unwrap();
+    fs::rename(test.at("open 3"), test.at("dir/renamed")).unwrap();
+    expected.insert("dir/renamed".into(), expected["open 3"].clone());
+    expected.remove("open 3");
+    // With the descriptors comes the rest.
+    drop(open);
+    assert_ends_well(&test, &server, &expected);
 }
 
 #[test]

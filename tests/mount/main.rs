@@ -4,14 +4,18 @@
 //! The server is the one that `scripts/oxen-server install` built, or the one at `OXENFS_TEST_SERVER_URL`. The tests
 //! look at it over HTTP alone, with a client of their own. `OXENFS_TEST_FULL=1` makes the datasets large.
 
+mod clocks;
 mod commits;
 mod copies;
 mod crashes;
 mod dataset;
 mod differences;
+mod disks;
+mod exits;
 mod faults;
 mod http;
 mod import;
+mod memory;
 mod metadata;
 mod mounted;
 mod posix;

@@ -118,12 +118,13 @@ impl TestMount {
 
     fn command<S: AsRef<OsStr>>(&self, state: &Path, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_oxenfs"));
-        command
-            .args(arguments)
-            .arg("--state-dir")
-            .arg(state)
-            .env("HOME", self.temp.path())
-            .env("OXEN_CONFIG_DIR", self.temp.path().join("oxen"));
+        command.args(arguments).arg("--state-dir").arg(state);
+        self.at_home(command)
+    }
+
+    /// With nothing of the tester's own environment.
+    fn at_home(&self, mut command: Command) -> Command {
+        command.env("HOME", self.temp.path()).env("OXEN_CONFIG_DIR", self.temp.path().join("oxen"));
         for name in ["OXEN_SERVER", "OXEN_API_KEY", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "RUST_LOG"] {
             command.env_remove(name);
         }
@@ -138,6 +139,15 @@ impl TestMount {
     /// `oxenfs mount`, which may be refused.
     pub fn mount(&self, options: &[&str]) -> Said {
         self.mount_with(&self.state, &self.dir, options)
+    }
+
+    /// `oxenfs mount --create` by a shell that does something to itself first.
+    pub fn mount_after(&self, shell: &str) -> Said {
+        let mut command = Command::new("sh");
+        command.args(["-ec", &format!("{shell}\nexec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_oxenfs")]);
+        command.args(["mount", &self.repo, self.dir.to_str().unwrap(), "--create", "--server", &self.server]);
+        command.arg("--state-dir").arg(&self.state);
+        Said::of(&mut self.at_home(command))
     }
 
     /// `oxenfs mount` of the same repository with another state directory or mount point.
@@ -220,13 +230,17 @@ impl TestMount {
         pid.try_into().unwrap()
     }
 
-    /// Sends the daemon a signal, and waits until it is gone when that is SIGKILL.
+    /// Sends the daemon a signal, and waits until it is gone when that is SIGKILL, and until all of it stands still when
+    /// that is SIGSTOP: its other threads go on until the one that takes the signal has run.
     #[track_caller]
     pub fn signal(&self, signal: rustix::process::Signal) -> i32 {
         let pid = self.pid();
         rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
         if signal == rustix::process::Signal::KILL {
             wait_until("the daemon to be gone", || !self.daemons().contains(&pid));
+        }
+        if signal == rustix::process::Signal::STOP {
+            wait_until("the daemon to stand still", || is_stopped(pid));
         }
         pid
     }
@@ -289,6 +303,17 @@ impl TestMount {
         assert!(!self.is_mounted(), "still mounted");
         wait_until("the daemon to end", || self.daemons().is_empty());
     }
+}
+
+/// Whether every thread of a process is stopped.
+fn is_stopped(pid: i32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let state = |thread: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // After the name, which may hold anything, in parentheses.
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
+    };
+    threads.map(state).all(|state| state == Some('T'))
 }
 
 impl Drop for TestMount {

@@ -1,6 +1,7 @@
 //! Random operations on the filesystem core, without a kernel, against a plain model: after every step the whole tree
 //! is compared, and after every drain the workspace. Faults, commits, crashes and remounts are operations too.
 
+mod disks;
 mod model;
 mod power;
 mod regressions;

@@ -47,6 +47,8 @@ pub enum Refusal {
     Invalid,
     NotPermitted,
     NoData,
+    /// The local disk fails; the model's never does.
+    Disk,
 }
 
 /// What belongs to a file or directory beside content and names.

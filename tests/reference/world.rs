@@ -161,8 +161,11 @@ async fn start(dir: &std::path::Path, memory: &Arc<Memory>, disk: &Disk) -> (Arc
             tokio::time::sleep(Duration::from_millis(3)).await;
             let fs = housekeeping.clone();
             // Cancelled with the runtime.
-            let Ok(tidied) = tokio::task::spawn_blocking(move || fs.tidy()).await else { return };
-            tidied.unwrap();
+            let work = move || fs.heal().and_then(|()| fs.tidy());
+            let Ok(done) = tokio::task::spawn_blocking(work).await else { return };
+            if let Err(error) = done {
+                refusal(&error);
+            }
         }
     });
     (fs, Tasks([stager, tidying]))
@@ -178,6 +181,7 @@ fn refusal(error: &FsError) -> Refusal {
         FsError::Invalid | FsError::Unsupported => Refusal::Invalid,
         FsError::NotPermitted => Refusal::NotPermitted,
         FsError::NoData => Refusal::NoData,
+        FsError::NoSpace | FsError::Io(_) => Refusal::Disk,
         other => panic!("the model knows no {other:?}"),
     }
 }
@@ -256,9 +260,10 @@ impl World {
 
     async fn write(&self, path: &[String], at: u64, text: &[u8], truncate: bool) -> Result<(), Refusal> {
         let handle = self.open(path, truncate).await?;
-        let done = if text.is_empty() { Ok(()) } else { self.run(|fs| fs.write(handle, at, text)).await };
+        let done = if text.is_empty() { Ok(0) } else { self.run(|fs| fs.write(handle, at, text)).await };
         self.fs.release(handle);
-        done
+        assert!(done.as_ref().is_ok_and(|written| *written == text.len()) || done.is_err(), "a short write");
+        done.map(|_| ())
     }
 
     pub async fn real(&self, op: &Op) -> Result<(), Refusal> {
@@ -593,8 +598,13 @@ impl World {
         self.crash().await;
     }
 
+    /// Compacts the record, on a disk that may not let it.
+    pub fn try_compact(&self) -> Result<(), Refusal> {
+        self.fs.compact(true).map_err(|error| refusal(&error))
+    }
+
     /// The whole tree equals the model.
-    async fn compare(&self, after: &Op) {
+    pub async fn compare(&self, after: &Op) {
         let (shown, expected) = (self.shown().await, self.model.shown());
         assert!(shown == expected, "after {after:?}: {}", difference(&shown, &expected));
         assert_eq!(self.metas().await, self.model.metas(), "after {after:?}");
