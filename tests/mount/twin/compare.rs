@@ -35,7 +35,8 @@ pub struct Twins {
     times: HashMap<Seen, Times>,
     /// Files of the plain directory whose times the mount cannot know: written through mappings, or written FIFOs.
     pub untimed: HashSet<u64>,
-    /// Files of the plain directory that ranges were copied to: a hole of the one may be zeros in the other.
+    /// Files of the plain directory that ranges were copied to or allocated in: a hole of the one may be zeros, or room
+    /// for what never was written, in the other.
     pub copied: HashSet<u64>,
     /// Names that the directory under way of being read had all the time, and ever, since the reading began.
     always: BTreeSet<Vec<u8>>,
@@ -87,7 +88,7 @@ impl Twins {
         {
             self.untimed.insert(stat.st_ino);
         }
-        if let Op::CopyRange { to, .. } = step.op
+        if let Op::CopyRange { to, .. } | Op::Fallocate { slot: to, .. } = step.op
             && let Some(stat) = self.plain.stat_slot(to)
         {
             self.copied.insert(stat.st_ino);
