@@ -226,8 +226,8 @@ impl Links {
             Self::None | Self::One(_) => {}
             Self::Many(links) => {
                 // Where many names go they mostly go in the order that they came in: the first one looked at is it.
-                if let Some(link) = links.0.iter().position(same) {
-                    links.0.remove(link);
+                if let Some(at) = links.0.iter().position(same) {
+                    links.0.remove(at);
                 }
                 if let [_] = links.0.as_slice() {
                     *self = links.0.pop().map_or(Self::None, Self::One);

@@ -46,9 +46,9 @@ pub enum Refusal {
     NotEmpty,
     Invalid,
     NotPermitted,
+    NoData,
     /// The local disk fails; the model's never does.
     Disk,
-    NoData,
 }
 
 /// What belongs to a file or directory beside content and names.

@@ -234,8 +234,8 @@ fn refusal(error: &FsError) -> Refusal {
         FsError::NotEmpty => Refusal::NotEmpty,
         FsError::Invalid | FsError::Unsupported => Refusal::Invalid,
         FsError::NotPermitted => Refusal::NotPermitted,
-        FsError::NoSpace | FsError::Io(_) => Refusal::Disk,
         FsError::NoData => Refusal::NoData,
+        FsError::NoSpace | FsError::Io(_) => Refusal::Disk,
         other => panic!("the model knows no {other:?}"),
     }
 }

@@ -35,6 +35,9 @@ pub struct Twins {
     times: HashMap<Seen, Times>,
     /// Files of the plain directory whose times the mount cannot know: written through mappings, or written FIFOs.
     pub untimed: HashSet<u64>,
+    /// Files of the plain directory that ranges were copied to or allocated in: a hole of the one may be zeros, or room
+    /// for what never was written, in the other.
+    pub copied: HashSet<u64>,
     /// Names that the directory under way of being read had all the time, and ever, since the reading began.
     always: BTreeSet<Vec<u8>>,
     ever: BTreeSet<Vec<u8>>,
@@ -60,6 +63,7 @@ impl Twins {
             mount,
             times: HashMap::new(),
             untimed: HashSet::new(),
+            copied: HashSet::new(),
             always: BTreeSet::new(),
             ever: BTreeSet::new(),
             fine_clock,
@@ -83,6 +87,11 @@ impl Twins {
             && let Some(stat) = self.plain.stat_map(map)
         {
             self.untimed.insert(stat.st_ino);
+        }
+        if let Op::CopyRange { to, .. } | Op::Fallocate { slot: to, .. } = step.op
+            && let Some(stat) = self.plain.stat_slot(to)
+        {
+            self.copied.insert(stat.st_ino);
         }
         if let Op::Write { slot, .. } = step.op
             && let Some(stat) = self.plain.stat_slot(slot)
@@ -118,13 +127,13 @@ impl Twins {
                 (Some(plain), Some(mount)) => Shown { what: format!("{:?}", Path(path.clone())), plain, mount },
                 (None, Some(_)) => continue,
             };
-            shown.compare(&self.untimed)?;
+            shown.compare(self)?;
             self.compare_changes(Seen::Path(path), &shown)?;
         }
         for slot in step.op.slots() {
             if let (Some(plain), Some(mount)) = (self.plain.stat_slot(slot), self.mount.stat_slot(slot)) {
                 let shown = Shown { what: format!("handle {slot}"), plain, mount };
-                shown.compare(&self.untimed)?;
+                shown.compare(self)?;
                 self.compare_changes(Seen::Slot(slot), &shown)?;
             } else {
                 self.times.remove(&Seen::Slot(slot));
@@ -239,7 +248,7 @@ impl Twins {
                     return Err(format!("{:?} is listed, and absent", Path(path)));
                 };
                 let shown = Shown { what: format!("{:?}", Path(path.clone())), plain, mount };
-                shown.compare(&self.untimed)?;
+                shown.compare(self)?;
                 let (a, b) = (plain.st_ino, mount.st_ino);
                 if *numbers.entry(a).or_insert(b) != b || *back.entry(b).or_insert(a) != a {
                     return Err(format!("{} is a link to another file than in the plain directory", shown.what));
@@ -266,12 +275,12 @@ impl Twins {
         }
         for slot in 0..SLOTS {
             if let (Some(plain), Some(mount)) = (self.plain.stat_slot(slot), self.mount.stat_slot(slot)) {
-                Shown { what: format!("handle {slot}"), plain, mount }.compare(&self.untimed)?;
+                Shown { what: format!("handle {slot}"), plain, mount }.compare(self)?;
             }
         }
         for map in 0..MAPS {
             if let (Some(plain), Some(mount)) = (self.plain.stat_map(map), self.mount.stat_map(map)) {
-                Shown { what: format!("mapping {map}"), plain, mount }.compare(&self.untimed)?;
+                Shown { what: format!("mapping {map}"), plain, mount }.compare(self)?;
             }
         }
         Ok(())
@@ -287,7 +296,7 @@ fn named(names: &Result<Vec<Vec<u8>>, i32>) -> String {
 
 impl Shown {
     /// Attributes that have to be equal.
-    fn compare(&self, untimed: &HashSet<u64>) -> Result<(), String> {
+    fn compare(&self, twins: &Twins) -> Result<(), String> {
         let (a, b) = (&self.plain, &self.mount);
         let differs = |name: &str, a: &dyn std::fmt::Display, b: &dyn std::fmt::Display| {
             Err(format!("{}: {name} {a}, on the mount {b}", self.what))
@@ -311,11 +320,12 @@ impl Shown {
         if a.st_rdev != b.st_rdev {
             return differs("device", &a.st_rdev, &b.st_rdev);
         }
-        if untimed.contains(&a.st_ino) {
+        if twins.untimed.contains(&a.st_ino) {
             return Ok(());
         }
         let full = (a.st_size + 4095) / 4096 * 8;
-        let (least, most) = (a.st_blocks.min(full) - BLOCKS_APART, a.st_blocks.max(full) + BLOCKS_APART);
+        let least = if twins.copied.contains(&a.st_ino) { 0 } else { a.st_blocks.min(full) - BLOCKS_APART };
+        let most = a.st_blocks.max(full) + BLOCKS_APART;
         if a.st_mode & libc::S_IFMT == libc::S_IFREG && !(least..=most).contains(&b.st_blocks) {
             return differs("blocks", &a.st_blocks, &b.st_blocks);
         }

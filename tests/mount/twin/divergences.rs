@@ -52,7 +52,9 @@ pub struct Divergence {
 /// - the access time, but for that which `utimensat` just set: the kernel keeps no access times for FUSE (`noatime`);
 /// - modification and change time of what was written through a mapping: the kernel tells a FUSE filesystem of such
 ///   writes when it writes the pages back, not at the first touch; nor how much of the disk it takes;
-/// - holes: once the server has a file, its length is all there is to tell of the room that it takes;
+/// - holes: once the server has a file, its length is all there is to tell of the room that it takes; and a copy of a
+///   hole is one here, where many a local filesystem makes it zeros; and room that was allocated and not written to is not
+///   kept once the file is staged;
 /// - these two times of a FIFO that was written to: the kernel tells a FUSE filesystem nothing of what goes through one;
 /// - by how much two clocks read one after the other differ.
 ///
