@@ -126,7 +126,11 @@ fn a_full_disk_stops_writers_alone_and_nothing_has_to_be_mounted_again() {
     // Nothing new, in words; reading, renaming and removing go on.
     let status = test.wait_status("the full disk to show", |status| status["disk"].is_string());
     assert!(status["disk"].as_str().unwrap().contains("full"), "{status:#}");
-    assert_full(fs::write(test.at("new"), noise(1, 100_000)));
+    // What was removed a moment ago still makes room.
+    wait_until("the disk to stay full", || {
+        disk.fill();
+        fs::write(test.at("new"), noise(1, 100_000)).is_err_and(|error| error.kind() == ErrorKind::StorageFull)
+    });
     fs::remove_file(test.at("new")).ok();
     // Of what the server has, a copy may be gone: it made way.
     for (path, content) in &expected {

@@ -185,6 +185,32 @@ fn a_workspace_that_others_deleted_is_made_anew_by_the_next_mount() {
 }
 
 #[test]
+fn a_workspace_that_others_commit_under_the_mount_keeps_what_is_written_later() {
+    let server = Scripted::new();
+    let test = TestMount::through(&server.url());
+    let mut expected = write_some(&test, "staged");
+    test.sync();
+    let repo = format!("/api/repos/{}", test.repo);
+    let listed: Value =
+        serde_json::from_str(&server.ask("GET", &format!("{repo}/workspaces"), &Value::Null).1).unwrap();
+    let id = listed["workspaces"][0]["id"].as_str().unwrap();
+    let message = json!({"author": "B", "email": "b@example.org", "message": "by another"});
+    assert_eq!(server.ask("POST", &format!("{repo}/workspaces/{id}/merge/main"), &message).0, 200);
+    assert_same(&server.committed(&test.repo), &expected);
+    expected.extend(write_some(&test, "later"));
+    fs::write(test.at("staged 2"), "changed").unwrap();
+    expected.insert("staged 2".into(), b"changed".to_vec());
+    let arguments = ["commit", test.dir.to_str().unwrap(), "-m", "m", "--author", "a", "--email", "e@example.org"];
+    let said = test.oxenfs(arguments);
+    assert_eq!(said.exit, 1, "{said:#?}");
+    assert!(said.err.contains("somebody else committed") && said.err.contains("hint: "), "{said:#?}");
+    assert_same(&local_tree(&test.dir), &expected);
+    test.unmount();
+    test.mount(&[]).ok();
+    assert_ends_well(&test, &server, &expected);
+}
+
+#[test]
 fn a_repository_that_is_gone_is_told_and_takes_nothing_with_it() {
     let server = Scripted::new();
     let test = TestMount::through(&server.url());
