@@ -70,6 +70,24 @@ fn a_server_that_is_away_for_long_costs_time_and_nothing_else() {
     assert_ends_well(&test, &server, &expected);
 }
 
+#[test]
+fn an_outage_soon_after_a_mount_keeps_nobody_from_writing_in_directories_that_nobody_looked_at() {
+    let mut server = Scripted::new();
+    let test = TestMount::through(&server.url());
+    fs::create_dir_all(test.at("a/b")).unwrap();
+    fs::write(test.at("a/b/old"), "old").unwrap();
+    test.unmount_commit();
+    test.forget();
+    assert_eq!(server.ask("DELETE", "/_traffic", &Value::Null).0, 200);
+    test.mount(&[]).ok();
+    wait_until("all to be listed", || server.log().iter().any(|(_, path, _)| path.contains("/a/b")));
+    server.stop();
+    wait_until("the listing to be taken in", || fs::write(test.at("a/b/new"), "new").is_ok());
+    server.start(None);
+    let expected = [("a/b/old", "old"), ("a/b/new", "new")].map(|(path, text)| (path.into(), text.into()));
+    assert_ends_well(&test, &server, &expected.into());
+}
+
 /// Ticks a second in `/proc`, on every Linux that there is.
 const CLOCK_TICKS: f64 = 100.0;
 
