@@ -58,6 +58,8 @@ pub use xattrs::XattrMode;
 const COPY_LIMIT_BYTES: u64 = 16 << 20;
 /// Directories listed at a time when a whole subtree is needed.
 const LISTINGS_AT_ONCE: usize = 8;
+/// Directories that are listed ahead before it is counted again how much is known.
+const LISTED_BETWEEN_COUNTS: usize = 1000;
 
 /// Why an operation cannot be done.
 #[derive(Debug, thiserror::Error)]
@@ -960,6 +962,35 @@ impl Fs {
             unlisted.filter(|(_, inode)| inode.lookups > 0).map(|(ino, _)| ino).collect()
         };
         stream::iter(known).map(|dir| self.list(dir)).buffer_unordered(LISTINGS_AT_ONCE).try_collect().await
+    }
+
+    /// Lists directories of the base that nobody asked for yet, from the top down, until `most` files and directories are
+    /// known or nothing is left: what is known can be changed while the server is away.
+    ///
+    /// # Errors
+    /// The server's; what was listed stays.
+    pub async fn list_ahead(&self, most: usize) -> Result<(), FsError> {
+        use futures_util::{StreamExt, TryStreamExt, stream};
+        let mut before = Vec::new();
+        loop {
+            let level: Vec<Ino> = {
+                let state = self.lock();
+                if state.tree.len() >= most {
+                    return Ok(());
+                }
+                let dirs = state.tree.iter().filter(|(_, inode)| matches!(&inode.body, Body::Dir(dir) if !dir.listed));
+                dirs.map(|(ino, _)| ino).take(LISTED_BETWEEN_COUNTS).collect()
+            };
+            // Those that are on their way out are never listed.
+            if level.is_empty() || level == before {
+                return Ok(());
+            }
+            before.clone_from(&level);
+            let listings = stream::iter(level).map(|dir| self.list(dir)).buffer_unordered(LISTINGS_AT_ONCE);
+            // One that is gone meanwhile has nothing to list.
+            let gone = |done| if matches!(done, Err(FsError::Stale | FsError::NotFound)) { Ok(()) } else { done };
+            listings.map(gone).try_collect::<()>().await?;
+        }
     }
 
     /// The commit under the workspace.

@@ -48,6 +48,8 @@ const STALL_CHECK: Duration = Duration::from_millis(200);
 /// How soon it is looked whether a request came late, and how often in the end.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 const LAST_LOOK: Duration = Duration::from_secs(60);
+/// Files and directories that are listed before anybody asks: 30 MB of memory at most.
+const LISTED_AHEAD: usize = 100_000;
 /// How often the journal's length is looked at.
 const COMPACTION_CHECK: Duration = Duration::from_secs(60);
 
@@ -241,6 +243,7 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     let stager = tokio::spawn(Stager::new(fs.clone(), meter, Delays::default()).run());
     let housekeeping = tokio::spawn(keep_house(fs.clone()));
     let lookout = tokio::spawn(look_out(fs.clone()));
+    let listing = tokio::spawn(list_ahead(fs.clone()));
     let owed = [resumed.dirty, resumed.hashing, resumed.queued, resumed.uploading];
     let ready = Ready {
         server_version: info.version,
@@ -295,6 +298,7 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     stager.abort();
     housekeeping.abort();
     lookout.abort();
+    listing.abort();
     let tidied = fs.clone();
     let _ = tokio::task::spawn_blocking(move || tidy(&tidied)).await;
     control.abort();
@@ -423,6 +427,14 @@ async fn look_out(fs: Arc<Fs>) {
             tracing::debug!(%error, "cannot look whether a request came late");
         }
         pause = (pause * 2).min(LAST_LOOK);
+    }
+}
+
+/// Lists the base ahead, so that writing goes on everywhere if the server goes away.
+async fn list_ahead(fs: Arc<Fs>) {
+    while let Err(error) = fs.list_ahead(LISTED_AHEAD).await {
+        tracing::debug!(%error, "listing ahead pauses");
+        tokio::time::sleep(LAST_LOOK).await;
     }
 }
 

@@ -48,6 +48,8 @@ const LIST_REQUESTS: usize = 2;
 const LOCAL_PAUSE: Duration = Duration::from_secs(2);
 /// A rate over less than this tells nothing.
 const LEAST_PACE: Duration = Duration::from_secs(2);
+/// The longest pause that a server can ask for: its clock or its configuration may be off.
+const LONGEST_ASKED: Duration = Duration::from_secs(10 * 60);
 /// Delays between attempts: doubled from the first to the last, a random half of it taken off.
 #[derive(Debug, Clone, Copy)]
 pub struct Delays {
@@ -60,6 +62,16 @@ pub struct Delays {
 impl Default for Delays {
     fn default() -> Self {
         Self { first: Duration::from_millis(200), last: Duration::from_secs(30) }
+    }
+}
+
+impl Delays {
+    /// The pause after this many failures, from 0: a ceiling that doubles up to the last delay, less a random half; or
+    /// what the server asked for, where that is longer.
+    fn after(&self, failures: u32, asked: Option<Duration>) -> Duration {
+        let ceiling = self.first.saturating_mul(1 << failures.min(16)).min(self.last);
+        let jittered = ceiling.mul_f64(0.5 + fastrand::f64() / 2.0);
+        asked.map_or(jittered, |asked| asked.min(LONGEST_ASKED).max(jittered))
     }
 }
 
@@ -426,7 +438,7 @@ impl Stager {
     /// Nothing is sent without a record of it: a crash could leave the server in a state that nobody knows of.
     fn unrecorded(&mut self, items: Vec<Item>, error: &FsError) {
         let why = format!("the record on the local disk cannot be written: {error}");
-        self.pause(items, why, self.delay(self.failures, None).min(LOCAL_PAUSE));
+        self.pause(items, why, self.delays.after(self.failures, None).min(LOCAL_PAUSE));
     }
 
     fn finish(&mut self, done: Done) {
@@ -453,7 +465,7 @@ impl Stager {
             Done::Fetched(capture, Err(error)) => {
                 self.in_hand -= 1;
                 let transient = !matches!(&error, FsError::Remote(error) if !error.is_transient());
-                let delay = transient.then(|| self.delay(self.fs.attempts(&capture.path), None));
+                let delay = transient.then(|| self.delays.after(self.fs.attempts(&capture.path), None));
                 self.fs.step_failed(&capture, &error.to_string(), delay);
             }
             Done::Request { kind, items, dirs, unanswered, result } => {
@@ -588,7 +600,7 @@ impl Stager {
             return;
         }
         let attempts = self.fs.attempts(path);
-        let delay = error.is_transient().then(|| self.delay(attempts, error.retry_after()));
+        let delay = error.is_transient().then(|| self.delays.after(attempts, error.retry_after()));
         self.fs.step_failed(&item.capture, &error.to_string(), delay);
     }
 
@@ -611,7 +623,8 @@ impl Stager {
                 WorkspaceError::NotFound { .. } | WorkspaceError::Forbidden { .. } | WorkspaceError::NoSpace { .. }
             );
         if everywhere {
-            return self.pause(items, error.to_string(), self.delay(self.failures, error.retry_after()));
+            let delay = self.delays.after(self.failures, error.retry_after());
+            return self.pause(items, error.to_string(), delay);
         }
         let alone = items.len() == 1;
         for item in items {
@@ -635,13 +648,6 @@ impl Stager {
             self.fs.put_back(&item.capture.path, delay);
         }
         self.fs.progress.notify_waiters();
-    }
-
-    /// Doubled with every failure, up to a limit, with full jitter but for what the server asked for.
-    fn delay(&self, failures: u32, asked: Option<Duration>) -> Duration {
-        let ceiling = self.delays.first.saturating_mul(1 << failures.min(16)).min(self.delays.last);
-        let jittered = ceiling.mul_f64(0.5 + fastrand::f64() / 2.0);
-        asked.map_or(jittered, |asked| asked.max(jittered))
     }
 }
 
@@ -762,5 +768,31 @@ impl UploadProgress for Recorder<'_> {
     fn sent(&self, bytes: u64) {
         self.meter.progressed(bytes);
         self.fs.progress.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_limit_and_no_two_are_alike() {
+        let delays = Delays::default();
+        for failures in 0..100 {
+            let ceiling = delays.first.saturating_mul(1 << failures.min(16)).min(delays.last);
+            let pauses: HashSet<Duration> = (0..50).map(|_| delays.after(failures, None)).collect();
+            assert!(pauses.iter().all(|pause| (ceiling / 2..=ceiling).contains(pause)), "{failures}: {pauses:?}");
+            assert!(pauses.len() > 40, "{failures}: {pauses:?}");
+        }
+        assert!(delays.after(99, None) >= delays.last / 2);
+    }
+
+    #[test]
+    fn what_the_server_asks_for_is_waited_within_reason() {
+        let delays = Delays::default();
+        let asked = |secs| delays.after(0, Some(Duration::from_secs(secs)));
+        assert_eq!(asked(45), Duration::from_secs(45));
+        assert_eq!(asked(86_400), LONGEST_ASKED);
+        assert!(delays.after(20, Some(Duration::from_secs(1))) >= delays.last / 2);
     }
 }

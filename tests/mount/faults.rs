@@ -5,11 +5,12 @@ use std::fs;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::dataset::noise;
+use crate::dataset::{full, noise};
 use crate::http::{Tree, assert_same};
 use crate::mounted::{TestMount, local_tree, wait_until};
 use crate::scripted::Scripted;
@@ -67,6 +68,58 @@ fn a_server_that_is_away_for_long_costs_time_and_nothing_else() {
     assert!(test.is_mounted());
     server.start(None);
     assert_ends_well(&test, &server, &expected);
+}
+
+#[test]
+fn an_outage_soon_after_a_mount_keeps_nobody_from_writing_in_directories_that_nobody_looked_at() {
+    let mut server = Scripted::new();
+    let test = TestMount::through(&server.url());
+    fs::create_dir_all(test.at("a/b")).unwrap();
+    fs::write(test.at("a/b/old"), "old").unwrap();
+    test.unmount_commit();
+    test.forget();
+    assert_eq!(server.ask("DELETE", "/_traffic", &Value::Null).0, 200);
+    test.mount(&[]).ok();
+    wait_until("all to be listed", || server.log().iter().any(|(_, path, _)| path.contains("/a/b")));
+    server.stop();
+    wait_until("the listing to be taken in", || fs::write(test.at("a/b/new"), "new").is_ok());
+    server.start(None);
+    let expected = [("a/b/old", "old"), ("a/b/new", "new")].map(|(path, text)| (path.into(), text.into()));
+    assert_ends_well(&test, &server, &expected.into());
+}
+
+/// Ticks a second in `/proc`, on every Linux that there is.
+const CLOCK_TICKS: f64 = 100.0;
+
+/// Processor time of a process so far.
+fn cpu_time(pid: i32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // User and system time are the 14th and 15th field; the second may hold spaces.
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_secs_f64(ticks as f64 / CLOCK_TICKS)
+}
+
+#[test]
+fn nothing_spins_while_the_server_is_away_and_much_is_owed() {
+    let mut server = Scripted::new();
+    let test = TestMount::through(&server.url());
+    server.stop();
+    let count = if full() { 10_000 } else { 2000 };
+    for at in 0..count {
+        fs::create_dir_all(test.at(format!("{}", at % 20))).unwrap();
+        fs::write(test.at(format!("{}/{at}", at % 20)), at.to_string()).unwrap();
+    }
+    test.wait_status("the outage to show", |status| status["stalled"].is_string() && owed(status) == count);
+    let (pid, began) = (test.pid(), Instant::now());
+    let before = cpu_time(pid);
+    let watched = Duration::from_secs(if full() { 30 } else { 10 });
+    wait_until("the time to pass", || began.elapsed() >= watched);
+    let used = cpu_time(pid) - before;
+    assert!(used < watched / 10, "{used:?} of processor time in {:?}", began.elapsed());
+    server.start(None);
+    test.wait_status("everything to be staged", |status| owed(status) == 0);
+    test.unmount();
 }
 
 #[test]
