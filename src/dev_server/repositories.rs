@@ -238,6 +238,20 @@ pub(super) async fn branch(
     .await
 }
 
+/// `GET commits/{id}`.
+pub(super) async fn commit(
+    State(app): State<Arc<App>>,
+    Path(repo): Path<Repo>,
+    Path(parameters): Path<BTreeMap<String, String>>,
+) -> Answer {
+    let id = parameters.get("commit").cloned().unwrap_or_default();
+    on_disk(move || {
+        let commit = repo.find(&app)?.commit_view(&id).ok_or_else(Refusal::not_found)?;
+        success("resource_found", json!({"commit": *commit}))
+    })
+    .await
+}
+
 #[derive(Deserialize)]
 struct NewBranch {
     new_name: String,

@@ -54,6 +54,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
     let mut below = Router::new()
         .route("/branches", get(repositories::branches).post(repositories::create_branch))
         .route("/branches/{*branch}", get(repositories::branch))
+        .route("/commits/{commit}", get(repositories::commit))
         .route("/dir/{*resource}", get(reading::dir))
         .route("/meta/{*resource}", get(reading::meta))
         .route("/file/{*resource}", get(reading::file))

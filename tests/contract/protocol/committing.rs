@@ -6,6 +6,7 @@ contract! {
     everywhere: [
         a_commit_without_changes_is_refused,
         a_commit_with_a_field_missing_is_refused,
+        a_commit_is_shown_by_its_id,
         a_named_workspace_survives_its_commit,
         an_unnamed_workspace_ends_with_its_commit,
         commits_that_do_not_collide_follow_each_other,
@@ -94,6 +95,18 @@ async fn commits_that_do_not_collide_follow_each_other(target: &Target) {
     assert_eq!(second["commit"]["parent_ids"], json!([first["commit"]["id"]]));
     assert_eq!(target.names("main", "data").await, ["a.txt", "b.txt", "one", "sub", "two"]);
     assert_eq!(target.content("main", "README.md").await.as_deref(), Some("changed by two"));
+}
+
+async fn a_commit_is_shown_by_its_id(target: &Target) {
+    let head = async || text(&target.get_json("branches/main").await["branch"]["commit_id"]);
+    let before = head().await;
+    let workspace = target.workspace("shown").await;
+    target.add(&workspace, "new", "content").await;
+    target.commit(&workspace).await.ok();
+    let commit = target.get_json(&format!("commits/{}", head().await)).await["commit"].clone();
+    assert_eq!((text(&commit["message"]), text(&commit["author"])), ("change".into(), "Someone".into()));
+    assert_eq!(commit["parent_ids"], json!([before]));
+    target.get("commits/0123456789abcdef0123456789abcdef").await.refused(404);
 }
 
 /// Stages `ours` in one workspace, commits `theirs` from another, and returns how committing ours is answered, with
