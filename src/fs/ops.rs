@@ -783,7 +783,7 @@ impl Fs {
         }
         let empty = |state: &mut State| {
             state.look(ino, self);
-            state.content(ino).is_some_and(|(_, size)| size == 0)
+            state.content(ino).is_some_and(|(_, size)| size == 0 && state.beyond(ino) == 0)
         };
         if flags.truncate && empty(&mut self.lock()) {
             // Emptying what is empty is a change too, by its times.
@@ -799,8 +799,9 @@ impl Fs {
                     Some(_) => return Err(FsError::Unsupported.into()),
                     None => return Err(FsError::Stale.into()),
                 };
-                // O_TRUNC counts with O_RDONLY too: the kernel has checked that the file may be written.
-                if flags.truncate && size > 0 {
+                // O_TRUNC counts with O_RDONLY too: the kernel has checked that the file may be written. Room that was
+                // allocated behind the end goes with it.
+                if flags.truncate && (size > 0 || state.beyond(ino) > 0) {
                     // Those who go past the daemon stay with the file that they have.
                     if state.live.contains_key(&ino) || state.way(ino) == Some(Way::Past) {
                         drop(state);

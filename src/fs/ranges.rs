@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
+use super::passthrough::Way;
 use super::{Fs, FsError, Handle, Need, Op, State, Stop};
 use crate::disk::Act;
 use crate::namespace::{Body, Content, Ino};
@@ -51,6 +52,11 @@ struct Writing {
 }
 
 impl State {
+    /// Whether somebody has a file open for writing, or mapped, and what they write comes here sooner or later.
+    pub(super) fn is_written_by_requests(&self, ino: Ino) -> bool {
+        self.way(ino) == Some(Way::Requests) && self.open.get(&ino).is_some_and(|open| open.writers > 0)
+    }
+
     /// The local file of a handle that may be changed, and until [`end_writing`](Self::end_writing) is not captured.
     fn begin_writing(&mut self, handle: u64, fs: &Fs) -> Op<Writing> {
         let Some(Handle::File { ino, write: true, .. }) = self.handles.get(&handle) else {
@@ -115,7 +121,9 @@ impl Fs {
         }
     }
 
-    /// Where the next data or hole begins. What is only on the server counts as data.
+    /// Where the next data or hole begins. What is only on the server counts as data, and so does all of a file that is
+    /// being written by requests: what is in the pages of a mapping has not come here yet (`fuse_file_llseek` of the
+    /// kernel does not write them out first).
     ///
     /// # Errors
     /// [`FsError::PastEnd`] when there is none.
@@ -129,7 +137,8 @@ impl Fs {
             state.look(ino, self);
             let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
             let local = matches!(content, Content::Local { .. });
-            (state.open.get(&ino).and_then(|open| open.file.clone()).filter(|_| local), size)
+            let told = local && !state.is_written_by_requests(ino);
+            (state.open.get(&ino).and_then(|open| open.file.clone()).filter(|_| told), size)
         };
         if offset >= size {
             return Err(FsError::PastEnd.into());

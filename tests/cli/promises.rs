@@ -54,5 +54,11 @@ fn every_promise_names_a_test_that_is_there() {
         }
         proved.insert(number);
     }
-    assert_eq!(used, proved, "numbers in the table, and below it");
+    // And what the text promises.
+    for mention in readme.replace("\n- [", "\n").split(" [").skip(1) {
+        if let Some(Ok(number)) = mention.split_once(']').map(|(number, _)| number.parse::<u32>()) {
+            used.insert(number);
+        }
+    }
+    assert_eq!(used, proved, "numbers in the table and the text, and the tests named for them");
 }

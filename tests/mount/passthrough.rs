@@ -27,13 +27,13 @@ fn never() -> bool {
     std::env::var_os("OXENFS_TEST_PASSTHROUGH").is_some_and(|when| when == "never")
 }
 
-/// A page of a file, mapped for writing.
-struct Page(*mut u8);
+/// The first page of a file, mapped for writing.
+pub struct Page(*mut u8);
 
 impl Page {
     const BYTES: usize = 4096;
 
-    fn of(file: &File) -> Self {
+    pub fn of(file: &File) -> Self {
         let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
         // SAFETY: a new mapping, at an address that the kernel chooses.
         let at = unsafe { libc::mmap(std::ptr::null_mut(), Self::BYTES, access, flags, file.as_raw_fd(), 0) };
@@ -41,7 +41,7 @@ impl Page {
         Self(at.cast())
     }
 
-    fn store(&self, at: usize, bytes: &[u8]) {
+    pub fn store(&self, at: usize, bytes: &[u8]) {
         assert!(at + bytes.len() <= Self::BYTES);
         // SAFETY: within the mapping, which nothing in this process refers to otherwise.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.add(at), bytes.len()) };

@@ -11,10 +11,11 @@ use rustix::io::Errno;
 use crate::dataset::noise;
 use crate::http::assert_same;
 use crate::mounted::{TestMount, local_tree, run, shell};
+use crate::passthrough::Page;
 
 #[test]
 fn ranges_are_allocated_punched_zeroed_and_found_and_the_result_is_staged() {
-    let test = TestMount::new();
+    let test = TestMount::with(crate::server::url(), &["--settle", "600"]);
     fs::write(test.at("base"), noise(1, 300_000)).unwrap();
     test.commit();
     let mut expected = noise(1, 300_000);
@@ -30,6 +31,8 @@ fn ranges_are_allocated_punched_zeroed_and_found_and_the_result_is_staged() {
     fallocate(&file, FallocateFlags::empty(), 0, 400_000).unwrap();
     expected.resize(400_000, 0);
     assert_eq!(fallocate(&file, FallocateFlags::COLLAPSE_RANGE, 0, 4096), Err(Errno::OPNOTSUPP));
+    drop(file);
+    let file = File::open(test.at("base")).unwrap();
     assert_eq!(seek(&file, SeekFrom::Hole(0)), Ok(65_536));
     assert_eq!(seek(&file, SeekFrom::Data(65_536)), Ok(131_072));
     assert_eq!(seek(&file, SeekFrom::Data(400_000)), Err(Errno::NXIO));
@@ -150,6 +153,35 @@ fn a_file_takes_the_room_that_it_takes_on_the_disk_and_holes_stay_holes() {
     assert_eq!(["byte", "cut", "reserved"].map(|name| room(&at(name))), [4096, 64 << 20, 4096]);
     test.unmount();
     assert_same(&test.committed(), &expected);
+}
+
+#[test]
+fn what_is_in_the_pages_of_a_mapping_is_never_taken_for_a_hole() {
+    for way in ["auto", "never"] {
+        let test = TestMount::with(crate::server::url(), &["--settle", "600", "--passthrough", way]);
+        let file = File::options().read(true).write(true).create_new(true).open(test.at("file")).unwrap();
+        file.set_len(1 << 20).unwrap();
+        let page = Page::of(&file);
+        page.store(100, b"mapped");
+        assert_eq!(seek(&file, SeekFrom::Data(0)), Ok(0), "{way}");
+        shell(&test.dir, "cp --reflink=never file copied; mkdir un; tar --sparse -cf - file | tar -C un -xf -");
+        for name in ["copied", "un/file"] {
+            assert_eq!(fs::read(test.at(name)).unwrap()[100..106], *b"mapped", "{way}: {name}");
+        }
+        drop((page, file));
+        test.unmount_and_compare();
+    }
+}
+
+#[test]
+fn emptying_an_empty_file_gives_the_room_behind_its_end_back() {
+    let test = TestMount::with(crate::server::url(), &["--settle", "600", "--spool-limit", "1M"]);
+    fallocate(File::create(test.at("file")).unwrap(), FallocateFlags::KEEP_SIZE, 0, 1 << 20).unwrap();
+    assert_eq!(room(&test.at("file")), 1 << 20);
+    drop(File::create(test.at("file")).unwrap());
+    assert_eq!(room(&test.at("file")), 0);
+    fs::write(test.at("other"), noise(1, 1 << 20)).unwrap();
+    test.unmount_and_compare();
 }
 
 #[test]
