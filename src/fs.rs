@@ -97,6 +97,9 @@ pub enum FsError {
     /// Not an open handle, or not open for this.
     #[error("bad file handle")]
     BadHandle,
+    /// A program runs from it.
+    #[error("being executed")]
+    TextBusy,
     /// The inode is gone.
     #[error("stale handle")]
     Stale,
@@ -261,7 +264,7 @@ enum Told {
 
 /// An open file or directory.
 enum Handle {
-    File { ino: Ino, read: bool, write: bool },
+    File { ino: Ino, read: bool, write: bool, execute: bool },
     Dir { ino: Ino, entries: Option<Arc<Vec<Name>>> },
 }
 

@@ -269,9 +269,17 @@ fn attrs_of(request: &Request, mode: u32) -> Attrs {
     }
 }
 
+/// Set where the kernel opens a file to execute it (`__FMODE_EXEC` of `linux/fs.h`).
+const OPEN_TO_EXECUTE: i32 = 0x20;
+
 fn open_flags(flags: i32) -> OpenFlags {
     let access = flags & libc::O_ACCMODE;
-    OpenFlags { read: access != libc::O_WRONLY, write: access != libc::O_RDONLY, truncate: flags & libc::O_TRUNC != 0 }
+    OpenFlags {
+        read: access != libc::O_WRONLY,
+        write: access != libc::O_RDONLY,
+        truncate: flags & libc::O_TRUNC != 0,
+        execute: flags & OPEN_TO_EXECUTE != 0,
+    }
 }
 
 impl Adapter {

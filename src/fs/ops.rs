@@ -105,6 +105,8 @@ pub struct OpenFlags {
     pub write: bool,
     /// To empty it.
     pub truncate: bool,
+    /// To execute it.
+    pub execute: bool,
 }
 
 /// `renameat2`'s flags.
@@ -776,10 +778,14 @@ impl Fs {
     /// Opens a regular file.
     ///
     /// # Errors
-    /// [`FsError::IsDir`]; the server's when its bytes must be fetched.
+    /// [`FsError::IsDir`]; [`FsError::TextBusy`]; the server's when its bytes must be fetched.
     pub fn open(&self, ino: Ino, flags: OpenFlags) -> Op<u64> {
         if flags.write || flags.truncate {
             self.writable_mount()?;
+        }
+        // Of those that open it for writing the kernel sees to that itself, before it asks.
+        if flags.truncate && !flags.write && self.lock().is_executed(ino) {
+            return Err(FsError::TextBusy.into());
         }
         let empty = |state: &mut State| {
             state.look(ino, self);
@@ -1128,7 +1134,7 @@ impl State {
 
     fn open_handle(&mut self, ino: Ino, flags: OpenFlags) -> u64 {
         let handle = self.fresh_handle();
-        self.handles.insert(handle, Handle::File { ino, read: flags.read, write: flags.write });
+        self.handles.insert(handle, Handle::File { ino, read: flags.read, write: flags.write, execute: flags.execute });
         let open = self.open.entry(ino).or_default();
         open.handles += 1;
         open.writers += u32::from(flags.write);
@@ -1140,6 +1146,11 @@ impl State {
             inode.opens += 1;
         }
         handle
+    }
+
+    /// Whether a program runs from a file.
+    fn is_executed(&self, ino: Ino) -> bool {
+        self.handles.values().any(|handle| matches!(handle, Handle::File { ino: at, execute: true, .. } if *at == ino))
     }
 
     pub(super) fn end_writing(&mut self, ino: Ino) {

@@ -19,6 +19,7 @@ pub(super) fn errno(error: &FsError) -> Errno {
         FsError::NotPermitted => Errno::EPERM,
         FsError::NoSpace => Errno::ENOSPC,
         FsError::BadHandle => Errno::EBADF,
+        FsError::TextBusy => Errno::ETXTBSY,
         FsError::Stale => Errno::ESTALE,
         FsError::NoData => Errno::ENODATA,
         FsError::PastEnd => Errno::ENXIO,

@@ -384,3 +384,23 @@ fn one_of_many_that_make_or_take_a_name_at_once_succeeds() {
     drop(log);
     test.unmount_and_compare();
 }
+
+#[test]
+fn a_running_program_is_not_emptied() {
+    let test = TestMount::new();
+    fs::copy("/bin/sleep", test.at("sleep")).unwrap();
+    let content = fs::read(test.at("sleep")).unwrap();
+    for _ in 0..20 {
+        let mut running = std::process::Command::new(test.at("sleep")).arg("600").spawn().unwrap();
+        for access in [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR] {
+            let path = std::ffi::CString::new(test.at("sleep").as_os_str().as_encoded_bytes()).unwrap();
+            // SAFETY: the path is a string of C.
+            let opened = unsafe { libc::open(path.as_ptr(), access | libc::O_TRUNC) };
+            assert_eq!((opened, std::io::Error::last_os_error().raw_os_error()), (-1, Some(libc::ETXTBSY)));
+        }
+        assert!(fs::read(test.at("sleep")).unwrap() == content && running.try_wait().unwrap().is_none());
+        running.kill().unwrap();
+        running.wait().unwrap();
+    }
+    test.unmount_and_compare();
+}

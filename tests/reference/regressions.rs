@@ -92,7 +92,7 @@ fn a_late_failure_does_not_park_what_the_path_has_become() {
         fs.reconcile().await.unwrap();
         fs.satisfy(Need::List(ROOT)).await.unwrap();
         let name = Name::new(b"file").unwrap();
-        let flags = OpenFlags { read: false, write: true, truncate: false };
+        let flags = OpenFlags { read: false, write: true, truncate: false, execute: false };
         let (_, handle) = fs.create(ROOT, &name, crate::world::attrs(), flags).unwrap();
         fs.write(handle, 0, b"content").unwrap();
         fs.release(handle);
@@ -145,7 +145,7 @@ fn a_kernel_that_refuses_passthrough_is_asked_once_and_everything_is_a_request()
         assert!(why.starts_with("the kernel refuses: "), "{why}");
         fs.reconcile().await.unwrap();
         fs.satisfy(Need::List(ROOT)).await.unwrap();
-        let both = OpenFlags { read: true, write: true, truncate: false };
+        let both = OpenFlags { read: true, write: true, truncate: false, execute: false };
         let (stat, handle) = fs.create(ROOT, &Name::new(b"file").unwrap(), crate::world::attrs(), both).unwrap();
         assert_eq!(fs.lent(handle), None);
         fs.write(handle, 0, b"content").unwrap();
@@ -188,7 +188,7 @@ fn a_write_to_the_original_while_another_writer_gets_a_copy_is_kept() {
         fs.satisfy(Need::List(ROOT)).await.unwrap();
         let zero = Timestamp(0, 0);
         let attrs = Attrs { mode: 0o644, uid: 0, gid: 0, atime: zero, mtime: zero, ctime: zero };
-        let both = OpenFlags { read: true, write: true, truncate: false };
+        let both = OpenFlags { read: true, write: true, truncate: false, execute: false };
         let (_, handle) = fs.create(ROOT, &Name::new(b"file").unwrap(), attrs, both).unwrap();
         fs.write(handle, 0, b"......").unwrap();
         let _all = fs.barrier(|_| true);
@@ -220,7 +220,8 @@ fn room_behind_the_end_of_a_file_is_counted_after_a_crash_too() {
     };
     let fs = start();
     runtime.block_on(fs.run(Need::List(ROOT), |_| Ok(()))).unwrap();
-    let (name, flags) = (Name::new(b"file").unwrap(), OpenFlags { read: true, write: true, truncate: false });
+    let (name, flags) =
+        (Name::new(b"file").unwrap(), OpenFlags { read: true, write: true, truncate: false, execute: false });
     let (stat, handle) = fs.create(ROOT, &name, crate::world::attrs(), flags).unwrap();
     fs.write(handle, 0, &[7; 8192]).unwrap();
     fs.fallocate(handle, 0, 1 << 20, RangeChange::Allocate { grow: false }).unwrap();

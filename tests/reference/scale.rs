@@ -59,7 +59,7 @@ fn assert_linear(all: usize, steps: &[&str], run: impl Fn(usize) -> Vec<f64>) {
 }
 
 fn create(fs: &Fs, dir: Ino, at: usize) {
-    let flags = OpenFlags { read: false, write: true, truncate: false };
+    let flags = OpenFlags { read: false, write: true, truncate: false, execute: false };
     let (stat, handle) = fs.create(dir, &name(at), attrs(), flags).unwrap();
     fs.release(handle);
     fs.forget(stat.ino, 1);

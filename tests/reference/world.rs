@@ -309,7 +309,7 @@ impl World {
     }
 
     async fn open(&self, path: &[String], truncate: bool) -> Result<u64, Refusal> {
-        let flags = OpenFlags { read: true, write: true, truncate };
+        let flags = OpenFlags { read: true, write: true, truncate, execute: false };
         let (parent, name) = self.place(path).await?;
         match self.run(|fs| fs.lookup(parent, &name)).await {
             Ok(stat) => {
@@ -408,7 +408,7 @@ impl World {
             }
             Op::Copy { from, to } => {
                 let ino = self.lookup(from).await?;
-                let flags = OpenFlags { read: true, write: false, truncate: false };
+                let flags = OpenFlags { read: true, write: false, truncate: false, execute: false };
                 let source = self.run(|fs| fs.open(ino, flags)).await?;
                 // Opened to be read first: a copy of a file over itself finds it empty.
                 let done = match self.open(to, true).await {
@@ -424,7 +424,7 @@ impl World {
             }
             Op::Punch { path, at, length } => {
                 let ino = self.lookup(path).await?;
-                let flags = OpenFlags { read: true, write: true, truncate: false };
+                let flags = OpenFlags { read: true, write: true, truncate: false, execute: false };
                 let handle = self.run(|fs| fs.open(ino, flags)).await?;
                 let done = self.run(|fs| fs.fallocate(handle, *at, *length, RangeChange::Punch)).await;
                 self.fs.release(handle);
@@ -492,7 +492,7 @@ impl World {
             Op::Removexattr { path, name } => self.changed(path, |fs, ino| fs.removexattr(ino, name.as_bytes())).await,
             Op::Fsync(path) => {
                 let ino = self.lookup(path).await?;
-                let flags = OpenFlags { read: true, write: false, truncate: false };
+                let flags = OpenFlags { read: true, write: false, truncate: false, execute: false };
                 let handle = match self.run(|fs| fs.open(ino, flags)).await {
                     Err(Refusal::IsDir) => self.run(|fs| fs.opendir(ino)).await?,
                     opened => opened?,
@@ -777,7 +777,7 @@ impl World {
     }
 
     async fn content(&self, ino: Ino, size: u64) -> Option<Vec<u8>> {
-        let flags = OpenFlags { read: true, write: false, truncate: false };
+        let flags = OpenFlags { read: true, write: false, truncate: false, execute: false };
         let handle = self.attempt(|fs| fs.open(ino, flags)).await.ok()?;
         let bytes = self.attempt(|fs| fs.read(handle, 0, size as usize + 1)).await;
         self.fs.release(handle);
