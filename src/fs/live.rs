@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::passthrough::{Bytes, Opening, Passthrough, Way};
@@ -445,6 +445,17 @@ impl Fs {
                 None
             }
         }
+    }
+
+    /// Whether another file may become one that changes without a request. Each that lingers after its close is an open
+    /// file here: a quarter of those that the daemon may have, and the next are served by requests.
+    pub(super) fn may_pass(&self, state: &State) -> bool {
+        static MOST: OnceLock<usize> = OnceLock::new();
+        let most = *MOST.get_or_init(|| {
+            let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+            files.map_or(usize::MAX, |files| usize::try_from(files / 4).unwrap_or(usize::MAX))
+        });
+        self.able() && state.lingering.len() < most
     }
 
     /// Whether the kernel can go past the daemon.

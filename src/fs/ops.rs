@@ -551,7 +551,7 @@ impl Fs {
         self.admit()?;
         self.lock().vacancy(parent, name)?;
         let set_ids = u32::from(attrs.mode) & (libc::S_ISUID | libc::S_ISGID) != 0;
-        let past = self.able() && !set_ids;
+        let past = self.may_pass(&self.lock()) && !set_ids;
         let (id, mut file) = if past { self.spool.create_to_read()? } else { self.spool.create()? };
         let mut fresh = Fresh { fs: self, id: Some(id) };
         let loan = if past { self.lend(&file) } else { None };
@@ -816,7 +816,8 @@ impl Fs {
                     }
                     return Err(super::Stop::Need(Need::Empty(ino)));
                 }
-                let way = state.opening(ino, flags.write, self.able());
+                let able = if state.live.contains_key(&ino) { self.able() } else { self.may_pass(&state) };
+                let way = state.opening(ino, flags.write, able);
                 let attached = state.open.get(&ino).is_some_and(|open| open.file.is_some());
                 let unread = way == Way::Requests && !flags.read && matches!(content, Content::Remote { .. });
                 if attached || unread {
