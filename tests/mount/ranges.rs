@@ -9,6 +9,7 @@ use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, seek};
 use rustix::io::Errno;
 
 use crate::dataset::noise;
+use crate::gateway::{Fault, Gateway};
 use crate::http::assert_same;
 use crate::mounted::{TestMount, local_tree, run, shell};
 use crate::passthrough::Page;
@@ -102,7 +103,8 @@ fn room(path: &Path) -> u64 {
 
 #[test]
 fn a_file_takes_the_room_that_it_takes_on_the_disk_and_holes_stay_holes() {
-    let test = TestMount::with(crate::server::url(), &["--settle", "600"]);
+    let gateway = Gateway::new(crate::server::url());
+    let test = TestMount::with(&gateway.url(), &["--settle", "600"]);
     let at = |name: &str| test.at(name);
     let open = |name: &str| File::options().read(true).write(true).create(true).truncate(false).open(at(name)).unwrap();
     fs::write(at("empty"), "").unwrap();
@@ -142,9 +144,14 @@ fn a_file_takes_the_room_that_it_takes_on_the_disk_and_holes_stay_holes() {
     open("far").set_len(4096).unwrap();
     open("far").set_len(64 << 20).unwrap();
     seen();
+    // A mount stages at once what it finds. As long as that cannot be, it is local.
+    gateway.rule(|method, path| {
+        (method == "POST" && path.contains("/workspaces/")).then_some(Fault::Answer(503, "", "{}"))
+    });
     test.signal(rustix::process::Signal::KILL);
     test.mount(&[]).ok();
     seen();
+    gateway.calm();
     // The server knows no holes: of what only it has, there is nothing but the length to tell.
     let expected = local_tree(&test.dir);
     test.unmount_commit();
