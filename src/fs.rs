@@ -44,6 +44,7 @@ use passthrough::Way;
 pub use diff::recorded_differences;
 pub use import::{Arrival, Arrived, Spooled};
 pub use live::Lender;
+pub use local::quarter_of_descriptors;
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat};
 pub use passthrough::Passthrough;
 pub use queue::Phase;

@@ -15,7 +15,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
-use crate::fs::{Capture, Frees, Fs, FsError, Phase, Want};
+use crate::fs::{Capture, Frees, Fs, FsError, Phase, Want, quarter_of_descriptors};
 use crate::hash::ContentHash;
 use crate::journal::PathUpload;
 use crate::ledger::Step;
@@ -652,8 +652,7 @@ impl Stager {
 }
 
 fn most_in_hand() -> usize {
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    files.map_or(IN_HAND, |files| usize::try_from(files / 4).unwrap_or(IN_HAND).clamp(LEAST_IN_HAND, IN_HAND))
+    quarter_of_descriptors().clamp(LEAST_IN_HAND, IN_HAND)
 }
 
 fn limit(kind: Kind) -> usize {

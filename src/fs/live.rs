@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::local::quarter_of_descriptors;
 use super::passthrough::{Bytes, Opening, Passthrough, Way};
 use super::staging::Adopted;
 use super::{Fs, FsError, Handle, State, now, set_mtime};
@@ -157,10 +158,8 @@ impl State {
 
     /// From now on a file may change without a request. `file` is read-only.
     pub(super) fn enliven(&mut self, ino: Ino, file: &Arc<File>) {
-        if let Some(live) = self.live.get_mut(&ino) {
-            let next = live.next.take();
-            next.map(|at| self.lingering.remove(&(at, ino)));
-            return;
+        if self.live.contains_key(&ino) {
+            return self.ask_no_more(ino);
         }
         if let Ok(seen) = Seen::of(file) {
             self.live.insert(ino, Live { file: file.clone(), seen, next: None, wait: ASK_FIRST, copied: None });
@@ -176,9 +175,8 @@ impl State {
 
     /// It is gone, or cannot change unseen any more.
     pub(super) fn subdue(&mut self, ino: Ino) {
-        if let Some(at) = self.live.remove(&ino).and_then(|live| live.next) {
-            self.lingering.remove(&(at, ino));
-        }
+        self.ask_no_more(ino);
+        self.live.remove(&ino);
     }
 
     /// Takes note of what programs did to a live file.
@@ -264,18 +262,27 @@ impl State {
             return Asked::Still(staged);
         }
         self.look(ino, fs);
-        if let Some(live) = self.live.get_mut(&ino) {
-            if let Some(at) = live.next.take() {
-                self.lingering.remove(&(at, ino));
-            }
-            if !open {
-                let at = Instant::now() + live.wait;
-                live.next = Some(at);
-                live.wait = (live.wait * 2).min(ASK_LAST);
-                self.lingering.insert((at, ino));
-            }
+        self.ask_no_more(ino);
+        if !open {
+            self.linger(ino);
         }
         Asked::Live
+    }
+
+    /// A live file that nobody has open is to be asked after, later each time.
+    fn linger(&mut self, ino: Ino) {
+        let Some(live) = self.live.get_mut(&ino) else { return };
+        let at = Instant::now() + live.wait;
+        live.next = Some(at);
+        live.wait = (live.wait * 2).min(ASK_LAST);
+        self.lingering.insert((at, ino));
+    }
+
+    /// A live file is not to be asked after for now.
+    fn ask_no_more(&mut self, ino: Ino) {
+        if let Some(at) = self.live.get_mut(&ino).and_then(|live| live.next.take()) {
+            self.lingering.remove(&(at, ino));
+        }
     }
 
     /// Whether a file's content is due in the queue wherever it has a name.
@@ -355,9 +362,7 @@ impl State {
                 return;
             }
             self.lingering.remove(&(at, ino));
-            if let Some(live) = self.live.get_mut(&ino) {
-                live.next = None;
-            }
+            self.ask_no_more(ino);
             if let Asked::Still(staged) = self.ask_after(ino, fs) {
                 rested.extend(self.come_to_rest(ino, staged, fs));
             }
@@ -386,11 +391,7 @@ impl State {
             return;
         }
         self.enliven(ino, &Arc::new(file));
-        if let Some(live) = self.live.get_mut(&ino) {
-            let at = Instant::now() + live.wait;
-            live.next = Some(at);
-            self.lingering.insert((at, ino));
-        }
+        self.linger(ino);
     }
 }
 
@@ -451,11 +452,7 @@ impl Fs {
     /// file here: a quarter of those that the daemon may have, and the next are served by requests.
     pub(super) fn may_pass(&self, state: &State) -> bool {
         static MOST: OnceLock<usize> = OnceLock::new();
-        let most = *MOST.get_or_init(|| {
-            let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-            files.map_or(usize::MAX, |files| usize::try_from(files / 4).unwrap_or(usize::MAX))
-        });
-        self.able() && state.lingering.len() < most
+        self.able() && state.lingering.len() < *MOST.get_or_init(quarter_of_descriptors)
     }
 
     /// Whether the kernel can go past the daemon.

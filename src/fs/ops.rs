@@ -549,9 +549,12 @@ impl Fs {
     /// [`FsError::Exists`], [`FsError::NoSpace`].
     pub fn create(&self, parent: Ino, name: &Name, attrs: Attrs, flags: OpenFlags) -> Op<(Stat, u64)> {
         self.admit()?;
-        self.lock().vacancy(parent, name)?;
         let set_ids = u32::from(attrs.mode) & (libc::S_ISUID | libc::S_ISGID) != 0;
-        let past = self.may_pass(&self.lock()) && !set_ids;
+        let past = {
+            let state = self.lock();
+            state.vacancy(parent, name)?;
+            self.may_pass(&state) && !set_ids
+        };
         let (id, mut file) = if past { self.spool.create_to_read()? } else { self.spool.create()? };
         let mut fresh = Fresh { fs: self, id: Some(id) };
         let loan = if past { self.lend(&file) } else { None };
