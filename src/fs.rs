@@ -791,9 +791,12 @@ impl Fs {
         // Unlike a copy, this is a change, whether or not a write follows.
         let noted = self.change(|state| {
             state.wrote(ino, |size| size, self);
-            Ok(())
+            Ok(state.tree.get(ino).map(|inode| inode.attrs.mtime).zip(state.spooled(ino)))
         });
-        staging::into_plain(noted)
+        match staging::into_plain(noted)? {
+            Some((mtime, spooled)) => staging::into_plain(self.stamp_spool(Some(spooled), mtime)),
+            None => Ok(()),
+        }
     }
 
     /// Makes a spool file a file's content, if `expected` still holds of the old one, of which it may be a `copy`.

@@ -224,12 +224,17 @@ impl State {
         self.set_beyond(ino, beyond.saturating_sub(grown));
     }
 
-    /// After a change by request: what the file shows now is known, whoever else changed it.
+    /// After a change by request: what the file shows now is known, whoever else changed it. It gets the time of the
+    /// change, which counts after a restart.
     pub(super) fn saw(&mut self, ino: Ino, fs: &Fs) {
-        let Some(live) = self.live.get_mut(&ino) else { return };
-        let Ok(found) = Seen::of(&live.file) else { return };
-        live.seen = found;
-        self.resized(ino, found.size, fs);
+        let Some(mtime) = self.tree.get(ino).map(|inode| inode.attrs.mtime) else { return };
+        match self.stamp_live(ino, mtime) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => tracing::debug!(%error, "a restart will show another modification time"),
+        }
+        let Some(length) = self.live.get(&ino).map(|live| live.seen.size) else { return };
+        self.resized(ino, length, fs);
     }
 
     /// Gives a live file a time, in one step with taking note of it. `false`: it is not live.

@@ -226,7 +226,7 @@ impl State {
     }
 
     /// The spool file of an inode, and its handle if it is open.
-    fn spooled(&self, ino: Ino) -> Option<(SpoolId, Option<Arc<File>>)> {
+    pub(super) fn spooled(&self, ino: Ino) -> Option<(SpoolId, Option<Arc<File>>)> {
         match self.content(ino) {
             Some((Content::Local { spool, .. }, _)) => {
                 Some((*spool, self.open.get(&ino).and_then(|open| open.file.clone())))
@@ -420,7 +420,7 @@ impl Fs {
     }
 
     /// Gives a spool file the time of its inode: after a crash the spool file's own is what counts.
-    fn stamp_spool(&self, spooled: Option<(SpoolId, Option<Arc<File>>)>, mtime: Timestamp) -> Op<()> {
+    pub(super) fn stamp_spool(&self, spooled: Option<(SpoolId, Option<Arc<File>>)>, mtime: Timestamp) -> Op<()> {
         match spooled {
             Some((_, Some(file))) => set_mtime(&file, mtime)?,
             Some((id, None)) => {

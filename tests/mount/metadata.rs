@@ -173,21 +173,39 @@ fn what_oxen_cannot_store_outlives_a_kill_and_a_restart() {
 #[test]
 fn a_modification_time_is_the_same_after_a_restart() {
     let test = TestMount::with(crate::server::url(), &["--settle", "600"]);
+    fs::write(test.at("staged and emptied"), "content").unwrap();
+    test.commit();
+    let write = |name: &str| fs::File::options().write(true).open(test.at(name)).unwrap();
     fs::write(test.at("written"), "content").unwrap();
-    fs::write(test.at("cut"), "content").unwrap();
-    fs::File::options().write(true).open(test.at("cut")).unwrap().set_len(3).unwrap();
-    fs::write(test.at("emptied"), "content").unwrap();
-    fs::File::create(test.at("emptied")).unwrap();
+    for cut in ["cut", "open and cut"] {
+        fs::write(test.at(cut), "content").unwrap();
+    }
+    for emptied in ["emptied", "open and emptied"] {
+        fs::write(test.at(emptied), "content").unwrap();
+    }
+    let open = ["open and cut", "open and emptied"].map(write);
+    for cut in ["cut", "open and cut"] {
+        write(cut).set_len(3).unwrap();
+    }
+    for emptied in ["emptied", "open and emptied", "staged and emptied"] {
+        fs::File::create(test.at(emptied)).unwrap();
+    }
     let times = || {
-        ["written", "cut", "emptied"].map(|path| {
+        ["written", "cut", "open and cut", "emptied", "open and emptied", "staged and emptied"].map(|path| {
             let metadata = fs::metadata(test.at(path)).unwrap();
-            (metadata.mtime(), metadata.mtime_nsec())
+            (path, metadata.mtime(), metadata.mtime_nsec())
         })
     };
     let before = times();
     test.signal(Signal::KILL);
+    drop(open);
     test.mount(&[]).ok();
     assert_eq!(times(), before);
+    test.sync();
+    assert_eq!(times(), before, "staged");
+    test.signal(Signal::KILL);
+    test.mount(&[]).ok();
+    assert_eq!(times(), before, "staged, and after another restart");
     test.unmount();
 }
 
