@@ -695,11 +695,16 @@ async fn request(
     let unanswered = workspace.unanswered();
     let result = match kind {
         Kind::Unstage => match workspace.unstage(&paths()).await {
-            Ok(done) if !dirs.is_empty() => {
-                let dirs: Vec<RepoPath> = dirs.iter().cloned().collect();
-                workspace.remove(&dirs).await.map(|_| done)
-            }
-            done => done,
+            Ok(done) => match fs.note_others_commit(&paths()).await {
+                Ok(false) if !dirs.is_empty() => {
+                    let dirs: Vec<RepoPath> = dirs.iter().cloned().collect();
+                    workspace.remove(&dirs).await.map(|_| done)
+                }
+                Ok(_) => Ok(done),
+                Err(FsError::Remote(error)) => Err(error),
+                Err(error) => return Done::Unrecorded { kind, items, dirs, error },
+            },
+            failed => failed,
         },
         Kind::Remove => {
             // The files first: their outcomes come in this order.

@@ -9,6 +9,7 @@ use super::passthrough::Way;
 use super::room::even;
 use super::{Fs, FsError, Handle, Need, Op, OpenFile, State, now, set_mtime};
 use crate::journal::Change;
+use crate::ledger::Staged;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
 use crate::path::{Name, RepoPath};
 
@@ -235,15 +236,17 @@ impl State {
         }
     }
 
-    /// Whether the base has something at this entry, so that removing it must hide it.
-    fn base_has(&self, parent: Ino, name: &Name, ino: Ino) -> bool {
+    /// Whether the base has something at this entry, or gets it should somebody else commit what is staged: then removing
+    /// it must hide it.
+    fn base_may_have(&self, parent: Ino, name: &Name, ino: Ino) -> bool {
         match self.tree.get(ino).map(|inode| &inode.body) {
-            Some(Body::Dir(dir)) => dir.based,
-            _ => match self.tree.path_in(parent, name) {
-                Ok(path) => self.ledger.get(&path).is_some_and(|account| account.base.is_some()),
-                Err(_) => false,
-            },
+            Some(Body::Dir(dir)) => dir.based || !dir.hidden.is_empty(),
+            _ => self.tree.path_in(parent, name).is_ok_and(|path| self.base_may_have_file(&path)),
         }
+    }
+
+    fn base_may_have_file(&self, path: &RepoPath) -> bool {
+        self.ledger.get(path).is_some_and(|account| account.base.is_some() || account.staged != Staged::Nothing)
     }
 
     /// Takes an entry away, with its account and its place in the queue.
@@ -258,7 +261,7 @@ impl State {
         }
         self.stamp_dir(parent, time);
         self.materialize(ino);
-        let hide = self.base_has(parent, name, ino);
+        let hide = self.base_may_have(parent, name, ino);
         self.apply(Change::Unlink { parent, name: name.clone(), hide });
         if let Some(inode) = self.tree.get_mut(ino) {
             inode.attrs.ctime = time;
@@ -301,7 +304,8 @@ impl State {
                 old_paths.push(path);
             }
         }
-        let hide = self.base_has(old_parent, old_name, ino);
+        let hide =
+            self.base_may_have(old_parent, old_name, ino) || old_paths.iter().any(|path| self.base_may_have_file(path));
         let time = now();
         self.stamp_dir(old_parent, time);
         self.stamp_dir(to.0, time);

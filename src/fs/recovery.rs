@@ -186,6 +186,33 @@ impl Fs {
         Ok(())
     }
 
+    /// To be called when what was staged for these paths was dropped. If somebody else had committed it before, it is in
+    /// the base now and shows: they are owed again, over that base.
+    ///
+    /// # Errors
+    /// The server's, or the journal's.
+    pub async fn note_others_commit(&self, paths: &[RepoPath]) -> Result<bool, FsError> {
+        let commit = self.workspace.base().await?;
+        if commit == self.base() {
+            return Ok(false);
+        }
+        let mut listings = Listings { fs: self, commit, known: HashMap::new() };
+        let mut found = Vec::with_capacity(paths.len());
+        for path in paths {
+            found.push(listings.object(path).await?);
+        }
+        into_plain(self.change(|state| {
+            for (path, base) in paths.iter().zip(found) {
+                let account = state.ledger.get(path).unwrap_or_default();
+                if account.base != base {
+                    state.apply(Change::Account { path: path.clone(), account: Some(Account { base, ..account }) });
+                    state.queue.touch(path, Duration::ZERO);
+                }
+            }
+            Ok(true)
+        }))
+    }
+
     /// Writes the present state to a new journal segment and drops the old ones, when that is worth it. Goes on
     /// beside everything else.
     ///

@@ -1059,7 +1059,7 @@ impl State {
                 Body::Symlink(_) => reasons.push("symbolic link".to_owned()),
                 Body::Special { .. } => reasons.push("special file".to_owned()),
                 Body::Dir(dir) => {
-                    if dir.children.is_empty() && dir.listed && dir.hidden.is_empty() {
+                    if dir.children.is_empty() && dir.listed && (dir.hidden.is_empty() || !dir.based) {
                         reasons.push("empty directory".to_owned());
                     }
                     reasons.extend(inode.unstored(options));

@@ -216,17 +216,21 @@ fn a_renewed_token_resumes_the_queue_without_a_remount() {
     assert_same(&server.committed(&test.repo), &expected);
 }
 
+/// The path of the one workspace that a server has.
+fn workspace(test: &TestMount, server: &Scripted) -> String {
+    let workspaces = format!("/api/repos/{}/workspaces", test.repo);
+    let listed: Value = serde_json::from_str(&server.ask("GET", &workspaces, &Value::Null).1).unwrap();
+    format!("{workspaces}/{}", listed["workspaces"][0]["id"].as_str().unwrap())
+}
+
 #[test]
 fn a_workspace_that_others_deleted_is_made_anew_by_the_next_mount() {
     let server = Scripted::new();
     let test = TestMount::through(&server.url());
     let mut expected = write_some(&test, "staged");
     test.sync();
-    let repo = format!("/api/repos/{}", test.repo);
-    let listed: Value =
-        serde_json::from_str(&server.ask("GET", &format!("{repo}/workspaces"), &Value::Null).1).unwrap();
-    let id = listed["workspaces"][0]["id"].as_str().unwrap();
-    assert_eq!(server.ask("DELETE", &format!("{repo}/workspaces/{id}"), &Value::Null).0, 200);
+    let workspace = workspace(&test, &server);
+    assert_eq!(server.ask("DELETE", &workspace, &Value::Null).0, 200);
     expected.extend(write_some(&test, "later"));
     test.wait_status("the loss to show", |status| status["stalled"].is_string());
     assert_same(&local_tree(&test.dir), &expected);
@@ -237,18 +241,19 @@ fn a_workspace_that_others_deleted_is_made_anew_by_the_next_mount() {
     assert_ends_well(&test, &server, &expected);
 }
 
+/// Somebody else commits what is staged.
+fn commit_by_another(test: &TestMount, server: &Scripted) {
+    let message = json!({"author": "B", "email": "b@example.org", "message": "by another"});
+    assert_eq!(server.ask("POST", &format!("{}/merge/main", workspace(test, server)), &message).0, 200);
+}
+
 #[test]
 fn a_workspace_that_others_commit_under_the_mount_keeps_what_is_written_later() {
     let server = Scripted::new();
     let test = TestMount::through(&server.url());
     let mut expected = write_some(&test, "staged");
     test.sync();
-    let repo = format!("/api/repos/{}", test.repo);
-    let listed: Value =
-        serde_json::from_str(&server.ask("GET", &format!("{repo}/workspaces"), &Value::Null).1).unwrap();
-    let id = listed["workspaces"][0]["id"].as_str().unwrap();
-    let message = json!({"author": "B", "email": "b@example.org", "message": "by another"});
-    assert_eq!(server.ask("POST", &format!("{repo}/workspaces/{id}/merge/main"), &message).0, 200);
+    commit_by_another(&test, &server);
     assert_same(&server.committed(&test.repo), &expected);
     expected.extend(write_some(&test, "later"));
     fs::write(test.at("staged 2"), "changed").unwrap();
@@ -261,6 +266,46 @@ fn a_workspace_that_others_commit_under_the_mount_keeps_what_is_written_later() 
     test.unmount();
     test.mount(&[]).ok();
     assert_ends_well(&test, &server, &expected);
+}
+
+#[test]
+fn what_is_removed_after_others_committed_it_does_not_come_back() {
+    for (settle, killed) in [("0", false), ("0", true), ("600", false), ("600", true)] {
+        let server = Scripted::new();
+        let test = TestMount::with(&server.url(), &["--settle", settle]);
+        let mut expected = write_some(&test, "staged");
+        for path in ["dir/gone", "dir/below/gone", "first/kept"] {
+            fs::create_dir_all(test.at(path).parent().unwrap()).unwrap();
+            fs::write(test.at(path), path).unwrap();
+        }
+        test.sync();
+        commit_by_another(&test, &server);
+        fs::remove_dir_all(test.at("dir")).unwrap();
+        fs::rename(test.at("first"), test.at("second")).unwrap();
+        expected.insert("second/kept".into(), b"first/kept".to_vec());
+        for removed in ["staged 1", "staged 2"] {
+            fs::remove_file(test.at(removed)).unwrap();
+        }
+        fs::rename(test.at("staged 3"), test.at("moved")).unwrap();
+        // What was there is not known, and what comes to its place is.
+        fs::write(test.at("staged 2"), "new").unwrap();
+        expected.remove("staged 1");
+        expected.insert("staged 2".into(), b"new".to_vec());
+        let moved = expected.remove("staged 3").unwrap();
+        expected.insert("moved".into(), moved);
+        if settle == "0" {
+            test.wait_status("everything to be staged", |status| owed(status) == 0);
+        }
+        if killed {
+            test.signal(rustix::process::Signal::KILL);
+        } else {
+            test.unmount();
+        }
+        test.mount(&[]).ok();
+        assert_same(&local_tree(&test.dir), &expected);
+        assert!(!test.at("dir").exists() && !test.at("first").exists());
+        assert_ends_well(&test, &server, &expected);
+    }
 }
 
 #[test]
