@@ -42,6 +42,9 @@ pub struct Spool {
     /// Which directories have names that were not flushed, by number, and last the one that they lie in; locked while
     /// one is flushed, so that whoever finds it flushed is right, and many share one flush.
     unflushed: Vec<Mutex<bool>>,
+    /// Files of which a flush failed. What of them is on stable storage nobody knows: the kernel tells of pages that it
+    /// could not write once, and then takes them for written (`fsync(2)`, errors of `EIO` and `ENOSPC`).
+    unsure: Mutex<HashSet<SpoolId>>,
 }
 
 impl Spool {
@@ -64,7 +67,8 @@ impl Spool {
         let own = made.iter().any(|made| *made);
         let unflushed = made.into_iter().chain([own]).map(Mutex::new).collect();
         let (next, used) = (AtomicU64::new(1), AtomicU64::new(0));
-        let spool = Self { disk: disk.clone(), dir: dir.to_owned(), next, used, limit, unflushed };
+        let spool =
+            Self { disk: disk.clone(), dir: dir.to_owned(), next, used, limit, unflushed, unsure: Mutex::default() };
         let highest = spool.ids()?.into_iter().map(|id| id.0).max().unwrap_or(0);
         spool.next.store(highest + 1, Ordering::Relaxed);
         Ok(spool)
@@ -188,13 +192,28 @@ impl Spool {
         self.unflushed[shard as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a file's bytes and its name survive a power loss.
+    /// Makes a file's bytes and its name survive a power loss. Once that failed it fails until the file is
+    /// [emptied](Self::emptied) or removed.
     ///
     /// # Errors
     /// The filesystem's.
     pub fn sync(&self, id: SpoolId, file: &File) -> io::Result<()> {
-        self.disk.flush(file)?;
+        if self.unsure().contains(&id) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        self.disk.flush(file).inspect_err(|_| {
+            self.unsure().insert(id);
+        })?;
         self.sync_name(id)
+    }
+
+    /// A file has none of its former bytes any more.
+    pub fn emptied(&self, id: SpoolId) {
+        self.unsure().remove(&id);
+    }
+
+    fn unsure(&self) -> MutexGuard<'_, HashSet<SpoolId>> {
+        self.unsure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The way to the disk, for what is done to an open file.
@@ -204,6 +223,7 @@ impl Spool {
 
     /// Removes a file. One that is gone already is no error.
     pub fn remove(&self, id: SpoolId) {
+        self.emptied(id);
         if let Err(error) = self.disk.remove(&self.path(id))
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -772,6 +792,7 @@ mod tests {
     use super::*;
     use crate::hash::HashKind;
     use std::io::Read;
+    use std::sync::atomic::AtomicBool;
 
     fn content(file: &mut File) -> String {
         let mut text = String::new();
@@ -786,6 +807,33 @@ mod tests {
         cache.keep(fetching, hash);
         cache.settle(cache.arrived(|_| true));
         hash
+    }
+
+    /// Fails flushes, as a kernel does that lost pages: once.
+    #[derive(Default)]
+    struct FailsOnce(AtomicBool);
+
+    impl crate::disk::Witness for FailsOnce {
+        fn around(&self, act: &Act<'_>, work: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+            if matches!(act, Act::Flush(_)) && self.0.swap(false, Ordering::SeqCst) {
+                return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+            }
+            work()
+        }
+    }
+
+    #[test]
+    fn what_a_flush_could_not_write_is_never_taken_for_flushed() {
+        let (dir, failing) = (tempfile::tempdir().unwrap(), std::sync::Arc::new(FailsOnce::default()));
+        let spool = Spool::open_on(&Disk::witnessed(failing.clone()), dir.path(), None).unwrap();
+        let (id, file) = spool.create().unwrap();
+        let (other, whole) = spool.create().unwrap();
+        failing.0.store(true, Ordering::SeqCst);
+        assert_eq!(spool.sync(id, &file).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+        assert_eq!(spool.sync(id, &file).unwrap_err().raw_os_error(), Some(libc::EIO));
+        spool.sync(other, &whole).unwrap();
+        spool.emptied(id);
+        spool.sync(id, &file).unwrap();
     }
 
     #[test]

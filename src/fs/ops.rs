@@ -513,6 +513,7 @@ impl Fs {
                     state.set_uneven(ino);
                 } else if size == 0 {
                     state.set_room(ino, 0);
+                    self.spool.emptied(spool);
                 }
             }
             Ok(())
