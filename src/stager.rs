@@ -22,7 +22,7 @@ use crate::ledger::Step;
 use crate::namespace::Ino;
 use crate::path::RepoPath;
 use crate::workspace::{ByHash, Outcome, Put, Upload, UploadProgress, Workspace, WorkspaceError};
-use plan::{Lane, lane};
+use plan::{Costs, Lane, lane};
 
 /// Captures in hand at once: enough to fill every lane, and little memory. Each is an open file, so where few may be
 /// open it is a quarter of those: writers and connections need some as well.
@@ -147,6 +147,7 @@ enum Done {
         dirs: BTreeSet<RepoPath>,
         /// It, or one that went at the same time, was sent at least once and never answered.
         unanswered: bool,
+        took: Duration,
         result: Result<Vec<Outcome>, WorkspaceError>,
     },
 }
@@ -169,6 +170,8 @@ struct Item {
     step: Step,
     /// The server was asked by hash and does not have it.
     asked: bool,
+    /// It is small, and asked for before it is sent.
+    worth_asking: bool,
     /// Downloaded bytes of content that the server was thought to have.
     fetched: Option<Arc<std::fs::File>>,
     /// Its content is marked as being sent.
@@ -184,6 +187,7 @@ pub struct Stager {
     running: FuturesUnordered<BoxFuture<'static, Done>>,
     /// Requests under way, by kind.
     requests: HashMap<Kind, usize>,
+    costs: Costs,
     hashing: usize,
     in_hand: usize,
     most_in_hand: usize,
@@ -214,6 +218,7 @@ impl Stager {
             by_hash,
             running: FuturesUnordered::new(),
             requests: HashMap::new(),
+            costs: Costs::default(),
             hashing: 0,
             in_hand: 0,
             most_in_hand: most_in_hand(),
@@ -283,7 +288,11 @@ impl Stager {
             step = Step::Unstage;
         }
         self.fs.set_phase(&capture.path, Phase::Ready);
-        let item = Item { capture, step, asked, fetched, marked: false };
+        let worth_asking = match step {
+            Step::Put(object) if self.by_hash == ByHash::Single => self.costs.worth_asking(object.size),
+            _ => false,
+        };
+        let item = Item { capture, step, asked, worth_asking, fetched, marked: false };
         if step == Step::Nothing {
             self.confirm(vec![item]);
         } else {
@@ -381,7 +390,7 @@ impl Stager {
             Step::Remove => Kind::Remove,
             Step::Put(object) => {
                 let here = item.fetched.is_some() || matches!(item.capture.want, Want::Sealed { .. });
-                match lane(self.by_hash, object.size, here, item.asked) {
+                match lane(self.by_hash, object.size, here, item.asked, item.worth_asking) {
                     Lane::Ask => Kind::Ask,
                     Lane::Small => Kind::Small,
                     Lane::Middle => Kind::Middle,
@@ -468,14 +477,32 @@ impl Stager {
                 let delay = transient.then(|| self.delays.after(self.fs.attempts(&capture.path), None));
                 self.fs.step_failed(&capture, &error.to_string(), delay);
             }
-            Done::Request { kind, items, dirs, unanswered, result } => {
+            Done::Request { kind, items, dirs, unanswered, took, result } => {
                 let paths = items.iter().map(|item| &item.capture.path);
                 if unanswered && let Err(error) = self.fs.went_unanswered(paths) {
                     tracing::error!(%error, "a request went unanswered, and that is not on record");
                 }
+                self.learn(kind, &items, &result, took);
                 self.request_over(kind, &dirs);
                 self.answered(items, result);
             }
+        }
+    }
+
+    /// What a request that was answered tells of the way to the server.
+    fn learn(&mut self, kind: Kind, items: &[Item], result: &Result<Vec<Outcome>, WorkspaceError>, took: Duration) {
+        let Ok(outcomes) = result else { return };
+        let at_once = self.requests.get(&kind).copied().unwrap_or(1);
+        let sent_bytes = outcomes.iter().map(|outcome| match outcome {
+            Outcome::Done { sent_bytes } => *sent_bytes,
+            _ => 0,
+        });
+        match (kind, items, outcomes.as_slice()) {
+            (Kind::Small, ..) => self.costs.was_sent(items.len(), sent_bytes.sum(), took, at_once),
+            (Kind::Middle, [item], [Outcome::Done { sent_bytes }]) if item.capture.upload.is_none() => {
+                self.costs.was_asked(*sent_bytes == 0, took, at_once);
+            }
+            _ => {}
         }
     }
 
@@ -692,7 +719,7 @@ async fn request(
     if let Err(error) = fs.flush().await {
         return Done::Unrecorded { kind, items, dirs, error };
     }
-    let unanswered = workspace.unanswered();
+    let (unanswered, begun) = (workspace.unanswered(), Instant::now());
     let result = match kind {
         Kind::Unstage => match workspace.unstage(&paths()).await {
             Ok(done) => match fs.note_others_commit(&paths()).await {
@@ -724,7 +751,7 @@ async fn request(
         _ => false,
     });
     let unanswered = dropped || workspace.unanswered() != unanswered;
-    Done::Request { kind, items, dirs, unanswered, result }
+    Done::Request { kind, items, dirs, unanswered, took: begun.elapsed(), result }
 }
 
 async fn send_large(

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -86,6 +87,35 @@ fn a_busy_server_is_left_alone_for_as_long_as_it_asks() {
     assert!(times.windows(2).all(|pair| pair[1] - pair[0] >= 3000), "{times:?}");
     test.unmount_commit();
     assert_same(&test.committed(), &Tree::from([("file".into(), b"content".to_vec())]));
+}
+
+#[test]
+fn small_files_that_the_server_has_are_staged_by_their_hash_where_the_way_is_slow() {
+    let gateway = Gateway::new(server::url());
+    let test = TestMount::with(&gateway.url(), &["--settle", "600"]);
+    let (files, size) = (2000, 8192);
+    let mut expected = Tree::new();
+    for dir in ["first", "again"] {
+        fs::create_dir(test.at(dir)).unwrap();
+        for at in 0..files {
+            let (path, content) = (format!("{dir}/{at}"), noise(at, size));
+            fs::write(test.at(&path), &content).unwrap();
+            expected.insert(path, content);
+        }
+        let before = gateway.log().iter().map(|passed| passed.bytes).sum::<u64>();
+        test.sync();
+        let sent = gateway.log().iter().map(|passed| passed.bytes).sum::<u64>() - before;
+        let all = files * size as u64;
+        match dir {
+            "first" => assert!(sent >= all, "{sent} of {all}"),
+            _ => assert!(sent < all / 2, "{sent} of {all}"),
+        }
+        // From here on bytes take their time, and questions do not.
+        gateway.rule(|method, _| changes(method).then_some(Fault::Throttle(Duration::from_millis(50))));
+    }
+    gateway.calm();
+    test.unmount_commit();
+    assert_same(&test.committed(), &expected);
 }
 
 /// Writes, renames and removes, some of it again and again.
