@@ -478,6 +478,11 @@ impl Fs {
             let Some((seq, alone)) = state.queue.get(path).map(|entry| (entry.seq, entry.alone)) else {
                 return Ok(None);
             };
+            // Removed, renamed or given other content since it was found to need a copy.
+            let spooled = matches!(state.content(ino), Some((Content::Local { spool: now, .. }, _)) if *now == spool);
+            if !spooled || state.tree.resolve(path) != Resolved::Inode(ino) {
+                return Ok(None);
+            }
             if let Some(open) = state.open.get_mut(&ino) {
                 open.modified = false;
             }

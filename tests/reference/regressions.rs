@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use oxenfs::disk::{Act, Disk, Witness};
-use oxenfs::fs::{Fs, Lender, Limits, Need, OpenFlags, Options, Passthrough, RangeChange, Stop};
+use oxenfs::fs::{Fs, Lender, Limits, Need, OpenFlags, Options, Passthrough, RangeChange, RenameMode, Stop, Want};
 use oxenfs::namespace::{Attrs, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::workspace::ByHash;
@@ -153,6 +153,53 @@ fn a_kernel_that_refuses_passthrough_is_asked_once_and_everything_is_a_request()
         let again = fs.open(stat.ino, both).unwrap();
         assert_eq!(fs.lent(again), None);
         assert_eq!(fs.read(again, 0, 10).unwrap(), b"content");
+    });
+}
+
+/// A kernel that takes every file.
+struct Lending;
+
+impl Lender for Lending {
+    fn lend(&self, _file: &std::fs::File) -> std::io::Result<u32> {
+        Ok(1)
+    }
+
+    fn take_back(&self, _number: u32) {}
+}
+
+#[test]
+fn a_file_that_is_renamed_before_its_copy_is_begun_is_not_staged_under_its_old_name() {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(1).max_blocking_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let dir = crate::world::temporary_dir();
+        let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
+        let limits = Limits { spool: None, cache: 0 };
+        // Without a stager: this test takes what is due in hand.
+        let fs =
+            Fs::recover(dir.path(), RepoPath::root(), options, limits, Arc::new(Memory::new(ByHash::Never))).unwrap();
+        assert_eq!(fs.lend_to(Arc::new(Lending)), Passthrough::On);
+        fs.reconcile().await.unwrap();
+        fs.satisfy(Need::List(ROOT)).await.unwrap();
+        let both = OpenFlags { read: true, write: true, truncate: false, execute: false };
+        let (old, new) = (Name::new(b"old").unwrap(), Name::new(b"new").unwrap());
+        let (_, handle) = fs.create(ROOT, &old, crate::world::attrs(), both).unwrap();
+        fs.write(handle, 0, b"content").unwrap();
+        let _all = fs.barrier(|_| true);
+        // What copies is kept busy until the rename is done.
+        let (go, wait) = std::sync::mpsc::channel();
+        let busy = tokio::task::spawn_blocking(move || wait.recv().unwrap());
+        assert!(fs.due(10).0.is_empty(), "a file that is open for writing is copied first");
+        fs.rename(ROOT, &old, ROOT, &new, RenameMode::Replace).unwrap();
+        go.send(()).unwrap();
+        busy.await.unwrap();
+        tokio::task::spawn_blocking(|| {}).await.unwrap();
+        let (captures, _) = fs.due(10);
+        let staged = captures.iter().filter(|capture| matches!(capture.want, Want::Sealed { .. }));
+        assert_eq!(staged.map(|capture| capture.path.as_str()).collect::<Vec<_>>(), Vec::<&str>::new());
+        assert!(captures.iter().any(|capture| capture.path.as_str() == "old"), "that it is gone");
+        drop(captures);
+        fs.release(handle);
     });
 }
 
