@@ -62,7 +62,9 @@ pub struct Divergence {
 /// beyond what a local filesystem can hold, where each has a limit of its own (the kernel gives every FUSE filesystem the largest there is; writing and truncating there is asked, and refused by
 /// both); mapped writes behind the end of the file, which nobody promises anything of; a change of owner to nobody else
 /// (`chown(-1, -1)`), which takes the set-id bits of a local file and of which the kernel tells a FUSE filesystem
-/// nothing but that something changed.
+/// nothing but that something changed; a lock (`flock(2)`) of a closed descriptor that only a mapping keeps: with
+/// passthrough the kernel maps the local file in place of the open one (`backing_file_mmap`), which ends with its
+/// descriptor, and the lock with it.
 pub const DIVERGENCES: &[Divergence] = &[Divergence {
     name: "data where a local file has a hole to its end",
     why: "A hole may be told as data (lseek(2)), and is once the server has the file, which knows no holes.",

@@ -142,9 +142,18 @@ impl World {
 
     fn keep(&mut self, slot: usize, opened: Result<i64, i32>) -> Result<i64, i32> {
         let fd = RawFd::try_from(opened?).unwrap();
+        drop(self.unlocked(slot));
         // SAFETY: the kernel just made this descriptor.
         self.slots[slot] = Some(unsafe { OwnedFd::from_raw_fd(fd) });
         Ok(0)
+    }
+
+    /// Takes a descriptor to be closed, without the lock that it may have: a mapping would keep that, or not.
+    fn unlocked(&mut self, slot: usize) -> Option<OwnedFd> {
+        let fd = self.slots[slot].take()?;
+        // SAFETY: the descriptor is open.
+        unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_UN) };
+        Some(fd)
     }
 
     fn call(&mut self, op: &Op, data: &mut Vec<u8>) -> Result<i64, i32> {
@@ -162,7 +171,7 @@ impl World {
                     let opened = answer(libc::openat(root, c(dir).as_ptr(), flags, *mode));
                     self.keep(*slot, opened)
                 }
-                Op::Close { slot } => match self.slots[*slot].take() {
+                Op::Close { slot } => match self.unlocked(*slot) {
                     Some(fd) => answer(libc::close(std::os::fd::IntoRawFd::into_raw_fd(fd))),
                     None => Err(SKIPPED),
                 },
