@@ -842,12 +842,7 @@ async fn a_large_upload_goes_on_after_a_crash(target: &Target) {
         // One request: nothing to go on with.
         return;
     }
-    let before = Recorded::default();
-    tokio::select! {
-        outcome = workspace.send_large(&sent, None, &before) => panic!("it ended before it was dropped: {outcome:?}"),
-        () = before.noted.notified() => {}
-    }
-    let upload = before.upload().expect("a checkpoint");
+    let upload = begun(&workspace, &sent).await;
     let acknowledged = upload.parts.len() as u64;
     assert!((1..5).contains(&acknowledged), "{upload:?}");
 
@@ -861,6 +856,16 @@ async fn a_large_upload_goes_on_after_a_crash(target: &Target) {
     assert_eq!(content_at(&again, &committed.id, "large.bin").await, Some(bytes));
 }
 
+/// An upload that was dropped after its first checkpoint.
+async fn begun(workspace: &OxenWorkspace, sent: &Put) -> Upload {
+    let before = Recorded::default();
+    tokio::select! {
+        outcome = workspace.send_large(sent, None, &before) => panic!("it ended before it was dropped: {outcome:?}"),
+        () = before.noted.notified() => {}
+    }
+    before.upload().expect("a checkpoint")
+}
+
 /// `PUT`s bytes of some earlier client's.
 async fn poison(target: &Target, below: &str, bytes: Vec<u8>) {
     let answer = target.http.put(target.url(below)).header("content-type", "application/octet-stream").body(bytes);
@@ -871,12 +876,7 @@ async fn a_part_that_an_earlier_client_left_with_other_bytes_is_made_good(target
     let workspace = open(target).await;
     let bytes = noise(17, 45_000_000);
     let sent = put(&workspace, "large.bin", &bytes);
-    let before = Recorded::default();
-    tokio::select! {
-        outcome = workspace.send_large(&sent, None, &before) => panic!("it ended before it was dropped: {outcome:?}"),
-        () = before.noted.notified() => {}
-    }
-    let upload = before.upload().expect("a checkpoint");
+    let upload = begun(&workspace, &sent).await;
     assert!(upload.parts.len() < 4 && !upload.parts.contains(&4), "{upload:?}");
     poison(target, &format!("versions/uploads/{}/parts/5", upload.id), noise(18, 45_000_000 - 4 * (10 << 20))).await;
 
@@ -1084,12 +1084,7 @@ async fn an_upload_that_the_server_forgot_begins_anew(_: &Target) {
     let workspace = open(&target).await;
     let bytes = noise(11, 45_000_000);
     let sent = put(&workspace, "large.bin", &bytes);
-    let before = Recorded::default();
-    tokio::select! {
-        outcome = workspace.send_large(&sent, None, &before) => panic!("it ended before it was dropped: {outcome:?}"),
-        () = before.noted.notified() => {}
-    }
-    let upload = before.upload().expect("a checkpoint");
+    let upload = begun(&workspace, &sent).await;
     target.restart().await;
     let again = open(&target).await;
     let after = Recorded::default();
