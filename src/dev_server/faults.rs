@@ -391,6 +391,8 @@ where
     futures_util::stream::unfold((stream, Some(bytes)), |(mut stream, left)| async move {
         let left = left?;
         if left == 0 {
+            // What is before the error goes out first: hyper flushes when a body has to be waited for.
+            tokio::task::yield_now().await;
             let error = axum::Error::new(std::io::Error::other("scripted truncation"));
             return Some((Err(error), (stream, None)));
         }
