@@ -116,7 +116,7 @@ fn table(known: &Known, status: &Status) -> String {
         printable(&status.server)
     );
     let mut row = |name: &str, value: String| {
-        let _ = writeln!(text, "  {name:<9} {value}");
+        let _ = writeln!(text, "  {name:<11} {value}");
     };
     row(
         "state",

@@ -341,9 +341,9 @@ fn status_shows_what_the_daemon_says() {
     let plain = user.run(["status", text(&dir)]);
     assert_eq!((plain.exit, plain.err.as_str()), (0, ""));
     for line in [
-        "  state     mounted (process 77)\n",
-        "  to send   310 changes, 5.0 MiB (310 queued), about 14 s left\n",
-        "  staged    12,000 files, 3.0 GiB, not committed\n",
+        "  state       mounted (process 77)\n",
+        "  to send     310 changes, 5.0 MiB (310 queued), about 14 s left\n",
+        "  staged      12,000 files, 3.0 GiB, not committed\n",
         "    a\\u{1b}[2J: refused (tried 3 times, waits for you)\n",
     ] {
         assert!(plain.out.contains(line), "{line}\nin\n{}", plain.out);
