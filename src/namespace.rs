@@ -169,8 +169,48 @@ pub struct Dir {
     pub listed: bool,
 }
 
-/// Extended attributes: values by name.
-pub type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
+/// Extended attributes: values by name. How long they are is kept: setting one among thousands takes no look at the
+/// others.
+#[derive(Debug, Clone, Default)]
+pub struct Xattrs {
+    values: BTreeMap<Box<[u8]>, Box<[u8]>>,
+    names_bytes: usize,
+    values_bytes: usize,
+}
+
+impl Xattrs {
+    fn insert(&mut self, name: &[u8], value: &[u8]) {
+        self.remove(name);
+        self.names_bytes += name.len();
+        self.values_bytes += value.len();
+        self.values.insert(name.into(), value.into());
+    }
+
+    fn remove(&mut self, name: &[u8]) {
+        if let Some(value) = self.values.remove(name) {
+            self.names_bytes -= name.len();
+            self.values_bytes -= value.len();
+        }
+    }
+
+    /// Bytes of all names.
+    pub fn names_bytes(&self) -> usize {
+        self.names_bytes
+    }
+
+    /// Bytes of all values.
+    pub fn values_bytes(&self) -> usize {
+        self.values_bytes
+    }
+}
+
+impl Deref for Xattrs {
+    type Target = BTreeMap<Box<[u8]>, Box<[u8]>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.values
+    }
+}
 
 /// One file, directory or other thing.
 #[derive(Debug, Clone)]
@@ -465,7 +505,7 @@ impl Namespace {
         let Some(inode) = self.get_mut(ino) else { return };
         match value {
             Some(value) => {
-                inode.xattrs.get_or_insert_default().insert(name.into(), value.into());
+                inode.xattrs.get_or_insert_default().insert(name, value);
             }
             None => {
                 if let Some(xattrs) = &mut inode.xattrs {
@@ -729,6 +769,18 @@ mod tests {
 
     fn tree() -> Namespace {
         Namespace::new(RepoPath::parse("data").unwrap(), attrs())
+    }
+
+    #[test]
+    fn how_long_attributes_are_is_known_without_a_look_at_each() {
+        let mut xattrs = Xattrs::default();
+        for (name, value) in [("user.a", "first"), ("user.b", ""), ("user.a", "other value"), ("user.c", "x")] {
+            xattrs.insert(name.as_bytes(), value.as_bytes());
+        }
+        xattrs.remove(b"user.c");
+        xattrs.remove(b"user.c");
+        assert_eq!((xattrs.len(), xattrs.names_bytes(), xattrs.values_bytes()), (2, 12, 11));
+        assert_eq!(xattrs.get("user.a".as_bytes()).map(AsRef::as_ref), Some(b"other value".as_slice()));
     }
 
     #[test]

@@ -114,18 +114,19 @@ impl Fs {
             if class == Class::Ours || (class == Class::User && !takes_user(inode)) {
                 return Err(FsError::NotPermitted.into());
             }
-            let others = inode.xattrs.iter().flat_map(|xattrs| xattrs.iter()).filter(|(other, _)| ***other != *name);
-            let (mut names, mut total) = (name.len() + 1, name.len() + value.len());
-            for (other, value) in others {
-                names += other.len() + 1;
-                total += other.len() + value.len();
-            }
-            match (mode, inode.xattrs.as_ref().is_some_and(|xattrs| xattrs.contains_key(name))) {
+            let xattrs = inode.xattrs.as_deref();
+            let old = xattrs.and_then(|xattrs| xattrs.get(name)).map(|value| name.len() + value.len());
+            let (count, names_bytes, values_bytes) =
+                xattrs.map_or((0, 0, 0), |xattrs| (xattrs.len(), xattrs.names_bytes(), xattrs.values_bytes()));
+            // In a list each name has a NUL behind it.
+            let list = names_bytes + count + if old.is_some() { 0 } else { name.len() + 1 };
+            let total = names_bytes + values_bytes + name.len() + value.len() - old.unwrap_or(0);
+            match (mode, old.is_some()) {
                 (XattrMode::Create, true) => return Err(FsError::Exists.into()),
                 (XattrMode::Replace, false) => return Err(FsError::NoData.into()),
                 _ => {}
             }
-            if names > LIST_MAX || total > TOTAL_MAX {
+            if list > LIST_MAX || total > TOTAL_MAX {
                 return Err(FsError::NoSpace.into());
             }
             state.materialize(ino);
