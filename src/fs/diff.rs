@@ -38,7 +38,9 @@ impl State {
                 Resolved::Absent => None,
                 Resolved::Inode(ino) => self.content(ino).map(|(content, size)| match content {
                     Content::Remote { hash, .. } => (Some(*hash), size),
-                    Content::Local { spool, hash, .. } => (*hash, length(*spool, size)),
+                    Content::Local { spool, hash, .. } => {
+                        (hash.or_else(|| self.staged_live(ino)), length(*spool, size))
+                    }
                 }),
             };
             let (kind, bytes) = match (account.base, wanted) {

@@ -13,7 +13,7 @@ use super::staging::Adopted;
 use super::{Fs, FsError, Handle, State, now, set_mtime};
 use crate::disk::Act;
 use crate::hash::ContentHash;
-use crate::ledger::Staged;
+use crate::journal::Change;
 use crate::namespace::{Body, Content, Ino, Resolved, SpoolId, Timestamp};
 use crate::path::RepoPath;
 use crate::spool::{self, copy_content};
@@ -259,7 +259,7 @@ impl State {
         if unwritten {
             // The last time: what was done to it is done.
             self.look(ino, fs);
-            let staged = self.live.get(&ino).and_then(Live::staged);
+            let staged = self.staged_live(ino);
             if let Some(room) = self.live.get(&ino).and_then(|live| spool::room(&live.file)) {
                 self.set_room(ino, room);
             }
@@ -303,9 +303,9 @@ impl State {
         }
     }
 
-    /// Whether nothing was done to a live file since what it holds was staged.
-    pub(super) fn is_staged_live(&self, ino: Ino) -> bool {
-        self.live.get(&ino).is_some_and(|live| live.staged().is_some())
+    /// The hash of what a live file holds, if that is staged and nothing was done to it since.
+    pub(super) fn staged_live(&self, ino: Ino) -> Option<ContentHash> {
+        self.live.get(&ino).and_then(Live::staged)
     }
 
     /// A file that was live, and that nobody has open, is what the server has: returns its spool file, which the cache may
@@ -316,9 +316,10 @@ impl State {
             _ => return None,
         };
         let paths = self.tree.file_paths(ino);
-        let has = |path: &RepoPath, hash| match self.ledger.get(path).map(|account| account.staged) {
-            Some(Staged::Put(object)) => object.hash == hash && self.queue.get(path).is_none(),
-            _ => false,
+        // Staged, or committed since.
+        let has = |path: &RepoPath, hash| {
+            let shown = self.ledger.get(path).and_then(|account| account.shown()).flatten();
+            shown.is_some_and(|object| object.hash == hash) && self.queue.get(path).is_none()
         };
         let hash = staged.filter(|hash| !paths.is_empty() && paths.iter().all(|path| has(path, *hash)));
         let Some(hash) = hash.filter(|_| !self.held.contains_key(&spool)) else {
@@ -328,6 +329,12 @@ impl State {
         let beyond = self.beyond(ino);
         self.set_content(ino, Content::Remote { hash, origin: None }, size);
         self.record(ino);
+        for path in paths {
+            let settled = self.ledger.get(&path).filter(crate::ledger::Account::is_settled);
+            if settled.is_some_and(|account| self.agrees(&path, account.base)) {
+                self.apply(Change::Account { path, account: None });
+            }
+        }
         Some(Adopted { spool, hash, size, beyond })
     }
 
@@ -354,7 +361,7 @@ impl State {
 
     fn stir_file(&mut self, ino: Ino, fs: &Fs) {
         self.look(ino, fs);
-        if !self.is_staged_live(ino) {
+        if self.staged_live(ino).is_none() {
             self.touch_file(ino, fs.options.settle);
         }
     }

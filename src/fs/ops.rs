@@ -1021,7 +1021,7 @@ impl Fs {
             }
             let live = state.live.contains_key(&ino);
             let past = state.way(ino) == Some(Way::Past);
-            let staged = state.is_staged_live(ino);
+            let staged = state.staged_live(ino).is_some();
             if let Some(open) = state.open.get_mut(&ino) {
                 open.handles = open.handles.saturating_sub(1);
                 open.writers = open.writers.saturating_sub(u32::from(write));

@@ -93,7 +93,7 @@ fn a_busy_server_is_left_alone_for_as_long_as_it_asks() {
 fn small_files_that_the_server_has_are_staged_by_their_hash_where_the_way_is_slow() {
     let gateway = Gateway::new(server::url());
     let test = TestMount::with(&gateway.url(), &["--settle", "600"]);
-    let (files, size) = (2000, 8192);
+    let (files, size) = (1200, 8192);
     let mut expected = Tree::new();
     for dir in ["first", "again"] {
         fs::create_dir(test.at(dir)).unwrap();
@@ -108,10 +108,11 @@ fn small_files_that_the_server_has_are_staged_by_their_hash_where_the_way_is_slo
         let all = files * size as u64;
         match dir {
             "first" => assert!(sent >= all, "{sent} of {all}"),
-            _ => assert!(sent < all / 2, "{sent} of {all}"),
+            // Some hundred are in hand before anything is learned.
+            _ => assert!(sent < all * 3 / 4, "{sent} of {all}"),
         }
         // From here on bytes take their time, and questions do not.
-        gateway.rule(|method, _| changes(method).then_some(Fault::Throttle(Duration::from_millis(50))));
+        gateway.rule(|method, _| changes(method).then_some(Fault::Throttle(Duration::from_millis(400))));
     }
     gateway.calm();
     test.unmount_commit();

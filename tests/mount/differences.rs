@@ -67,6 +67,22 @@ fn diff_tells_what_the_next_commit_holds() {
 }
 
 #[test]
+fn a_file_that_is_committed_while_a_program_has_it_open_is_no_change_then_or_after_its_close() {
+    let test = TestMount::new();
+    let mut open = fs::File::create(test.at("file")).unwrap();
+    std::io::Write::write_all(&mut open, b"content").unwrap();
+    test.commit();
+    assert_eq!(diff(&test, &test.dir), []);
+    drop(open);
+    test.wait_status("the close to be seen", |status| status["counts"]["dirty"]["files"] == 0);
+    assert_eq!(diff(&test, &test.dir), []);
+    fs::remove_file(test.at("file")).unwrap();
+    fs::write(test.at("other"), "").unwrap();
+    test.unmount_commit();
+    assert_eq!(test.committed(), crate::http::Tree::from([("other".into(), Vec::new())]));
+}
+
+#[test]
 fn status_and_diff_tell_the_same_without_the_daemon_however_it_was_mounted() {
     let test = TestMount::with(crate::server::url(), &["--settle", "600"]);
     shell(&test.dir, "mkdir -p sub/dir; for f in same changed gone; do echo $f > sub/dir/$f; done; echo out > outside");
