@@ -371,6 +371,11 @@ impl State {
         }
     }
 
+    /// Whether a file's content is this spool file.
+    fn is_spooled(&self, ino: Ino, spool: SpoolId) -> bool {
+        matches!(self.content(ino), Some((Content::Local { spool: now, .. }, _)) if *now == spool)
+    }
+
     fn set_content(&mut self, ino: Ino, content: Content, size: u64) {
         if let Some(path) = content.origin_in_workspace() {
             let pinned = self.pinned.entry(path.clone()).or_default();
@@ -904,14 +909,18 @@ impl Fs {
 
     /// Opens a file's spool file; `None` when it has other content by now: a confirmation moves spool files away.
     fn spool_file(&self, ino: Ino, spool: SpoolId) -> io::Result<Option<File>> {
-        match self.spool.file(spool) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let state = self.lock();
-                let same = matches!(state.content(ino), Some((Content::Local { spool: now, .. }, _)) if *now == spool);
-                if same { Err(error) } else { Ok(None) }
-            }
-            Err(error) => Err(error),
+        self.unless_replaced(ino, spool, self.spool.file(spool))
+    }
+
+    /// Opens a file's spool file for reading; `None` when it has other content by now.
+    fn spool_file_to_read(&self, ino: Ino, spool: SpoolId) -> io::Result<Option<File>> {
+        self.unless_replaced(ino, spool, self.spool.file_to_read(spool))
+    }
+
+    fn unless_replaced(&self, ino: Ino, spool: SpoolId, opened: io::Result<File>) -> io::Result<Option<File>> {
+        match opened {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.lock().is_spooled(ino, spool) => Ok(None),
+            opened => opened.map(Some),
         }
     }
 

@@ -14,6 +14,7 @@ use super::{Fs, FsError, Handle, State, now, set_mtime};
 use crate::disk::Act;
 use crate::hash::ContentHash;
 use crate::journal::Change;
+use crate::ledger::Account;
 use crate::namespace::{Body, Content, Ino, Resolved, SpoolId, Timestamp};
 use crate::path::RepoPath;
 use crate::spool::{self, copy_content};
@@ -330,7 +331,7 @@ impl State {
         self.set_content(ino, Content::Remote { hash, origin: None }, size);
         self.record(ino);
         for path in paths {
-            let settled = self.ledger.get(&path).filter(crate::ledger::Account::is_settled);
+            let settled = self.ledger.get(&path).filter(Account::is_settled);
             if settled.is_some_and(|account| self.agrees(&path, account.base)) {
                 self.apply(Change::Account { path, account: None });
             }
@@ -514,18 +515,6 @@ impl Fs {
             }
         }
         Ok(None)
-    }
-
-    /// Opens a file's spool file for reading; `None` when it has other content by now.
-    pub(super) fn spool_file_to_read(&self, ino: Ino, spool: SpoolId) -> io::Result<Option<File>> {
-        match self.spool.file_to_read(spool) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let state = self.lock();
-                let same = matches!(state.content(ino), Some((Content::Local { spool: now, .. }, _)) if *now == spool);
-                if same { Err(error) } else { Ok(None) }
-            }
-            file => file.map(Some),
-        }
     }
 }
 

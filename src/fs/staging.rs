@@ -479,8 +479,7 @@ impl Fs {
                 return Ok(None);
             };
             // Removed, renamed or given other content since it was found to need a copy.
-            let spooled = matches!(state.content(ino), Some((Content::Local { spool: now, .. }, _)) if *now == spool);
-            if !spooled || state.tree.resolve(path) != Resolved::Inode(ino) {
+            if !state.is_spooled(ino, spool) || state.tree.resolve(path) != Resolved::Inode(ino) {
                 return Ok(None);
             }
             if let Some(open) = state.open.get_mut(&ino) {
