@@ -213,6 +213,8 @@ pub struct Fs {
     /// The kernel, where it can go past the daemon; set before anything is served.
     lender: OnceLock<Option<Arc<dyn Lender>>>,
     passthrough: OnceLock<Passthrough>,
+    /// Whether all that the record says is owed is in the queue.
+    loaded: tokio::sync::OnceCell<()>,
 }
 
 /// All that changes, under one lock.
@@ -245,6 +247,8 @@ struct State {
     /// Files of the spool that may take more or less room than their length says, each with the bytes behind its end
     /// that are counted for it.
     uneven: HashMap<Ino, u64>,
+    /// Files whose spool file nobody has looked at since the mount, to be looked at behind it.
+    unseen: Vec<Ino>,
 }
 
 /// Something that the kernel may have cached and that changed without it.

@@ -217,6 +217,10 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     fs.reconcile().await?;
     // So that new files can be made at the root even if the server goes away at once.
     fs.satisfy(Need::List(ROOT)).await?;
+    if fs.spool().limit().is_some() {
+        // A limit that does not count what is there already is none. It bounds what there is to load, too.
+        fs.load().await;
+    }
     let meter = Arc::new(Meter::default());
     let (phase, mut phases) = watch::channel(Phase::Mounted);
     let mut draining = phases.clone();
@@ -232,7 +236,7 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
         phase,
         imports: AtomicUsize::new(0),
     });
-    let resumed = daemon.status().counts;
+    let resumed = fs.owed() as u64;
     let mut signals = Signals::new().map_err(MountError::Setup)?;
     let listener = state.bind_control()?;
     let control = serve::listen(listener, daemon.clone()).map_err(MountError::Setup)?;
@@ -244,13 +248,11 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     let housekeeping = tokio::spawn(keep_house(fs.clone()));
     let lookout = tokio::spawn(look_out(fs.clone()));
     let listing = tokio::spawn(list_ahead(fs.clone()));
-    let owed = [resumed.dirty, resumed.hashing, resumed.queued, resumed.uploading];
     let ready = Ready {
         server_version: info.version,
         dialect: info.dialect.to_owned(),
         created,
-        resumed_files: owed.iter().map(|tally| tally.files).sum::<u64>() + resumed.removals.files,
-        resumed_bytes: owed.iter().map(|tally| tally.bytes).sum(),
+        resumed,
         warnings: Vec::new(),
     };
     if let Err(error) = notifier.ready(ready) {
@@ -400,7 +402,7 @@ async fn stalled_for(meter: &Meter, patience: Duration) {
 /// Completes when nothing is owed.
 async fn drained(fs: &Arc<Fs>) {
     loop {
-        let Some(waiting) = fs.barrier(|_| true) else { return };
+        let Some(waiting) = fs.barrier(|_| true).await else { return };
         let failed = waiting.reached().await.files_failed;
         match fs.audit().await {
             Ok(true) => continue,

@@ -34,6 +34,11 @@ pub struct SpoolId(pub u64);
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
 
+impl Generation {
+    /// Of what only the record tells: nobody has looked at the spool file since the mount, and its length is not known.
+    pub const UNSEEN: Self = Self(0);
+}
+
 /// Seconds and nanoseconds since the epoch, as the kernel counts them. Packed: every inode has three.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[repr(C, packed(4))]
@@ -472,7 +477,7 @@ impl Namespace {
                     Body::File { content, size: *size }
                 }
                 _ => {
-                    let content = Content::Local { spool: *spool, generation: Generation(0), hash: None };
+                    let content = Content::Local { spool: *spool, generation: Generation::UNSEEN, hash: None };
                     Body::File { content, size: 0 }
                 }
             },

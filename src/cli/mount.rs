@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::args::{HelperArgs, MountArgs};
 use super::failure::{Doing, Failure, quoted};
 use super::find::status_of;
-use super::output::{bytes, count, note, printable, warn, without_credentials};
+use super::output::{count, note, printable, warn, without_credentials};
 use super::seams;
 use crate::config::{Environment, MountInput, MountSettings};
 use crate::control::Request;
@@ -124,9 +124,9 @@ fn welcome(ready: &Ready, said: &str) {
     }
     let made = if ready.created { ", a new repository" } else { "" };
     note(format_args!("{said} (server {}{made})", printable(&ready.server_version)));
-    if ready.resumed_files > 0 {
-        let files = count(ready.resumed_files, "change");
-        note(format_args!("{files} ({}) of an earlier mount are being sent", bytes(ready.resumed_bytes)));
+    if ready.resumed > 0 {
+        let changes = count(ready.resumed, "change");
+        note(format_args!("{changes} of an earlier mount are being sent"));
     }
 }
 

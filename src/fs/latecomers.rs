@@ -58,6 +58,7 @@ impl Fs {
     }
 
     async fn compare(&self, may: impl Fn(&State) -> bool) -> Result<bool, FsError> {
+        self.load().await;
         let accounts: Vec<(RepoPath, Account)> = {
             let state = self.lock();
             if !may(&state) || !state.ledger.expects_latecomers() {

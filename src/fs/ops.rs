@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::live::Asked;
 use super::passthrough::Way;
 use super::room::even;
-use super::{Fs, FsError, Handle, Need, Op, OpenFile, State, now, set_mtime};
+use super::{Fs, FsError, Handle, Need, Op, OpenFile, State, Stop, now, set_mtime};
 use crate::journal::Change;
 use crate::ledger::Staged;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
@@ -173,7 +173,7 @@ impl State {
         match dir.children.get(name) {
             Some(ino) => Ok(Some(*ino)),
             None if dir.listed || dir.hidden.contains(name) => Ok(None),
-            None => Err(super::Stop::Need(Need::List(parent))),
+            None => Err(Stop::Need(Need::List(parent))),
         }
     }
 
@@ -350,10 +350,11 @@ impl Fs {
     pub fn lookup(&self, parent: Ino, name: &Name) -> Op<Stat> {
         let mut state = self.lock();
         let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
+        let stat = self.stat(&mut state, ino)?;
         if let Some(inode) = state.tree.get_mut(ino) {
             inode.lookups += 1;
         }
-        self.stat(&mut state, ino)
+        Ok(stat)
     }
 
     /// The kernel has forgotten `count` lookups.
@@ -750,7 +751,7 @@ impl Fs {
                     }
                     for dir in [ino, target] {
                         if state.tree.dir(dir).is_some() && state.tree.first_unlisted(dir).is_some() {
-                            return Err(super::Stop::Need(Need::ListAll(dir)));
+                            return Err(Stop::Need(Need::ListAll(dir)));
                         }
                     }
                     // Through a name that nobody can have: it is no UTF-8, so nothing is owed for it on the way.
@@ -770,7 +771,7 @@ impl Fs {
                 (_, None) => {}
             }
             if is_dir && state.tree.first_unlisted(ino).is_some() {
-                return Err(super::Stop::Need(Need::ListAll(ino)));
+                return Err(Stop::Need(Need::ListAll(ino)));
             }
             if let Some(target) = target {
                 state.uproot(to_parent, to_name, target, self);
@@ -822,7 +823,7 @@ impl Fs {
                         self.truncate(ino, 0)?;
                         continue;
                     }
-                    return Err(super::Stop::Need(Need::Empty(ino)));
+                    return Err(Stop::Need(Need::Empty(ino)));
                 }
                 let able = if state.live.contains_key(&ino) { self.able() } else { self.may_pass(&state) };
                 let way = state.opening(ino, flags.write, able);
@@ -847,7 +848,7 @@ impl Fs {
                     None => continue,
                 },
                 (None, Content::Remote { hash, .. }) => {
-                    (self.cache.file(*hash).ok_or(super::Stop::Need(Need::Fetch(ino)))?, None)
+                    (self.cache.file(*hash).ok_or(Stop::Need(Need::Fetch(ino)))?, None)
                 }
             };
             let mut state = self.lock();
@@ -899,7 +900,7 @@ impl Fs {
     pub(super) fn attached(&self, state: &State, ino: Ino) -> Op<Arc<File>> {
         match state.open.get(&ino).and_then(|open| open.file.clone()) {
             Some(file) => Ok(file),
-            None => Err(super::Stop::Need(Need::Fetch(ino))),
+            None => Err(Stop::Need(Need::Fetch(ino))),
         }
     }
 
@@ -920,9 +921,9 @@ impl Fs {
             let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
             let beyond = state.beyond(ino);
             match content {
-                Content::Remote { .. } => return Err(super::Stop::Need(Need::Own(ino))),
+                Content::Remote { .. } => return Err(Stop::Need(Need::Own(ino))),
                 Content::Local { spool, .. } if state.held.contains_key(spool) => {
-                    return Err(super::Stop::Need(Need::Own(ino)));
+                    return Err(Stop::Need(Need::Own(ino)));
                 }
                 Content::Local { .. } => {}
             }
@@ -1074,7 +1075,7 @@ impl Fs {
         match state.tree.get_mut(ino) {
             None => return Err(FsError::Stale.into()),
             Some(inode) => match &inode.body {
-                Body::Dir(dir) if !dir.listed => return Err(super::Stop::Need(Need::List(ino))),
+                Body::Dir(dir) if !dir.listed => return Err(Stop::Need(Need::List(ino))),
                 Body::Dir(_) => inode.opens += 1,
                 _ => return Err(FsError::NotDir.into()),
             },
@@ -1123,7 +1124,11 @@ impl Fs {
             // What the name stands for now: the kernel believes what a listing says of an entry, and one that was
             // removed meanwhile would be back.
             let Some(child) = state.tree.child(ino, name) else { continue };
-            let stat = self.stat(state, child)?;
+            // One that cannot be looked at is listed, and its attributes are asked for again.
+            let stat = match self.stat(state, child) {
+                Err(Stop::Error(FsError::Io(_))) => Stat { live: true, ..state.stat(child)? },
+                stat => stat?,
+            };
             if take(&DirEntry { name: name.as_bytes(), stat, next }) {
                 break;
             }
@@ -1201,7 +1206,7 @@ impl State {
         if !dir.children.is_empty() {
             return Err(FsError::NotEmpty.into());
         }
-        if !dir.listed { Err(super::Stop::Need(Need::List(ino))) } else { Ok(()) }
+        if !dir.listed { Err(Stop::Need(Need::List(ino))) } else { Ok(()) }
     }
 
     /// A name that nothing in `dir` has and that never travels.
@@ -1232,6 +1237,6 @@ impl State {
     }
 }
 
-fn need_bytes(ino: Ino, size: u64) -> super::Stop {
-    super::Stop::Need(if size == 0 { Need::Empty(ino) } else { Need::Own(ino) })
+fn need_bytes(ino: Ino, size: u64) -> Stop {
+    Stop::Need(if size == 0 { Need::Empty(ino) } else { Need::Own(ino) })
 }

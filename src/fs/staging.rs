@@ -373,6 +373,7 @@ impl Fs {
                     Resolved::AsBase => return Ok(Some(capture(Want::AsBase))),
                     Resolved::Inode(ino) => ino,
                 };
+                self.see(state, ino).map_err(Miss::Lost)?;
                 let Some((content, size)) = state.content(ino) else {
                     return Ok(Some(capture(Want::Absent)));
                 };
@@ -749,7 +750,12 @@ impl Fs {
     }
 
     /// Makes every pending path of `chosen` due now, and lets the caller wait for them.
-    pub fn barrier(&self, chosen: impl Fn(&RepoPath) -> bool) -> Option<Waiting> {
+    pub async fn barrier(&self, chosen: impl Fn(&RepoPath) -> bool) -> Option<Waiting> {
+        self.load().await;
+        self.loaded_barrier(chosen)
+    }
+
+    fn loaded_barrier(&self, chosen: impl Fn(&RepoPath) -> bool) -> Option<Waiting> {
         self.barrier_among(|state| {
             state.stir(&chosen, self);
             let pending = state.queue.iter().map(|(path, _)| path);
@@ -759,7 +765,8 @@ impl Fs {
 
     /// Makes those of `paths` that are pending due now, and lets the caller wait for them. Takes no longer when many
     /// others are.
-    pub fn barrier_on(&self, paths: Vec<RepoPath>) -> Option<Waiting> {
+    pub async fn barrier_on(&self, paths: Vec<RepoPath>) -> Option<Waiting> {
+        self.load().await;
         self.barrier_among(|state| {
             state.stir_at(&paths, self);
             paths
@@ -793,6 +800,7 @@ impl Fs {
         let Some(fs) = self.this.upgrade() else {
             return Err(FsError::Stale);
         };
+        self.load().await;
         {
             let mut state = self.lock();
             if state.frozen.is_some() {
@@ -800,7 +808,7 @@ impl Fs {
             }
             state.frozen = Some(HashMap::new());
         }
-        let Some(waiting) = self.barrier(|_| true) else {
+        let Some(waiting) = self.loaded_barrier(|_| true) else {
             return Err(FsError::Stale);
         };
         let frozen = Frozen { fs, waiting };
@@ -883,7 +891,7 @@ impl Fs {
 
     /// Whether nothing is owed to the server.
     pub fn is_drained(&self) -> bool {
-        self.lock().queue.len() == 0
+        self.owed() == 0
     }
 
     /// Whether all that is owed waits for somebody to act.
@@ -893,7 +901,13 @@ impl Fs {
 
     /// How many paths are owed.
     pub fn owed(&self) -> usize {
-        self.lock().queue.len()
+        let state = self.lock();
+        if self.loaded.initialized() {
+            return state.queue.len();
+        }
+        let owed =
+            state.ledger.iter().filter(|(path, account)| state.queue.get(path).is_some() || state.owes(path, account));
+        owed.count()
     }
 
     /// Numbers for a status: counts per state, age of the oldest change in seconds, errors, local paths.

@@ -24,9 +24,7 @@ pub struct Ready {
     /// The repository was made.
     pub created: bool,
     /// Changes of an earlier mount that are being sent now.
-    pub resumed_files: u64,
-    /// Their content's length.
-    pub resumed_bytes: u64,
+    pub resumed: u64,
     /// What the user should know.
     pub warnings: Vec<String>,
 }

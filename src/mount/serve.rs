@@ -105,9 +105,14 @@ async fn answer(stream: UnixStream, daemon: &Arc<Daemon>) -> io::Result<()> {
 
 async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listener) -> io::Result<()> {
     match request {
-        Request::Status => listener.tell(&Event::Status(Box::new(daemon.status()))).await,
+        Request::Status => {
+            // What is not in the queue yet would not be counted.
+            daemon.fs.load().await;
+            listener.tell(&Event::Status(Box::new(daemon.status()))).await
+        }
         Request::Diff => {
             let fs = daemon.fs.clone();
+            fs.load().await;
             let differences = tokio::task::spawn_blocking(move || fs.differences()).await?;
             for some in differences.chunks(DIFFERENCES_AT_A_TIME) {
                 listener.tell(&Event::Differences { changes: some.to_vec() }).await?;
@@ -241,7 +246,7 @@ async fn sync(paths: &[String], daemon: &Daemon, listener: &mut Listener) -> io:
         }
     }
     let chosen = |path: &RepoPath| wanted.is_empty() || wanted.iter().any(|dir| path.is_in(dir));
-    let Some(waiting) = daemon.fs.barrier(chosen) else { return Ok(Event::Done) };
+    let Some(waiting) = daemon.fs.barrier(chosen).await else { return Ok(Event::Done) };
     let progress = follow(daemon, &waiting, listener).await?;
     Ok(match unstaged(daemon, &progress) {
         Some(failure) => Event::Failed(failure),
@@ -292,7 +297,7 @@ impl Drop for Taking<'_> {
 /// Stages everything; the failure of what could not be.
 async fn drain(daemon: &Daemon, listener: &mut Listener) -> io::Result<Option<Failure>> {
     loop {
-        let Some(waiting) = daemon.fs.barrier(|_| true) else { return Ok(None) };
+        let Some(waiting) = daemon.fs.barrier(|_| true).await else { return Ok(None) };
         let progress = follow(daemon, &waiting, listener).await?;
         if let Some(failure) = unstaged(daemon, &progress) {
             return Ok(Some(failure));
@@ -341,7 +346,7 @@ async fn drain_and_unmount(daemon: &Arc<Daemon>, listener: &mut Listener) -> io:
 
 /// Stages what was written up to now; writers may go on.
 async fn drain_once(daemon: &Daemon, listener: &mut Listener) -> io::Result<Option<Failure>> {
-    let Some(waiting) = daemon.fs.barrier(|_| true) else { return Ok(None) };
+    let Some(waiting) = daemon.fs.barrier(|_| true).await else { return Ok(None) };
     let progress = follow(daemon, &waiting, listener).await?;
     Ok(unstaged(daemon, &progress))
 }

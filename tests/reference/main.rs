@@ -2,6 +2,7 @@
 //! is compared, and after every drain the workspace. Faults, commits, crashes and remounts are operations too.
 
 mod disks;
+mod loading;
 mod model;
 mod power;
 mod regressions;

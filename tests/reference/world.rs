@@ -627,7 +627,7 @@ impl World {
     /// Stages everything, as `unmount` does; how many files could not be.
     pub async fn stage_all(&self) -> u64 {
         loop {
-            let waiting = self.fs.barrier(|_| true).unwrap();
+            let waiting = self.fs.barrier(|_| true).await.unwrap();
             let reached = tokio::time::timeout(Duration::from_secs(20), waiting.settled()).await;
             let progress = reached.unwrap_or_else(|_| panic!("never drained: {:?}", self.fs.report())).unwrap();
             let come = self.memory.come_late();
