@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::failure::{Failure, quoted};
 use super::output::{printable, warn};
@@ -13,7 +14,10 @@ use crate::mount::preflight;
 use crate::mount::state_dir::{self, Known, StateDir};
 
 /// How long a daemon may take to say how it is: it answers from memory.
-const STATUS_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+const STATUS_PATIENCE: Duration = Duration::from_secs(10);
+/// How long one may take to begin to listen, or to end when it listens no more, and how often that is looked at.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
+const CHANGE_CHECK: Duration = Duration::from_millis(20);
 
 /// Looks mounts up by their state directories.
 pub struct Finder {
@@ -91,21 +95,25 @@ pub fn real(path: &Path) -> Result<PathBuf, Failure> {
     }
 }
 
-/// A connection to the daemon; `None` when none runs.
+/// A connection to the daemon; `None` when none runs. Waits for one that is just starting or ending.
 ///
 /// # Errors
 /// When one runs and cannot be reached.
 pub fn connect(known: &Known) -> Result<Option<UnixStream>, Failure> {
-    match state_dir::connect_control(&known.path) {
-        Ok(stream) => Ok(Some(stream)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            match known.holder() {
-                None => Ok(None),
-                Some(pid) => Err(Failure::new(format_args!("process {pid} is just starting it, or just ending"))
-                    .hint("repeat the command in a moment")),
+    let deadline = Instant::now() + CHANGE_PATIENCE;
+    loop {
+        match state_dir::connect_control(&known.path) {
+            Ok(stream) => return Ok(Some(stream)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                let Some(pid) = known.holder() else { return Ok(None) };
+                if Instant::now() >= deadline {
+                    return Err(Failure::new(format_args!("process {pid} is just starting it, or just ending"))
+                        .hint("repeat the command in a moment"));
+                }
             }
+            Err(error) => return Err(Failure::new(format_args!("its daemon cannot be reached: {error}"))),
         }
-        Err(error) => Err(Failure::new(format_args!("its daemon cannot be reached: {error}"))),
+        std::thread::sleep(CHANGE_CHECK);
     }
 }
 

@@ -20,6 +20,8 @@ use crate::workspace::CommitRequest;
 
 /// How often progress is told while something moves, and while nothing does.
 const TELL_EVERY: Duration = Duration::from_millis(200);
+/// How long a status waits for the counts to be complete.
+const LOAD_PATIENCE: Duration = Duration::from_secs(5);
 /// The longest request: a list of paths.
 const REQUEST_BYTES: u64 = 16 << 20;
 
@@ -106,9 +108,13 @@ async fn answer(stream: UnixStream, daemon: &Arc<Daemon>) -> io::Result<()> {
 async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listener) -> io::Result<()> {
     match request {
         Request::Status => {
-            // What is not in the queue yet would not be counted.
-            daemon.fs.load().await;
-            listener.tell(&Event::Status(Box::new(daemon.status()))).await
+            let loaded = tokio::time::timeout(LOAD_PATIENCE, daemon.fs.load()).await.is_ok();
+            let mut status = daemon.status();
+            if !loaded {
+                let why = "what an earlier mount left is being looked at; not all of it is counted yet";
+                status.stalled = Some(why.to_owned());
+            }
+            listener.tell(&Event::Status(Box::new(status))).await
         }
         Request::Diff => {
             let fs = daemon.fs.clone();

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UT
 
 use crate::dataset::noise;
 use crate::http::assert_same;
-use crate::mounted::{TestMount, local_tree, python, shell, wait_until};
+use crate::mounted::{TestMount, local_tree, python, run, shell, wait_until};
 
 /// Two processes and the three kinds of advisory locks, step by step; the second one answers over a pipe. Prints what
 /// each attempt gave.
@@ -388,7 +388,8 @@ fn one_of_many_that_make_or_take_a_name_at_once_succeeds() {
 #[test]
 fn a_running_program_is_not_emptied() {
     let test = TestMount::new();
-    fs::copy("/bin/sleep", test.at("sleep")).unwrap();
+    // By a program: a descriptor of this one would live on, for an instant, in what other tests fork.
+    run("cp", ["/bin/sleep".as_ref(), test.at("sleep").as_os_str()]);
     let content = fs::read(test.at("sleep")).unwrap();
     for _ in 0..20 {
         let mut running = std::process::Command::new(test.at("sleep")).arg("600").spawn().unwrap();
