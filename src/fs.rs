@@ -20,6 +20,7 @@ mod ranges;
 mod recovery;
 mod room;
 mod staging;
+mod unseen;
 mod xattrs;
 
 use std::collections::{BTreeSet, HashMap};
@@ -152,6 +153,10 @@ pub enum Need {
     Own(Ino),
     /// An empty spool file in place of a file's bytes.
     Empty(Ino),
+    /// A look at a file in the spool that an earlier daemon left.
+    Look(Ino),
+    /// A look at all such files of a directory.
+    LookIn(Ino),
 }
 
 /// Why an operation stopped.
@@ -213,7 +218,7 @@ pub struct Fs {
     /// The kernel, where it can go past the daemon; set before anything is served.
     lender: OnceLock<Option<Arc<dyn Lender>>>,
     passthrough: OnceLock<Passthrough>,
-    /// Whether all that the record says is owed is in the queue.
+    /// Set when all that an earlier daemon left in the spool has been looked at.
     loaded: tokio::sync::OnceCell<()>,
 }
 
@@ -247,8 +252,8 @@ struct State {
     /// Files of the spool that may take more or less room than their length says, each with the bytes behind its end
     /// that are counted for it.
     uneven: HashMap<Ino, u64>,
-    /// Files whose spool file nobody has looked at since the mount, to be looked at behind it.
-    unseen: Vec<Ino>,
+    /// Files of the spool that nobody may have looked at since the mount; `None` once all have been.
+    unseen: Option<Vec<Ino>>,
 }
 
 /// Something that the kernel may have cached and that changed without it.
@@ -583,6 +588,8 @@ impl Fs {
             Need::Fetch(ino) => self.fetch(ino).await.map(|_| ()),
             Need::Own(ino) => self.own(ino).await,
             Need::Empty(ino) => self.blocking(move |fs| fs.empty(ino)).await,
+            Need::Look(ino) => self.blocking(move |fs| Ok(fs.look_at(ino)?)).await,
+            Need::LookIn(dir) => self.blocking(move |fs| Ok(fs.look_in(dir)?)).await,
         }
     }
 

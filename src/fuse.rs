@@ -316,13 +316,12 @@ impl Adapter {
 
     /// Answers when the paths of an open file are staged.
     fn when_staged(&self, paths: Vec<crate::path::RepoPath>, reply: ReplyEmpty) {
-        let fs = self.fs.clone();
+        let Some(waiting) = self.fs.barrier_on(paths) else {
+            return reply.error(Errno::EIO);
+        };
         self.runtime.spawn(async move {
-            let settled = match fs.barrier_on(paths).await {
-                Some(waiting) => waiting.settled().await,
-                None => Err(FsError::Stale),
-            };
-            if settled.is_ok_and(|progress| progress.files_failed == 0) { reply.ok() } else { reply.error(Errno::EIO) }
+            let staged = waiting.settled().await.is_ok_and(|progress| progress.files_failed == 0);
+            if staged { reply.ok() } else { reply.error(Errno::EIO) }
         });
     }
 }

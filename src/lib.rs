@@ -9,6 +9,8 @@
 //! - **Generation**: one state of a file's bytes. A **sealed** generation does not change; a writer that meets one
 //!   makes the next.
 //! - **Live**: a file that programs may change past the daemon, without a request (passthrough).
+//! - **Unseen**: a file of the spool that an earlier daemon left, and that nobody has looked at since the mount. It is
+//!   looked at when it is first asked for or staged, and all of them behind the mount.
 //! - **Ledger**: what base and workspace hold at each path that ever differed from the base.
 //! - **Settled**: a path nobody has written to for its quiet period; only settled paths are staged, unless a barrier
 //!   (`sync`, `commit`, `unmount`) asks for all of them.

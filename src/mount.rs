@@ -218,7 +218,7 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     // So that new files can be made at the root even if the server goes away at once.
     fs.satisfy(Need::List(ROOT)).await?;
     if fs.spool().limit().is_some() {
-        // A limit that does not count what is there already is none. It bounds what there is to load, too.
+        // One that does not count what is there already is none.
         fs.load().await;
     }
     let meter = Arc::new(Meter::default());
@@ -248,6 +248,8 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     let housekeeping = tokio::spawn(keep_house(fs.clone()));
     let lookout = tokio::spawn(look_out(fs.clone()));
     let listing = tokio::spawn(list_ahead(fs.clone()));
+    let left = fs.clone();
+    let loading = tokio::spawn(async move { left.load().await });
     let ready = Ready {
         server_version: info.version,
         dialect: info.dialect.to_owned(),
@@ -301,6 +303,7 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     housekeeping.abort();
     lookout.abort();
     listing.abort();
+    loading.abort();
     let tidied = fs.clone();
     let _ = tokio::task::spawn_blocking(move || tidy(&tidied)).await;
     control.abort();
@@ -402,7 +405,7 @@ async fn stalled_for(meter: &Meter, patience: Duration) {
 /// Completes when nothing is owed.
 async fn drained(fs: &Arc<Fs>) {
     loop {
-        let Some(waiting) = fs.barrier(|_| true).await else { return };
+        let Some(waiting) = fs.barrier(|_| true) else { return };
         let failed = waiting.reached().await.files_failed;
         match fs.audit().await {
             Ok(true) => continue,

@@ -237,7 +237,6 @@ impl Stager {
     /// Stages for ever; ends only by being dropped.
     pub async fn run(mut self) {
         let fs = self.fs.clone();
-        fs.load().await;
         loop {
             let woken = fs.wake.notified();
             let next_due = self.take();

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::args::DoctorArgs;
 use super::failure::{Doing, FAILED, Failure, quoted};
-use super::find::{self, Finder, connect, mount_command, owed, status_of};
+use super::find::{self, Finder, connect_now, mount_command, owed, status_of};
 use super::output::{bytes, count, data, printable, seconds};
 use super::repo::place;
 use super::seams::{self, Place};
@@ -181,7 +181,7 @@ fn credentials(place: &Place) -> Finding {
 fn mount(known: &Known) -> Vec<Finding> {
     let mountpoint = &known.meta.identity.mountpoint;
     let about = format!("mount {}", printable(&quoted(mountpoint)));
-    let status = match connect(known).and_then(|stream| stream.map(status_of).transpose()) {
+    let status = match connect_now(known).and_then(|stream| stream.map(status_of).transpose()) {
         Ok(Some(status)) => status,
         Ok(None) => return vec![stopped(known, &about)],
         Err(failure) => return vec![Finding::failed(&about, failure)],

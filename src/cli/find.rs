@@ -100,7 +100,19 @@ pub fn real(path: &Path) -> Result<PathBuf, Failure> {
 /// # Errors
 /// When one runs and cannot be reached.
 pub fn connect(known: &Known) -> Result<Option<UnixStream>, Failure> {
-    let deadline = Instant::now() + CHANGE_PATIENCE;
+    connect_within(known, CHANGE_PATIENCE)
+}
+
+/// [`connect`], without waiting.
+///
+/// # Errors
+/// As [`connect`]; also when one is just starting or ending.
+pub fn connect_now(known: &Known) -> Result<Option<UnixStream>, Failure> {
+    connect_within(known, Duration::ZERO)
+}
+
+fn connect_within(known: &Known, patience: Duration) -> Result<Option<UnixStream>, Failure> {
+    let deadline = Instant::now() + patience;
     loop {
         match state_dir::connect_control(&known.path) {
             Ok(stream) => return Ok(Some(stream)),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::args::StatusArgs;
 use super::failure::{Doing, Failure, quoted};
-use super::find::{self, Finder, connect, mount_command, owed, status_of};
+use super::find::{self, Finder, connect_now, mount_command, owed, status_of};
 use super::output::{bytes, count, data, note, printable, seconds, thousands};
 use super::seams;
 use crate::control::{Status, Tally};
@@ -78,7 +78,7 @@ fn print_json(args: &StatusArgs, mut seen: Vec<Status>) -> Result<(), Failure> {
 /// What the daemon says, or, where none answers, what its directory says. One mount that cannot be read does not hide
 /// the others.
 fn look(known: &Known) -> Status {
-    let daemon = connect(known).and_then(|stream| stream.map(status_of).transpose());
+    let daemon = connect_now(known).and_then(|stream| stream.map(status_of).transpose());
     let (phase, pid, silent) = match daemon {
         Ok(Some(status)) => return status,
         Ok(None) => ("stopped", 0, None),

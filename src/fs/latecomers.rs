@@ -58,7 +58,6 @@ impl Fs {
     }
 
     async fn compare(&self, may: impl Fn(&State) -> bool) -> Result<bool, FsError> {
-        self.load().await;
         let accounts: Vec<(RepoPath, Account)> = {
             let state = self.lock();
             if !may(&state) || !state.ledger.expects_latecomers() {

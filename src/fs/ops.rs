@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::live::Asked;
 use super::passthrough::Way;
 use super::room::even;
-use super::{Fs, FsError, Handle, Need, Op, OpenFile, State, Stop, now, set_mtime};
+use super::{Fs, FsError, Handle, Need, Op, OpenFile, State, now, set_mtime};
 use crate::journal::Change;
 use crate::ledger::Staged;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
@@ -173,7 +173,7 @@ impl State {
         match dir.children.get(name) {
             Some(ino) => Ok(Some(*ino)),
             None if dir.listed || dir.hidden.contains(name) => Ok(None),
-            None => Err(Stop::Need(Need::List(parent))),
+            None => Err(super::Stop::Need(Need::List(parent))),
         }
     }
 
@@ -386,6 +386,7 @@ impl Fs {
     /// What truncating gives.
     pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Op<Stat> {
         self.writable_mount()?;
+        self.lock().need_seen(ino)?;
         if let Some(size) = set.size {
             self.truncate(ino, size)?;
         }
@@ -658,6 +659,7 @@ impl Fs {
         self.admit()?;
         self.change(|state| {
             state.vacancy(parent, name)?;
+            state.need_seen(ino)?;
             let inode = state.tree.get(ino).ok_or(FsError::Stale)?;
             if inode.is_dir() {
                 return Err(FsError::NotPermitted.into());
@@ -751,7 +753,7 @@ impl Fs {
                     }
                     for dir in [ino, target] {
                         if state.tree.dir(dir).is_some() && state.tree.first_unlisted(dir).is_some() {
-                            return Err(Stop::Need(Need::ListAll(dir)));
+                            return Err(super::Stop::Need(Need::ListAll(dir)));
                         }
                     }
                     // Through a name that nobody can have: it is no UTF-8, so nothing is owed for it on the way.
@@ -771,7 +773,7 @@ impl Fs {
                 (_, None) => {}
             }
             if is_dir && state.tree.first_unlisted(ino).is_some() {
-                return Err(Stop::Need(Need::ListAll(ino)));
+                return Err(super::Stop::Need(Need::ListAll(ino)));
             }
             if let Some(target) = target {
                 state.uproot(to_parent, to_name, target, self);
@@ -792,6 +794,7 @@ impl Fs {
         if flags.write || flags.truncate {
             self.writable_mount()?;
         }
+        self.lock().need_seen(ino)?;
         // Of those that open it for writing the kernel sees to that itself, before it asks.
         if flags.truncate && !flags.write && self.lock().is_executed(ino) {
             return Err(FsError::TextBusy.into());
@@ -823,7 +826,7 @@ impl Fs {
                         self.truncate(ino, 0)?;
                         continue;
                     }
-                    return Err(Stop::Need(Need::Empty(ino)));
+                    return Err(super::Stop::Need(Need::Empty(ino)));
                 }
                 let able = if state.live.contains_key(&ino) { self.able() } else { self.may_pass(&state) };
                 let way = state.opening(ino, flags.write, able);
@@ -848,7 +851,7 @@ impl Fs {
                     None => continue,
                 },
                 (None, Content::Remote { hash, .. }) => {
-                    (self.cache.file(*hash).ok_or(Stop::Need(Need::Fetch(ino)))?, None)
+                    (self.cache.file(*hash).ok_or(super::Stop::Need(Need::Fetch(ino)))?, None)
                 }
             };
             let mut state = self.lock();
@@ -900,7 +903,7 @@ impl Fs {
     pub(super) fn attached(&self, state: &State, ino: Ino) -> Op<Arc<File>> {
         match state.open.get(&ino).and_then(|open| open.file.clone()) {
             Some(file) => Ok(file),
-            None => Err(Stop::Need(Need::Fetch(ino))),
+            None => Err(super::Stop::Need(Need::Fetch(ino))),
         }
     }
 
@@ -921,9 +924,9 @@ impl Fs {
             let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
             let beyond = state.beyond(ino);
             match content {
-                Content::Remote { .. } => return Err(Stop::Need(Need::Own(ino))),
+                Content::Remote { .. } => return Err(super::Stop::Need(Need::Own(ino))),
                 Content::Local { spool, .. } if state.held.contains_key(spool) => {
-                    return Err(Stop::Need(Need::Own(ino)));
+                    return Err(super::Stop::Need(Need::Own(ino)));
                 }
                 Content::Local { .. } => {}
             }
@@ -1072,10 +1075,11 @@ impl Fs {
     /// [`FsError::NotDir`]; the server's when it must be listed.
     pub fn opendir(&self, ino: Ino) -> Op<u64> {
         let mut state = self.lock();
+        state.need_seen_in(ino)?;
         match state.tree.get_mut(ino) {
             None => return Err(FsError::Stale.into()),
             Some(inode) => match &inode.body {
-                Body::Dir(dir) if !dir.listed => return Err(Stop::Need(Need::List(ino))),
+                Body::Dir(dir) if !dir.listed => return Err(super::Stop::Need(Need::List(ino))),
                 Body::Dir(_) => inode.opens += 1,
                 _ => return Err(FsError::NotDir.into()),
             },
@@ -1124,11 +1128,7 @@ impl Fs {
             // What the name stands for now: the kernel believes what a listing says of an entry, and one that was
             // removed meanwhile would be back.
             let Some(child) = state.tree.child(ino, name) else { continue };
-            // One that cannot be looked at is listed, and its attributes are asked for again.
-            let stat = match self.stat(state, child) {
-                Err(Stop::Error(FsError::Io(_))) => Stat { live: true, ..state.stat(child)? },
-                stat => stat?,
-            };
+            let stat = self.stat(state, child)?;
             if take(&DirEntry { name: name.as_bytes(), stat, next }) {
                 break;
             }
@@ -1206,7 +1206,7 @@ impl State {
         if !dir.children.is_empty() {
             return Err(FsError::NotEmpty.into());
         }
-        if !dir.listed { Err(Stop::Need(Need::List(ino))) } else { Ok(()) }
+        if !dir.listed { Err(super::Stop::Need(Need::List(ino))) } else { Ok(()) }
     }
 
     /// A name that nothing in `dir` has and that never travels.
@@ -1237,6 +1237,6 @@ impl State {
     }
 }
 
-fn need_bytes(ino: Ino, size: u64) -> Stop {
-    Stop::Need(if size == 0 { Need::Empty(ino) } else { Need::Own(ino) })
+fn need_bytes(ino: Ino, size: u64) -> super::Stop {
+    super::Stop::Need(if size == 0 { Need::Empty(ino) } else { Need::Own(ino) })
 }

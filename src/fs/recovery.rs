@@ -1,7 +1,6 @@
 //! From the record to a filesystem that serves: replay, then agree with the server on what it has.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -10,22 +9,19 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::room::even;
 use super::staging::into_plain;
 use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, now_secs, unlisted_dir};
 use crate::control::{Counts, LocalPath};
 use crate::disk::Disk;
 use crate::journal::{Change, Journal, JournalError};
 use crate::ledger::{Account, Ledger, Staged};
-use crate::namespace::{Body, Content, Generation, Ino, Namespace, ROOT, Resolved, SpoolId, Timestamp};
+use crate::namespace::{Body, Content, Ino, Namespace, ROOT, Resolved, SpoolId};
 use crate::path::{Name, RepoPath};
-use crate::spool::{Cache, Found, Spool, room_of};
+use crate::spool::{Cache, Spool};
 use crate::workspace::{Change as StagedChange, ChangeKind, CommitId, EntryKind, Object, Workspace};
 
 /// Inodes put on record in one frame while the journal is compacted: a fraction of a millisecond under the lock.
 const COMPACTION_PORTION: usize = 1000;
-/// Files that are put in the queue in one step while others work: a fraction of a millisecond under the lock.
-const LOADED_AT_ONCE: usize = 200;
 /// A journal segment below this length is not worth compacting.
 const COMPACTION_MIN_BYTES: u64 = 64 << 20;
 
@@ -111,63 +107,6 @@ impl Fs {
         Ok(fs)
     }
 
-    /// Puts all that is owed in the queue, and looks at its bytes, beside everything else; completes when that is done.
-    /// What waits for the queue, or for what is in it, begins with this. After [`reconcile`](Self::reconcile).
-    pub async fn load(&self) {
-        let load = async || {
-            let work = |fs: &Self| {
-                fs.load_owed();
-                Ok(())
-            };
-            if let Err(error) = self.blocking(work).await {
-                tracing::warn!(%error, "what is owed was not loaded; the next mount does it");
-            }
-        };
-        self.loaded.get_or_init(load).await;
-    }
-
-    fn load_owed(&self) {
-        loop {
-            let portion: Vec<(Ino, SpoolId)> = {
-                let mut state = self.lock();
-                let rest = state.unseen.len().saturating_sub(LOADED_AT_ONCE);
-                let portion = state.unseen.split_off(rest);
-                portion.into_iter().filter_map(|ino| Some((ino, state.unseen_spool(ino)?))).collect()
-            };
-            for (ino, spool) in &portion {
-                let found = self.spool.find(*spool);
-                // Its turn in the queue tells.
-                if let Err(error) = self.lock().see(*ino, *spool, found, &self.spool) {
-                    tracing::warn!(%error, spool = spool.0, "bytes on record cannot be looked at");
-                }
-            }
-            if portion.is_empty() && self.lock().unseen.is_empty() {
-                break;
-            }
-        }
-        let paths: Vec<RepoPath> = self.lock().ledger.iter().map(|(path, _)| path.clone()).collect();
-        for portion in paths.chunks(LOADED_AT_ONCE) {
-            let queued = self.change(|state| {
-                portion.iter().for_each(|path| state.queue_owed(path));
-                Ok(())
-            });
-            if let Err(stop) = queued {
-                tracing::warn!(?stop, "accounts that are settled stay open");
-            }
-        }
-    }
-
-    /// Looks at a spool file that an earlier daemon left, when that was not done yet.
-    ///
-    /// # Errors
-    /// The local filesystem's, but when the file is gone.
-    pub(super) fn see(&self, state: &mut State, ino: Ino) -> io::Result<()> {
-        match state.unseen_spool(ino) {
-            Some(spool) => state.see(ino, spool, self.spool.find(spool), &self.spool),
-            None => Ok(()),
-        }
-    }
-
     /// Compares the record with the server: notices a base that moved, answers that were lost, and what others
     /// staged. To be called once, before anything is served or staged.
     ///
@@ -235,8 +174,8 @@ impl Fs {
             for change in &foreign {
                 state.import(change, &self.options);
             }
+            state.queue_owed();
             for (path, what) in conflicts {
-                state.queue_owed(&path);
                 if state.queue.get(&path).is_some() {
                     let error = format!("{what}; `oxenfs sync` on it stages yours over that");
                     state.queue.park(&path, error);
@@ -471,7 +410,7 @@ impl State {
             stale: Vec::new(),
             pinned: HashMap::new(),
             uneven: HashMap::new(),
-            unseen: Vec::new(),
+            unseen: None,
         }
     }
 
@@ -514,65 +453,21 @@ impl State {
         self.frame.clear();
         let keep = local.iter().map(|(_, id)| *id).collect();
         local.iter().for_each(|(_, id)| spool.pass_over(*id));
-        self.unseen = local.into_iter().map(|(ino, _)| ino).collect();
+        self.unseen = Some(local.into_iter().map(|(ino, _)| ino).collect());
         keep
     }
 
-    /// The spool file of a file that nobody has looked at since the mount.
-    fn unseen_spool(&self, ino: Ino) -> Option<SpoolId> {
-        match self.content(ino)?.0 {
-            Content::Local { spool, generation: Generation::UNSEEN, .. } => Some(*spool),
-            _ => None,
-        }
-    }
-
-    /// Takes note of what was found in the spool for a file, unless somebody did before, or it has other content by now.
-    ///
-    /// # Errors
-    /// That of the look, but when the bytes are gone for good.
-    fn see(&mut self, ino: Ino, id: SpoolId, found: io::Result<Found>, spool: &Spool) -> io::Result<()> {
-        if self.unseen_spool(ino) != Some(id) {
-            return Ok(());
-        }
-        let generation = self.fresh_generation();
-        let content = Content::Local { spool: id, generation, hash: None };
-        let Found { file, metadata } = match found {
-            Ok(found) => found,
-            // A power loss took what was never flushed. Shown as failed when it is to be staged.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let path = self.tree.display_path(ino);
-                tracing::error!(%error, path, spool = id.0, "bytes on record are gone from the spool");
-                self.set_content(ino, content, 0);
-                return Ok(());
+    /// Queues every path whose wanted state the workspace does not have, and closes the accounts of those that agree
+    /// with the base.
+    fn queue_owed(&mut self) {
+        let accounts: Vec<(RepoPath, Account)> =
+            self.ledger.iter().map(|(path, account)| (path.clone(), account)).collect();
+        for (path, account) in accounts {
+            if self.owes(&path, &account) {
+                self.queue.touch(&path, Duration::ZERO);
+            } else if account.is_settled() {
+                self.apply(Change::Account { path, account: None });
             }
-            Err(error) => return Err(error),
-        };
-        self.set_content(ino, content, metadata.len());
-        // What was allocated behind its end, or close to it: the record does not say.
-        let room = room_of(&metadata);
-        let beyond = room.saturating_sub(even(metadata.len()));
-        self.set_room(ino, room);
-        self.set_beyond(ino, beyond);
-        spool.charge(metadata.len().saturating_add(beyond));
-        if let Some(inode) = self.tree.get_mut(ino) {
-            let mtime = metadata.modified().ok().map(Timestamp::from);
-            inode.attrs.mtime = mtime.unwrap_or(inode.attrs.mtime);
-            inode.attrs.ctime = inode.attrs.ctime.max(inode.attrs.mtime).min(now());
-        }
-        self.left_live(ino, file);
-        Ok(())
-    }
-
-    /// Queues a path on record if the workspace does not have its wanted state, and closes its account if it agrees with
-    /// the base.
-    fn queue_owed(&mut self, path: &RepoPath) {
-        let Some(account) = self.ledger.get(path).filter(|_| self.queue.get(path).is_none()) else {
-            return;
-        };
-        if self.owes(path, &account) {
-            self.queue.touch(path, Duration::ZERO);
-        } else if account.is_settled() {
-            self.apply(Change::Account { path: path.clone(), account: None });
         }
     }
 

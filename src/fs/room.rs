@@ -64,7 +64,7 @@ impl State {
 impl Fs {
     /// What `stat` shows, as the disk has it.
     pub(super) fn stat(&self, state: &mut State, ino: Ino) -> Op<super::Stat> {
-        self.see(state, ino)?;
+        state.need_seen(ino)?;
         state.look(ino, self);
         let mut stat = state.stat(ino)?;
         if (stat.live || state.uneven.contains_key(&ino))

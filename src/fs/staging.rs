@@ -236,7 +236,7 @@ pub(super) struct Adopted {
 }
 
 /// Whether a local error passes without anybody's doing: too many open files, no memory.
-fn is_passing(error: &std::io::Error) -> bool {
+pub(super) fn is_passing(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR))
 }
 
@@ -356,8 +356,8 @@ impl Fs {
     /// What a path should be now; its bytes are opened if they are wanted `open`.
     fn capture_now(&self, path: &RepoPath, open: bool) -> Result<Option<Capture>, Miss> {
         let bytes = open;
-        loop {
-            let missing = {
+        'again: loop {
+            let missing = 'locked: {
                 let mut state = self.lock();
                 let state = &mut *state;
                 let Some(entry) = state.queue.get(path) else {
@@ -373,10 +373,12 @@ impl Fs {
                     Resolved::AsBase => return Ok(Some(capture(Want::AsBase))),
                     Resolved::Inode(ino) => ino,
                 };
-                self.see(state, ino).map_err(Miss::Lost)?;
                 let Some((content, size)) = state.content(ino) else {
                     return Ok(Some(capture(Want::Absent)));
                 };
+                if state.unseen_spool(ino).is_some() {
+                    break 'locked Err(ino);
+                }
                 match content {
                     Content::Remote { hash, .. } => {
                         let object = Object { hash: *hash, size };
@@ -390,7 +392,7 @@ impl Fs {
                             && state.live.contains_key(&ino)
                             && matches!(state.ask_after(ino, self), Asked::Still(_))
                         {
-                            continue;
+                            continue 'again;
                         }
                         let seal = Sealing {
                             way: state.way(ino),
@@ -417,12 +419,18 @@ impl Fs {
                                 let held = state.hold(self, spool, file.filter(|_| bytes));
                                 return Ok(Some(capture(Want::Sealed { ino, generation, hash, size, held })));
                             }
-                            _ => (ino, spool, generation, hash, size, seq, account, alone),
+                            _ => Ok((ino, spool, generation, hash, size, seq, account, alone)),
                         }
                     }
                 }
             };
-            let (ino, spool, generation, hash, size, seq, account, alone) = missing;
+            let (ino, spool, generation, hash, size, seq, account, alone) = match missing {
+                Ok(unopened) => unopened,
+                Err(unseen) => {
+                    self.look_at(unseen).map_err(Miss::Lost)?;
+                    continue;
+                }
+            };
             let Some(file) = self.spool_file(ino, spool).map_err(Miss::Lost)?.map(Arc::new) else { continue };
             let mut state = self.lock();
             let same = matches!(state.content(ino), Some((Content::Local { spool: s, generation: g, .. }, _))
@@ -750,12 +758,7 @@ impl Fs {
     }
 
     /// Makes every pending path of `chosen` due now, and lets the caller wait for them.
-    pub async fn barrier(&self, chosen: impl Fn(&RepoPath) -> bool) -> Option<Waiting> {
-        self.load().await;
-        self.loaded_barrier(chosen)
-    }
-
-    fn loaded_barrier(&self, chosen: impl Fn(&RepoPath) -> bool) -> Option<Waiting> {
+    pub fn barrier(&self, chosen: impl Fn(&RepoPath) -> bool) -> Option<Waiting> {
         self.barrier_among(|state| {
             state.stir(&chosen, self);
             let pending = state.queue.iter().map(|(path, _)| path);
@@ -765,8 +768,7 @@ impl Fs {
 
     /// Makes those of `paths` that are pending due now, and lets the caller wait for them. Takes no longer when many
     /// others are.
-    pub async fn barrier_on(&self, paths: Vec<RepoPath>) -> Option<Waiting> {
-        self.load().await;
+    pub fn barrier_on(&self, paths: Vec<RepoPath>) -> Option<Waiting> {
         self.barrier_among(|state| {
             state.stir_at(&paths, self);
             paths
@@ -800,7 +802,6 @@ impl Fs {
         let Some(fs) = self.this.upgrade() else {
             return Err(FsError::Stale);
         };
-        self.load().await;
         {
             let mut state = self.lock();
             if state.frozen.is_some() {
@@ -808,7 +809,7 @@ impl Fs {
             }
             state.frozen = Some(HashMap::new());
         }
-        let Some(waiting) = self.loaded_barrier(|_| true) else {
+        let Some(waiting) = self.barrier(|_| true) else {
             return Err(FsError::Stale);
         };
         let frozen = Frozen { fs, waiting };
@@ -891,7 +892,7 @@ impl Fs {
 
     /// Whether nothing is owed to the server.
     pub fn is_drained(&self) -> bool {
-        self.owed() == 0
+        self.lock().queue.len() == 0
     }
 
     /// Whether all that is owed waits for somebody to act.
@@ -901,13 +902,7 @@ impl Fs {
 
     /// How many paths are owed.
     pub fn owed(&self) -> usize {
-        let state = self.lock();
-        if self.loaded.initialized() {
-            return state.queue.len();
-        }
-        let owed =
-            state.ledger.iter().filter(|(path, account)| state.queue.get(path).is_some() || state.owes(path, account));
-        owed.count()
+        self.lock().queue.len()
     }
 
     /// Numbers for a status: counts per state, age of the oldest change in seconds, errors, local paths.

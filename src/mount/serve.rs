@@ -20,7 +20,7 @@ use crate::workspace::CommitRequest;
 
 /// How often progress is told while something moves, and while nothing does.
 const TELL_EVERY: Duration = Duration::from_millis(200);
-/// How long a status waits for the counts to be complete.
+/// How long a status waits for what an earlier mount left to be looked at.
 const LOAD_PATIENCE: Duration = Duration::from_secs(5);
 /// The longest request: a list of paths.
 const REQUEST_BYTES: u64 = 16 << 20;
@@ -108,13 +108,9 @@ async fn answer(stream: UnixStream, daemon: &Arc<Daemon>) -> io::Result<()> {
 async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listener) -> io::Result<()> {
     match request {
         Request::Status => {
-            let loaded = tokio::time::timeout(LOAD_PATIENCE, daemon.fs.load()).await.is_ok();
-            let mut status = daemon.status();
-            if !loaded {
-                let why = "what an earlier mount left is being looked at; not all of it is counted yet";
-                status.stalled = Some(why.to_owned());
-            }
-            listener.tell(&Event::Status(Box::new(status))).await
+            // What takes longer to be looked at is counted as a file, but not its bytes.
+            let _ = tokio::time::timeout(LOAD_PATIENCE, daemon.fs.load()).await;
+            listener.tell(&Event::Status(Box::new(daemon.status()))).await
         }
         Request::Diff => {
             let fs = daemon.fs.clone();
@@ -252,7 +248,7 @@ async fn sync(paths: &[String], daemon: &Daemon, listener: &mut Listener) -> io:
         }
     }
     let chosen = |path: &RepoPath| wanted.is_empty() || wanted.iter().any(|dir| path.is_in(dir));
-    let Some(waiting) = daemon.fs.barrier(chosen).await else { return Ok(Event::Done) };
+    let Some(waiting) = daemon.fs.barrier(chosen) else { return Ok(Event::Done) };
     let progress = follow(daemon, &waiting, listener).await?;
     Ok(match unstaged(daemon, &progress) {
         Some(failure) => Event::Failed(failure),
@@ -303,7 +299,7 @@ impl Drop for Taking<'_> {
 /// Stages everything; the failure of what could not be.
 async fn drain(daemon: &Daemon, listener: &mut Listener) -> io::Result<Option<Failure>> {
     loop {
-        let Some(waiting) = daemon.fs.barrier(|_| true).await else { return Ok(None) };
+        let Some(waiting) = daemon.fs.barrier(|_| true) else { return Ok(None) };
         let progress = follow(daemon, &waiting, listener).await?;
         if let Some(failure) = unstaged(daemon, &progress) {
             return Ok(Some(failure));
@@ -352,7 +348,7 @@ async fn drain_and_unmount(daemon: &Arc<Daemon>, listener: &mut Listener) -> io:
 
 /// Stages what was written up to now; writers may go on.
 async fn drain_once(daemon: &Daemon, listener: &mut Listener) -> io::Result<Option<Failure>> {
-    let Some(waiting) = daemon.fs.barrier(|_| true).await else { return Ok(None) };
+    let Some(waiting) = daemon.fs.barrier(|_| true) else { return Ok(None) };
     let progress = follow(daemon, &waiting, listener).await?;
     Ok(unstaged(daemon, &progress))
 }

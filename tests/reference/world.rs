@@ -152,7 +152,7 @@ impl Kernel {
 }
 
 /// What runs beside the filesystem; ends when dropped.
-struct Tasks([tokio::task::JoinHandle<()>; 2]);
+struct Tasks([tokio::task::JoinHandle<()>; 3]);
 
 impl Drop for Tasks {
     fn drop(&mut self) {
@@ -222,7 +222,9 @@ async fn start(
             }
         }
     });
-    (fs, Tasks([stager, tidying]))
+    let loaded = fs.clone();
+    let loading = tokio::spawn(async move { loaded.load().await });
+    (fs, Tasks([stager, tidying, loading]))
 }
 
 fn refusal(error: &FsError) -> Refusal {
@@ -627,7 +629,7 @@ impl World {
     /// Stages everything, as `unmount` does; how many files could not be.
     pub async fn stage_all(&self) -> u64 {
         loop {
-            let waiting = self.fs.barrier(|_| true).await.unwrap();
+            let waiting = self.fs.barrier(|_| true).unwrap();
             let reached = tokio::time::timeout(Duration::from_secs(20), waiting.settled()).await;
             let progress = reached.unwrap_or_else(|_| panic!("never drained: {:?}", self.fs.report())).unwrap();
             let come = self.memory.come_late();
