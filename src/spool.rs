@@ -90,6 +90,14 @@ impl Spool {
         path_in(&self.dir, id)
     }
 
+    /// Opens a file of the spool in `dir` for reading.
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub fn file_in(dir: &Path, id: SpoolId) -> io::Result<File> {
+        File::open(path_in(dir, id))
+    }
+
     /// Length of a file of the spool in `dir`, in bytes; 0 when it is not there.
     pub fn length(dir: &Path, id: SpoolId) -> u64 {
         fs::metadata(path_in(dir, id)).map_or(0, |file| file.len())
@@ -156,7 +164,7 @@ impl Spool {
     /// # Errors
     /// The filesystem's.
     pub fn file_to_read(&self, id: SpoolId) -> io::Result<File> {
-        File::open(self.path(id))
+        Self::file_in(&self.dir, id)
     }
 
     /// Looks at a file that an earlier daemon left.

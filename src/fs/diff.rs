@@ -1,6 +1,8 @@
 //! What the next commit would change, and what no commit can hold.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
 use std::path::Path;
 
 use super::recovery::Shown;
@@ -9,13 +11,43 @@ use crate::control::{Counts, Difference, Kind};
 use crate::hash::ContentHash;
 use crate::journal::JournalError;
 use crate::namespace::{Content, Resolved, SpoolId};
+use crate::path::RepoPath;
 use crate::spool::Spool;
+
+/// A file that was written and is not hashed yet is compared with the base by its content, if it has the same length and
+/// that is at most this: some 50 ms of hashing.
+const COMPARED_BYTES: u64 = 64 << 20;
+
+/// A file that may have the content of the base: its path, where its bytes are, and what they would have to be.
+type Unsure = (RepoPath, SpoolId, ContentHash);
 
 impl Fs {
     /// Every path that the next commit would change, in tree order, then those that stay local. Changes nothing.
     pub fn differences(&self) -> Vec<Difference> {
-        self.lock().differences(&self.options, |_, size| size)
+        let look = || self.lock().differences(&self.options, |_, size| size);
+        let (found, unsure) = look();
+        match without_same(found, &unsure, |spool| self.spool.file_to_read(spool)) {
+            Ok(found) => found,
+            // Staged or changed meanwhile.
+            Err(_) => look().0,
+        }
     }
+}
+
+/// Takes out what has the content of the base.
+fn without_same(
+    mut found: Vec<Difference>,
+    unsure: &[Unsure],
+    open: impl Fn(SpoolId) -> io::Result<File>,
+) -> io::Result<Vec<Difference>> {
+    let mut same = HashSet::new();
+    for (path, spool, hash) in unsure {
+        if ContentHash::of_file(hash.kind(), &open(*spool)?, || true)?.0 == *hash {
+            same.insert(path.as_str());
+        }
+    }
+    found.retain(|difference| difference.kind != Kind::Modified || !same.contains(difference.path.as_str()));
+    Ok(found)
 }
 
 /// The same of a state directory that no daemon has.
@@ -24,12 +56,17 @@ impl Fs {
 /// When its journal cannot be read.
 pub fn recorded_differences(dir: &Path, shown: &Shown) -> Result<Vec<Difference>, JournalError> {
     let (state, options) = super::recovery::recorded(dir, shown)?;
-    Ok(state.differences(&options, |spool, _| Spool::length(&dir.join("spool"), spool)))
+    let spool_dir = dir.join("spool");
+    let look = || state.differences(&options, |spool, _| Spool::length(&spool_dir, spool));
+    let (found, unsure) = look();
+    // Bytes that a power loss took are a difference.
+    Ok(without_same(found, &unsure, |spool| Spool::file_in(&spool_dir, spool)).unwrap_or_else(|_| look().0))
 }
 
 impl State {
-    fn differences(&self, options: &Options, length: impl Fn(SpoolId, u64) -> u64) -> Vec<Difference> {
-        let mut found: Vec<Difference> = Vec::new();
+    /// What differs, and of that what may not, for all that is known without a look at the bytes.
+    fn differences(&self, options: &Options, length: impl Fn(SpoolId, u64) -> u64) -> (Vec<Difference>, Vec<Unsure>) {
+        let (mut found, mut unsure) = (Vec::<Difference>::new(), Vec::new());
         // Which content went away and which appeared, by place in `found`.
         let (mut gone, mut new) = (HashMap::<ContentHash, Vec<usize>>::new(), Vec::new());
         for (path, account) in self.ledger.iter() {
@@ -39,7 +76,14 @@ impl State {
                 Resolved::Inode(ino) => self.content(ino).map(|(content, size)| match content {
                     Content::Remote { hash, .. } => (Some(*hash), size),
                     Content::Local { spool, hash, .. } => {
-                        (hash.or_else(|| self.staged_live(ino)), length(*spool, size))
+                        let (hash, size) = (hash.or_else(|| self.staged_live(ino)), length(*spool, size));
+                        if let (None, Some(base)) = (hash, account.base)
+                            && base.size == size
+                            && size <= COMPARED_BYTES
+                        {
+                            unsure.push((path.clone(), *spool, base.hash));
+                        }
+                        (hash, size)
                     }
                 }),
             };
@@ -72,7 +116,7 @@ impl State {
             staged: false,
             reason: Some(local.reason),
         }));
-        found
+        (found, unsure)
     }
 }
 

@@ -67,6 +67,23 @@ fn diff_tells_what_the_next_commit_holds() {
 }
 
 #[test]
+fn a_file_that_was_written_anew_with_what_the_base_has_is_no_difference() {
+    let test = TestMount::with(crate::server::url(), &["--settle", "600"]);
+    shell(&test.dir, "echo same > rewritten; echo base > changed; echo base > longer");
+    test.commit();
+    shell(&test.dir, "echo same > rewritten; echo BASE > changed; echo more >> longer");
+    let changed = expected(&[("modified", "changed", "", false), ("modified", "longer", "", false)]);
+    assert_eq!(diff(&test, &test.dir), changed);
+    test.signal(rustix::process::Signal::KILL);
+    assert_eq!(diff(&test, &test.dir), changed, "without a daemon");
+    test.mount(&[]).ok();
+    test.unmount();
+    let mut staged = test.staged_paths();
+    staged.sort();
+    assert_eq!(staged, ["changed", "longer"]);
+}
+
+#[test]
 fn a_file_that_is_committed_while_a_program_has_it_open_is_no_change_then_or_after_its_close() {
     let test = TestMount::new();
     let mut open = fs::File::create(test.at("file")).unwrap();
