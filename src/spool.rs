@@ -167,15 +167,6 @@ impl Spool {
         Self::file_in(&self.dir, id)
     }
 
-    /// Looks at a file that an earlier daemon left.
-    ///
-    /// # Errors
-    /// The filesystem's.
-    pub fn find(&self, id: SpoolId) -> io::Result<Found> {
-        let file = self.file_to_read(id)?;
-        Ok(Found { metadata: file.metadata()?, file })
-    }
-
     /// Makes the file's name survive a power loss; its bytes are the caller's to flush.
     ///
     /// # Errors
@@ -590,14 +581,6 @@ impl Drop for Fetching {
             let _ = self.disk.remove(path);
         }
     }
-}
-
-/// What a look at a file of the spool found.
-pub struct Found {
-    /// The file, open for reading.
-    pub file: File,
-    /// Its length and times.
-    pub metadata: fs::Metadata,
 }
 
 /// What an open file takes of the disk, in bytes, if that can be told.

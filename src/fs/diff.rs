@@ -13,24 +13,20 @@ use crate::journal::JournalError;
 use crate::namespace::{Content, Resolved, SpoolId};
 use crate::path::RepoPath;
 use crate::spool::Spool;
+use crate::workspace::Object;
 
-/// A file that was written and is not hashed yet is compared with the base by its content, if it has the same length and
-/// that is at most this: some 50 ms of hashing.
-const COMPARED_BYTES: u64 = 64 << 20;
+/// Files that were written and are not hashed yet are compared with the base by their content where they have the same
+/// length, up to so many bytes in all: a fraction of a second.
+const COMPARED_BYTES: u64 = 256 << 20;
 
 /// A file that may have the content of the base: its path, where its bytes are, and what they would have to be.
-type Unsure = (RepoPath, SpoolId, ContentHash);
+type Unsure = (RepoPath, SpoolId, Object);
 
 impl Fs {
     /// Every path that the next commit would change, in tree order, then those that stay local. Changes nothing.
     pub fn differences(&self) -> Vec<Difference> {
-        let look = || self.lock().differences(&self.options, |_, size| size);
-        let (found, unsure) = look();
-        match without_same(found, &unsure, |spool| self.spool.file_to_read(spool)) {
-            Ok(found) => found,
-            // Staged or changed meanwhile.
-            Err(_) => look().0,
-        }
+        let (found, unsure) = self.lock().differences(&self.options, |_, size| size);
+        without_same(found, &unsure, |spool| self.spool.file_to_read(spool))
     }
 }
 
@@ -39,15 +35,21 @@ fn without_same(
     mut found: Vec<Difference>,
     unsure: &[Unsure],
     open: impl Fn(SpoolId) -> io::Result<File>,
-) -> io::Result<Vec<Difference>> {
-    let mut same = HashSet::new();
-    for (path, spool, hash) in unsure {
-        if ContentHash::of_file(hash.kind(), &open(*spool)?, || true)?.0 == *hash {
+) -> Vec<Difference> {
+    let (mut same, mut left) = (HashSet::new(), COMPARED_BYTES);
+    for (path, spool, base) in unsure {
+        if base.size > left {
+            continue;
+        }
+        left -= base.size;
+        // What cannot be read, or is staged meanwhile, counts as changed.
+        let hashed = open(*spool).and_then(|file| ContentHash::of_file(base.hash.kind(), &file, || true));
+        if hashed.is_ok_and(|(hash, _)| hash == base.hash) {
             same.insert(path.as_str());
         }
     }
     found.retain(|difference| difference.kind != Kind::Modified || !same.contains(difference.path.as_str()));
-    Ok(found)
+    found
 }
 
 /// The same of a state directory that no daemon has.
@@ -57,10 +59,8 @@ fn without_same(
 pub fn recorded_differences(dir: &Path, shown: &Shown) -> Result<Vec<Difference>, JournalError> {
     let (state, options) = super::recovery::recorded(dir, shown)?;
     let spool_dir = dir.join("spool");
-    let look = || state.differences(&options, |spool, _| Spool::length(&spool_dir, spool));
-    let (found, unsure) = look();
-    // Bytes that a power loss took are a difference.
-    Ok(without_same(found, &unsure, |spool| Spool::file_in(&spool_dir, spool)).unwrap_or_else(|_| look().0))
+    let (found, unsure) = state.differences(&options, |spool, _| Spool::length(&spool_dir, spool));
+    Ok(without_same(found, &unsure, |spool| Spool::file_in(&spool_dir, spool)))
 }
 
 impl State {
@@ -79,9 +79,10 @@ impl State {
                         let (hash, size) = (hash.or_else(|| self.staged_live(ino)), length(*spool, size));
                         if let (None, Some(base)) = (hash, account.base)
                             && base.size == size
-                            && size <= COMPARED_BYTES
+                            && !self.live.contains_key(&ino)
+                            && self.open.get(&ino).is_none_or(|open| open.writers == 0)
                         {
-                            unsure.push((path.clone(), *spool, base.hash));
+                            unsure.push((path.clone(), *spool, base));
                         }
                         (hash, size)
                     }

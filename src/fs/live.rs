@@ -399,11 +399,11 @@ impl State {
     }
 
     /// A spool file that an earlier daemon left, and that a program of then may still have open.
-    pub(super) fn left_live(&mut self, ino: Ino, file: File) {
-        if is_unwritten(&file).unwrap_or(true) {
+    pub(super) fn left_live(&mut self, ino: Ino, file: &Arc<File>) {
+        if is_unwritten(file).unwrap_or(true) {
             return;
         }
-        self.enliven(ino, &Arc::new(file));
+        self.enliven(ino, file);
         self.linger(ino);
     }
 }

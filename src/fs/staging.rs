@@ -236,7 +236,7 @@ pub(super) struct Adopted {
 }
 
 /// Whether a local error passes without anybody's doing: too many open files, no memory.
-pub(super) fn is_passing(error: &std::io::Error) -> bool {
+fn is_passing(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR))
 }
 
@@ -329,17 +329,21 @@ impl Fs {
                 None
             }
             Err(Miss::Lost(error)) => {
-                let lost = error.kind() == std::io::ErrorKind::NotFound;
-                let what = if lost {
-                    "its bytes were not flushed before this machine lost power, and are gone; write it again or remove it"
-                        .to_owned()
-                } else {
-                    format!("its bytes in the spool cannot be read: {error}")
-                };
-                self.failed(path, &what, None);
+                self.lost(path, &error);
                 None
             }
         }
+    }
+
+    /// A path's bytes cannot be opened: it waits for somebody to act.
+    fn lost(&self, path: &RepoPath, error: &std::io::Error) {
+        let what = if error.kind() == std::io::ErrorKind::NotFound {
+            "its bytes were not flushed before this machine lost power, and are gone; write it again or remove it"
+                .to_owned()
+        } else {
+            format!("its bytes in the spool cannot be read: {error}")
+        };
+        self.failed(path, &what, None);
     }
 
     /// What a commit froze, with its bytes open.
@@ -837,7 +841,8 @@ impl Fs {
                         _ => todo.push(path),
                     }
                 }
-                Err(Miss::Lost(error)) => return Err(FsError::Io(error)),
+                Err(Miss::Lost(error)) if is_passing(&error) => return Err(FsError::Io(error)),
+                Err(Miss::Lost(error)) => self.lost(&path, &error),
             }
         }
         self.wake.notify_one();

@@ -1,30 +1,31 @@
 //! Files in the spool that an earlier daemon left. A mount answers before it has looked at them: each is looked at when
 //! it is first asked for, or staged, and all of them behind the mount.
 
+use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use super::room::even;
-use super::staging::is_passing;
 use super::{Fs, FsError, Need, Op, State, Stop, now};
 use crate::namespace::{Content, Generation, Ino, SpoolId, Timestamp};
-use crate::spool::{Found, Spool, room_of};
+use crate::spool::{Spool, room_of};
 
 impl Fs {
     /// Looks at all that was not looked at yet, beside everything else; completes when that is done. Lengths are known
     /// from then on, and what the spool uses is counted.
     pub async fn load(&self) {
-        let load = async || {
-            if let Err(error) = self.blocking(Self::look_at_all).await {
-                tracing::warn!(%error, "what waits in the spool is looked at when it is its turn");
-            }
-        };
-        self.loaded.get_or_init(load).await;
+        let loaded = self.loaded.get_or_try_init(|| self.blocking(Self::look_at_all)).await;
+        if let Err(error) = loaded {
+            tracing::warn!(%error, "a file in the spool is looked at when it is its turn");
+        }
     }
 
     fn look_at_all(&self) -> Result<(), FsError> {
         let all = self.lock().unseen.clone();
-        for ino in all.into_iter().flatten() {
-            self.look_at(ino)?;
+        let looks = all.into_iter().flatten().map(|ino| self.look_at(ino));
+        // One that fails keeps nobody from the others.
+        if let Some(error) = looks.filter_map(Result::err).last() {
+            return Err(error.into());
         }
         self.lock().unseen = None;
         Ok(())
@@ -33,11 +34,11 @@ impl Fs {
     /// Looks at one, unless that was done.
     ///
     /// # Errors
-    /// What passes without anybody's doing: too many open files, say.
+    /// The local filesystem's, but when the file is gone: that is known then.
     pub(super) fn look_at(&self, ino: Ino) -> io::Result<()> {
         let Some(spool) = self.lock().unseen_spool(ino) else { return Ok(()) };
-        let found = self.spool.find(spool);
-        self.lock().see(ino, spool, found, &self.spool)
+        let opened = self.spool.file_to_read(spool);
+        self.lock().see(ino, spool, opened, &self.spool)
     }
 
     /// [`look_at`](Self::look_at) the files of a directory.
@@ -78,27 +79,30 @@ impl State {
     }
 
     /// Takes note of what was found in the spool for a file, unless somebody did before, or it has other content by now.
-    fn see(&mut self, ino: Ino, id: SpoolId, found: io::Result<Found>, spool: &Spool) -> io::Result<()> {
+    fn see(&mut self, ino: Ino, id: SpoolId, opened: io::Result<File>, spool: &Spool) -> io::Result<()> {
         if self.unseen_spool(ino) != Some(id) {
             return Ok(());
         }
-        let found = match found {
-            Err(error) if is_passing(&error) => return Err(error),
-            // A power loss took what was never flushed, say. Shown as failed when it is to be staged.
-            Err(error) => {
+        let metadata = match opened {
+            // First whether somebody can still change it: else it would have another length a moment later.
+            Ok(file) => {
+                let file = Arc::new(file);
+                let before = file.metadata()?;
+                self.left_live(ino, &file);
+                file.metadata().unwrap_or(before)
+            }
+            // A power loss took what was never flushed. Shown as failed when it is to be staged.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let path = self.tree.display_path(ino);
                 tracing::error!(%error, path, spool = id.0, "bytes on record are gone from the spool");
-                None
+                let generation = self.fresh_generation();
+                self.set_content(ino, Content::Local { spool: id, generation, hash: None }, 0);
+                return Ok(());
             }
-            Ok(found) => Some(found),
+            Err(error) => return Err(error),
         };
         let generation = self.fresh_generation();
-        let content = Content::Local { spool: id, generation, hash: None };
-        let Some(Found { file, metadata }) = found else {
-            self.set_content(ino, content, 0);
-            return Ok(());
-        };
-        self.set_content(ino, content, metadata.len());
+        self.set_content(ino, Content::Local { spool: id, generation, hash: None }, metadata.len());
         // What was allocated behind its end, or close to it: the record does not say.
         let room = room_of(&metadata);
         let beyond = room.saturating_sub(even(metadata.len()));
@@ -110,7 +114,6 @@ impl State {
             inode.attrs.mtime = mtime.unwrap_or(inode.attrs.mtime);
             inode.attrs.ctime = inode.attrs.ctime.max(inode.attrs.mtime).min(now());
         }
-        self.left_live(ino, file);
         Ok(())
     }
 }

@@ -20,7 +20,7 @@ use crate::workspace::CommitRequest;
 
 /// How often progress is told while something moves, and while nothing does.
 const TELL_EVERY: Duration = Duration::from_millis(200);
-/// How long a status waits for what an earlier mount left to be looked at.
+/// How long a command waits for what an earlier mount left to be looked at.
 const LOAD_PATIENCE: Duration = Duration::from_secs(5);
 /// The longest request: a list of paths.
 const REQUEST_BYTES: u64 = 16 << 20;
@@ -106,15 +106,14 @@ async fn answer(stream: UnixStream, daemon: &Arc<Daemon>) -> io::Result<()> {
 }
 
 async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listener) -> io::Result<()> {
+    if request != Request::Detach {
+        // All others tell bytes. What takes longer to be looked at is counted as a file alone.
+        let _ = tokio::time::timeout(LOAD_PATIENCE, daemon.fs.load()).await;
+    }
     match request {
-        Request::Status => {
-            // What takes longer to be looked at is counted as a file, but not its bytes.
-            let _ = tokio::time::timeout(LOAD_PATIENCE, daemon.fs.load()).await;
-            listener.tell(&Event::Status(Box::new(daemon.status()))).await
-        }
+        Request::Status => listener.tell(&Event::Status(Box::new(daemon.status()))).await,
         Request::Diff => {
             let fs = daemon.fs.clone();
-            fs.load().await;
             let differences = tokio::task::spawn_blocking(move || fs.differences()).await?;
             for some in differences.chunks(DIFFERENCES_AT_A_TIME) {
                 listener.tell(&Event::Differences { changes: some.to_vec() }).await?;
