@@ -79,7 +79,6 @@ impl State {
                         let (hash, size) = (hash.or_else(|| self.staged_live(ino)), length(*spool, size));
                         if let (None, Some(base)) = (hash, account.base)
                             && base.size == size
-                            && !self.live.contains_key(&ino)
                             && self.open.get(&ino).is_none_or(|open| open.writers == 0)
                         {
                             unsure.push((path.clone(), *spool, base));
