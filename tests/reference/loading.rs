@@ -45,6 +45,13 @@ async fn left(memory: &Arc<Memory>) -> tempfile::TempDir {
     dir
 }
 
+/// The next mount of it, and what it stands on.
+async fn owing() -> (Arc<Fs>, Arc<Memory>, tempfile::TempDir) {
+    let memory = Arc::new(Memory::new(ByHash::Never));
+    let dir = left(&memory).await;
+    (recovered(dir.path(), &memory).await, memory, dir)
+}
+
 /// Does what must not be possible without a look.
 async fn seen<T>(fs: &Fs, op: impl Fn(&Fs) -> Op<T>) -> T {
     let Err(Stop::Need(need)) = op(fs) else { panic!("it was looked at before") };
@@ -67,9 +74,7 @@ fn run(test: impl Future<Output = ()>) {
 #[test]
 fn what_waits_is_served_and_counted_before_it_is_looked_at() {
     run(async {
-        let memory = Arc::new(Memory::new(ByHash::Never));
-        let dir = left(&memory).await;
-        let fs = recovered(dir.path(), &memory).await;
+        let (fs, memory, _dir) = owing().await;
         assert_eq!((fs.owed(), fs.spool().used()), (FILES, 0), "nothing has been looked at");
         // Looked up, changed, renamed, replaced, removed.
         let stat = seen(&fs, |fs| fs.lookup(ROOT, &name(0))).await;
@@ -98,10 +103,8 @@ fn what_waits_is_served_and_counted_before_it_is_looked_at() {
 #[test]
 fn a_listing_shows_what_waits_as_it_is() {
     run(async {
-        let memory = Arc::new(Memory::new(ByHash::Never));
-        let dir = left(&memory).await;
-        let fs = recovered(dir.path(), &memory).await;
-        let root = seen(&fs, |fs| fs.opendir(ROOT)).await;
+        let (fs, ..) = &owing().await;
+        let root = seen(fs, |fs| fs.opendir(ROOT)).await;
         let mut sizes = Vec::new();
         fs.readdir(root, 2, true, |entry| {
             sizes.push(entry.stat.size);
@@ -115,9 +118,7 @@ fn a_listing_shows_what_waits_as_it_is() {
 #[test]
 fn what_waits_is_staged_whether_or_not_anybody_looked_at_it() {
     run(async {
-        let memory = Arc::new(Memory::new(ByHash::Never));
-        let dir = left(&memory).await;
-        let fs = recovered(dir.path(), &memory).await;
+        let (fs, memory, _dir) = owing().await;
         let staged = stage(&fs).await;
         assert_eq!((staged.files_done, staged.files_failed), (FILES as u64, 0));
         assert!(memory.view().values().all(|content| content == CONTENT));
