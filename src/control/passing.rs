@@ -46,8 +46,9 @@ pub struct Receiver {
     stream: UnixStream,
     /// Bytes that are not a whole line yet.
     partial: Vec<u8>,
-    /// Files that no line has claimed yet.
-    files: VecDeque<OwnedFd>,
+    /// The files of each line that has some and has not been asked for them yet. They may be here before the line is: the
+    /// socket joins what was sent without files to what follows it.
+    files: VecDeque<Vec<OwnedFd>>,
 }
 
 impl Receiver {
@@ -78,15 +79,10 @@ impl Receiver {
         }
     }
 
-    /// The oldest file that nobody has taken. Out of descriptors, the kernel drops files: then there are fewer than
-    /// were sent.
-    pub fn file(&mut self) -> Option<OwnedFd> {
-        self.files.pop_front()
-    }
-
-    /// How many files are left to take.
-    pub fn files(&self) -> usize {
-        self.files.len()
+    /// The files of the oldest line that came with some and has not been asked. Out of descriptors, the kernel drops
+    /// files: then there are fewer than were sent.
+    pub fn files(&mut self) -> Vec<OwnedFd> {
+        self.files.pop_front().unwrap_or_default()
     }
 
     fn receive(&mut self) -> io::Result<usize> {
@@ -99,13 +95,20 @@ impl Receiver {
                 received => break received?,
             }
         };
+        let mut files = Vec::new();
         for message in beside.drain() {
-            if let RecvAncillaryMessage::ScmRights(files) = message {
-                self.files.extend(files);
+            if let RecvAncillaryMessage::ScmRights(some) = message {
+                files.extend(some);
             }
         }
-        if received.flags.contains(ReturnFlags::CTRUNC) {
+        let lost = received.flags.contains(ReturnFlags::CTRUNC);
+        if lost {
             tracing::warn!("files that a command passed were lost: this process has too many open");
+        }
+        // Those of one line, and of one alone: what came with files ends what is received at a time (`unix(7)`), and
+        // their line has its place even if all were lost.
+        if lost || !files.is_empty() {
+            self.files.push_back(files);
         }
         self.partial.extend_from_slice(&bytes[..received.bytes]);
         Ok(received.bytes)
@@ -116,7 +119,6 @@ impl Receiver {
 mod tests {
     use super::*;
     use std::fs::File;
-    use std::io::Read;
     use std::os::fd::AsFd;
 
     #[test]
@@ -136,17 +138,37 @@ mod tests {
         });
         let mut receiver = Receiver::new(theirs);
         assert_eq!(receiver.line().unwrap().unwrap(), b"one");
-        let read = |receiver: &mut Receiver| {
-            let mut text = String::new();
-            File::from(receiver.file().unwrap()).read_to_string(&mut text).unwrap();
-            text
-        };
-        assert_eq!(read(&mut receiver), "a");
+        assert_eq!(read(&mut receiver), ["a"]);
         assert_eq!(receiver.line().unwrap().unwrap(), b"none");
         assert_eq!(receiver.line().unwrap().unwrap().len(), 300_000);
-        assert_eq!((read(&mut receiver), read(&mut receiver)), ("b".into(), "c".into()));
+        assert_eq!(read(&mut receiver), ["b", "c"]);
         sender.join().unwrap();
-        assert!(receiver.line().unwrap().is_none() && receiver.file().is_none());
+        assert!(receiver.line().unwrap().is_none() && receiver.files().is_empty());
+    }
+
+    fn read(receiver: &mut Receiver) -> Vec<String> {
+        let text = |file: OwnedFd| std::io::read_to_string(File::from(file)).unwrap();
+        receiver.files().into_iter().map(text).collect()
+    }
+
+    #[test]
+    fn a_line_without_files_takes_none_of_those_that_come_with_the_next() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a"), "a").unwrap();
+        for _ in 0..2 {
+            let file = File::open(dir.path().join("a")).unwrap();
+            send(&mut ours, b"none\n", &[]).unwrap();
+            send(&mut ours, b"one\n", &[file.as_fd()]).unwrap();
+        }
+        drop(ours);
+        let mut receiver = Receiver::new(theirs);
+        for _ in 0..2 {
+            assert_eq!(receiver.line().unwrap().unwrap(), b"none");
+            assert_eq!(receiver.line().unwrap().unwrap(), b"one");
+            assert_eq!(read(&mut receiver), ["a"]);
+        }
+        assert!(receiver.line().unwrap().is_none() && receiver.files().is_empty());
     }
 
     #[test]

@@ -148,9 +148,11 @@ impl Session<'_> {
         dirs: &mut Vec<Option<Into>>,
     ) -> Work {
         let mut work = Work { batch, items: Vec::new(), refused: Vec::new() };
-        let files = items.iter().filter(|item| matches!(item, Item::File { .. })).count();
+        let wanted = items.iter().filter(|item| matches!(item, Item::File { .. })).count();
+        let files = if wanted > 0 { from.files() } else { Vec::new() };
         // Were one missing, each after it would be taken for another.
-        let lost = from.files() != files;
+        let lost = files.len() != wanted;
+        let mut files = files.into_iter();
         for (at, item) in items.into_iter().enumerate() {
             let dir = |number: usize| dirs.get(number).copied().flatten().ok_or(FsError::NotFound);
             let done = match item {
@@ -167,7 +169,7 @@ impl Session<'_> {
                     })
                 }
                 Item::File { into, name } => {
-                    let file = from.file().filter(|_| !lost);
+                    let file = files.next().filter(|_| !lost);
                     dir(into).and_then(|dir| {
                         let file = file.ok_or_else(|| FsError::Io(rustix::io::Errno::MFILE.into()))?;
                         work.items.push((at, dir.ino, name, What::File(file)));
@@ -188,7 +190,6 @@ impl Session<'_> {
                 work.refused.push(Refused { item: at, why, error: words(&error) });
             }
         }
-        while from.file().is_some() {}
         work
     }
 
