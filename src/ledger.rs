@@ -5,7 +5,7 @@
 //! change still stands), so events cannot be replayed at it. Every step follows from three states instead: what the
 //! base has, what is staged, what is wanted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -105,80 +105,99 @@ impl Account {
     }
 }
 
-/// An account as it is kept: what nearly all of very many look like takes no allocation.
+/// An account as it is kept: what nearly all of very many look like takes little, and no allocation.
 #[derive(Debug)]
 enum Slot {
     /// New here, and nothing staged.
     New,
     /// New here, and in doubt.
     Doubt,
-    /// New here, and staged: the content's XXH3 and its length.
-    Put([u8; 16], u64),
-    /// Anything else.
-    Other(Box<Account>),
-}
-
-impl From<Account> for Slot {
-    fn from(account: Account) -> Self {
-        match account {
-            Account { base: None, staged: Staged::Nothing, late: None } => Self::New,
-            Account { base: None, staged: Staged::Doubt, late: None } => Self::Doubt,
-            Account { base: None, staged: Staged::Put(Object { hash: ContentHash::Xxh3(hash), size }), late: None } => {
-                Self::Put(hash, size)
-            }
-            account => Self::Other(Box::new(account)),
-        }
-    }
+    /// New here, and staged: the content's XXH3, and its length in the machine's byte order.
+    Put([u8; 16], [u8; 8]),
+    /// As the base has it, and nothing staged: as all are for a moment after a commit.
+    Base([u8; 16], [u8; 8]),
+    /// Anything else, and kept apart.
+    Other,
 }
 
 impl Slot {
-    fn account(&self) -> Account {
-        match self {
-            Self::New => Account::default(),
-            Self::Doubt => Account { base: None, staged: Staged::Doubt, late: None },
-            Self::Put(hash, size) => {
-                let object = Object { hash: ContentHash::Xxh3(*hash), size: *size };
-                Account { base: None, staged: Staged::Put(object), late: None }
+    fn of(account: &Account) -> Self {
+        let xxh3 = |object: Object| match object.hash {
+            ContentHash::Xxh3(hash) => Some((hash, object.size.to_ne_bytes())),
+            ContentHash::Sha256(_) => None,
+        };
+        let slot = match *account {
+            Account { late: Some(_), .. } => None,
+            Account { base: None, staged: Staged::Nothing, .. } => Some(Self::New),
+            Account { base: None, staged: Staged::Doubt, .. } => Some(Self::Doubt),
+            Account { base: None, staged: Staged::Put(object), .. } => {
+                xxh3(object).map(|(hash, size)| Self::Put(hash, size))
             }
-            Self::Other(account) => **account,
-        }
+            Account { base: Some(object), staged: Staged::Nothing, .. } => {
+                xxh3(object).map(|(hash, size)| Self::Base(hash, size))
+            }
+            _ => None,
+        };
+        slot.unwrap_or(Self::Other)
     }
+}
+
+fn object(hash: [u8; 16], size: [u8; 8]) -> Object {
+    Object { hash: ContentHash::Xxh3(hash), size: u64::from_ne_bytes(size) }
 }
 
 /// All paths that differ from the base, or did and have not been settled, or may be changed by a request of ours that is
 /// still on its way.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    accounts: BTreeMap<RepoPath, Slot>,
+    slots: BTreeMap<RepoPath, Slot>,
+    others: HashMap<RepoPath, Account>,
     /// How many are late.
     late: usize,
 }
 
 impl Ledger {
+    fn account(&self, path: &RepoPath, slot: &Slot) -> Account {
+        match slot {
+            Slot::New => Account::default(),
+            Slot::Doubt => Account { staged: Staged::Doubt, ..Account::default() },
+            Slot::Put(hash, size) => Account { staged: Staged::Put(object(*hash, *size)), ..Account::default() },
+            Slot::Base(hash, size) => Account { base: Some(object(*hash, *size)), ..Account::default() },
+            Slot::Other => self.others.get(path).copied().unwrap_or_default(),
+        }
+    }
+
     /// The account of a path; `None`: base, workspace and tree agree there.
     pub fn get(&self, path: &RepoPath) -> Option<Account> {
-        self.accounts.get(path).map(Slot::account)
+        self.slots.get(path).map(|slot| self.account(path, slot))
     }
 
     /// Opens or replaces an account; `None` closes it.
     pub fn set(&mut self, path: RepoPath, account: Option<Account>) {
-        self.late += usize::from(account.is_some_and(|account| account.late.is_some()));
-        let before = match account {
-            Some(account) => self.accounts.insert(path, account.into()),
-            None => self.accounts.remove(&path),
+        let late = |account: Option<Account>| usize::from(account.is_some_and(|account| account.late.is_some()));
+        // All that are late are kept apart.
+        let before = self.others.remove(&path);
+        self.late = self.late + late(account) - late(before);
+        let Some(account) = account else {
+            self.slots.remove(&path);
+            return;
         };
-        self.late -= usize::from(before.is_some_and(|before| before.account().late.is_some()));
+        let slot = Slot::of(&account);
+        if matches!(slot, Slot::Other) {
+            self.others.insert(path.clone(), account);
+        }
+        self.slots.insert(path, slot);
     }
 
     /// All accounts, in tree order.
     pub fn iter(&self) -> impl Iterator<Item = (&RepoPath, Account)> {
-        self.accounts.iter().map(|(path, slot)| (path, slot.account()))
+        self.slots.iter().map(|(path, slot)| (path, self.account(path, slot)))
     }
 
     /// The accounts of `dir` and below it, in tree order.
     pub fn below<'a>(&'a self, dir: &'a RepoPath) -> impl Iterator<Item = (&'a RepoPath, Account)> {
-        let below = self.accounts.range(dir.clone()..).take_while(move |(path, _)| path.is_in(dir));
-        below.map(|(path, slot)| (path, slot.account()))
+        let below = self.slots.range(dir.clone()..).take_while(move |(path, _)| path.is_in(dir));
+        below.map(|(path, slot)| (path, self.account(path, slot)))
     }
 
     /// Whether a request about some path may still come late.
@@ -188,32 +207,44 @@ impl Ledger {
 
     /// How many accounts are open.
     pub fn len(&self) -> usize {
-        self.accounts.len()
+        self.slots.len()
     }
 
     /// Whether tree, base and workspace agree everywhere.
     pub fn is_empty(&self) -> bool {
-        self.accounts.is_empty()
+        self.slots.is_empty()
     }
 
     /// Moves every account to a new base that holds just what was staged over the old one.
     pub fn rebase(&mut self) {
-        for slot in self.accounts.values_mut() {
-            let Account { staged, late, .. } = slot.account();
-            let base = match staged {
-                Staged::Nothing | Staged::Doubt => continue,
-                Staged::Put(object) => Some(object),
-                Staged::Removed => None,
-            };
-            *slot = Account { base, staged: Staged::Nothing, late }.into();
+        for (path, slot) in &mut self.slots {
+            match slot {
+                Slot::New | Slot::Doubt | Slot::Base(..) => {}
+                Slot::Put(hash, size) => *slot = Slot::Base(*hash, *size),
+                Slot::Other => {
+                    let Some(account) = self.others.get_mut(path) else { continue };
+                    account.base = match account.staged {
+                        Staged::Nothing | Staged::Doubt => continue,
+                        Staged::Put(object) => Some(object),
+                        Staged::Removed => None,
+                    };
+                    account.staged = Staged::Nothing;
+                    *slot = Slot::of(account);
+                    if !matches!(slot, Slot::Other) {
+                        self.others.remove(path);
+                    }
+                }
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::hash::HashKind;
+    use super::{Account, Ledger, Slot, Staged, Step};
+    use crate::hash::{ContentHash, HashKind};
+    use crate::path::RepoPath;
+    use crate::workspace::Object;
     use proptest::prelude::*;
 
     fn object(text: &str) -> Object {
@@ -284,7 +315,7 @@ mod tests {
 
     #[test]
     fn an_account_is_given_back_as_it_was_taken_in() {
-        assert!(size_of::<(RepoPath, Slot)>() <= 48);
+        assert!(size_of::<Slot>() <= 25);
         let mut ledger = Ledger::default();
         let path = RepoPath::parse("a").unwrap();
         let sha = Object { hash: ContentHash::of(HashKind::Sha256, b"c"), size: 1 };

@@ -35,7 +35,7 @@
 //! | [`stager`] | the write-back queue: hash, ask, send, confirm |
 //! | [`workspace`] | the backend seam: trait, values, errors |
 //! | [`oxen`] | its HTTP implementation, dialects, retry |
-//! | [`hash`], [`path`] | content hashes; names and paths that are valid once built |
+//! | [`hash`], [`path`], [`table`] | content hashes; names and paths that are valid once built; very many things by number |
 //! | [`dev_server`] | an embedded Oxen-compatible server for trying and for tests |
 //!
 //! # Directions
@@ -44,7 +44,7 @@
 //! cli ▸ mount ▸ { fuse, control, oxen }      fuse ▸ fs      control ▸ (types only)
 //! fs ▸ { namespace, ledger, spool, journal }      stager ▸ { fs, workspace, hash }
 //! namespace, ledger, spool, journal ▸ { path, hash, workspace (values) }      spool, journal ▸ disk
-//! leaves: path, hash, disk
+//! leaves: path, hash, disk, table
 //! ```
 //!
 //! Only `mount` names both `oxen` and `fs`; only `fuse` and `mount` name `fuser`; only `oxen` names `reqwest`; only
@@ -66,4 +66,5 @@ pub mod oxen;
 pub mod path;
 pub mod spool;
 pub mod stager;
+pub mod table;
 pub mod workspace;

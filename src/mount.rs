@@ -162,7 +162,7 @@ impl Daemon {
 /// Why there is no mount; nothing is mounted then.
 pub fn run(settings: &MountSettings, mut state: StateDir, notifier: &Notifier) -> Result<Ended, MountError> {
     raise_open_files();
-    limit_arenas();
+    tune_allocator();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("oxenfs")
@@ -175,17 +175,29 @@ pub fn run(settings: &MountSettings, mut state: StateDir, notifier: &Notifier) -
     ended
 }
 
-/// Lets all threads share two heaps of the C library's. By itself it makes up to eight for each core, and what threads
-/// that hash and send free in theirs no other uses: after 50,000 files were staged, the daemon had 82 MB with heaps of
-/// their own and 53 MB so, at the same speed.
+/// Large tables are mapped and unmapped as they grow and go; and what is free at a heap's end goes back.
 #[cfg(target_env = "gnu")]
-fn limit_arenas() {
-    // SAFETY: sets a number that the allocator reads when a thread first allocates.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
+const MAPPED_BYTES: libc::c_int = 4 << 20;
+
+/// Keeps what is not needed any more from staying in memory.
+///
+/// All threads share two heaps of the C library's. By itself it makes up to eight for each core, and what threads that
+/// hash and send free in theirs no other uses: after 50,000 files were staged, the daemon had 82 MB with heaps of their
+/// own and 53 MB so, at the same speed. And by itself it raises what is mapped, and what stays free at a heap's end, to
+/// the largest that was ever freed, up to 32 and 64 MiB: with limits of 4 MiB the daemon had 152 MB after 300,000 files,
+/// and 175 MB without.
+#[cfg(target_env = "gnu")]
+fn tune_allocator() {
+    // SAFETY: sets numbers that the allocator reads when a thread first allocates, or frees.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, MAPPED_BYTES);
+    }
 }
 
 #[cfg(not(target_env = "gnu"))]
-fn limit_arenas() {}
+fn tune_allocator() {}
 
 /// Every file that is open on the mount is open here too, so as many as may be.
 fn raise_open_files() {

@@ -5,8 +5,6 @@
 //! its inode is on the journal, and wins over the base entry of the same name. A base name that was removed or moved
 //! away is *hidden*.
 
-mod table;
-
 use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
 use std::ops::Deref;
 use std::sync::Arc;
@@ -16,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::hash::ContentHash;
 use crate::path::{Name, PathError, RepoPath};
+use crate::table::Table;
 use crate::workspace::{Object, Revision, Source};
-use table::Table;
 
 /// An inode number. Never reused while a daemon lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -375,7 +373,7 @@ pub enum BodyRecord {
 /// The tree.
 #[derive(Debug)]
 pub struct Namespace {
-    inodes: Table,
+    inodes: Table<Inode>,
     next: u64,
     /// What the mount's root is in the repository.
     root_path: RepoPath,
@@ -394,7 +392,7 @@ impl Namespace {
             recorded: true,
         };
         let mut inodes = Table::default();
-        inodes.insert(ROOT, root);
+        inodes.insert(ROOT.0, root);
         Self { inodes, next: ROOT.0 + 1, root_path }
     }
 
@@ -416,17 +414,17 @@ impl Namespace {
 
     /// Never: there is always a root.
     pub fn is_empty(&self) -> bool {
-        self.inodes.len() == 0
+        self.inodes.is_empty()
     }
 
     /// The inode of that number.
     pub fn get(&self, ino: Ino) -> Option<&Inode> {
-        self.inodes.get(ino)
+        self.inodes.get(ino.0)
     }
 
     /// The same, to change what is not structure.
     pub fn get_mut(&mut self, ino: Ino) -> Option<&mut Inode> {
-        self.inodes.get_mut(ino)
+        self.inodes.get_mut(ino.0)
     }
 
     /// The directory of that number.
@@ -452,14 +450,14 @@ impl Namespace {
 
     /// All inodes, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (Ino, &Inode)> {
-        self.inodes.iter()
+        self.inodes.iter().map(|(number, inode)| (Ino(number), inode))
     }
 
     /// Adds an inode without names.
     pub fn insert(&mut self, ino: Ino, attrs: Attrs, body: Body, recorded: bool) {
         self.next = self.next.max(ino.0 + 1);
         let inode = Inode { attrs, body, xattrs: None, links: Links::None, lookups: 0, opens: 0, recorded };
-        self.inodes.insert(ino, inode);
+        self.inodes.insert(ino.0, inode);
     }
 
     /// Sets what the journal knows of an inode; makes it when it is new. A spool file's size comes from
@@ -488,7 +486,7 @@ impl Namespace {
             BodyRecord::Symlink(target) => Body::Symlink(target.clone()),
             BodyRecord::Special { format, rdev } => Body::Special { format: *format, rdev: *rdev },
         };
-        match self.inodes.get_mut(ino) {
+        match self.inodes.get_mut(ino.0) {
             Some(inode) => {
                 inode.attrs = record.attrs;
                 inode.recorded = true;
@@ -564,7 +562,7 @@ impl Namespace {
             dir.hidden.insert(name.clone());
         }
         let ino = dir.children.remove(name)?;
-        let inode = self.inodes.get_mut(ino)?;
+        let inode = self.inodes.get_mut(ino.0)?;
         inode.links.remove(parent, name);
         let kind = inode.counted(name);
         if let Some(dir) = self.dir_mut(parent) {
@@ -577,7 +575,7 @@ impl Namespace {
     /// Forgets an inode without names.
     pub fn drop_inode(&mut self, ino: Ino) {
         if ino != ROOT && self.get(ino).is_some_and(|inode| inode.links.is_empty()) {
-            self.inodes.remove(ino);
+            self.inodes.remove(ino.0);
         }
     }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::os::unix::ffi::OsStrExt;
 
+use arcstr::ArcStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The longest name Linux filesystems take, in bytes (`NAME_MAX` in `limits.h`).
@@ -162,7 +163,7 @@ impl fmt::Display for Name {
 ///
 /// Ordered by components, so that a directory's descendants directly follow it ([`RepoPath::cmp`]).
 #[derive(Clone, PartialEq, Eq, Hash, Default)]
-pub struct RepoPath(std::sync::Arc<str>);
+pub struct RepoPath(ArcStr);
 
 impl RepoPath {
     /// The repository's root.

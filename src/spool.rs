@@ -299,7 +299,7 @@ pub struct Cache {
     older: Vec<PathBuf>,
     limit: u64,
     /// Bytes in all, and the length of each, least recently used first out.
-    known: Mutex<(u64, LruCache<ContentHash, u64>)>,
+    known: Mutex<(u64, LruCache<Key, u64>)>,
     /// What does not have its name yet, and where it is meanwhile.
     arriving: Mutex<HashMap<ContentHash, Place>>,
     temporary: AtomicU64,
@@ -359,20 +359,19 @@ impl Cache {
             }
             for entry in fs::read_dir(shard)? {
                 let entry = entry?;
-                let (Ok(metadata), Some(hash)) =
-                    (entry.metadata(), entry.file_name().to_str().and_then(|name| name.parse().ok()))
+                let (Ok(metadata), Some(key)) = (entry.metadata(), entry.file_name().to_str().and_then(Key::parse))
                 else {
                     continue;
                 };
-                found.push((metadata.accessed().ok(), hash, metadata.len()));
+                found.push((metadata.accessed().ok(), key, metadata.len()));
             }
         }
         found.sort_by_key(|(accessed, ..)| std::cmp::Reverse(*accessed));
         let mut known = self.lock();
-        for (_, hash, size) in found {
-            if !known.1.contains(&hash) {
-                known.1.put(hash, size);
-                known.1.demote(&hash);
+        for (_, key, size) in found {
+            if !known.1.contains(&key) {
+                known.1.put(key, size);
+                known.1.demote(&key);
                 known.0 += size;
             }
         }
@@ -381,7 +380,7 @@ impl Cache {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, (u64, LruCache<ContentHash, u64>)> {
+    fn lock(&self) -> MutexGuard<'_, (u64, LruCache<Key, u64>)> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -391,14 +390,14 @@ impl Cache {
     }
 
     fn path(&self, hash: ContentHash) -> PathBuf {
-        self.current.join(name_in_cache(hash))
+        self.current.join(Key::of(hash).name())
     }
 
     /// The content, if it is here from before the machine was last started and its bytes are still its own: it is used
     /// as any other from then on. Reads it all.
     pub fn check(&self, hash: ContentHash) -> Option<File> {
         for dir in &self.older {
-            let from = dir.join(name_in_cache(hash));
+            let from = dir.join(Key::of(hash).name());
             let Ok(file) = File::open(&from) else { continue };
             let whole = ContentHash::of_file(hash.kind(), &file, || true).is_ok_and(|(found, _)| found == hash);
             let to = self.path(hash);
@@ -419,7 +418,7 @@ impl Cache {
             return Some(file);
         }
         let file = File::open(self.path(hash)).ok()?;
-        self.lock().1.promote(&hash);
+        self.lock().1.promote(&Key::of(hash));
         Some(file)
     }
 
@@ -494,7 +493,7 @@ impl Cache {
 
     fn note(&self, hash: ContentHash, size: u64) {
         let mut known = self.lock();
-        let before = known.1.put(hash, size).unwrap_or(0);
+        let before = known.1.put(Key::of(hash), size).unwrap_or(0);
         known.0 = (known.0 + size).saturating_sub(before);
         drop(known);
         self.evict();
@@ -511,14 +510,14 @@ impl Cache {
         if !wanted(known.0, known.1.len()) {
             return false;
         }
-        let Some((hash, size)) = known.1.pop_lru() else { return false };
+        let Some((key, size)) = known.1.pop_lru() else { return false };
         known.0 = known.0.saturating_sub(size);
         drop(known);
         for dir in self.older.iter().chain([&self.current]) {
-            if let Err(error) = self.disk.remove(&dir.join(name_in_cache(hash)))
+            if let Err(error) = self.disk.remove(&dir.join(key.name()))
                 && error.kind() != io::ErrorKind::NotFound
             {
-                tracing::warn!(%error, %hash, "a cached file could not be removed");
+                tracing::warn!(%error, name = %key.name().display(), "a cached file could not be removed");
             }
         }
         true
@@ -547,6 +546,28 @@ impl Cache {
             let size = disk.f_blocks.saturating_mul(disk.f_frsize);
             self.make_room(LEAST_FREE_BYTES.min(size / LEAST_FREE_SHARE));
         }
+    }
+}
+
+/// What content is called in the cache: 128 bits of its hash, which is all of an XXH3. There may be millions of them in
+/// memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key([u8; 16]);
+
+impl Key {
+    fn of(hash: ContentHash) -> Self {
+        match hash {
+            ContentHash::Xxh3(bytes) => Self(bytes),
+            ContentHash::Sha256(bytes) => Self(*bytes.first_chunk().unwrap_or(&[0; 16])),
+        }
+    }
+
+    fn name(self) -> PathBuf {
+        format!("{:02x}/{:x}", self.0[15], u128::from_be_bytes(self.0)).into()
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        u128::from_str_radix(name, 16).ok().map(|number| Self(number.to_be_bytes()))
     }
 }
 
@@ -592,14 +613,6 @@ pub fn room(file: &File) -> Option<u64> {
 pub fn room_of(file: &fs::Metadata) -> u64 {
     // The unit of `st_blocks` (`stat(2)`).
     file.blocks().saturating_mul(512)
-}
-
-fn name_in_cache(hash: ContentHash) -> PathBuf {
-    let shard = match hash {
-        ContentHash::Xxh3(bytes) => bytes[15],
-        ContentHash::Sha256(bytes) => bytes[31],
-    };
-    format!("{shard:02x}/{hash}").into()
 }
 
 fn shard_dir(dir: &Path, shard: u64) -> PathBuf {

@@ -1,16 +1,28 @@
 //! The write-back queue: which paths may differ from what the workspace holds, and when each is due. It knows when,
 //! never what. No clock of its own, no I/O.
 
-use std::collections::{BTreeSet, HashMap};
-use std::num::NonZeroU64;
+use std::cmp::Reverse;
+use std::collections::hash_map::RandomState;
+use std::collections::{BinaryHeap, HashMap};
+use std::hash::BuildHasher;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::{Duration, Instant};
+
+use hashbrown::HashTable;
 
 use crate::control::Progress;
 use crate::path::RepoPath;
+use crate::table::Table;
 
 /// A path that is changed again and again is staged after this many quiet periods all the same, once nobody has it
 /// open for writing.
 const MAX_QUIET_PERIODS: u32 = 10;
+
+/// Turns that are out of date are not looked for among fewer.
+const SPARE_TURNS: usize = 64;
+
+/// Room for this many times as many as there are is given back in part.
+const SPARE_ROOM: usize = 8;
 
 /// Where a pending path is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,27 +54,40 @@ pub(super) struct Pending {
     pub seq: u64,
     /// Since when the path has owed something.
     pub since: Tick,
-    /// When it may be staged; `None` while it is not [`Phase::Waiting`], or parked.
-    due: Option<Tick>,
-    /// When its quiet period ends.
-    rested: Tick,
+    /// When it may be staged, if it is `scheduled`; else when its quiet period ends.
+    due: Tick,
     rare: Option<Box<Rare>>,
+    /// The content's length, if `waited_by` is a barrier.
+    waited_bytes: u64,
+    /// A barrier that wants just this state; others are with what is rare.
+    waited_by: Option<NonZeroU32>,
     pub phase: Phase,
-    /// Waits for somebody to act.
-    pub parked: bool,
+    /// Has its turn when it is due: it is [`Phase::Waiting`], and not parked.
+    scheduled: bool,
     /// A barrier wants the state of now, even of a file that is open for writing.
     pub forced: bool,
     /// To be sent in a request of its own: one it shared was refused as a whole.
     pub alone: bool,
 }
 
-/// Of a path that failed, or that somebody waits for.
+/// Of a path that failed, or that several wait for.
 #[derive(Debug, Default)]
 struct Rare {
     attempts: u32,
     error: Option<String>,
-    /// Each with the state that it waits for and the content's length.
-    barriers: Vec<(u64, u64, u64)>,
+    /// Waits for somebody to act.
+    parked: bool,
+    waits: Vec<Wait>,
+}
+
+/// Somebody waits for a path.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    barrier: NonZeroU32,
+    /// The state that it waits for.
+    seq: u64,
+    /// The content's length.
+    bytes: u64,
 }
 
 impl Pending {
@@ -76,34 +101,55 @@ impl Pending {
         self.rare.as_ref()?.error.as_deref()
     }
 
-    fn failed(&mut self, error: String) {
+    /// Whether it waits for somebody to act.
+    pub fn is_parked(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.parked)
+    }
+
+    fn failed(&mut self, error: String, parked: bool) {
         let rare = self.rare.get_or_insert_default();
         rare.attempts += 1;
-        rare.error = Some(error);
+        (rare.error, rare.parked) = (Some(error), parked);
     }
 
     fn forgive(&mut self) {
-        self.parked = false;
         if let Some(rare) = &mut self.rare {
-            (rare.attempts, rare.error) = (0, None);
+            (rare.attempts, rare.error, rare.parked) = (0, None, false);
         }
         self.tidy();
     }
 
-    /// Takes out the barriers that `reached` tells.
-    fn take_barriers(&mut self, reached: impl Fn(&(u64, u64, u64)) -> bool) -> Vec<(u64, u64, u64)> {
-        let taken = self.rare.as_mut().map(|rare| rare.barriers.extract_if(.., |barrier| reached(barrier)).collect());
-        self.tidy();
-        taken.unwrap_or_default()
+    fn wait(&mut self, barrier: NonZeroU32, bytes: u64) {
+        self.set_apart();
+        (self.waited_by, self.waited_bytes) = (Some(barrier), bytes);
     }
 
-    fn has_barriers(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| !rare.barriers.is_empty())
+    /// Before the state changes, or another waits for it.
+    fn set_apart(&mut self) {
+        if let Some(barrier) = self.waited_by.take() {
+            let wait = Wait { barrier, seq: self.seq, bytes: self.waited_bytes };
+            self.rare.get_or_insert_default().waits.push(wait);
+        }
+    }
+
+    /// Takes out those who wait, if `reached` tells so.
+    fn take_waits(&mut self, reached: impl Fn(&Wait) -> bool) -> Vec<Wait> {
+        let own = self.waited_by.map(|barrier| Wait { barrier, seq: self.seq, bytes: self.waited_bytes });
+        let own = own.filter(|wait| reached(wait));
+        if own.is_some() {
+            self.waited_by = None;
+        }
+        let taken = self.rare.as_mut().map(|rare| rare.waits.extract_if(.., |wait| reached(wait)).collect::<Vec<_>>());
+        self.tidy();
+        taken.into_iter().flatten().chain(own).collect()
+    }
+
+    fn is_waited_for(&self) -> bool {
+        self.waited_by.is_some() || self.rare.as_ref().is_some_and(|rare| !rare.waits.is_empty())
     }
 
     fn tidy(&mut self) {
-        if self.rare.as_ref().is_some_and(|rare| rare.attempts == 0 && rare.error.is_none() && rare.barriers.is_empty())
-        {
+        if self.rare.as_ref().is_some_and(|rare| rare.attempts == 0 && rare.error.is_none() && rare.waits.is_empty()) {
             self.rare = None;
         }
     }
@@ -116,28 +162,74 @@ struct Barrier {
     progress: Progress,
 }
 
+/// They come and go together, mostly.
+type Entries = Table<(RepoPath, Pending), 64>;
+
+/// A path in the queue has a number, in the order in which they came: there may be millions, and it is all that is kept
+/// to find them by, and to have them in turn.
 #[derive(Debug)]
 pub(super) struct Queue {
     began: Instant,
-    /// Boxed, since a hash table is half empty at times and there twice when it grows.
-    entries: HashMap<RepoPath, Box<Pending>>,
-    due: BTreeSet<(Tick, u64, RepoPath)>,
-    barriers: HashMap<u64, Barrier>,
+    entries: Entries,
+    numbers: Numbers,
+    /// What is due when, the next one on top; what is not its number's time is out of date.
+    turns: BinaryHeap<Reverse<(Tick, u32)>>,
+    /// How many are up to date.
+    scheduled: usize,
+    barriers: HashMap<NonZeroU32, Barrier>,
     seq: u64,
-    next_barrier: u64,
+    next_number: u32,
+    last_barrier: u32,
     /// What [`next_due`](Self::next_due) was when it was last asked or told; nothing: never.
     told: Option<Tick>,
+}
+
+/// The numbers, by path.
+#[derive(Debug, Default)]
+struct Numbers {
+    table: HashTable<u32>,
+    hasher: RandomState,
+}
+
+impl Numbers {
+    fn get(&self, path: &RepoPath, entries: &Entries) -> Option<u32> {
+        let is = |number: &u32| entries.get((*number).into()).is_some_and(|(other, _)| other == path);
+        self.table.find(self.hasher.hash_one(path), is).copied()
+    }
+
+    /// Gives `path`, which has none, a number that it has in `entries` already.
+    fn insert(&mut self, path: &RepoPath, number: u32, entries: &Entries) {
+        let rehash = |number: &u32| entries.get((*number).into()).map_or(0, |(path, _)| self.hasher.hash_one(path));
+        self.table.insert_unique(self.hasher.hash_one(path), number, rehash);
+    }
+
+    fn remove(&mut self, path: &RepoPath, number: u32) {
+        if let Ok(found) = self.table.find_entry(self.hasher.hash_one(path), |other| *other == number) {
+            found.remove();
+        }
+    }
+
+    /// After a million that came at once, room for a million is not needed for ever.
+    fn shrink(&mut self, entries: &Entries) {
+        if self.table.len() < self.table.capacity() / SPARE_ROOM {
+            let rehash = |number: &u32| entries.get((*number).into()).map_or(0, |(path, _)| self.hasher.hash_one(path));
+            self.table.shrink_to(self.table.len() * 2, rehash);
+        }
+    }
 }
 
 impl Default for Queue {
     fn default() -> Self {
         Self {
             began: Instant::now(),
-            entries: HashMap::new(),
-            due: BTreeSet::new(),
+            entries: Table::default(),
+            numbers: Numbers::default(),
+            turns: BinaryHeap::new(),
+            scheduled: 0,
             barriers: HashMap::new(),
             seq: 0,
-            next_barrier: 0,
+            next_number: 0,
+            last_barrier: 0,
             told: None,
         }
     }
@@ -163,62 +255,106 @@ impl Queue {
         self.began + Duration::from_nanos(tick.get() - 1)
     }
 
+    fn number(&self, path: &RepoPath) -> Option<u32> {
+        self.numbers.get(path, &self.entries)
+    }
+
+    fn entry(&mut self, number: u32) -> Option<&mut Pending> {
+        self.entries.get_mut(number.into()).map(|(_, entry)| entry)
+    }
+
+    /// An entry, and its number.
+    fn find(&mut self, path: &RepoPath) -> Option<(u32, &mut Pending)> {
+        let number = self.number(path)?;
+        Some((number, self.entry(number)?))
+    }
+
+    fn add(&mut self, path: &RepoPath, entry: Pending) -> u32 {
+        // One that is still there from four thousand million paths ago keeps its number.
+        while self.entries.get(self.next_number.into()).is_some() {
+            self.next_number = self.next_number.wrapping_add(1);
+        }
+        let number = self.next_number;
+        self.next_number = number.wrapping_add(1);
+        self.entries.insert(number.into(), (path.clone(), entry));
+        self.numbers.insert(path, number, &self.entries);
+        number
+    }
+
     /// Notes a change of a path; it is due when it has rested for `settle`.
     pub fn touch(&mut self, path: &RepoPath, settle: Duration) {
         self.seq += 1;
         let (now, seq) = (self.now(), self.seq);
-        let entry = self.entries.entry(path.clone()).or_insert_with(|| {
-            Box::new(Pending {
+        let number = self.number(path).unwrap_or_else(|| {
+            let entry = Pending {
                 seq,
                 since: now,
-                due: None,
-                rested: now,
+                due: now,
                 rare: None,
+                waited_bytes: 0,
+                waited_by: None,
                 phase: Phase::Waiting,
-                parked: false,
+                scheduled: false,
                 forced: false,
                 alone: false,
-            })
+            };
+            self.add(path, entry)
         });
-        if let Some(due) = entry.due.take() {
-            self.due.remove(&(due, entry.seq, path.clone()));
-        }
+        let Some(entry) = self.entry(number) else { return };
+        entry.set_apart();
         entry.seq = seq;
         entry.forgive();
-        entry.rested = now.after(settle).min(entry.since.after(settle * MAX_QUIET_PERIODS)).max(now);
-        if entry.phase == Phase::Waiting {
-            let due = if entry.forced { now } else { entry.rested };
-            self.set_due(path, Some(due));
+        let rested = now.after(settle).min(entry.since.after(settle * MAX_QUIET_PERIODS)).max(now);
+        let due = if entry.forced && entry.phase == Phase::Waiting { now } else { rested };
+        match entry.phase {
+            Phase::Waiting => self.schedule(number, due),
+            _ => entry.due = due,
         }
     }
 
-    fn set_due(&mut self, path: &RepoPath, due: Option<Tick>) {
-        // One copy of the path for both, whoever asks with another.
-        let Some(path) = self.entries.get_key_value(path).map(|(path, _)| path.clone()) else {
+    fn schedule(&mut self, number: u32, due: Tick) {
+        let Some(entry) = self.entry(number) else { return };
+        let before = std::mem::replace(&mut entry.due, due);
+        let scheduled = std::mem::replace(&mut entry.scheduled, true);
+        if scheduled && before == due {
             return;
-        };
-        let Some(entry) = self.entries.get_mut(&path) else {
-            return;
-        };
-        let old = std::mem::replace(&mut entry.due, due);
-        let seq = entry.seq;
-        match (old, due) {
-            (Some(old), None) => drop(self.due.remove(&(old, seq, path))),
-            (Some(old), Some(due)) => {
-                self.due.remove(&(old, seq, path.clone()));
-                self.due.insert((due, seq, path));
-            }
-            (None, Some(due)) => drop(self.due.insert((due, seq, path))),
-            (None, None) => {}
         }
+        self.scheduled += usize::from(!scheduled);
+        self.turns.push(Reverse((due, number)));
+        // At most as many are out of date as are not: what is changed again and again takes no more room.
+        if self.turns.len() / 2 > self.scheduled.max(SPARE_TURNS) {
+            let entries = &self.entries;
+            self.turns.retain(|Reverse(turn)| is_current(entries, *turn));
+        }
+    }
+
+    fn unschedule(&mut self, number: u32) {
+        if let Some(entry) = self.entry(number) {
+            self.scheduled -= usize::from(std::mem::replace(&mut entry.scheduled, false));
+        }
+        // After a million that came at once, room for a million is not needed for ever.
+        if self.turns.len() < self.turns.capacity() / SPARE_ROOM {
+            self.turns.shrink_to(self.turns.len() * 2);
+        }
+    }
+
+    /// The next turn.
+    fn next_turn(&mut self) -> Option<(Tick, u32)> {
+        while let Some(Reverse(turn)) = self.turns.peek().copied() {
+            if is_current(&self.entries, turn) {
+                return Some(turn);
+            }
+            self.turns.pop();
+        }
+        None
     }
 
     pub fn get(&self, path: &RepoPath) -> Option<&Pending> {
-        self.entries.get(path).map(Box::as_ref)
+        self.entries.get(self.number(path)?.into()).map(|(_, entry)| entry)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&RepoPath, &Pending)> {
-        self.entries.iter().map(|(path, entry)| (path, entry.as_ref()))
+        self.entries.iter().map(|(_, (path, entry))| (path, entry))
     }
 
     pub fn len(&self) -> usize {
@@ -227,18 +363,18 @@ impl Queue {
 
     /// Whether the stager has the path in hand.
     pub fn is_active(&self, path: &RepoPath) -> bool {
-        self.entries.get(path).is_some_and(|entry| entry.phase != Phase::Waiting)
+        self.get(path).is_some_and(|entry| entry.phase != Phase::Waiting)
     }
 
     /// When the next path is due.
     pub fn next_due(&mut self) -> Option<Instant> {
-        self.told = self.due.first().map(|(due, ..)| *due);
+        self.told = self.next_turn().map(|(due, _)| due);
         self.told.map(|due| self.instant(due))
     }
 
     /// Whether a path is due before all that whoever asks for [`next_due`](Self::next_due) knows of; says so once.
     pub fn has_news(&mut self) -> bool {
-        let due = self.due.first().map(|(due, ..)| *due);
+        let due = self.next_turn().map(|(due, _)| due);
         let news = due.is_some_and(|due| self.told.is_none_or(|told| due < told));
         if news {
             self.told = due;
@@ -249,9 +385,13 @@ impl Queue {
     /// Up to `limit` paths that are due, oldest first; they count as in hand from now on.
     pub fn take_due(&mut self, now: Instant, limit: usize) -> Vec<RepoPath> {
         let now = self.tick(now);
-        let due = self.due.iter().take_while(|(due, ..)| *due <= now);
-        let chosen: Vec<_> = due.take(limit).map(|(.., path)| path.clone()).collect();
-        self.take(chosen)
+        let mut taken = Vec::new();
+        while taken.len() < limit
+            && let Some((_, number)) = self.next_turn().filter(|(due, _)| *due <= now)
+        {
+            taken.extend(self.take(number));
+        }
+        taken
     }
 
     /// Up to `limit` of `paths` that are due.
@@ -262,115 +402,124 @@ impl Queue {
         limit: usize,
     ) -> Vec<RepoPath> {
         let now = self.tick(now);
-        let due =
-            paths.filter(|path| self.entries.get(*path).is_some_and(|entry| entry.due.is_some_and(|due| due <= now)));
-        let chosen = if limit == 0 { Vec::new() } else { due.take(limit).cloned().collect() };
-        self.take(chosen)
+        let due = paths.filter_map(|path| {
+            let number = self.number(path)?;
+            let (_, entry) = self.entries.get(number.into())?;
+            (entry.scheduled && entry.due <= now).then_some(number)
+        });
+        let chosen: Vec<u32> = if limit == 0 { Vec::new() } else { due.take(limit).collect() };
+        chosen.into_iter().filter_map(|number| self.take(number)).collect()
     }
 
-    fn take(&mut self, chosen: Vec<RepoPath>) -> Vec<RepoPath> {
-        for path in &chosen {
-            self.set_due(path, None);
-            self.set_phase(path, Phase::Ready);
-        }
-        chosen
+    fn take(&mut self, number: u32) -> Option<RepoPath> {
+        self.unschedule(number);
+        let (path, entry) = self.entries.get_mut(number.into())?;
+        entry.phase = Phase::Ready;
+        Some(path.clone())
     }
 
     pub fn set_phase(&mut self, path: &RepoPath, phase: Phase) {
-        if let Some(entry) = self.entries.get_mut(path) {
+        if let Some((_, entry)) = self.find(path) {
             entry.phase = phase;
         }
     }
 
     /// The state of `seq` has reached the workspace. A path that changed since stays due.
     pub fn done(&mut self, path: &RepoPath, seq: u64) {
-        let Some(entry) = self.entries.get_mut(path) else {
+        let now = self.now();
+        let Some((number, entry)) = self.find(path) else {
             return;
         };
-        for (barrier, _, bytes) in entry.take_barriers(|(_, wanted, _)| *wanted <= seq) {
-            count_done(&mut self.barriers, barrier, bytes);
-        }
-        if entry.seq == seq {
-            self.remove(path);
-        } else {
+        let reached = entry.take_waits(|wait| wait.seq <= seq);
+        let changed = entry.seq != seq;
+        if changed {
             entry.phase = Phase::Waiting;
-            entry.forced = entry.has_barriers();
+            entry.forced = entry.is_waited_for();
             entry.alone = false;
-            let rested = entry.rested;
-            let due = if entry.forced { self.now() } else { rested };
-            self.set_due(path, Some(due));
+        }
+        let due = if entry.forced { now } else { entry.due };
+        count_done(&mut self.barriers, reached);
+        if changed {
+            self.schedule(number, due);
+        } else {
+            self.remove(path);
         }
     }
 
     /// Nothing is owed for the path any more.
     pub fn remove(&mut self, path: &RepoPath) {
-        self.set_due(path, None);
-        let Some(mut entry) = self.entries.remove(path) else { return };
-        for (barrier, _, bytes) in entry.take_barriers(|_| true) {
-            count_done(&mut self.barriers, barrier, bytes);
-        }
+        let Some(number) = self.number(path) else { return };
+        self.unschedule(number);
+        self.numbers.remove(path, number);
+        let Some((_, mut entry)) = self.entries.remove(number.into()) else { return };
+        self.numbers.shrink(&self.entries);
+        count_done(&mut self.barriers, entry.take_waits(|_| true));
     }
 
     /// Tries the path again after `delay`.
     pub fn retry(&mut self, path: &RepoPath, delay: Duration, error: Option<String>) {
-        let Some(entry) = self.entries.get_mut(path) else {
+        let due = self.now().after(delay);
+        let Some((number, entry)) = self.find(path) else {
             return;
         };
         entry.phase = Phase::Waiting;
         if let Some(error) = error {
-            entry.failed(error);
+            entry.failed(error, false);
         }
-        self.set_due(path, Some(self.now().after(delay)));
+        self.schedule(number, due);
     }
 
     /// The next request that carries the path carries nothing else.
     pub fn set_alone(&mut self, path: &RepoPath) {
-        if let Some(entry) = self.entries.get_mut(path) {
+        if let Some((_, entry)) = self.find(path) {
             entry.alone = true;
         }
     }
 
     /// Gives the path up until it changes or somebody asks for it; its bytes stay.
     pub fn park(&mut self, path: &RepoPath, error: String) {
-        let Some(entry) = self.entries.get_mut(path) else {
+        let Some((number, entry)) = self.find(path) else {
             return;
         };
         entry.phase = Phase::Waiting;
-        entry.failed(error);
-        entry.parked = true;
+        entry.failed(error, true);
         entry.forced = false;
-        for (barrier, ..) in entry.take_barriers(|_| true) {
-            if let Some(barrier) = self.barriers.get_mut(&barrier) {
+        for wait in entry.take_waits(|_| true) {
+            if let Some(barrier) = self.barriers.get_mut(&wait.barrier) {
                 barrier.remaining -= 1;
                 barrier.progress.files_failed += 1;
             }
         }
-        self.set_due(path, None);
+        self.unschedule(number);
     }
 
     /// Makes every one of these paths that is pending due now, parked ones too, and counts them until they are done or
     /// parked. `bytes` tells a path's content length.
-    pub fn barrier(&mut self, paths: &[RepoPath], bytes: impl Fn(&RepoPath) -> u64) -> u64 {
-        let id = self.next_barrier;
-        self.next_barrier += 1;
+    pub fn barrier(&mut self, paths: &[RepoPath], bytes: impl Fn(&RepoPath) -> u64) -> NonZeroU32 {
+        // A number that one of four thousand million ago has yet would be passed over.
+        let id = loop {
+            self.last_barrier = self.last_barrier.wrapping_add(1);
+            if let Some(id) = NonZeroU32::new(self.last_barrier).filter(|id| !self.barriers.contains_key(id)) {
+                break id;
+            }
+        };
         let now = self.now();
         let mut barrier = Barrier::default();
         for path in paths {
-            let Some(entry) = self.entries.get_mut(path) else {
+            let Some((number, entry)) = self.find(path) else {
                 continue;
             };
             let size = bytes(path);
             barrier.remaining += 1;
             barrier.progress.files_total += 1;
             barrier.progress.bytes_total += size;
-            let barriers = &mut entry.rare.get_or_insert_default().barriers;
-            // Mostly the only one.
-            barriers.reserve_exact(1);
-            barriers.push((id, entry.seq, size));
-            entry.parked = false;
+            entry.wait(id, size);
+            if let Some(rare) = &mut entry.rare {
+                rare.parked = false;
+            }
             entry.forced = true;
             if entry.phase == Phase::Waiting {
-                self.set_due(path, Some(now));
+                self.schedule(number, now);
             }
         }
         self.barriers.insert(id, barrier);
@@ -378,32 +527,41 @@ impl Queue {
     }
 
     /// How far a barrier is, and whether it is reached.
-    pub fn barrier_progress(&self, id: u64) -> (Progress, bool) {
+    pub fn barrier_progress(&self, id: NonZeroU32) -> (Progress, bool) {
         self.barriers.get(&id).map_or((Progress::default(), true), |barrier| (barrier.progress, barrier.remaining == 0))
     }
 
     /// Nobody waits for this barrier any more.
-    pub fn drop_barrier(&mut self, id: u64) {
+    pub fn drop_barrier(&mut self, id: NonZeroU32) {
         // One that is reached is in no entry any more: it is not looked for in all that is pending.
         if self.barriers.remove(&id).is_none_or(|barrier| barrier.remaining == 0) {
             return;
         }
-        for entry in self.entries.values_mut() {
-            entry.take_barriers(|(barrier, ..)| *barrier == id);
+        for (_, entry) in self.entries.values_mut() {
+            entry.take_waits(|wait| wait.barrier == id);
         }
     }
 }
 
-fn count_done(barriers: &mut HashMap<u64, Barrier>, id: u64, bytes: u64) {
-    if let Some(barrier) = barriers.get_mut(&id) {
-        barrier.remaining -= 1;
-        barrier.progress.files_done += 1;
-        barrier.progress.bytes_done += bytes;
+/// Whether a turn is its path's own.
+fn is_current(entries: &Entries, (due, number): (Tick, u32)) -> bool {
+    entries.get(number.into()).is_some_and(|(_, entry)| entry.scheduled && entry.due == due)
+}
+
+fn count_done(barriers: &mut HashMap<NonZeroU32, Barrier>, reached: Vec<Wait>) {
+    for wait in reached {
+        if let Some(barrier) = barriers.get_mut(&wait.barrier) {
+            barrier.remaining -= 1;
+            barrier.progress.files_done += 1;
+            barrier.progress.bytes_done += wait.bytes;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
+
     use super::*;
 
     const NOW: Duration = Duration::ZERO;
@@ -433,16 +591,17 @@ mod tests {
 
     #[test]
     fn a_pending_path_takes_few_bytes_until_it_fails() {
-        assert!(size_of::<Pending>() <= 48);
+        assert!(size_of::<Option<(RepoPath, Pending)>>() <= 56);
         let mut queue = Queue::default();
         queue.touch(&path("a"), NOW);
         let barrier = queue.barrier(&[path("a")], |_| 0);
+        assert!(queue.get(&path("a")).unwrap().rare.is_none());
         queue.retry(&path("a"), NOW, Some("refused".into()));
         let entry = queue.get(&path("a")).unwrap();
         assert_eq!((entry.attempts(), entry.error()), (1, Some("refused")));
         queue.touch(&path("a"), NOW);
         let entry = queue.get(&path("a")).unwrap();
-        assert_eq!((entry.attempts(), entry.error(), entry.has_barriers()), (0, None, true));
+        assert_eq!((entry.attempts(), entry.error(), entry.is_waited_for()), (0, None, true));
         queue.drop_barrier(barrier);
         assert!(queue.get(&path("a")).unwrap().rare.is_none());
     }
@@ -502,5 +661,44 @@ mod tests {
         queue.began -= Duration::from_secs(20);
         queue.touch(&path("a"), Duration::from_secs(2));
         assert!(queue.next_due().unwrap() <= Instant::now());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_done_each_path_that_waits_has_its_turn(
+            acts in proptest::collection::vec((0u8..7, 0usize..6, 0u64..3), 1..300),
+        ) {
+            let paths = ["a", "b", "c", "d", "e", "f"].map(path);
+            let mut queue = Queue::default();
+            let mut barriers = Vec::new();
+            for (act, at, wait) in acts {
+                let (path, wait) = (&paths[at], Duration::from_secs(wait));
+                let seq = queue.get(path).map_or(0, |entry| entry.seq);
+                let act = if queue.is_active(path) { act } else { act % 2 };
+                match act {
+                    0 => queue.touch(path, wait),
+                    1 => drop(queue.take_due(Instant::now() + wait, at + 1)),
+                    2 => queue.done(path, seq - wait.as_secs().min(seq)),
+                    3 => queue.retry(path, wait, (at > 2).then(|| "refused".into())),
+                    4 => queue.park(path, "refused".into()),
+                    5 => barriers.push((queue.barrier(&paths[..at], |_| 1), at)),
+                    _ => queue.remove(path),
+                }
+                let waiting = |entry: &Pending| entry.phase == Phase::Waiting && !entry.is_parked();
+                prop_assert!(queue.iter().all(|(_, entry)| entry.scheduled == waiting(entry)));
+                let due = queue.iter().filter(|(_, entry)| entry.scheduled).map(|(_, entry)| entry.due).min();
+                prop_assert_eq!(queue.next_due(), due.map(|due| queue.instant(due)));
+                prop_assert_eq!(queue.scheduled, queue.iter().filter(|(_, entry)| entry.scheduled).count());
+                prop_assert!(queue.turns.len() <= 2 * queue.scheduled.max(SPARE_TURNS) + 2);
+                for (path, entry) in queue.iter() {
+                    prop_assert_eq!(queue.get(path).map(|found| found.seq), Some(entry.seq));
+                }
+            }
+            paths.iter().for_each(|path| queue.remove(path));
+            prop_assert!(queue.len() == 0 && queue.next_due().is_none());
+            for (barrier, _) in barriers {
+                prop_assert!(queue.barrier_progress(barrier).1, "nothing is left to wait for");
+            }
+        }
     }
 }

@@ -152,7 +152,7 @@ impl Drop for Frozen {
 /// A barrier: the paths that somebody waits for.
 pub struct Waiting {
     fs: Arc<Fs>,
-    id: u64,
+    id: std::num::NonZeroU32,
 }
 
 impl Waiting {
@@ -902,7 +902,7 @@ impl Fs {
 
     /// Whether all that is owed waits for somebody to act.
     pub fn all_parked(&self) -> bool {
-        self.lock().queue.iter().all(|(_, entry)| entry.parked)
+        self.lock().queue.iter().all(|(_, entry)| entry.is_parked())
     }
 
     /// How many paths are owed.
@@ -926,7 +926,7 @@ impl Fs {
                 Resolved::Inode(ino) => state.content(ino).map(|(_, size)| size),
                 _ => None,
             };
-            let tally = match (entry.parked, size, entry.phase) {
+            let tally = match (entry.is_parked(), size, entry.phase) {
                 (true, ..) => &mut counts.failed,
                 (_, None, _) => &mut counts.removals,
                 (_, _, Phase::Waiting) => &mut counts.dirty,
@@ -942,7 +942,7 @@ impl Fs {
                         path: path.as_str().to_owned(),
                         error: error.to_owned(),
                         attempts: entry.attempts(),
-                        parked: entry.parked,
+                        parked: entry.is_parked(),
                     },
                 ));
             }
@@ -995,7 +995,7 @@ impl State {
             if waiting.contains(&path) || waiting.len() > DEEPEST {
                 return false;
             }
-            let coming = self.queue.get(&path).is_some_and(|entry| !entry.parked) && self.is_clear_for_put(&path);
+            let coming = self.queue.get(&path).is_some_and(|entry| !entry.is_parked()) && self.is_clear_for_put(&path);
             waiting.push(path.clone());
             let pinned = self.pinned.get(&path).into_iter().flatten();
             let mut pinned = pinned.filter(|other| **other != ino && self.is_pinned(**other, &path));

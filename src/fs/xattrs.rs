@@ -178,7 +178,7 @@ impl State {
             b"state" => {
                 let here = matches!(content, Content::Local { .. });
                 let state = paths.iter().map(|path| match self.queue.get(path) {
-                    Some(entry) if entry.parked => (6, "failed"),
+                    Some(entry) if entry.is_parked() => (6, "failed"),
                     Some(entry) => match entry.phase {
                         Phase::Waiting => (5, "dirty"),
                         Phase::Hashing => (4, "hashing"),
