@@ -132,6 +132,8 @@ pub struct MountInput {
     pub settle: Option<String>,
     /// `--passthrough`.
     pub passthrough: Option<String>,
+    /// `--keep-awake`.
+    pub keep_awake: Option<String>,
     /// `--allow-other`.
     pub allow_other: bool,
     /// `-o noexec`.
@@ -179,6 +181,8 @@ pub struct MountSettings {
     pub settle: Duration,
     /// Reads and writes go past the daemon where the kernel can.
     pub passthrough: bool,
+    /// Processors are kept awake while requests come; `None`: where that is known to be worth it.
+    pub keep_awake: Option<bool>,
     /// Who sees the mount, and as whose.
     pub access: Access,
     /// Where the token comes from; asked for every request.
@@ -325,6 +329,18 @@ impl MountSettings {
                 });
             }
         };
+        let keep_awake = match input.keep_awake.as_deref() {
+            None | Some("auto") => None,
+            Some("always") => Some(true),
+            Some("never") => Some(false),
+            Some(other) => {
+                return Err(ConfigError::Invalid {
+                    what: "--keep-awake",
+                    value: other.to_owned(),
+                    expected: "auto, always or never",
+                });
+            }
+        };
         let bytes = |what, text: &Option<String>, default| match text {
             Some(text) => units::parse_bytes(text).ok_or_else(|| ConfigError::Invalid {
                 what,
@@ -382,6 +398,7 @@ impl MountSettings {
             write_through: input.write_through,
             settle,
             passthrough,
+            keep_awake,
             access: Access {
                 allow_other: input.allow_other,
                 noexec: input.noexec,

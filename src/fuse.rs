@@ -5,6 +5,7 @@
 //! waits for it. fuser 0.18 cannot interrupt requests, so nothing here may take unbounded time either: the client's
 //! deadlines bound every wait.
 
+mod awake;
 pub mod device;
 mod errno;
 mod passthrough;
@@ -30,6 +31,7 @@ use crate::fs::{
 };
 use crate::namespace::{Attrs, Ino, Timestamp};
 use crate::path::{Name, PathError};
+use awake::Awake;
 
 /// How long the kernel may take an answer for granted. Everything changes through it, but for what others commit.
 const TTL: Duration = Duration::from_secs(60);
@@ -59,6 +61,8 @@ pub struct Manner {
     pub allow_other: bool,
     /// Why nothing goes past the daemon; `None`: reads and writes do where the kernel can.
     pub no_passthrough: Option<&'static str>,
+    /// Whether processors are kept awake while requests come; `None`: where that is known to be worth it.
+    pub keep_awake: Option<bool>,
 }
 
 /// Serves one mount.
@@ -68,6 +72,7 @@ struct Adapter {
     waits: Waits,
     /// Asked of the kernel: how deep the spool's filesystem is stacked.
     passthrough: Option<u32>,
+    awake: Option<Arc<Awake>>,
 }
 
 /// Serves the connection until it is unmounted. Blocks.
@@ -86,7 +91,8 @@ pub fn serve(
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     config.n_threads = Some(cores.clamp(2, 8));
     let passthrough = manner.no_passthrough.is_none().then(|| passthrough::stack_depth(fs.spool().dir()));
-    let adapter = Adapter { fs: fs.clone(), runtime, waits: manner.waits, passthrough };
+    let awake = Awake::start(manner.keep_awake);
+    let adapter = Adapter { fs: fs.clone(), runtime, waits: manner.waits, passthrough, awake };
     let session = Session::from_fd(adapter, device, config.acl, config)?;
     match manner.no_passthrough {
         None => {
@@ -285,6 +291,7 @@ fn open_flags(flags: i32) -> OpenFlags {
 impl Adapter {
     /// Does an operation now if it can be done from what is known, else in a task that answers later.
     fn run<T: Send + 'static, R: Answer<T>>(&self, reply: R, op: impl Fn(&Fs) -> Op<T> + Send + Sync + 'static) {
+        self.awake.iter().for_each(|awake| awake.request());
         match op(&self.fs) {
             Ok(done) => reply.answer(Ok(done)),
             Err(Stop::Error(error)) => reply.answer(Err(error)),
@@ -569,6 +576,7 @@ impl fuser::Filesystem for Adapter {
         {
             return reply.answer(Err(error));
         }
+        self.awake.iter().for_each(|awake| awake.request());
         match self.fs.write(handle.0, offset, data) {
             Ok(written) => reply.written(written as u32),
             Err(Stop::Error(error)) => reply.answer(Err(error)),
@@ -607,7 +615,7 @@ impl fuser::Filesystem for Adapter {
 
     fn fsync(&self, _request: &Request, _inode: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let (fs, runtime, waits) = (self.fs.clone(), self.runtime.clone(), self.waits);
-        let adapter = Adapter { fs: fs.clone(), runtime: runtime.clone(), waits, passthrough: None };
+        let adapter = Adapter { fs: fs.clone(), runtime: runtime.clone(), waits, passthrough: None, awake: None };
         runtime.spawn_blocking(move || match fs.fsync(handle.0) {
             Ok(paths) if waits.fsync => adapter.when_staged(paths, reply),
             Ok(_) => reply.ok(),
@@ -617,7 +625,9 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: FuseOpenFlags, reply: ReplyOpen) {
-        let reply = Opening { reply, flags: FopenFlags::empty(), fs: self.fs.clone() };
+        // What changes a listing goes through the kernel, or is told to it.
+        let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        let reply = Opening { reply, flags, fs: self.fs.clone() };
         self.run(reply, move |fs| fs.opendir(ino(inode)));
     }
 

@@ -363,7 +363,8 @@ fn start_serving(settings: &MountSettings, fs: &Arc<Fs>, daemon: Arc<Daemon>) ->
         (true, true) => Some("--write-through stages what was written at every close"),
         (true, false) => None,
     };
-    let manner = fuse::Manner { waits, allow_other, no_passthrough };
+    let keep_awake = settings.keep_awake;
+    let manner = fuse::Manner { waits, allow_other, no_passthrough, keep_awake };
     let (fs, runtime) = (fs.clone(), tokio::runtime::Handle::current());
     let (over, receiver) = watch::channel(false);
     let (started, start) = std::sync::mpsc::channel();

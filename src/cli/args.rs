@@ -145,6 +145,12 @@ pub struct MountArgs {
     #[arg(long, value_name = "WHEN")]
     pub passthrough: Option<String>,
 
+    /// Whether processors are kept from sleeping while requests come thick and fast (as root): auto (in a virtual machine
+    /// of few processors whose kernel has halt polling off, where each sleep costs much), always or never [default:
+    /// auto]
+    #[arg(long, value_name = "WHEN")]
+    pub keep_awake: Option<String>,
+
     /// Let other users enter the mount
     #[arg(long)]
     pub allow_other: bool,
@@ -189,6 +195,7 @@ impl MountArgs {
             write_through: self.write_through,
             settle: self.settle,
             passthrough: self.passthrough,
+            keep_awake: self.keep_awake,
             allow_other: self.allow_other,
             noexec: false,
             uid: self.uid,

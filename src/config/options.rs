@@ -89,6 +89,7 @@ impl MountInput {
             "fsync" => &mut self.fsync,
             "settle" => &mut self.settle,
             "passthrough" => &mut self.passthrough,
+            "keep-awake" => &mut self.keep_awake,
             "uid" => &mut self.uid,
             "gid" => &mut self.gid,
             "umask" => &mut self.umask,
