@@ -242,6 +242,8 @@ struct State {
     writing: bool,
     /// A caller is flushing for the others.
     flushing: bool,
+    /// How many wait for one of these: mostly none, and then nobody need be woken.
+    waiting: u32,
     /// Why the last write failed; its frames are in the buffer.
     unwritten: Option<io::Error>,
     /// Why a flush failed, until the whole state is in a new segment.
@@ -319,6 +321,7 @@ impl Journal {
             synced: 0,
             writing: false,
             flushing: false,
+            waiting: 0,
             unwritten: None,
             unflushed: None,
             bytes,
@@ -374,7 +377,7 @@ impl Journal {
         loop {
             if state.written < ticket.0 {
                 if state.writing {
-                    state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    state = self.wait(state);
                     continue;
                 }
                 state.writing = true;
@@ -405,13 +408,13 @@ impl Journal {
                             tracing::error!(%error, "the journal cannot be written: nothing is acknowledged until it can");
                         }
                         state.unwritten = Some(same(&error));
-                        self.moved.notify_all();
+                        self.wake(&state);
                         return Err(error);
                     }
                 }
             } else if reach != Reach::Kernel && state.synced < ticket.0 {
                 if state.flushing {
-                    state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    state = self.wait(state);
                     continue;
                 }
                 if let Some(error) = &state.unflushed
@@ -437,13 +440,26 @@ impl Journal {
                     Err(error) => {
                         tracing::error!(%error, "the journal cannot be flushed: it is to be written anew");
                         state.unflushed = Some(same(&error));
-                        self.moved.notify_all();
+                        self.wake(&state);
                         return Err(error);
                     }
                 }
             } else {
                 return Ok(());
             }
+            self.wake(&state);
+        }
+    }
+
+    fn wait<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.waiting += 1;
+        let mut state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state.waiting -= 1;
+        state
+    }
+
+    fn wake(&self, state: &State) {
+        if state.waiting > 0 {
             self.moved.notify_all();
         }
     }
