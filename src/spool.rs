@@ -488,12 +488,16 @@ impl Cache {
     /// [given back](Self::give_back).
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when somebody has it, [`io::ErrorKind::ResourceBusy`] when it is lent; the
-    /// filesystem's.
+    /// [`io::ErrorKind::WouldBlock`] when somebody has it, [`io::ErrorKind::ResourceBusy`] when it is lent or has another
+    /// name as well; the filesystem's.
     pub fn lend(&self, hash: ContentHash, to: Ino, alone: impl Fn(&File) -> bool) -> io::Result<Arc<File>> {
         let _naming = self.naming();
         let file = Arc::new(File::open(self.path(hash))?);
         let found = file.metadata()?;
+        // By another name a backup may have it.
+        if found.nlink() != 1 {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
         match self.lent().entry(hash) {
             hash_map::Entry::Occupied(_) => return Err(io::ErrorKind::ResourceBusy.into()),
             hash_map::Entry::Vacant(entry) => {
@@ -541,8 +545,8 @@ impl Cache {
         }
         let path = self.path(hash);
         // What programs use is what the record is going to name, whatever a person did to the directory.
-        if self::identity(&fs::metadata(&path)?) != identity {
-            return Err(io::ErrorKind::NotFound.into());
+        if !fs::metadata(&path).is_ok_and(|found| self::identity(&found) == identity) {
+            return Err(io::Error::from_raw_os_error(libc::ESTALE));
         }
         let id = spool.take_over(&path)?;
         if let Some(lent) = self.lent().get_mut(&hash) {
@@ -1148,6 +1152,64 @@ mod tests {
         let again = Cache::open(&dir.path().join("cache"), 2).unwrap();
         again.learn().unwrap();
         assert!(again.file(hash).is_some(), "the newest stays");
+    }
+
+    #[test]
+    fn what_is_lent_is_nobody_elses_and_keeps_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path(), 10).unwrap();
+        let hash = fetched(&cache, "lent");
+        let refused = cache.lend(hash, Ino(2), |_| false);
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(cache.file(hash).is_some(), "it was not lent");
+        let lent = cache.lend(hash, Ino(2), |_| true).unwrap();
+        assert_eq!(content(&mut lent.try_clone().unwrap()), "lent");
+        assert!(cache.file(hash).is_none());
+        assert!(matches!(cache.find(hash), Found::Lent(Ino(2), _)));
+        assert_eq!(cache.lend(hash, Ino(3), |_| true).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        // Neither evicted, nor replaced by another copy; that one may be had.
+        fetched(&cache, &"x".repeat(50));
+        fetched(&cache, &"y".repeat(50));
+        assert_eq!(fetched(&cache, "lent"), hash);
+        assert_eq!(identity(&fs::metadata(cache.path(hash)).unwrap()), identity(&lent.metadata().unwrap()));
+        let other = cache.file(hash).unwrap();
+        assert_ne!(identity(&other.metadata().unwrap()), identity(&lent.metadata().unwrap()));
+        assert_eq!(cache.give_back(hash), None);
+        cache.settle(cache.arrived(|_| true));
+        assert_eq!(content(&mut cache.file(hash).unwrap()), "lent");
+        // A daemon that is killed while it has lent leaves it where it is.
+        assert!(cache.lend(hash, Ino(2), |_| true).is_ok());
+        assert!(Cache::open(dir.path(), 10).unwrap().file(hash).is_some());
+    }
+
+    #[test]
+    fn what_departs_goes_to_the_spool_or_returns() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(&dir.path().join("spool"), None).unwrap();
+        let cache = Cache::open(&dir.path().join("cache"), 100).unwrap();
+        let hash = fetched(&cache, "lent");
+        assert!(cache.depart(&spool, hash).is_err(), "it is not lent");
+        let lent = cache.lend(hash, Ino(2), |_| true).unwrap();
+        let id = cache.depart(&spool, hash).unwrap();
+        assert!(matches!(cache.find(hash), Found::Lent(..)));
+        cache.return_from(&spool, hash);
+        assert!(spool.file(id).is_err());
+        assert_eq!(cache.give_back(hash), None);
+        assert!(cache.file(hash).is_some());
+        drop(lent);
+        // Once it is the spool's, content of that name is fetched anew.
+        let lent = cache.lend(hash, Ino(2), |_| true).unwrap();
+        let id = cache.depart(&spool, hash).unwrap();
+        cache.part_with(hash);
+        assert!(matches!(cache.find(hash), Found::Nowhere));
+        assert_eq!(identity(&lent.metadata().unwrap()), identity(&spool.file(id).unwrap().metadata().unwrap()));
+        assert_eq!(fetched(&cache, "lent"), hash);
+        // What a person put in its place is not what programs have.
+        let lent = cache.lend(hash, Ino(2), |_| true).unwrap();
+        fs::remove_file(cache.path(hash)).unwrap();
+        fs::write(cache.path(hash), "another").unwrap();
+        assert_eq!(cache.depart(&spool, hash).unwrap_err().raw_os_error(), Some(libc::ESTALE));
+        assert_eq!(content(&mut lent.try_clone().unwrap()), "lent");
     }
 
     #[test]

@@ -51,7 +51,7 @@ impl State {
     }
 
     /// Whether a file's content is this, and on the server.
-    fn is_remote(&self, ino: Ino, hash: ContentHash) -> bool {
+    pub(super) fn is_remote(&self, ino: Ino, hash: ContentHash) -> bool {
         matches!(self.content(ino), Some((Content::Remote { hash: now, .. }, _)) if *now == hash)
     }
 }
@@ -155,8 +155,8 @@ impl Fs {
                 return Ok(false);
             }
             let Some(open) = state.open.get_mut(&ino) else { return Ok(true) };
+            let file = open.file.clone().ok_or(FsError::Stale)?;
             open.borrowed = Some(Borrowed { hash, leaving: true });
-            let Some(file) = open.file.clone() else { return Err(FsError::Stale) };
             (hash, file)
         };
         let mut taken = false;

@@ -857,6 +857,13 @@ impl Fs {
             match self.capture_now(&path, false) {
                 Ok(Some(capture)) => {
                     let mut state = self.lock();
+                    // A writer may have come since, and taken the bytes that it was to have: he did not find it here.
+                    if let Want::Remote { ino, object, .. } = &capture.want
+                        && !state.is_remote(*ino, object.hash)
+                    {
+                        todo.push(path);
+                        continue;
+                    }
                     if let Some(frozen) = &mut state.frozen {
                         frozen.insert(path, capture);
                     }

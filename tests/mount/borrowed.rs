@@ -357,3 +357,53 @@ fn times_that_are_set_while_it_is_read_are_those_of_the_file_that_is_then_writte
     assert_eq!(shown(), set);
     test.unmount_and_compare();
 }
+
+/// Eight bytes that say whose they are.
+fn mark(file: usize) -> [u8; 8] {
+    [b"<file a>", b"<file b>", b"<file c>"].map(|mark| *mark)[file]
+}
+
+#[test]
+fn files_of_one_content_never_show_each_others_bytes_however_many_read_and_write() {
+    let Some(test) = passing(&[]) else { return };
+    let (names, length) = (["a", "b", "c"], 1 << 20);
+    let content = vec![b'.'; length];
+    cached(&test, &names.map(|name| (name, content.as_slice())));
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let (test, content) = (&test, &content);
+            scope.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(thread);
+                for _ in 0..120 {
+                    let file = random.usize(0..names.len());
+                    let slot = random.usize(0..length / 8) * 8;
+                    match random.u8(0..12) {
+                        0..6 => {
+                            let bytes = whole(&reader(test, names[file]));
+                            let own = |bytes: &[u8]| bytes == b"........" || bytes == mark(file);
+                            assert!(bytes.chunks(8).all(own), "{} has the bytes of another", names[file]);
+                        }
+                        6..8 => {
+                            let beside = reader(test, names[file]);
+                            let writing = writer(test, names[file]);
+                            writing.write_all_at(&mark(file), slot as u64).unwrap();
+                            let mut seen = [0; 8];
+                            beside.read_exact_at(&mut seen, slot as u64).unwrap();
+                            assert!(seen == mark(file) || &seen == b"........", "{seen:?}");
+                        }
+                        8 => writer(test, names[file]).write_all_at(&mark(file), slot as u64).unwrap(),
+                        // Of one content again.
+                        9 => writer(test, names[file]).write_all_at(content, 0).unwrap(),
+                        10 => test.sync(),
+                        _ => {
+                            let view = View::of(&reader(test, names[file]));
+                            let bytes = view.bytes();
+                            assert!(bytes.chunks(8).all(|bytes| bytes == b"........" || bytes == mark(file)));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    test.unmount_and_compare();
+}
