@@ -34,8 +34,6 @@ impl Fs {
             if let Some(dir) = state.tree.dir_mut(dir) {
                 dir.listed = true;
             }
-            // The kernel may have kept its listing of an earlier base.
-            state.stale.push(Stale::Content(dir));
             Ok(())
         });
         if let Err(stop) = absorbed {
