@@ -159,6 +159,12 @@ fn takes_lease(file: &File, lease: libc::c_int) -> io::Result<bool> {
     }
 }
 
+/// Returns when every write that was under way is over: what takes away an attribute waits for them, as for all who
+/// change the file (`inode_lock` in `vfs_removexattr`, fs/xattr.c of Linux), and changes nothing if there is none.
+fn end_of_writes(file: &File) {
+    let _ = rustix::fs::fremovexattr(file, "user.oxenfs.none");
+}
+
 impl State {
     /// How those go who have a file open.
     pub(super) fn way(&self, ino: Ino) -> Option<Way> {
@@ -514,6 +520,12 @@ impl Fs {
             // A change in the same step of the filesystem's clock would not show.
             let age = SystemTime::now().duration_since(before.ctime.into()).unwrap_or_default();
             std::thread::sleep(CLOCK_STEP.saturating_sub(age));
+            // A write gives the file its time first, and then its bytes.
+            end_of_writes(&from);
+            let rested = Seen::of(&from)? == before;
+            if !rested && attempt < COPIES {
+                continue;
+            }
             // What programs do from here on to pages that they have mapped shows in the times: those are written out, and
             // the first store to each is noticed.
             self.spool.disk().flush(&from)?;
@@ -524,7 +536,7 @@ impl Fs {
             });
             match copied {
                 Ok(size) => {
-                    let seen = Some(Seen::of(&from)?).filter(|after| *after == before);
+                    let seen = Some(Seen::of(&from)?).filter(|after| rested && *after == before);
                     if seen.is_some() || attempt == COPIES {
                         self.spool.charge(size);
                         return Ok(Some(Copied { id, file: Arc::new(to), size, seen }));

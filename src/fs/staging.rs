@@ -1056,8 +1056,7 @@ impl State {
         let path = &capture.path;
         let account = self.ledger.get(path).unwrap_or_default();
         let account = Account { staged: account.after(step), ..account };
-        let settled = account.is_settled();
-        self.apply(Change::Account { path: path.clone(), account: (!settled).then_some(account) });
+        self.apply(Change::Account { path: path.clone(), account: Some(account) });
         if self.uploads.contains_key(path) {
             self.apply(Change::Upload { path: path.clone(), upload: None });
         }
@@ -1091,11 +1090,12 @@ impl State {
             }
             Want::Absent | Want::AsBase => {}
         }
-        // A path that changed meanwhile still needs its account, to know what it differs from.
-        if settled && self.queue.get(path).is_some_and(|entry| entry.seq != capture.seq) {
-            self.apply(Change::Account { path: path.clone(), account: Some(account) });
-        }
         self.queue.done(path, capture.seq);
+        // What changed meanwhile still needs its account, to know what it differs from; and so does what programs have
+        // open, of which a copy was staged: its own bytes do not tell what the base has.
+        if account.is_settled() && self.queue.get(path).is_none() && self.agrees(path, account.base) {
+            self.apply(Change::Account { path: path.clone(), account: None });
+        }
         adopted
     }
 

@@ -273,3 +273,22 @@ fn without_it_a_mount_works_the_same_and_says_why() {
         assert_committed(test, "file", b"content and more");
     }
 }
+
+#[test]
+fn a_file_that_is_kept_open_comes_back_to_what_the_base_has() {
+    let Some(test) = passing(&[]) else { return };
+    fs::write(test.at("file"), "base").unwrap();
+    test.unmount_commit();
+    test.mount(&["--settle", "3600"]).ok();
+    // It is in the spool when it is opened again.
+    fs::write(test.at("file"), "one.").unwrap();
+    let kept = File::options().write(true).open(test.at("file")).unwrap();
+    // The server ignores what the base has where something else is staged: that must be taken away instead.
+    for text in ["base", "two.", "base"] {
+        kept.write_all_at(text.as_bytes(), 0).unwrap();
+        test.sync();
+    }
+    drop(kept);
+    test.unmount_commit();
+    assert_committed(&test, "file", b"base");
+}
