@@ -22,7 +22,7 @@ const MAX_QUIET_PERIODS: u32 = 10;
 const SPARE_TURNS: usize = 64;
 
 /// Room for this many times as many as there are is given back in part.
-const SPARE_ROOM: usize = 8;
+const SPARE_ROOM: usize = 4;
 
 /// Where a pending path is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -505,6 +505,11 @@ impl Queue {
         };
         let now = self.now();
         let mut barrier = Barrier::default();
+        // Where nearly all get a new turn, the old ones need not be there beside them.
+        let anew = paths.len() >= self.scheduled / 2;
+        if anew {
+            self.turns = BinaryHeap::new();
+        }
         for path in paths {
             let Some((number, entry)) = self.find(path) else {
                 continue;
@@ -518,9 +523,23 @@ impl Queue {
                 rare.parked = false;
             }
             entry.forced = true;
-            if entry.phase == Phase::Waiting {
+            if entry.phase != Phase::Waiting {
+                continue;
+            }
+            if anew {
+                entry.due = now;
+                let scheduled = std::mem::replace(&mut entry.scheduled, true);
+                self.scheduled += usize::from(!scheduled);
+            } else {
                 self.schedule(number, now);
             }
+        }
+        if anew {
+            let mut turns = Vec::with_capacity(self.scheduled);
+            let scheduled = self.entries.iter().filter(|(_, (_, entry))| entry.scheduled);
+            // Numbers were u32 when they were given.
+            turns.extend(scheduled.map(|(number, (_, entry))| Reverse((entry.due, number as u32))));
+            self.turns = turns.into();
         }
         self.barriers.insert(id, barrier);
         id
