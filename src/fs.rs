@@ -281,7 +281,7 @@ enum Told {
 /// An open file or directory.
 enum Handle {
     File { ino: Ino, read: bool, write: bool, execute: bool },
-    Dir { ino: Ino, entries: Option<Arc<Vec<Name>>>, kept: bool },
+    Dir { ino: Ino, entries: Option<Arc<Vec<Name>>> },
 }
 
 /// What the open handles of one file share.

@@ -340,25 +340,6 @@ struct Opening<R> {
     fs: Arc<Fs>,
 }
 
-/// The answer to an open of a directory, whose listing the kernel keeps as long as it is right.
-struct OpeningDir {
-    reply: ReplyOpen,
-    fs: Arc<Fs>,
-}
-
-impl Answer<u64> for OpeningDir {
-    fn answer(self, result: Result<u64, FsError>) {
-        match result {
-            Ok(handle) => {
-                let mut flags = FopenFlags::FOPEN_CACHE_DIR;
-                flags.set(FopenFlags::FOPEN_KEEP_CACHE, self.fs.has_kept_listing(handle));
-                self.reply.opened(FileHandle(handle), flags);
-            }
-            Err(error) => self.reply.error(code(&error)),
-        }
-    }
-}
-
 impl Answer<u64> for Opening<ReplyOpen> {
     fn answer(self, result: Result<u64, FsError>) {
         let Self { reply, flags, fs } = self;
@@ -644,7 +625,9 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: FuseOpenFlags, reply: ReplyOpen) {
-        let reply = OpeningDir { reply, fs: self.fs.clone() };
+        // Were the kernel to keep the listing, it would go on in one of ours where its own ends: entries are told by their
+        // place in a snapshot, and the snapshots are not the same.
+        let reply = Opening { reply, flags: FopenFlags::empty(), fs: self.fs.clone() };
         self.run(reply, move |fs| fs.opendir(ino(inode)));
     }
 

@@ -170,8 +170,6 @@ pub struct Dir {
     pub based: bool,
     /// Whether the base's entries have been taken in; always true where not `based`.
     pub listed: bool,
-    /// Whether entries came or went since the kernel was last told to begin its listing anew.
-    pub moved: bool,
 }
 
 /// Extended attributes: values by name. How long they are is kept: setting one among thousands takes no look at the
@@ -551,7 +549,6 @@ impl Namespace {
         dir.children.insert(name.clone(), ino);
         dir.subdirs += kind.0;
         dir.files += kind.1;
-        dir.moved = true;
         if let Some(inode) = self.get_mut(ino) {
             inode.links.push((parent, name));
         }
@@ -571,7 +568,6 @@ impl Namespace {
         if let Some(dir) = self.dir_mut(parent) {
             dir.subdirs -= kind.0;
             dir.files -= kind.1;
-            dir.moved = true;
         }
         Some(ino)
     }

@@ -1099,28 +1099,17 @@ impl Fs {
     pub fn opendir(&self, ino: Ino) -> Op<u64> {
         let mut state = self.lock();
         state.need_seen_in(ino)?;
-        let kept = match state.tree.get_mut(ino) {
+        match state.tree.get_mut(ino) {
             None => return Err(FsError::Stale.into()),
-            Some(inode) => match &mut inode.body {
+            Some(inode) => match &inode.body {
                 Body::Dir(dir) if !dir.listed => return Err(super::Stop::Need(Need::List(ino))),
-                Body::Dir(dir) => {
-                    let kept = !dir.moved;
-                    // Who has it open may be listing what was before, and the kernel keep that.
-                    dir.moved &= inode.opens > 0;
-                    inode.opens += 1;
-                    kept
-                }
+                Body::Dir(_) => inode.opens += 1,
                 _ => return Err(FsError::NotDir.into()),
             },
-        };
+        }
         let handle = state.fresh_handle();
-        state.handles.insert(handle, Handle::Dir { ino, entries: None, kept });
+        state.handles.insert(handle, Handle::Dir { ino, entries: None });
         Ok(handle)
-    }
-
-    /// Whether what the kernel has kept of the listing of a directory is what it was when it was opened.
-    pub fn has_kept_listing(&self, handle: u64) -> bool {
-        matches!(self.lock().handles.get(&handle), Some(Handle::Dir { kept: true, .. }))
     }
 
     /// Hands the entries from `offset` on to `take` until it says that it is full. With `count`, those it took count
@@ -1140,7 +1129,7 @@ impl Fs {
     ) -> Op<()> {
         let mut state = self.lock();
         let state = &mut *state;
-        let Some(Handle::Dir { ino, entries, .. }) = state.handles.get_mut(&handle) else {
+        let Some(Handle::Dir { ino, entries }) = state.handles.get_mut(&handle) else {
             return Err(FsError::BadHandle.into());
         };
         let ino = *ino;
