@@ -102,7 +102,6 @@ impl Fs {
             fetching: Mutex::new(HashMap::new()),
             lender: OnceLock::new(),
             passthrough: OnceLock::new(),
-            worthwhile: OnceLock::new(),
             loaded: tokio::sync::OnceCell::new(),
         });
         Ok(fs)
