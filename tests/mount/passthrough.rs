@@ -59,7 +59,8 @@ impl Drop for Page {
 #[track_caller]
 fn assert_committed(test: &TestMount, path: &str, expected: &[u8]) {
     let found = test.committed_file(path).unwrap_or_default();
-    assert!(found == expected, "{path}: {} bytes, not {}", found.len(), expected.len());
+    let at = found.iter().zip(expected).position(|(found, expected)| found != expected);
+    assert!(found == expected, "{path}: {} bytes, not {}, which differ at {at:?}", found.len(), expected.len());
 }
 
 #[test]
