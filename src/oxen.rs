@@ -25,6 +25,7 @@ mod dialect;
 mod http;
 mod listing;
 mod multipart;
+mod overlooked;
 mod removal;
 mod repository;
 mod retry;
@@ -36,7 +37,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use futures_util::FutureExt;
 
@@ -111,6 +112,8 @@ pub struct OxenWorkspace {
     known_commits: Mutex<HashSet<CommitId>>,
     /// Set once the server turned out to have no route for ranges.
     no_ranges: AtomicBool,
+    /// How many changes there were when all were listed last.
+    listed_changes: AtomicUsize,
 }
 
 impl OxenWorkspace {
@@ -188,11 +191,11 @@ impl Workspace for OxenWorkspace {
     }
 
     fn stage_by_hash<'a>(&'a self, puts: &'a [Put]) -> Fut<'a, Vec<Outcome>> {
-        self.stage_hashes(puts).boxed()
+        self.stage_known(puts).boxed()
     }
 
     fn send_small<'a>(&'a self, puts: &'a [Put]) -> Fut<'a, Vec<Outcome>> {
-        self.send_batch(puts).boxed()
+        self.send_files(puts).boxed()
     }
 
     fn send_large<'a>(
@@ -201,7 +204,7 @@ impl Workspace for OxenWorkspace {
         resume: Option<Upload>,
         progress: &'a dyn UploadProgress,
     ) -> Fut<'a, Outcome> {
-        self.send_one(put, resume, progress).boxed()
+        self.send_file(put, resume, progress).boxed()
     }
 
     fn remove<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>> {

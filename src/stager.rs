@@ -18,10 +18,10 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use crate::fs::{Capture, Frees, Fs, FsError, Phase, Want, quarter_of_descriptors};
 use crate::hash::ContentHash;
 use crate::journal::PathUpload;
-use crate::ledger::Step;
+use crate::ledger::{Staged, Step};
 use crate::namespace::Ino;
 use crate::path::RepoPath;
-use crate::workspace::{ByHash, Outcome, Put, Upload, UploadProgress, Workspace, WorkspaceError};
+use crate::workspace::{ByHash, Outcome, Over, Put, Upload, UploadProgress, Workspace, WorkspaceError};
 use plan::{Costs, Lane, lane};
 
 /// Captures in hand at once: enough to fill every lane, and little memory. Each is an open file, so where few may be
@@ -780,7 +780,12 @@ fn put(item: &Item) -> Option<Put> {
         Want::Sealed { held, .. } => held.file().cloned(),
         _ => item.fetched.clone(),
     };
-    Some(Put { path: item.capture.path.clone(), object, file })
+    let account = &item.capture.account;
+    let over = match account.base {
+        Some(base) if base.size == object.size => Over::SameLength { staged: account.staged != Staged::Nothing },
+        _ => Over::Other,
+    };
+    Some(Put { path: item.capture.path.clone(), object, file, over })
 }
 
 /// Writes a large upload's progress down.

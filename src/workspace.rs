@@ -109,6 +109,21 @@ pub struct Put {
     /// The bytes: a sealed file that nothing changes while this value lives. `None` when they are not here, as after
     /// a rename of remote content: then only asking by hash can stage it.
     pub file: Option<Arc<File>>,
+    /// What it takes the place of.
+    pub over: Over,
+}
+
+/// What the base has where content is to be staged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Over {
+    /// Nothing, or content of another length.
+    #[default]
+    Other,
+    /// Other content of the same length: a server may take the one for the other.
+    SameLength {
+        /// Something is staged there, or may be.
+        staged: bool,
+    },
 }
 
 /// What became of one [`Put`] or one path.

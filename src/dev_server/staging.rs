@@ -275,7 +275,7 @@ pub(super) async fn add(
         }
     }
     on_disk(move || {
-        repository.staging(&workspace, |staging, base| Ok(staging.put(base, &received)?))?;
+        repository.staging(&workspace, |staging, base| Ok(staging.put(base, &repository.versions, &received)?))?;
         let paths: Vec<_> = received.iter().map(|(path, _)| path.as_str()).collect();
         success("resource_created", json!({"paths": paths}))
     })
@@ -360,7 +360,7 @@ pub(super) async fn add_by_hash(
                 (_, Err(_)) => missing.push(json!({"hash": hash, "path": path, "error": "invalid path"})),
             }
         }
-        repository.staging(&workspace, |staging, base| Ok(staging.put(base, &found)?))?;
+        repository.staging(&workspace, |staging, base| Ok(staging.put(base, &repository.versions, &found)?))?;
         success("resource_created", json!({"err_files": missing}))
     })
     .await

@@ -220,7 +220,8 @@ fn stage(repository: &Repository, destination: Option<&(String, RepoPath)>, cont
     let Some((workspace, path)) = destination else {
         return Ok(());
     };
-    repository.staging(workspace, |staging, base| Ok(staging.put(base, &[(path.clone(), content)])?))
+    repository
+        .staging(workspace, |staging, base| Ok(staging.put(base, &repository.versions, &[(path.clone(), content)])?))
 }
 
 /// `PUT versions/uploads/{upload}/parts/{part}`.
@@ -409,7 +410,7 @@ fn assemble(repository: &Repository, hash: &ContentHash, count: usize) -> Result
     if found != *hash {
         return Err(Refusal::internal(format!("the chunks hash to {found}, not {hash}")));
     }
-    repository.versions.keep(&draft, hash)?;
+    repository.versions.keep_anew(&draft, hash)?;
     fs::remove_dir_all(&dir)?;
     Ok(Content { hash: found, size })
 }

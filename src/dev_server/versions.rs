@@ -51,6 +51,12 @@ impl Versions {
         Some(Content { hash: *hash, size })
     }
 
+    /// Whether contents have one length, and one time at which they were stored.
+    pub(super) fn are_alike(&self, one: &Content, other: &Content) -> bool {
+        let stored = |content: &Content| fs::metadata(self.path(&content.hash)).and_then(|file| file.modified()).ok();
+        one.size == other.size && stored(one).is_some_and(|time| stored(other) == Some(time))
+    }
+
     /// An empty file to be filled and [kept](Versions::keep).
     pub(super) fn draft(&self) -> io::Result<Draft> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -61,10 +67,15 @@ impl Versions {
 
     /// Makes a complete draft the content with this hash. The draft must not be written to any more.
     pub(super) fn keep(&self, draft: &Draft, hash: &ContentHash) -> io::Result<()> {
-        let path = self.path(hash);
-        if path.exists() {
+        if self.path(hash).exists() {
             return Ok(());
         }
+        self.keep_anew(draft, hash)
+    }
+
+    /// The same, in place of what may be there.
+    pub(super) fn keep_anew(&self, draft: &Draft, hash: &ContentHash) -> io::Result<()> {
+        let path = self.path(hash);
         if let Some(shelf) = path.parent() {
             fs::create_dir_all(shelf)?;
         }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::Dialect;
 use super::answers::{Refusal, Status};
 use super::tree::{DirNode, FileNode, Node, Trees};
-use super::versions::Content;
+use super::versions::{Content, Versions};
 use crate::hash::ContentHash;
 use crate::path::RepoPath;
 
@@ -159,12 +159,19 @@ impl Staging {
     }
 
     /// Stages content. A path that has this content in the base is passed over, *even when something else is staged
-    /// there*: released servers do so, and leave the old change standing.
-    pub(super) fn put(&mut self, base: &Base<'_>, files: &[(RepoPath, Content)]) -> io::Result<()> {
+    /// there*: released servers do so, and leave the old change standing. They take content of the same length that
+    /// was stored at the same time for the base's, and so does this.
+    pub(super) fn put(
+        &mut self,
+        base: &Base<'_>,
+        versions: &Versions,
+        files: &[(RepoPath, Content)],
+    ) -> io::Result<()> {
         let mut records = Vec::with_capacity(files.len());
         for (path, content) in files {
             let staged = match base.file(path)? {
                 Some(there) if there.content.hash == content.hash => continue,
+                Some(there) if versions.are_alike(&there.content, content) => continue,
                 Some(_) => Staged::Modified(*content),
                 None => Staged::Added(*content),
             };
@@ -459,7 +466,8 @@ mod tests {
 
         fn put(&mut self, at: &str, text: &str) {
             let base = Base { trees: &self.trees, root: &self.root };
-            self.staging.put(&base, &[(path(at), content(text))]).unwrap();
+            let versions = Versions::new(self.dir.path().join("versions"), self.dir.path().join("new"), HashKind::Xxh3);
+            self.staging.put(&base, &versions, &[(path(at), content(text))]).unwrap();
         }
 
         fn remove(&mut self, at: &str) -> bool {

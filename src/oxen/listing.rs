@@ -20,6 +20,8 @@ pub(super) struct Meta {
     pub kind: EntryKind,
     /// The workspace asked for removes it.
     pub removed: bool,
+    /// The workspace asked for has other content for it than the base.
+    pub put: bool,
 }
 
 impl OxenWorkspace {
@@ -123,15 +125,16 @@ impl OxenWorkspace {
         else {
             return Ok(None);
         };
-        let removed = answer.entry.changes.as_ref().is_some_and(|changes| changes.status == "Removed");
-        Ok(Some(Meta { kind: kind(&answer.entry)?, removed }))
+        let status = answer.entry.changes.as_ref().map(|changes| changes.status.as_str());
+        let (removed, put) = (status == Some("Removed"), matches!(status, Some("Added" | "Modified")));
+        Ok(Some(Meta { kind: kind(&answer.entry)?, removed, put }))
     }
 
     pub(super) async fn what_is_staged(&self, change: &Change) -> Result<Object, WorkspaceError> {
         // A modified file still shows the hash and size of the base there; a path that is not staged any more is
         // answered 500 (0.65.2, tried).
         if change.kind == ChangeKind::Added
-            && let Ok(Some(Meta { kind: EntryKind::File(object), removed: false })) =
+            && let Ok(Some(Meta { kind: EntryKind::File(object), removed: false, .. })) =
                 self.meta(&self.id, &change.path).await
             && object.hash.kind() == self.info.hash_kind
         {

@@ -19,7 +19,7 @@ use super::staging::{BACKSLASH, DONE, QUESTIONS, again, all_or_error, lists};
 use super::wire;
 use crate::hash::ContentHash;
 use crate::path::RepoPath;
-use crate::workspace::{ChangeKind, CommitId, EntryKind, Object, Outcome, Put, WorkspaceError};
+use crate::workspace::{ChangeKind, CommitId, EntryKind, Object, Outcome, Over, Put, WorkspaceError};
 
 /// What a path of a list may take the server: ten times what was seen in a directory of 3,000 files.
 const EACH_PATH: Duration = Duration::from_millis(200);
@@ -228,7 +228,7 @@ impl OxenWorkspace {
             let filler: &[u8] = if size == 1 { b"--" } else { b"-" };
             let object = Object { hash: ContentHash::of(self.info.hash_kind, filler), size: filler.len() as u64 };
             let file = blocking(move || nameless_file(filler)).await??;
-            let put = Put { path: at.clone(), object, file: Some(Arc::new(file)) };
+            let put = Put { path: at.clone(), object, file: Some(Arc::new(file)), over: Over::Other };
             match self.send_batch(&[put]).await?.pop() {
                 Some(Outcome::Done { .. }) => {}
                 Some(Outcome::Failed(error)) => return Err(error),

@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -434,6 +434,7 @@ impl Repository {
             info,
             compress: self.compress.unwrap_or(!self.http.is_loopback()),
             no_ranges: AtomicBool::new(false),
+            listed_changes: AtomicUsize::new(0),
         })
     }
 

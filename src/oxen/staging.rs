@@ -325,7 +325,7 @@ fn unsupported(what: &'static str) -> Outcome {
 }
 
 /// For uploads whose progress nobody watches.
-struct Unwatched;
+pub(super) struct Unwatched;
 
 impl crate::workspace::UploadProgress for Unwatched {
     fn checkpoint(&self, _: &crate::workspace::Upload) {}

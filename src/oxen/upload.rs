@@ -239,7 +239,7 @@ impl OxenWorkspace {
     }
 
     /// For servers before 0.64 (read). The file is immutable: a chunk that changed would spoil its hash for good.
-    async fn send_chunks(
+    pub(super) async fn send_chunks(
         &self,
         put: &Put,
         resume: Option<Upload>,

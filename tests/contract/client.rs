@@ -13,8 +13,8 @@ use oxenfs::hash::ContentHash;
 use oxenfs::oxen::{Contents, Endpoint, InitialFile, NewRepository, OxenWorkspace, Repository, Secret, Storage, User};
 use oxenfs::path::RepoPath;
 use oxenfs::workspace::{
-    ByHash, Change, ChangeKind, CommitId, CommitRequest, Committed, EntryKind, Object, Outcome, Put, Revision, Source,
-    Upload, UploadProgress, Workspace, WorkspaceError,
+    ByHash, Change, ChangeKind, CommitId, CommitRequest, Committed, EntryKind, Object, Outcome, Over, Put, Revision,
+    Source, Upload, UploadProgress, Workspace, WorkspaceError,
 };
 
 use crate::server::{BASE_FILES, Target};
@@ -43,6 +43,7 @@ contract! {
         two_thousand_small_files_arrive_in_batches,
         three_thousand_files_of_one_directory_are_listed,
         known_content_is_staged_without_its_bytes,
+        content_as_long_as_the_bases_and_as_old_is_staged,
         what_others_staged_is_known_by_content,
         a_large_file_arrives_in_parts,
         a_large_upload_goes_on_after_a_crash,
@@ -104,7 +105,12 @@ fn file(bytes: &[u8]) -> Arc<File> {
 
 fn put(workspace: &dyn Workspace, at: &str, bytes: &[u8]) -> Put {
     let hash = ContentHash::of(workspace.info().hash_kind, bytes);
-    Put { path: path(at), object: Object { hash, size: bytes.len() as u64 }, file: Some(file(bytes)) }
+    Put {
+        path: path(at),
+        object: Object { hash, size: bytes.len() as u64 },
+        file: Some(file(bytes)),
+        over: Over::Other,
+    }
 }
 
 fn done(outcomes: Vec<Outcome>) {
@@ -787,6 +793,53 @@ async fn known_content_is_staged_without_its_bytes(target: &Target) {
     let tree = tree(&workspace, &committed.id).await;
     assert_eq!(tree.get("data/copy 39 100%.bin"), Some(&bytes));
     assert!(!tree.contains_key("unknown.bin"));
+}
+
+async fn content_as_long_as_the_bases_and_as_old_is_staged(target: &Target) {
+    let workspace = open(target).await;
+    // The documented protocol has no way to store known content anew.
+    if target.dialect == Dialect::Documented {
+        return;
+    }
+    let contents: Vec<Vec<u8>> = (0..7).map(|seed| noise(100 + seed, 1000)).collect();
+    let names = ["hash", "small", "large", "staged", "removed"];
+    for (name, content) in names.iter().zip(&contents) {
+        bring(&workspace, name, Some(content)).await;
+    }
+    let (wanted, between) = (&contents[5], &contents[6]);
+    bring(&workspace, "wanted", Some(wanted)).await;
+    commit(&workspace, "five files of one length").await;
+    let hash = |bytes: &[u8]| ContentHash::of(workspace.info().hash_kind, bytes).to_string();
+    let over = |at: &str, staged: bool| {
+        // Whichever of them it is to replace, it looks as old as that.
+        let of = names.iter().position(|name| *name == at).expect("a name");
+        target.store_together(&hash(&contents[of]), &hash(wanted));
+        Put { over: Over::SameLength { staged }, ..put(&workspace, at, wanted) }
+    };
+
+    // A server may overlook it, and then wants the bytes; or it has looked closer.
+    let asked = workspace.stage_by_hash(&[Put { file: None, ..over("hash", false) }]).await.expect("an answer");
+    match &asked[..] {
+        [Outcome::Done { .. }] => {}
+        [Outcome::NeedsBytes] => {
+            done(workspace.send_small(&[over("hash", false)]).await.expect("an answer"));
+        }
+        other => panic!("{other:?}"),
+    }
+    done(workspace.send_small(&[over("small", false)]).await.expect("an answer"));
+    let large = workspace.send_large(&over("large", false), None, &Recorded::default()).await;
+    assert!(matches!(large, Ok(Outcome::Done { .. })), "{large:?}");
+    // What is staged already does not stand.
+    bring(&workspace, "staged", Some(between)).await;
+    done(workspace.remove(&[path("removed")]).await.expect("an answer"));
+    for name in ["staged", "removed"] {
+        done(workspace.send_small(&[over(name, true)]).await.expect("an answer"));
+    }
+    let committed = commit(&workspace, "all as the sixth").await;
+    let tree = tree(&workspace, &committed.id).await;
+    for name in names {
+        assert!(tree.get(name) == Some(wanted), "{name} has other bytes");
+    }
 }
 
 async fn content_is_never_staged_by_hash(target: &Target) {

@@ -99,6 +99,19 @@ impl Target {
         self.embedded = Some((server, data));
     }
 
+    /// Where the server keeps its data, on this machine.
+    fn data(&self) -> PathBuf {
+        self.embedded.as_ref().map_or_else(real_server_data, |(_, data)| data.path().to_owned())
+    }
+
+    /// The server has stored the content `hash` at the same time as the content `like`, as happens to what comes
+    /// together.
+    pub fn store_together(&self, like: &str, hash: &str) {
+        let like = std::fs::metadata(stored(&self.data(), like)).and_then(|file| file.modified()).expect("its time");
+        let file = std::fs::File::options().write(true).open(stored(&self.data(), hash)).expect("the stored file");
+        file.set_modified(like).expect("its time is set");
+    }
+
     /// `below` under the repository, already percent-encoded where it has to be.
     pub fn url(&self, below: &str) -> String {
         format!("{}/api/repos/{}/{}/{below}", self.base_url, self.namespace, self.repo)
@@ -219,6 +232,23 @@ fn real_server_data() -> PathBuf {
     let own = all.join(std::process::id().to_string());
     std::fs::create_dir_all(&own).expect("a directory for the real server's data");
     own
+}
+
+/// The file below `dir` that holds the content `hash`: servers spread these over directories by the hash's first digits.
+fn stored(dir: &Path, hash: &str) -> PathBuf {
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        // Other tests' files come and go.
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                dirs.push(path);
+            } else if path.to_string_lossy().replace('/', "").contains(hash) {
+                return path;
+            }
+        }
+    }
+    panic!("{hash} is not stored below {}", dir.display())
 }
 
 /// Whether something answers HTTP on `port`.

@@ -242,3 +242,39 @@ fn removing_everything_leaves_an_empty_branch() {
     let twins = Twins::new();
     twins.shell("rm -r ./*").sync().commit_and_compare();
 }
+
+#[test]
+fn files_of_one_length_that_were_stored_together_exchange_their_contents() {
+    const FILES: usize = 400;
+    let test = TestMount::new();
+    for at in 0..FILES {
+        fs::write(test.at(format!("file{at}")), noise(at as u64, 100)).unwrap();
+    }
+    test.unmount_commit();
+    test.mount(&["--settle", "3600"]).ok();
+    for at in (0..FILES).step_by(2) {
+        let [one, other, aside] =
+            [format!("file{at}"), format!("file{}", at + 1), "aside".to_owned()].map(|name| test.at(&name));
+        fs::rename(&one, &aside).unwrap();
+        fs::rename(&other, &one).unwrap();
+        fs::rename(&aside, &other).unwrap();
+    }
+    test.unmount_and_compare();
+}
+
+#[test]
+fn what_is_changed_soon_after_it_was_committed_is_committed_again() {
+    let test = TestMount::new();
+    let names = ["a", "b", "c"];
+    let mut content = noise(4, 3 << 20);
+    for name in names {
+        fs::write(test.at(name), &content).unwrap();
+    }
+    test.commit();
+    // As long as before, and so large that they travel at the same time.
+    for name in names {
+        content[..1].copy_from_slice(name.as_bytes());
+        fs::write(test.at(name), &content).unwrap();
+    }
+    test.unmount_and_compare();
+}
