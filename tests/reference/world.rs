@@ -678,7 +678,8 @@ impl World {
 
     pub async fn drain(&self) {
         assert_eq!(self.stage_all().await, 0, "{:?}", self.fs.report());
-        assert_eq!(self.view(), self.model.files(), "the workspace differs from the tree");
+        let (staged, expected) = (self.view(), self.model.files());
+        assert!(staged == expected, "the workspace differs from the tree: {}", unequal(&staged, &expected));
     }
 
     /// What the workspace shows.
@@ -819,6 +820,20 @@ impl World {
         assert_eq!(bytes.len() as u64, size, "the size in the listing");
         Some(bytes)
     }
+}
+
+/// Where two sets of files differ, in words: contents may be long.
+fn unequal(found: &BTreeMap<String, Vec<u8>>, expected: &BTreeMap<String, Vec<u8>>) -> String {
+    let paths: std::collections::BTreeSet<&String> = found.keys().chain(expected.keys()).collect();
+    let differing = paths.into_iter().filter(|path| found.get(*path) != expected.get(*path));
+    let told = differing.map(|path| match (found.get(path), expected.get(path)) {
+        (Some(found), Some(expected)) => {
+            let at = found.iter().zip(expected).position(|(found, expected)| found != expected);
+            format!("{path}: {} bytes, not {}, which differ at {at:?}", found.len(), expected.len())
+        }
+        (found, _) => format!("{path}: {}", if found.is_some() { "should not be there" } else { "is not there" }),
+    });
+    told.collect::<Vec<_>>().join("; ")
 }
 
 /// Where two trees differ, in words.
