@@ -7,6 +7,7 @@
 //! Every change is made under one lock, written as one journal frame, and acknowledged once that frame is in the
 //! kernel. The lock is held for memory work alone: not across a write, a copy or a request.
 
+mod borrowed;
 mod diff;
 mod import;
 mod latecomers;
@@ -38,7 +39,7 @@ use crate::journal::{Change, Journal, PathUpload};
 use crate::ledger::{Account, Ledger};
 use crate::namespace::{Attrs, Body, Content, Dir, Generation, Ino, Inode, Namespace, Resolved, SpoolId, Timestamp};
 use crate::path::{Name, RepoPath};
-use crate::spool::{self, Cache, Spool, copy_content};
+use crate::spool::{self, Cache, Found, Spool, copy_content};
 use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceError};
 use passthrough::Way;
 
@@ -102,6 +103,9 @@ pub enum FsError {
     /// A program runs from it.
     #[error("being executed")]
     TextBusy,
+    /// Programs still read what it was before somebody else's commit.
+    #[error("being read as it was before another commit")]
+    Busy,
     /// The inode is gone.
     #[error("stale handle")]
     Stale,
@@ -218,6 +222,8 @@ pub struct Fs {
     /// The kernel, where it can go past the daemon; set before anything is served.
     lender: OnceLock<Option<Arc<dyn Lender>>>,
     passthrough: OnceLock<Passthrough>,
+    /// From which length on a file of the cache is borrowed by those who read it; `None`: none is.
+    worthwhile: OnceLock<Option<u64>>,
     /// Set when all that an earlier daemon left in the spool has been looked at.
     loaded: tokio::sync::OnceCell<()>,
 }
@@ -285,6 +291,8 @@ struct OpenFile {
     file: Option<Arc<File>>,
     /// That the kernel uses it in place of requests.
     loan: Option<Arc<live::Loan>>,
+    /// That it is the cache's.
+    borrowed: Option<borrowed::Borrowed>,
     writers: u32,
     handles: u32,
     /// Writes between leaving and retaking the lock.
@@ -585,6 +593,10 @@ impl Fs {
         match need {
             Need::List(dir) => self.list(dir).await,
             Need::ListAll(dir) => self.list_all(dir).await,
+            Need::Fetch(ino) if self.is_being_borrowed(ino) => {
+                tokio::time::sleep(borrowed::SOON).await;
+                Ok(())
+            }
             Need::Fetch(ino) => self.fetch(ino).await.map(|_| ()),
             Need::Own(ino) => self.own(ino).await,
             Need::Empty(ino) => self.blocking(move |fs| fs.empty(ino)).await,
@@ -691,32 +703,60 @@ impl Fs {
             }
         };
         let _turn = turn.lock().await;
-        if let Some(file) = self.cache.file(hash) {
-            return Ok(Arc::new(file));
-        }
-        if let Some(file) = self.blocking(move |fs| Ok(fs.cache.check(hash))).await? {
-            return Ok(Arc::new(file));
+        match self.cache.find(hash) {
+            Found::Here(file) => return Ok(Arc::new(file)),
+            // Costs no request, and works without the server.
+            Found::Lent(_, from) => {
+                if let Some(file) = self.blocking(move |fs| fs.copy_lent(hash, size, &from)).await? {
+                    return Ok(file);
+                }
+            }
+            Found::Nowhere => {
+                if let Some(file) = self.blocking(move |fs| Ok(fs.cache.check(hash))).await? {
+                    return Ok(Arc::new(file));
+                }
+            }
         }
         let source = source.ok_or(FsError::Stale)?;
         self.make_room(size);
         let fetched = self.cache.begin()?;
         let length = self.workspace.fetch(&source, &fetched.file).await?;
         self.blocking(move |fs| {
-            let (found, _) = ContentHash::of_file(hash.kind(), &fetched.file, || true)?;
-            if found != hash || length != size {
+            fs.keep_fetched(fetched, hash, (length, size))?.map_err(|found| {
                 let detail = format!("{} has content {found} of {length} bytes, not {hash} of {size}", source.path);
-                return Err(WorkspaceError::Protocol { detail }.into());
-            }
-            let file = fetched.file.clone();
-            fs.cache.keep(fetched, hash);
-            Ok(file)
+                WorkspaceError::Protocol { detail }.into()
+            })
         })
         .await
+    }
+
+    /// Takes in a file that was fetched, which has the `length` it should have or not, if its content is what it should
+    /// be; else says what it is.
+    fn keep_fetched(
+        &self,
+        fetched: spool::Fetching,
+        hash: ContentHash,
+        (length, size): (u64, u64),
+    ) -> io::Result<Result<Arc<File>, ContentHash>> {
+        let (found, _) = ContentHash::of_file(hash.kind(), &fetched.file, || true)?;
+        if found != hash || length != size {
+            return Ok(Err(found));
+        }
+        let file = fetched.file.clone();
+        // What is to be borrowed has its name.
+        self.cache.keep(fetched, hash, self.is_worthwhile(size));
+        Ok(Ok(file))
     }
 
     /// Gives a file a spool file of its own that nobody else reads, with its bytes in it.
     async fn own(&self, ino: Ino) -> Result<(), FsError> {
         loop {
+            if self.is_borrowed(ino) {
+                if !self.blocking(move |fs| fs.take_borrowed(ino)).await? {
+                    tokio::time::sleep(borrowed::SOON).await;
+                }
+                continue;
+            }
             let remote = self.fetch(ino).await?;
             let unheld = self.unheld.notified();
             let mut waited = false;

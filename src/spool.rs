@@ -4,8 +4,12 @@
 //! Confirmed content moves from the one to the other by a rename, so what was just written stays readable without a
 //! download. Nothing in the cache is flushed: what is from before the machine was last started may have lost its bytes,
 //! and is checked against its hash before it is used.
+//!
+//! A file of the cache may be [lent](Cache::lend) to one inode, whose programs then use it in place of requests. It keeps
+//! its name meanwhile, so a crash loses nothing, but nobody else is given it: a program may come that writes to it, and
+//! then it [departs](Cache::depart) to the spool.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, hash_map};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
@@ -18,7 +22,7 @@ use rustix::fs::{SeekFrom, seek};
 
 use crate::disk::{Act, Disk};
 use crate::hash::ContentHash;
-use crate::namespace::SpoolId;
+use crate::namespace::{Ino, SpoolId};
 
 /// Directories that files are spread over, so that none grows past some thousands.
 const SHARDS: u64 = 256;
@@ -130,15 +134,26 @@ impl Spool {
         let mut open = OpenOptions::new();
         // The standard library makes files for writing alone.
         open.read(true).write(writing).custom_flags(libc::O_CREAT | libc::O_EXCL).mode(0o600);
-        // Flushed with the first file that is: one flush for each new directory would hold the first files up.
-        let make = |parent: &Path| {
-            let mut unflushed = self.unflushed(SHARDS);
-            *unflushed = true;
-            make_dir(&self.disk, parent)
-        };
-        let file = with_parent(&path, make, || self.disk.act(Act::Create(&path), || open.open(&path)))?;
+        let make = || self.disk.act(Act::Create(&path), || open.open(&path));
+        let file = with_parent(&path, |parent| self.make_shard(parent), make)?;
         *self.unflushed(id.0 % SHARDS) = true;
         Ok((id, file))
+    }
+
+    /// Takes over the file at `from`, under a number that no other has. Its name is not flushed.
+    fn take_over(&self, from: &Path) -> io::Result<SpoolId> {
+        let id = SpoolId(self.next.fetch_add(1, Ordering::Relaxed));
+        let path = self.path(id);
+        with_parent(&path, |parent| self.make_shard(parent), || self.disk.rename(from, &path))?;
+        *self.unflushed(id.0 % SHARDS) = true;
+        Ok(id)
+    }
+
+    /// Flushed with the first file that is: one flush for each new directory would hold the first files up.
+    fn make_shard(&self, dir: &Path) -> io::Result<()> {
+        let mut unflushed = self.unflushed(SHARDS);
+        *unflushed = true;
+        make_dir(&self.disk, dir)
     }
 
     /// Never gives `id` to a new file. To be told of every file on record: one that a power loss took must not come
@@ -302,6 +317,10 @@ pub struct Cache {
     known: Mutex<(u64, LruCache<Key, u64>)>,
     /// What does not have its name yet, and where it is meanwhile.
     arriving: Mutex<HashMap<ContentHash, Place>>,
+    /// What is lent. Its bytes are not among those that are known: it is not evicted.
+    lent: Mutex<HashMap<Key, Lent>>,
+    /// Locked by whoever gives a name, takes one away, or lends what has one: what is lent keeps the name that it has.
+    naming: Mutex<()>,
     temporary: AtomicU64,
 }
 
@@ -335,8 +354,18 @@ impl Cache {
             }
         }
         let known = Mutex::new((0, LruCache::unbounded()));
-        let (arriving, temporary) = (Mutex::default(), AtomicU64::new(0));
-        Ok(Self { disk: disk.clone(), dir: dir.to_owned(), current, older, limit, known, arriving, temporary })
+        Ok(Self {
+            disk: disk.clone(),
+            dir: dir.to_owned(),
+            current,
+            older,
+            limit,
+            known,
+            arriving: Mutex::default(),
+            lent: Mutex::default(),
+            naming: Mutex::default(),
+            temporary: AtomicU64::new(0),
+        })
     }
 
     /// Learns what earlier mounts left, oldest access first. Until it has run, those files serve reads but are not
@@ -400,8 +429,7 @@ impl Cache {
             let from = dir.join(Key::of(hash).name());
             let Ok(file) = File::open(&from) else { continue };
             let whole = ContentHash::of_file(hash.kind(), &file, || true).is_ok_and(|(found, _)| found == hash);
-            let to = self.path(hash);
-            if whole && with_parent(&to, |parent| self.make_shard(parent), || self.disk.rename(&from, &to)).is_ok() {
+            if whole && self.name(hash, &from).is_ok() {
                 return Some(file);
             }
             tracing::info!(%hash, "a cached file did not survive the machine's last end");
@@ -410,16 +438,141 @@ impl Cache {
         None
     }
 
-    /// The content, if it is here and need not be [checked](Self::check).
+    /// The content, if it is here, need not be [checked](Self::check) and is not lent.
     pub fn file(&self, hash: ContentHash) -> Option<File> {
-        let arriving = self.arriving().get(&hash).map(|place| place.path.clone());
-        // It may be renamed just now, and is found under its name then.
-        if let Some(file) = arriving.and_then(|path| File::open(path).ok()) {
-            return Some(file);
+        match self.find(hash) {
+            Found::Here(file) => Some(file),
+            Found::Lent(..) | Found::Nowhere => None,
         }
-        let file = File::open(self.path(hash)).ok()?;
-        self.lock().1.promote(&Key::of(hash));
-        Some(file)
+    }
+
+    /// Where the content is, but for what must be [checked](Self::check).
+    pub fn find(&self, hash: ContentHash) -> Found {
+        let arriving = self.arriving().get(&hash).map(|place| place.path.clone());
+        // It may be renamed just now, and is found under its name then; and be lent the next instant.
+        if let Some(file) = arriving.and_then(|path| File::open(path).ok())
+            && !self.is_lent(hash, &file)
+        {
+            return Found::Here(file);
+        }
+        let lent = || self.lent().get(&Key::of(hash)).map(|lent| Found::Lent(lent.to, lent.file.clone()));
+        if let Some(lent) = lent() {
+            return lent;
+        }
+        match File::open(self.path(hash)) {
+            Ok(file) if !self.is_lent(hash, &file) => {
+                self.lock().1.promote(&Key::of(hash));
+                Found::Here(file)
+            }
+            _ => lent().unwrap_or(Found::Nowhere),
+        }
+    }
+
+    /// Whether an open file is the one that is lent. Asked after it was opened: who lends it finds that out if it was
+    /// before, and here it shows if it was after.
+    fn is_lent(&self, hash: ContentHash, file: &File) -> bool {
+        self.lent()
+            .get(&Key::of(hash))
+            .is_some_and(|lent| file.metadata().map_or(true, |file| identity(&file) == lent.identity))
+    }
+
+    fn lent(&self) -> MutexGuard<'_, HashMap<Key, Lent>> {
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn naming(&self) -> MutexGuard<'_, ()> {
+        self.naming.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lends content that has its name to one inode, for reading, if it is nobody else's: `alone` tells of an open file
+    /// whether no other descriptor or mapping of it is anywhere. Nobody else gets it until it is
+    /// [given back](Self::give_back).
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] when somebody has it, [`io::ErrorKind::ResourceBusy`] when it is lent or has another
+    /// name as well; the filesystem's.
+    pub fn lend(&self, hash: ContentHash, to: Ino, alone: impl Fn(&File) -> bool) -> io::Result<Arc<File>> {
+        let _naming = self.naming();
+        let file = Arc::new(File::open(self.path(hash))?);
+        let found = file.metadata()?;
+        // By another name a backup may have it.
+        if found.nlink() != 1 {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        match self.lent().entry(Key::of(hash)) {
+            hash_map::Entry::Occupied(_) => return Err(io::ErrorKind::ResourceBusy.into()),
+            hash_map::Entry::Vacant(entry) => {
+                let (file, size) = (file.clone(), found.len());
+                entry.insert(Lent { to, file, identity: identity(&found), size, spool: None });
+            }
+        }
+        // From here on whoever opens it finds that it is lent.
+        if !alone(&file) {
+            self.lent().remove(&Key::of(hash));
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.unknow(hash);
+        Ok(file)
+    }
+
+    /// To which inode content is lent.
+    pub fn lent_to(&self, hash: ContentHash) -> Option<Ino> {
+        self.lent().get(&Key::of(hash)).map(|lent| lent.to)
+    }
+
+    /// What was lent is anybody's again, and nobody has written to it. Changes nothing on the disk. Returns the spool file
+    /// that it is, if it could not go back to where it was.
+    pub fn give_back(&self, hash: ContentHash) -> Option<SpoolId> {
+        let Lent { size, spool, .. } = self.lent().remove(&Key::of(hash))?;
+        if spool.is_none() {
+            self.know(hash, size);
+        }
+        spool
+    }
+
+    /// Moves what is lent to the spool, where it may become an inode's own. It stays lent until it is
+    /// [let go of](Self::part_with), or has [returned](Self::return_from).
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub fn depart(&self, spool: &Spool, hash: ContentHash) -> io::Result<SpoolId> {
+        let _naming = self.naming();
+        let (identity, left) = match self.lent().get(&Key::of(hash)) {
+            Some(lent) => (lent.identity, lent.spool),
+            None => return Err(io::ErrorKind::NotFound.into()),
+        };
+        if let Some(left) = left {
+            return Ok(left);
+        }
+        let path = self.path(hash);
+        // What programs use is what the record is going to name, whatever a person did to the directory.
+        if !fs::metadata(&path).is_ok_and(|found| self::identity(&found) == identity) {
+            return Err(io::Error::from_raw_os_error(libc::ESTALE));
+        }
+        let id = spool.take_over(&path)?;
+        if let Some(lent) = self.lent().get_mut(&Key::of(hash)) {
+            lent.spool = Some(id);
+        }
+        Ok(id)
+    }
+
+    /// Moves back what had departed and did not change.
+    pub fn return_from(&self, spool: &Spool, hash: ContentHash) {
+        let _naming = self.naming();
+        let Some(id) = self.lent().get(&Key::of(hash)).and_then(|lent| lent.spool) else { return };
+        if let Err(error) = self.disk.rename(&spool.path(id), &self.path(hash)) {
+            tracing::warn!(%error, %hash, "what the server has could not move back to the cache");
+            return;
+        }
+        if let Some(lent) = self.lent().get_mut(&Key::of(hash)) {
+            lent.spool = None;
+        }
+    }
+
+    /// What has departed is the cache's no more.
+    pub fn part_with(&self, hash: ContentHash) {
+        self.lent().remove(&Key::of(hash));
+        self.unknow(hash);
     }
 
     fn arriving(&self) -> MutexGuard<'_, HashMap<ContentHash, Place>> {
@@ -430,30 +583,34 @@ impl Cache {
     /// already.
     fn announce(&self, hash: ContentHash, path: &Path, spool: Option<SpoolId>) -> bool {
         match self.arriving().entry(hash) {
-            std::collections::hash_map::Entry::Occupied(_) => false,
-            std::collections::hash_map::Entry::Vacant(place) => {
+            hash_map::Entry::Occupied(_) => false,
+            hash_map::Entry::Vacant(place) => {
                 place.insert(Place { path: path.to_owned(), spool });
                 true
             }
         }
     }
 
-    /// What waits to be [settled](Self::settle); of what lies in the spool, the files that may `leave` it.
+    /// What waits to be [settled](Self::settle); of what lies in the spool, the files that may `leave` it. What is lent
+    /// has the name meanwhile.
     pub fn arrived(&self, leave: impl Fn(SpoolId) -> bool) -> Arrived {
-        let arriving = self.arriving();
-        let ready = arriving.iter().filter(|(_, place)| place.spool.is_none_or(&leave));
+        let (lent, arriving) = (self.lent(), self.arriving());
+        let ready = arriving
+            .iter()
+            .filter(|(hash, place)| place.spool.is_none_or(&leave) && !lent.contains_key(&Key::of(**hash)));
         Arrived(ready.map(|(hash, place)| (*hash, place.path.clone())).collect())
     }
 
     /// Gives what had arrived its name. What cannot be named is removed: it is only a copy.
     pub fn settle(&self, Arrived(arrived): Arrived) {
         for (hash, from) in arrived {
-            let to = self.path(hash);
             let named = fs::metadata(&from).and_then(|file| {
-                // A name that a power loss takes is fetched again.
-                with_parent(&to, |parent| self.make_shard(parent), || self.disk.rename(&from, &to))?;
+                self.name(hash, &from)?;
                 Ok(file.len())
             });
+            if named.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy) {
+                continue;
+            }
             self.arriving().remove(&hash);
             match named {
                 Ok(size) => self.note(hash, size),
@@ -463,6 +620,19 @@ impl Cache {
                 }
             }
         }
+    }
+
+    /// Gives a file the name of its content, which a power loss may take: then it is fetched again.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`] while that is lent; the filesystem's.
+    fn name(&self, hash: ContentHash, from: &Path) -> io::Result<()> {
+        let _naming = self.naming();
+        if self.lent().contains_key(&Key::of(hash)) {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        let to = self.path(hash);
+        with_parent(&to, |parent| self.make_shard(parent), || self.disk.rename(from, &to))
     }
 
     /// A new file to fetch into; gone when dropped unless it is [kept](Self::keep).
@@ -478,10 +648,14 @@ impl Cache {
         Ok(Fetching { disk: self.disk.clone(), path: Some(path), file: Arc::new(file) })
     }
 
-    /// Takes in a fetched file whose hash has been checked.
-    pub fn keep(&self, mut fetched: Fetching, hash: ContentHash) {
-        if fetched.path.as_ref().is_some_and(|path| self.announce(hash, path, None)) {
-            fetched.path = None;
+    /// Takes in a fetched file whose hash has been checked. It gets its name when it is [settled](Self::settle), or
+    /// `at_once`.
+    pub fn keep(&self, mut fetched: Fetching, hash: ContentHash, at_once: bool) {
+        if fetched.path.as_ref().is_some_and(|path| self.announce(hash, path, None))
+            && let Some(path) = fetched.path.take()
+            && at_once
+        {
+            self.settle(Arrived(vec![(hash, path)]));
         }
     }
 
@@ -492,15 +666,24 @@ impl Cache {
     }
 
     fn note(&self, hash: ContentHash, size: u64) {
-        let mut known = self.lock();
-        let before = known.1.put(Key::of(hash), size).unwrap_or(0);
-        known.0 = (known.0 + size).saturating_sub(before);
-        drop(known);
+        self.know(hash, size);
         self.evict();
     }
 
+    fn know(&self, hash: ContentHash, size: u64) {
+        let mut known = self.lock();
+        let before = known.1.put(Key::of(hash), size).unwrap_or(0);
+        known.0 = (known.0 + size).saturating_sub(before);
+    }
+
+    fn unknow(&self, hash: ContentHash) {
+        let mut known = self.lock();
+        let before = known.1.pop(&Key::of(hash)).unwrap_or(0);
+        known.0 = known.0.saturating_sub(before);
+    }
+
     /// Removes the least recently used files over the limit; never the newest, which its reader is about to open.
-    fn evict(&self) {
+    pub fn evict(&self) {
         while self.evict_one(|bytes, files| bytes > self.limit && files > 1) {}
     }
 
@@ -513,6 +696,11 @@ impl Cache {
         let Some((key, size)) = known.1.pop_lru() else { return false };
         known.0 = known.0.saturating_sub(size);
         drop(known);
+        let _naming = self.naming();
+        // Known again when it is given back.
+        if self.lent().contains_key(&key) {
+            return true;
+        }
         for dir in self.older.iter().chain([&self.current]) {
             if let Err(error) = self.disk.remove(&dir.join(key.name()))
                 && error.kind() != io::ErrorKind::NotFound
@@ -576,6 +764,31 @@ struct Place {
     path: PathBuf,
     /// The spool file it is, if it is one.
     spool: Option<SpoolId>,
+}
+
+/// A file that nobody but one inode is given.
+struct Lent {
+    to: Ino,
+    file: Arc<File>,
+    identity: (u64, u64),
+    size: u64,
+    /// The spool file it is, once it has departed.
+    spool: Option<SpoolId>,
+}
+
+/// Where content is in the cache.
+pub enum Found {
+    /// Anybody may have it.
+    Here(File),
+    /// It is lent to an inode, and may be written to by its programs at any time.
+    Lent(Ino, Arc<File>),
+    /// Not here.
+    Nowhere,
+}
+
+/// What tells a file from all others.
+fn identity(file: &fs::Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
 }
 
 /// Content that has arrived by some moment.
@@ -825,7 +1038,7 @@ mod tests {
         let hash = ContentHash::of(HashKind::Xxh3, text.as_bytes());
         let fetching = cache.begin().unwrap();
         fetching.file.write_all_at(text.as_bytes(), 0).unwrap();
-        cache.keep(fetching, hash);
+        cache.keep(fetching, hash, false);
         cache.settle(cache.arrived(|_| true));
         hash
     }
@@ -956,6 +1169,64 @@ mod tests {
         let again = Cache::open(&dir.path().join("cache"), 2).unwrap();
         again.learn().unwrap();
         assert!(again.file(hash).is_some(), "the newest stays");
+    }
+
+    #[test]
+    fn what_is_lent_is_nobody_elses_and_keeps_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path(), 10).unwrap();
+        let hash = fetched(&cache, "lent");
+        let refused = cache.lend(hash, Ino(2), |_| false);
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(cache.file(hash).is_some(), "it was not lent");
+        let lent = cache.lend(hash, Ino(2), |_| true).unwrap();
+        assert_eq!(content(&mut lent.try_clone().unwrap()), "lent");
+        assert!(cache.file(hash).is_none());
+        assert!(matches!(cache.find(hash), Found::Lent(Ino(2), _)));
+        assert_eq!(cache.lend(hash, Ino(3), |_| true).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        // Neither evicted, nor replaced by another copy; that one may be had.
+        fetched(&cache, &"x".repeat(50));
+        fetched(&cache, &"y".repeat(50));
+        assert_eq!(fetched(&cache, "lent"), hash);
+        assert_eq!(identity(&fs::metadata(cache.path(hash)).unwrap()), identity(&lent.metadata().unwrap()));
+        let other = cache.file(hash).unwrap();
+        assert_ne!(identity(&other.metadata().unwrap()), identity(&lent.metadata().unwrap()));
+        assert_eq!(cache.give_back(hash), None);
+        cache.settle(cache.arrived(|_| true));
+        assert_eq!(content(&mut cache.file(hash).unwrap()), "lent");
+        // A daemon that is killed while it has lent leaves it where it is.
+        assert!(cache.lend(hash, Ino(2), |_| true).is_ok());
+        assert!(Cache::open(dir.path(), 10).unwrap().file(hash).is_some());
+    }
+
+    #[test]
+    fn what_departs_goes_to_the_spool_or_returns() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(&dir.path().join("spool"), None).unwrap();
+        let cache = Cache::open(&dir.path().join("cache"), 100).unwrap();
+        let hash = fetched(&cache, "lent");
+        assert!(cache.depart(&spool, hash).is_err(), "it is not lent");
+        let lent = cache.lend(hash, Ino(2), |_| true).unwrap();
+        let id = cache.depart(&spool, hash).unwrap();
+        assert!(matches!(cache.find(hash), Found::Lent(..)));
+        cache.return_from(&spool, hash);
+        assert!(spool.file(id).is_err());
+        assert_eq!(cache.give_back(hash), None);
+        assert!(cache.file(hash).is_some());
+        drop(lent);
+        // Once it is the spool's, content of that name is fetched anew.
+        let lent = cache.lend(hash, Ino(2), |_| true).unwrap();
+        let id = cache.depart(&spool, hash).unwrap();
+        cache.part_with(hash);
+        assert!(matches!(cache.find(hash), Found::Nowhere));
+        assert_eq!(identity(&lent.metadata().unwrap()), identity(&spool.file(id).unwrap().metadata().unwrap()));
+        assert_eq!(fetched(&cache, "lent"), hash);
+        // What a person put in its place is not what programs have.
+        let lent = cache.lend(hash, Ino(2), |_| true).unwrap();
+        fs::remove_file(cache.path(hash)).unwrap();
+        fs::write(cache.path(hash), "another").unwrap();
+        assert_eq!(cache.depart(&spool, hash).unwrap_err().raw_os_error(), Some(libc::ESTALE));
+        assert_eq!(content(&mut lent.try_clone().unwrap()), "lent");
     }
 
     #[test]

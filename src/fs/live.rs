@@ -27,6 +27,9 @@ const ASK_LAST: Duration = Duration::from_secs(30);
 /// that has all that it had written before.
 const COPIES: u32 = 3;
 
+/// A file of the cache that is shorter is read with one or two requests, and stays in the kernel's cache from then on.
+const WORTHWHILE_BYTES: u64 = 1 << 20;
+
 /// Longer than a step of a filesystem's clock is anywhere (a tick of the kernel, 1 to 10 ms).
 const CLOCK_STEP: Duration = Duration::from_millis(20);
 
@@ -39,6 +42,10 @@ pub trait Lender: Send + Sync {
     fn lend(&self, file: &File) -> io::Result<u32>;
     /// It is not needed any more. Those who have it open keep it.
     fn take_back(&self, number: u32);
+    /// From which length on, in bytes, a file of the cache is worth lending to those who read it.
+    fn worthwhile(&self) -> u64 {
+        WORTHWHILE_BYTES
+    }
 }
 
 /// A local file that the kernel knows by a number, as long as this lives.
@@ -119,7 +126,20 @@ pub(super) enum Asked {
 ///
 /// # Errors
 /// When the filesystem has no leases, or the file is somebody else's.
-fn is_unwritten(file: &File) -> io::Result<bool> {
+pub(super) fn is_unwritten(file: &File) -> io::Result<bool> {
+    takes_lease(file, libc::F_RDLCK)
+}
+
+/// Whether nobody at all has a file but by this descriptor, which is for reading: no other is open for it, and no mapping
+/// lives. Who opens it afterwards does not show.
+///
+/// # Errors
+/// As [`is_unwritten`].
+pub(super) fn is_alone(file: &File) -> io::Result<bool> {
+    takes_lease(file, libc::F_WRLCK)
+}
+
+fn takes_lease(file: &File, lease: libc::c_int) -> io::Result<bool> {
     static UNHEARD: std::sync::Once = std::sync::Once::new();
     // A writer who opens the file in the same instant would have this process told, and by that ended.
     // SAFETY: a disposition for the whole process, of a signal that nothing else here uses.
@@ -127,7 +147,7 @@ fn is_unwritten(file: &File) -> io::Result<bool> {
         libc::signal(libc::SIGIO, libc::SIG_IGN);
     });
     // SAFETY: both calls take numbers only, and the descriptor lives.
-    let taken = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) };
+    let taken = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, lease) };
     if taken == 0 {
         // SAFETY: as above.
         unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
@@ -153,14 +173,15 @@ impl State {
     }
 
     /// Which way an open for writing or not goes.
-    pub(super) fn opening(&self, ino: Ino, write: bool, able: bool) -> Way {
+    pub(super) fn opening(&self, ino: Ino, write: bool, able: bool, fs: &Fs) -> Way {
         let bytes = match self.content(ino) {
             Some((Content::Local { spool, .. }, _)) if self.held.contains_key(spool) => Bytes::Sealed,
             Some((Content::Local { .. }, _)) => Bytes::Own,
+            Some((Content::Remote { .. }, size)) if fs.is_worthwhile(size) => Bytes::Cached,
             _ => Bytes::Away,
         };
-        let guarded = write && self.tree.get(ino).is_some_and(super::is_guarded);
-        Opening { able, way: self.way(ino), bytes, live: self.live.contains_key(&ino), guarded }.way()
+        let guarded = self.tree.get(ino).is_some_and(super::is_guarded);
+        Opening { able, way: self.way(ino), bytes, live: self.live.contains_key(&ino), write, guarded }.way()
     }
 
     /// From now on a file may change without a request. `file` is read-only.
@@ -419,6 +440,8 @@ impl Fs {
     /// anything is served.
     pub fn lend_to(&self, lender: Arc<dyn Lender>) -> Passthrough {
         let able = self.try_lending(&*lender);
+        let borrows = able == Passthrough::On && self.try_borrowing();
+        let _ = self.worthwhile.set(borrows.then(|| lender.worthwhile()));
         let _ = self.lender.set((able == Passthrough::On).then_some(lender));
         let _ = self.passthrough.set(able.clone());
         able

@@ -479,6 +479,10 @@ impl Fs {
                     drop(state);
                     return self.touch_times(ino);
                 }
+                // Those who read it stay with the file that they have.
+                Content::Remote { .. } if state.borrowed(ino).is_some() => {
+                    return Err(super::Stop::Need(Need::Own(ino)));
+                }
                 Content::Remote { .. } => return Err(need_bytes(ino, size)),
                 Content::Local { spool, .. } => {
                     let spool = *spool;
@@ -828,8 +832,12 @@ impl Fs {
                     }
                     return Err(super::Stop::Need(Need::Empty(ino)));
                 }
+                // Who writes to what others read past the daemon writes to the same file.
+                if flags.write && state.borrowed(ino).is_some() {
+                    return Err(super::Stop::Need(Need::Own(ino)));
+                }
                 let able = if state.live.contains_key(&ino) { self.able() } else { self.may_pass(&state) };
-                let way = state.opening(ino, flags.write, able);
+                let way = state.opening(ino, flags.write, able, self);
                 let attached = state.open.get(&ino).is_some_and(|open| open.file.is_some());
                 let unread = way == Way::Requests && !flags.read && matches!(content, Content::Remote { .. });
                 if attached || unread {
@@ -839,32 +847,43 @@ impl Fs {
             };
             let lent = match &content {
                 Content::Local { spool, .. } if way == Way::Past => match self.spool_file_to_read(ino, *spool)? {
-                    Some(file) => self.lend(&file).map(|loan| (file, loan)),
+                    Some(file) => self.lend(&file).map(|loan| (Arc::new(file), loan, None)),
                     None => continue,
                 },
+                Content::Remote { hash, .. } if way == Way::Past => {
+                    self.borrow(ino, *hash).map(|(file, loan, borrowed)| (file, loan, Some(borrowed)))
+                }
                 _ => None,
             };
-            let (file, loan) = match (lent, &content) {
-                (Some((file, loan)), _) => (file, Some(loan)),
+            let (file, loan, borrowed) = match (lent, &content) {
+                (Some((file, loan, borrowed)), _) => (file, Some(loan), borrowed),
                 (None, Content::Local { spool, .. }) => match self.spool_file(ino, *spool)? {
-                    Some(file) => (file, None),
+                    Some(file) => (Arc::new(file), None, None),
                     None => continue,
                 },
                 (None, Content::Remote { hash, .. }) => {
-                    (self.cache.file(*hash).ok_or(super::Stop::Need(Need::Fetch(ino)))?, None)
+                    let file = self.cache.file(*hash).ok_or(super::Stop::Need(Need::Fetch(ino)))?;
+                    (Arc::new(file), None, None)
                 }
             };
             let mut state = self.lock();
             let same = state.content(ino).is_some_and(|(now, _)| *now == content);
             // Somebody may have been faster, and decided; then it is done again after them.
-            if same && state.way(ino).is_none() && (loan.is_none() || state.opening(ino, flags.write, true) == way) {
+            let decides = same && state.way(ino).is_none();
+            if decides && (loan.is_none() || state.opening(ino, flags.write, true, self) == way) {
                 let open = state.open.entry(ino).or_default();
-                (open.file, open.loan) = (Some(Arc::new(file)), loan);
+                (open.file, open.loan, open.borrowed) = (Some(file), loan, borrowed);
                 return Ok(state.open_handle(ino, flags));
             }
             if same && state.way(ino) == Some(Way::Requests) && loan.is_none() {
-                state.open.entry(ino).or_default().file.get_or_insert(Arc::new(file));
+                state.open.entry(ino).or_default().file.get_or_insert(file);
                 return Ok(state.open_handle(ino, flags));
+            }
+            drop(state);
+            // Closed first: it is lent again to nobody else as long as it is open here.
+            drop((file, loan));
+            if let Some(borrowed) = borrowed {
+                self.give_back(borrowed.hash);
             }
         }
     }
@@ -1038,6 +1057,8 @@ impl Fs {
                 // The file closes outside the lock.
                 if open.handles == 0 {
                     closed = state.open.remove(&ino);
+                    let borrowed = closed.as_ref().and_then(|closed| closed.borrowed?.to_give_back());
+                    borrowed.into_iter().for_each(|hash| self.give_back(hash));
                 }
                 // The spool file's time counts after the daemon's end, and is of another clock yet.
                 if let (Some(file), Some((Content::Local { .. }, _))) = (last, state.content(ino)) {
@@ -1061,7 +1082,9 @@ impl Fs {
         {
             tracing::debug!(%error, "a restart will show another modification time");
         }
-        drop(closed);
+        if closed.is_some_and(|closed| closed.borrowed.is_some()) {
+            self.cache.evict();
+        }
         // What is not on record stays in the spool.
         if done.is_ok() {
             rested.into_iter().for_each(|adopted| self.keep(adopted));

@@ -7,6 +7,10 @@
 //! What goes past the daemon changes without a word to it. A file that may be changed so is **live**: its size and times
 //! are looked up, it is never sealed where it lies, and it stays live after the last close as long as somebody has it
 //! mapped, which the kernel does not tell either.
+//!
+//! A file of the cache that goes past the daemon is **borrowed**: other files of the same content share it, so it is lent
+//! to one alone, and only if nobody else has it open or mapped. By the rule above a writer who comes must write to that
+//! very file, which then is no copy of what the server has any more but the file's own, in the spool.
 
 /// Why nothing goes past the daemon, or that it does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +46,8 @@ pub(super) enum Bytes {
     Own,
     /// In a spool file that the stager reads.
     Sealed,
+    /// On the server; a copy in the cache would be worth borrowing.
+    Cached,
     /// Nowhere that could be passed through to.
     Away,
 }
@@ -57,7 +63,9 @@ pub(super) struct Opening {
     pub bytes: Bytes,
     /// Whether somebody may be changing it unseen.
     pub live: bool,
-    /// Whether it is opened for writing, and each write takes more than bytes: set-id bits, or a capability.
+    /// Whether it is opened for writing.
+    pub write: bool,
+    /// Whether each write takes more than bytes: set-id bits, or a capability.
     pub guarded: bool,
 }
 
@@ -69,9 +77,11 @@ impl Opening {
             Self { able: false, .. } => Way::Requests,
             // What the kernel would cache of it now could be out of date at once.
             Self { live: true, bytes: Bytes::Own, .. } => Way::Past,
-            Self { guarded: true, .. } => Way::Requests,
+            Self { guarded: true, write: true, .. } => Way::Requests,
             Self { bytes: Bytes::Own, .. } => Way::Past,
-            Self { bytes: Bytes::Sealed | Bytes::Away, .. } => Way::Requests,
+            // Who begins by writing gets a copy, which is the file's own from the start.
+            Self { bytes: Bytes::Cached, write: false, .. } => Way::Past,
+            Self { bytes: Bytes::Sealed | Bytes::Cached | Bytes::Away, .. } => Way::Requests,
         }
     }
 }
@@ -119,26 +129,43 @@ impl Sealing {
 mod tests {
     use super::*;
 
-    const OPENING: Opening = Opening { able: true, way: None, bytes: Bytes::Own, live: false, guarded: false };
+    const OPENING: Opening =
+        Opening { able: true, way: None, bytes: Bytes::Own, live: false, write: false, guarded: false };
+    const FLAGS: [bool; 2] = [false, true];
 
     #[test]
     fn the_first_open_decides_and_the_others_follow() {
-        for bytes in [Bytes::Own, Bytes::Sealed, Bytes::Away] {
+        for bytes in [Bytes::Own, Bytes::Sealed, Bytes::Cached, Bytes::Away] {
             for (live, guarded) in [(false, false), (false, true), (true, false)] {
-                for way in [Way::Requests, Way::Past] {
-                    assert_eq!(Opening { way: Some(way), bytes, live, guarded, ..OPENING }.way(), way);
+                for (way, write) in [Way::Requests, Way::Past].into_iter().flat_map(|way| FLAGS.map(|w| (way, w))) {
+                    assert_eq!(Opening { way: Some(way), bytes, live, write, guarded, ..OPENING }.way(), way);
                 }
             }
         }
-        assert_eq!(OPENING.way(), Way::Past);
-        assert_eq!(Opening { bytes: Bytes::Sealed, ..OPENING }.way(), Way::Requests);
-        assert_eq!(Opening { bytes: Bytes::Away, ..OPENING }.way(), Way::Requests);
-        assert_eq!(Opening { guarded: true, ..OPENING }.way(), Way::Requests);
+        for write in FLAGS {
+            assert_eq!(Opening { write, ..OPENING }.way(), Way::Past);
+            assert_eq!(Opening { write, bytes: Bytes::Sealed, ..OPENING }.way(), Way::Requests);
+            assert_eq!(Opening { write, bytes: Bytes::Away, ..OPENING }.way(), Way::Requests);
+        }
+        assert_eq!(Opening { guarded: true, write: true, ..OPENING }.way(), Way::Requests);
+        assert_eq!(Opening { guarded: true, ..OPENING }.way(), Way::Past, "a reader takes nothing");
+    }
+
+    #[test]
+    fn what_is_cached_is_borrowed_by_readers_alone_and_only_where_the_kernel_can() {
+        for guarded in FLAGS {
+            let cached = Opening { bytes: Bytes::Cached, guarded, ..OPENING };
+            assert_eq!(cached.way(), Way::Past);
+            assert_eq!(Opening { write: true, ..cached }.way(), Way::Requests);
+            for write in FLAGS {
+                assert_eq!(Opening { able: false, write, ..cached }.way(), Way::Requests);
+            }
+        }
     }
 
     #[test]
     fn what_may_change_unseen_is_never_cached_by_the_kernel() {
-        assert_eq!(Opening { live: true, guarded: true, ..OPENING }.way(), Way::Past);
+        assert_eq!(Opening { live: true, write: true, guarded: true, ..OPENING }.way(), Way::Past);
         assert_eq!(Opening { live: true, able: false, ..OPENING }.way(), Way::Requests, "there is no other way");
     }
 

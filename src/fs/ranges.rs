@@ -162,26 +162,28 @@ impl Fs {
     /// # Errors
     /// [`FsError::NoSpace`]; the server's when the bytes must be fetched.
     pub fn copy_range(&self, from: (u64, u64), to: (u64, u64), length: u64) -> Op<u64> {
-        let (source, known, length, writing) = {
-            let mut state = self.lock();
-            let Some(Handle::File { ino, read: true, .. }) = state.handles.get(&from.0) else {
-                return Err(FsError::BadHandle.into());
+        let (source, known, length, writing) =
+            {
+                let mut state = self.lock();
+                let Some(Handle::File { ino, read: true, .. }) = state.handles.get(&from.0) else {
+                    return Err(FsError::BadHandle.into());
+                };
+                let ino = *ino;
+                state.look(ino, self);
+                let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
+                let content = content.clone();
+                let left = size.saturating_sub(from.1);
+                let length = length.min(left).min(COPY_MAX_BYTES);
+                if length == 0 {
+                    return Ok(0);
+                }
+                let source = self.attached(&state, ino)?;
+                let whole = length == size && to.1 == 0;
+                let writing = state.begin_writing(to.0, self)?;
+                let known = (whole && writing.size == 0 && ino != writing.ino && state.has_its_content(ino))
+                    .then_some((ino, content, state.borrowed(ino).is_some()));
+                (source, known, length, writing)
             };
-            let ino = *ino;
-            state.look(ino, self);
-            let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
-            let content = content.clone();
-            let left = size.saturating_sub(from.1);
-            let length = length.min(left).min(COPY_MAX_BYTES);
-            if length == 0 {
-                return Ok(0);
-            }
-            let source = self.attached(&state, ino)?;
-            let whole = length == size && to.1 == 0;
-            let writing = state.begin_writing(to.0, self)?;
-            let known = (whole && writing.size == 0 && ino != writing.ino).then_some((ino, content));
-            (source, known, length, writing)
-        };
         let Writing { ino, file, size, counted } = writing;
         let grown = |copied: u64| to.1.saturating_add(copied).saturating_sub(counted);
         let done = self.spool.reserve(grown(length)).and_then(|()| {
@@ -211,7 +213,10 @@ impl Fs {
                         state.set_room(ino, room);
                     }
                     state.set_beyond(ino, counted.saturating_sub(end));
-                    if let Some((source, before)) = &known {
+                    // What was borrowed and is not any more may have been written to.
+                    if let Some((source, before, borrowed)) = &known
+                        && (!borrowed || state.borrowed(*source).is_some())
+                    {
                         state.copied(*source, before, ino, length);
                     }
                 }

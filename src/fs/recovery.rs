@@ -102,6 +102,7 @@ impl Fs {
             fetching: Mutex::new(HashMap::new()),
             lender: OnceLock::new(),
             passthrough: OnceLock::new(),
+            worthwhile: OnceLock::new(),
             loaded: tokio::sync::OnceCell::new(),
         });
         Ok(fs)

@@ -87,6 +87,11 @@ impl Want {
         }
     }
 
+    /// Whether it is this content of this file, on the server.
+    fn is_remote(&self, ino: Ino, hash: ContentHash) -> bool {
+        matches!(self, Self::Remote { ino: whose, object, .. } if (*whose, object.hash) == (ino, hash))
+    }
+
     /// Length in bytes of the wanted content.
     pub fn size(&self) -> u64 {
         match self {
@@ -200,17 +205,47 @@ impl State {
     /// Gives what a commit waits for its own hold on a file's bytes that came into the spool meanwhile: where they
     /// were on the server, something else may be staged before their turn comes.
     pub(super) fn seal_frozen(&mut self, fs: &Fs, ino: Ino) {
+        if let Some((Content::Local { spool, generation, hash: Some(hash) }, size)) = self.content(ino) {
+            let (spool, generation, hash) = (*spool, *generation, *hash);
+            self.seal_remote(fs, (ino, hash), spool, generation, size);
+        }
+    }
+
+    /// [`seal_frozen`](Self::seal_frozen) where the file's own bytes may change from now on: by a copy, which goes when
+    /// it is done with. Says whether there was anything to seal.
+    pub(super) fn seal_frozen_by_copy(
+        &mut self,
+        fs: &Fs,
+        ino: Ino,
+        hash: ContentHash,
+        copy: SpoolId,
+        size: u64,
+    ) -> bool {
+        // No generation of the file's.
+        let generation = self.fresh_generation();
+        self.seal_remote(fs, (ino, hash), copy, generation, size);
+        let hold = self.held.get_mut(&copy);
+        hold.map(|hold| (hold.orphan, hold.counted) = (true, size)).is_some()
+    }
+
+    /// Whether a commit waits for content of a file that is on the server.
+    pub(super) fn awaits(&self, ino: Ino, hash: ContentHash) -> bool {
+        let frozen = self.frozen.as_ref().map(HashMap::values).into_iter().flatten();
+        frozen.into_iter().any(|capture| capture.want.is_remote(ino, hash))
+    }
+
+    fn seal_remote(
+        &mut self,
+        fs: &Fs,
+        (ino, hash): (Ino, ContentHash),
+        spool: SpoolId,
+        generation: Generation,
+        size: u64,
+    ) {
         let Some(mut frozen) = self.frozen.take() else { return };
-        for capture in frozen.values_mut() {
-            if let (Want::Remote { ino: whose, object, .. }, Some((Content::Local { spool, generation, hash }, size))) =
-                (&capture.want, self.content(ino))
-                && *whose == ino
-                && *hash == Some(object.hash)
-            {
-                let (spool, generation, hash) = (*spool, *generation, *hash);
-                let held = self.hold(fs, spool, None);
-                capture.want = Want::Sealed { ino, generation, hash, size, held };
-            }
+        for capture in frozen.values_mut().filter(|capture| capture.want.is_remote(ino, hash)) {
+            let held = self.hold(fs, spool, None);
+            capture.want = Want::Sealed { ino, generation, hash: Some(hash), size, held };
         }
         self.frozen = Some(frozen);
     }
@@ -822,6 +857,13 @@ impl Fs {
             match self.capture_now(&path, false) {
                 Ok(Some(capture)) => {
                     let mut state = self.lock();
+                    // A writer may have come since, and taken the bytes that it was to have: he did not find it here.
+                    if let Want::Remote { ino, object, .. } = &capture.want
+                        && !state.is_remote(*ino, object.hash)
+                    {
+                        todo.push(path);
+                        continue;
+                    }
                     if let Some(frozen) = &mut state.frozen {
                         frozen.insert(path, capture);
                     }

@@ -20,6 +20,7 @@ pub(super) fn errno(error: &FsError) -> Errno {
         FsError::NoSpace => Errno::ENOSPC,
         FsError::BadHandle => Errno::EBADF,
         FsError::TextBusy => Errno::ETXTBSY,
+        FsError::Busy => Errno::EBUSY,
         FsError::Stale => Errno::ESTALE,
         FsError::NoData => Errno::ENODATA,
         FsError::PastEnd => Errno::ENXIO,

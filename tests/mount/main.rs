@@ -5,6 +5,7 @@
 //! look at it over HTTP alone, with a client of their own. `OXENFS_TEST_FULL=1` makes the datasets large.
 
 mod bad_ways;
+mod borrowed;
 mod clocks;
 mod commits;
 mod copies;

@@ -11,8 +11,16 @@ use crate::dataset::noise;
 use crate::mounted::TestMount;
 
 /// A mount with passthrough; `None` where this user or kernel cannot have it, which the mount says.
-fn passing(options: &[&str]) -> Option<TestMount> {
-    let test = TestMount::with(crate::server::url(), options);
+pub fn passing(options: &[&str]) -> Option<TestMount> {
+    able(TestMount::with(crate::server::url(), options))
+}
+
+/// [`passing`], by way of `server`.
+pub fn passing_through(server: &str) -> Option<TestMount> {
+    able(TestMount::through(server))
+}
+
+fn able(test: TestMount) -> Option<TestMount> {
     let status = test.status();
     let passthrough = status["passthrough"].as_str().unwrap();
     if passthrough == "on" {
@@ -57,7 +65,7 @@ impl Drop for Page {
 
 /// What the server's branch has at a path after a commit of all.
 #[track_caller]
-fn assert_committed(test: &TestMount, path: &str, expected: &[u8]) {
+pub fn assert_committed(test: &TestMount, path: &str, expected: &[u8]) {
     let found = test.committed_file(path).unwrap_or_default();
     let at = found.iter().zip(expected).position(|(found, expected)| found != expected);
     assert!(found == expected, "{path}: {} bytes, not {}, which differ at {at:?}", found.len(), expected.len());

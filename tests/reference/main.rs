@@ -1,6 +1,7 @@
 //! Random operations on the filesystem core, without a kernel, against a plain model: after every step the whole tree
 //! is compared, and after every drain the workspace. Faults, commits, crashes and remounts are operations too.
 
+mod borrowed;
 mod disks;
 mod loading;
 mod model;
@@ -47,6 +48,8 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (path(), 0u64..40, "[a-z]{0,30}").prop_map(|(path, at, text)| Op::Write { path, at, text }),
         2 => (path(), "[a-z]{0,9}", "[a-z]{0,9}").prop_map(|(path, text, more)| Op::Stream { path, text, more }),
         4 => (path(), "[a-c]{0,3}").prop_map(|(path, text)| Op::Replace { path, text }),
+        3 => (path(), "[a-z]{0,9}", any::<bool>())
+            .prop_map(|(path, text, stage)| Op::Beside { path, text, stage }),
         2 => (path(), 0u64..50).prop_map(|(path, size)| Op::Truncate { path, size }),
         3 => path().prop_map(Op::Unlink),
         3 => path().prop_map(Op::Mkdir),

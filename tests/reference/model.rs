@@ -164,6 +164,12 @@ impl Model {
         Ok(())
     }
 
+    /// Writes to the beginning of what is there.
+    pub fn overwrite(&mut self, path: &[String], text: &[u8]) -> Done {
+        self.open(path, false)?;
+        self.write(path, 0, text)
+    }
+
     pub fn replace(&mut self, path: &[String], text: &[u8]) -> Done {
         let number = self.open(path, true)?;
         self.contents.insert(number, text.to_vec());

@@ -57,6 +57,10 @@ fn make(at: &str, text: String) -> [Op; 2] {
     [write(at, 0, String::new()), write(at, 0, text)]
 }
 
+fn beside(at: &str, text: String, stage: bool) -> Op {
+    Op::Beside { path: path(at), text, stage }
+}
+
 fn empty(at: &str) -> Op {
     Op::Replace { path: path(at), text: String::new() }
 }
@@ -106,6 +110,9 @@ pub fn fixed(by_hash: ByHash, past: bool) -> Workload {
     ops.push(Op::Rmdir(path("dir/dir")));
     ops.push(Op::Unlink(path("also")));
     ops.push(Op::Commit);
+    // Beside somebody who reads what is cached.
+    ops.push(beside("dir/a", text(14, 40_000), false));
+    ops.push(beside("b", text(15, 700), true));
     // After the commit: the way of an editor, an exchange, a directory in a file's place.
     ops.extend(make("dir/.tmp", text(11, 700)));
     ops.push(Op::Fsync(path("dir/.tmp")));

@@ -38,6 +38,12 @@ pub enum Op {
         text: String,
         more: String,
     },
+    /// A program reads a file, and another writes to it meanwhile; perhaps all is staged before the one that read is done.
+    Beside {
+        path: Path,
+        text: String,
+        stage: bool,
+    },
     Truncate {
         path: Path,
         size: u64,
@@ -140,14 +146,18 @@ impl Lender for Kernel {
     fn take_back(&self, number: u32) {
         self.0.lock().unwrap().files.remove(&number).expect("lent before");
     }
+
+    fn worthwhile(&self) -> u64 {
+        1
+    }
 }
 
 impl Kernel {
-    /// The file that a program writes to which has opened number `number`.
-    fn open(&self, number: u32) -> File {
+    /// The file that a program has which opened number `number`, perhaps to write to it.
+    fn open(&self, number: u32, write: bool) -> File {
         let lent = self.0.lock().unwrap();
         let path = format!("/proc/self/fd/{}", lent.files[&number].as_raw_fd());
-        File::options().read(true).write(true).open(path).unwrap()
+        File::options().read(true).write(write).open(path).unwrap()
     }
 }
 
@@ -340,7 +350,28 @@ impl World {
 
     /// What a program writes to that has opened `handle`, where that is not this daemon.
     fn past(&self, handle: u64) -> Option<File> {
-        Some(self.kernel.as_ref()?.open(self.fs.lent(handle)?))
+        Some(self.kernel.as_ref()?.open(self.fs.lent(handle)?, true))
+    }
+
+    async fn beside(&self, path: &[String], text: &[u8], stage: bool) -> Result<(), Refusal> {
+        let ino = self.lookup(path).await?;
+        let flags = OpenFlags { read: true, write: false, truncate: false, execute: false };
+        let reader = self.run(|fs| fs.open(ino, flags)).await?;
+        let past = self.fs.lent(reader).and_then(|number| Some(self.kernel.as_ref()?.open(number, false)));
+        let done = self.write(path, 0, text, false).await;
+        if stage {
+            self.stage_all().await;
+        }
+        let mut seen = vec![0; text.len()];
+        match &past {
+            Some(file) if done.is_ok() => file.read_exact_at(&mut seen, 0).unwrap(),
+            Some(_) => {}
+            None => seen = self.run(|fs| fs.read(reader, 0, text.len())).await?,
+        }
+        assert!(seen == text || done.is_err(), "{seen:?}, not {text:?}");
+        drop(past);
+        self.fs.release(reader);
+        done
     }
 
     async fn put(&self, handle: u64, past: Option<&File>, at: u64, text: &[u8]) -> Result<(), Refusal> {
@@ -403,6 +434,7 @@ impl World {
             Op::Write { path, at, text } => self.write(path, *at, text.as_bytes(), false).await,
             Op::Replace { path, text } => self.write(path, 0, text.as_bytes(), true).await,
             Op::Stream { path, text, more } => self.stream(path, text.as_bytes(), more.as_bytes()).await,
+            Op::Beside { path, text, stage } => self.beside(path, text.as_bytes(), *stage).await,
             Op::Truncate { path, size } => {
                 let ino = self.lookup(path).await?;
                 let set = SetAttr { size: Some(*size), ..SetAttr::default() };
@@ -646,7 +678,8 @@ impl World {
 
     pub async fn drain(&self) {
         assert_eq!(self.stage_all().await, 0, "{:?}", self.fs.report());
-        assert_eq!(self.view(), self.model.files(), "the workspace differs from the tree");
+        let (staged, expected) = (self.view(), self.model.files());
+        assert!(staged == expected, "the workspace differs from the tree: {}", unequal(&staged, &expected));
     }
 
     /// What the workspace shows.
@@ -789,6 +822,20 @@ impl World {
     }
 }
 
+/// Where two sets of files differ, in words: contents may be long.
+fn unequal(found: &BTreeMap<String, Vec<u8>>, expected: &BTreeMap<String, Vec<u8>>) -> String {
+    let paths: std::collections::BTreeSet<&String> = found.keys().chain(expected.keys()).collect();
+    let differing = paths.into_iter().filter(|path| found.get(*path) != expected.get(*path));
+    let told = differing.map(|path| match (found.get(path), expected.get(path)) {
+        (Some(found), Some(expected)) => {
+            let at = found.iter().zip(expected).position(|(found, expected)| found != expected);
+            format!("{path}: {} bytes, not {}, which differ at {at:?}", found.len(), expected.len())
+        }
+        (found, _) => format!("{path}: {}", if found.is_some() { "should not be there" } else { "is not there" }),
+    });
+    told.collect::<Vec<_>>().join("; ")
+}
+
 /// Where two trees differ, in words.
 pub fn difference(found: &BTreeMap<Path, Shown>, expected: &BTreeMap<Path, Shown>) -> String {
     let paths: std::collections::BTreeSet<&Path> = found.keys().chain(expected.keys()).collect();
@@ -808,6 +855,7 @@ pub fn on_model(model: &mut Model, op: &Op) -> Result<(), Refusal> {
             model.write(path, 0, text.as_bytes())?;
             model.write(path, text.len(), more.as_bytes())
         }
+        Op::Beside { path, text, .. } => model.overwrite(path, text.as_bytes()),
         Op::Truncate { path, size } => model.truncate(path, *size as usize),
         Op::Copy { from, to } => model.copy(from, to),
         Op::Punch { path, at, length } => model.punch(path, *at as usize, *length as usize),
