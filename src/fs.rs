@@ -518,7 +518,7 @@ impl State {
 
     fn fresh_generation(&mut self) -> Generation {
         self.next_generation += 1;
-        Generation(self.next_generation)
+        Generation::nth(self.next_generation)
     }
 }
 

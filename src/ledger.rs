@@ -5,12 +5,13 @@
 //! change still stands), so events cannot be replayed at it. Every step follows from three states instead: what the
 //! base has, what is staged, what is wanted.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::hash::ContentHash;
 use crate::path::RepoPath;
+use crate::table::Dense;
 use crate::workspace::Object;
 
 /// What the workspace has staged for a path.
@@ -150,7 +151,7 @@ fn object(hash: [u8; 16], size: [u8; 8]) -> Object {
 /// still on its way.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    slots: BTreeMap<RepoPath, Slot>,
+    slots: Dense<RepoPath, Slot>,
     others: HashMap<RepoPath, Account>,
     /// How many are late.
     late: usize,
@@ -217,7 +218,7 @@ impl Ledger {
 
     /// Moves every account to a new base that holds just what was staged over the old one.
     pub fn rebase(&mut self) {
-        for (path, slot) in &mut self.slots {
+        for (path, slot) in self.slots.iter_mut() {
             match slot {
                 Slot::New | Slot::Doubt | Slot::Base(..) => {}
                 Slot::Put(hash, size) => *slot = Slot::Base(*hash, *size),

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hash::ContentHash;
 use crate::path::{Name, PathError, RepoPath};
-use crate::table::Table;
+use crate::table::{Dense, Table};
 use crate::workspace::{Object, Revision, Source};
 
 /// An inode number. Never reused while a daemon lives.
@@ -29,12 +29,20 @@ pub const ROOT: Ino = Ino(1);
 pub struct SpoolId(pub u64);
 
 /// One state of a file's bytes; grows with every change that follows a seal.
+///
+/// Big-endian, in as many bytes as are left in an inode: 48 bits last for nine years of a million a second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Generation(pub u64);
+pub struct Generation([u8; 6]);
 
 impl Generation {
     /// Of what only the record tells: nobody has looked at the spool file since the mount, and its length is not known.
-    pub const UNSEEN: Self = Self(0);
+    pub const UNSEEN: Self = Self([0; 6]);
+
+    /// The one with this number.
+    pub fn nth(number: u64) -> Self {
+        let [_, _, low @ ..] = number.to_be_bytes();
+        Self(low)
+    }
 }
 
 /// Seconds and nanoseconds since the epoch, as the kernel counts them. Packed: every inode has three.
@@ -159,7 +167,7 @@ pub enum Body {
 #[derive(Debug, Clone, Default)]
 pub struct Dir {
     /// Those known.
-    pub children: BTreeMap<Name, Ino>,
+    pub children: Dense<Name, Ino>,
     /// How many of them are directories.
     pub subdirs: u32,
     /// How many are regular files with names that the server can hold.
@@ -707,7 +715,7 @@ impl Namespace {
         let mut found = Vec::new();
         let mut todo = vec![dir];
         while let Some(at) = todo.pop() {
-            for (name, child) in self.dir(at).into_iter().flat_map(|dir| &dir.children) {
+            for (name, child) in self.dir(at).into_iter().flat_map(|dir| dir.children.iter()) {
                 found.push((at, name.clone(), *child));
                 if self.dir(*child).is_some() {
                     todo.push(*child);
@@ -764,7 +772,7 @@ mod tests {
 
     fn file(tree: &mut Namespace, parent: Ino, text: &str) -> Ino {
         let ino = tree.fresh_ino();
-        let content = Content::Local { spool: SpoolId(ino.0), generation: Generation(0), hash: None };
+        let content = Content::Local { spool: SpoolId(ino.0), generation: Generation::UNSEEN, hash: None };
         tree.insert(ino, attrs(), Body::File { content, size: 0 }, false);
         tree.link(parent, name(text), ino);
         ino
@@ -797,7 +805,7 @@ mod tests {
 
     #[test]
     fn an_inode_takes_at_most_the_bytes_that_a_million_of_them_may() {
-        assert!(size_of::<Inode>() <= 168, "{}", size_of::<Inode>());
+        assert!(size_of::<Inode>() <= 160, "{}", size_of::<Inode>());
     }
 
     #[test]

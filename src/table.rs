@@ -1,8 +1,11 @@
-//! Very many things by number, where numbers are given out in sequence: a few neighbours share an allocation, so next to
+//! Very many things in little memory.
+//!
+//! A [`Table`] has them by numbers that are given out in sequence: a few neighbours share an allocation, so next to
 //! nothing is spent on finding them, nothing is ever moved when there are more, as in one large hash table, and what is
-//! not needed any more is free for others.
+//! not needed any more is free for others. A [`Dense`] has them in order, also where they came in order.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::{Deref, DerefMut};
 
 /// Things by number, `PAGE` of them in one allocation: few where one may outlive its neighbours for long, which holds
 /// all of it; more where they come and go together.
@@ -94,6 +97,53 @@ impl<T, const PAGE: usize> Table<T, PAGE> {
     }
 }
 
+/// A B-tree whose nodes are filled up now and then. What comes in order leaves them little more than half full: each is
+/// split in the middle when it is full, and its lower half is never met again. Filling all of them whenever there is twice
+/// as much as the last time costs two more moves of each thing.
+#[derive(Debug, Clone)]
+pub struct Dense<K, V> {
+    map: BTreeMap<K, V>,
+    /// How many there were when the nodes were filled last, or there would be next to nothing to win.
+    filled: usize,
+}
+
+impl<K, V> Default for Dense<K, V> {
+    fn default() -> Self {
+        Self { map: BTreeMap::new(), filled: Self::LEAST }
+    }
+}
+
+impl<K, V> Dense<K, V> {
+    /// Fewer than this are a few nodes.
+    const LEAST: usize = 128;
+}
+
+impl<K: Ord, V> Dense<K, V> {
+    /// Adds one, and returns what was in its place.
+    pub fn insert(&mut self, key: K, value: V) -> Option<V> {
+        let replaced = self.map.insert(key, value);
+        if self.map.len() >= self.filled * 2 {
+            self.map = std::mem::take(&mut self.map).into_iter().collect();
+            self.filled = self.map.len();
+        }
+        replaced
+    }
+}
+
+impl<K, V> Deref for Dense<K, V> {
+    type Target = BTreeMap<K, V>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.map
+    }
+}
+
+impl<K, V> DerefMut for Dense<K, V> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.map
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,5 +169,20 @@ mod tests {
             assert!(table.remove(number).is_none() && table.get(number).is_none());
         }
         assert!(table.is_empty() && table.pages.is_empty());
+    }
+
+    #[test]
+    fn a_dense_map_keeps_all_that_is_put_in_and_its_order() {
+        let mut dense: Dense<u32, u32> = Dense::default();
+        let mut plain = BTreeMap::new();
+        // In order, against it, over what is there, and in none; across several fillings.
+        let keys = (0..3000).chain((3000..6000).rev()).chain(0..500).chain((0..3000).map(|n| n * 7919 % 20_011));
+        for (at, key) in keys.enumerate() {
+            assert_eq!(dense.insert(key, at as u32), plain.insert(key, at as u32));
+            if at % 3 == 0 {
+                assert_eq!(dense.remove(&(key / 2)), plain.remove(&(key / 2)));
+            }
+        }
+        assert!(dense.iter().eq(plain.iter()));
     }
 }

@@ -1134,7 +1134,7 @@ impl Fs {
         };
         let ino = *ino;
         if offset == 0 || entries.is_none() {
-            let children = state.tree.dir(ino).map(|dir| &dir.children).into_iter().flatten();
+            let children = state.tree.dir(ino).map(|dir| dir.children.iter()).into_iter().flatten();
             *entries = Some(Arc::new(children.map(|(name, _)| name.clone()).collect()));
         }
         let Some(snapshot) = entries.clone() else { return Ok(()) };
