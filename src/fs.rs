@@ -24,7 +24,7 @@ mod staging;
 mod unseen;
 mod xattrs;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -63,6 +63,17 @@ const COPY_LIMIT_BYTES: u64 = 16 << 20;
 const LISTINGS_AT_ONCE: usize = 8;
 /// Directories that are listed ahead before it is counted again how much is known.
 const LISTED_BETWEEN_COUNTS: usize = 1000;
+/// Of the small spool files that nobody needs, about how many go a second: at least so many, and so that half a minute
+/// sees most of them gone. ext4 does not give away an inode for some time after it was freed, and looks at each such
+/// before it finds another (`recently_deleted` in fs/ext4/ialloc.c): new files are made slowly after very many were
+/// removed at once.
+const LEAST_REMOVED: usize = 200;
+const REMOVED_WITHIN: usize = 30;
+/// How many of them go in a row, and the pause after that.
+const REMOVED_IN_A_ROW: usize = 16;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(2);
+/// What is so long is removed at once: its room is missed.
+const LARGE_BYTES: u64 = 1 << 20;
 
 /// Why an operation cannot be done.
 #[derive(Debug, thiserror::Error)]
@@ -217,6 +228,8 @@ pub struct Fs {
     /// Spool files that no file has any more. Each is removed when the record of that is on stable storage: after a
     /// power loss an older record may count, which still names them.
     leaving: Mutex<Vec<SpoolId>>,
+    /// Those that no record names any more; they go bit by bit.
+    unnamed: Mutex<VecDeque<SpoolId>>,
     /// Downloads under way, so that many readers of one content share one.
     fetching: Mutex<HashMap<ContentHash, Weak<tokio::sync::Mutex<()>>>>,
     /// The kernel, where it can go past the daemon; set before anything is served.
@@ -933,12 +946,33 @@ impl Fs {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner).push(spool);
     }
 
-    /// Flushes the record, and then removes or moves to the cache the spool files that it no longer names. To be
-    /// called now and then, where it may wait for the disk.
+    /// Flushes the record, and then moves to the cache the spool files that it no longer names, and removes a share of
+    /// those that nobody needs. To be called about once a second, where it may wait for the disk.
     ///
     /// # Errors
     /// When the record cannot be flushed; what was to be done is done the next time, or at the next mount.
     pub fn tidy(&self) -> Result<(), FsError> {
+        self.settle_spool()?;
+        let waiting = self.unnamed().len();
+        let (most, pause) = match self.cache.has_some_free() {
+            true => (LEAST_REMOVED.max(waiting / REMOVED_WITHIN), REMOVAL_PAUSE),
+            false => (usize::MAX, Duration::ZERO),
+        };
+        self.remove_unnamed(most, pause);
+        Ok(())
+    }
+
+    /// The same, and all are removed: nobody is kept waiting any more.
+    ///
+    /// # Errors
+    /// As [`tidy`](Self::tidy).
+    pub fn tidy_all(&self) -> Result<(), FsError> {
+        self.settle_spool()?;
+        self.remove_unnamed(usize::MAX, Duration::ZERO);
+        Ok(())
+    }
+
+    fn settle_spool(&self) -> Result<(), FsError> {
         let leaving = std::mem::take(&mut *self.leaving.lock().unwrap_or_else(PoisonError::into_inner));
         // Before the flush: what arrives meanwhile need not be covered by it.
         let arrived = {
@@ -953,9 +987,32 @@ impl Fs {
             self.leaving.lock().unwrap_or_else(PoisonError::into_inner).extend(leaving);
             return Err(error.into());
         }
-        leaving.into_iter().for_each(|spool| self.spool.remove(spool));
+        self.unnamed().extend(leaving);
         self.cache.settle(arrived);
         Ok(())
+    }
+
+    /// Removes spool files that nobody needs: of small ones, whose room is not missed for a while, `most`, with a pause
+    /// after every few. Whether there were any.
+    fn remove_unnamed(&self, most: usize, pause: Duration) -> bool {
+        let mut small = 0;
+        let mut removed = false;
+        while small < most {
+            let Some(spool) = self.unnamed().pop_front() else { break };
+            if Spool::length(self.spool.dir(), spool) < LARGE_BYTES {
+                small += 1;
+                if small % REMOVED_IN_A_ROW == 0 && !pause.is_zero() {
+                    std::thread::sleep(pause);
+                }
+            }
+            self.spool.remove(spool);
+            removed = true;
+        }
+        removed
+    }
+
+    fn unnamed(&self) -> MutexGuard<'_, VecDeque<SpoolId>> {
+        self.unnamed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens a file's spool file; `None` when it has other content by now: a confirmation moves spool files away.

@@ -500,7 +500,7 @@ async fn keep_house(fs: Arc<Fs>) {
 }
 
 fn tidy(fs: &Fs) {
-    if let Err(error) = fs.tidy() {
+    if let Err(error) = fs.tidy_all() {
         tracing::warn!(%error, "spool files that are done with stay for now");
     }
 }

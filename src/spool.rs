@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{SeekFrom, StatVfs, seek};
 
 use crate::disk::{Act, Disk};
 use crate::hash::ContentHash;
@@ -714,13 +714,7 @@ impl Cache {
     /// Removes the least recently used files until the disk has `bytes` free, or nothing is left to remove; whether it
     /// removed any. What is only a copy makes way for what is not.
     pub fn make_room(&self, bytes: u64) -> bool {
-        let lacking = || match rustix::fs::statvfs(&self.dir) {
-            Ok(disk) => {
-                let few_files = disk.f_files > 0 && disk.f_favail < LEAST_FREE_FILES;
-                few_files || disk.f_bavail.saturating_mul(disk.f_frsize) < bytes
-            }
-            Err(_) => false,
-        };
+        let lacking = || rustix::fs::statvfs(&self.dir).is_ok_and(|disk| is_lacking(&disk, bytes));
         let mut removed = false;
         while lacking() && self.evict_one(|_, _| true) {
             removed = true;
@@ -731,10 +725,25 @@ impl Cache {
     /// [Makes room](Self::make_room), so that a writer does not meet a full disk because of copies.
     pub fn keep_some_free(&self) {
         if let Ok(disk) = rustix::fs::statvfs(&self.dir) {
-            let size = disk.f_blocks.saturating_mul(disk.f_frsize);
-            self.make_room(LEAST_FREE_BYTES.min(size / LEAST_FREE_SHARE));
+            self.make_room(least_free(&disk));
         }
     }
+
+    /// Whether the disk has as much room as copies leave free.
+    pub fn has_some_free(&self) -> bool {
+        rustix::fs::statvfs(&self.dir).is_ok_and(|disk| !is_lacking(&disk, least_free(&disk)))
+    }
+}
+
+/// How much of a disk copies leave free, in bytes.
+fn least_free(disk: &StatVfs) -> u64 {
+    LEAST_FREE_BYTES.min(disk.f_blocks.saturating_mul(disk.f_frsize) / LEAST_FREE_SHARE)
+}
+
+/// Whether a disk has less than `bytes` free, or hardly room for another file.
+fn is_lacking(disk: &StatVfs, bytes: u64) -> bool {
+    let few_files = disk.f_files > 0 && disk.f_favail < LEAST_FREE_FILES;
+    few_files || disk.f_bavail.saturating_mul(disk.f_frsize) < bytes
 }
 
 /// What content is called in the cache: 128 bits of its hash, which is all of an XXH3. There may be millions of them in

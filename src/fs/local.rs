@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use super::{Fs, FsError, State};
 use crate::disk::Act;
@@ -34,10 +35,15 @@ impl Fs {
                 Ok(())
             });
             match done {
-                Err(error) if is_full(&error) && self.cache.make_room(data.len() as u64 + ROOM_BYTES) => {}
+                Err(error) if is_full(&error) && self.make_way(data.len() as u64 + ROOM_BYTES) => {}
                 done => return (written, done.err()),
             }
         }
+    }
+
+    /// Removes what nobody needs, else what is only a copy; whether there was any.
+    fn make_way(&self, bytes: u64) -> bool {
+        self.remove_unnamed(usize::MAX, Duration::ZERO) || self.cache.make_room(bytes)
     }
 
     /// Has the cache make way for `bytes` that are about to be written.

@@ -99,6 +99,7 @@ impl Fs {
             unheld: Notify::new(),
             watcher: Mutex::new(None),
             leaving: Mutex::default(),
+            unnamed: Mutex::default(),
             fetching: Mutex::new(HashMap::new()),
             lender: OnceLock::new(),
             passthrough: OnceLock::new(),

@@ -142,3 +142,43 @@ fn bytes_that_a_power_loss_took_are_told() {
         assert_eq!(fs.owed(), FILES - 1);
     });
 }
+
+#[test]
+fn spool_files_that_nobody_needs_go_bit_by_bit() {
+    const MANY: usize = 1000;
+    let memory = Arc::new(Memory::new(ByHash::Never));
+    let dir = temporary_dir();
+    run(async {
+        let fs = recovered(dir.path(), &memory).await;
+        for at in 0..MANY {
+            let (_, handle) = fs.create(ROOT, &name(at), attrs(), BOTH).unwrap();
+            fs.release(handle);
+        }
+        for at in 0..MANY {
+            fs.unlink(ROOT, &name(at)).unwrap();
+        }
+        let left = || files_below(fs.spool().dir());
+        let mut before = left();
+        assert_eq!(before, MANY, "none goes before the record of it is safe");
+        fs.tidy().unwrap();
+        assert!((1..MANY).contains(&left()), "{} are left", left());
+        while left() > 0 {
+            fs.tidy().unwrap();
+            assert!(left() < before);
+            before = left();
+        }
+        // At the end nobody is kept waiting.
+        for at in 0..MANY {
+            let (_, handle) = fs.create(ROOT, &name(at), attrs(), BOTH).unwrap();
+            fs.release(handle);
+            fs.unlink(ROOT, &name(at)).unwrap();
+        }
+        fs.tidy_all().unwrap();
+        assert_eq!(left(), 0);
+    });
+}
+
+fn files_below(dir: &Path) -> usize {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    entries.map(|entry| if entry.path().is_dir() { files_below(&entry.path()) } else { 1 }).sum()
+}
