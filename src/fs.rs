@@ -987,28 +987,24 @@ impl Fs {
             self.leaving.lock().unwrap_or_else(PoisonError::into_inner).extend(leaving);
             return Err(error.into());
         }
-        self.unnamed().extend(leaving);
+        let (large, small): (Vec<SpoolId>, Vec<SpoolId>) =
+            leaving.into_iter().partition(|spool| Spool::length(self.spool.dir(), *spool) >= LARGE_BYTES);
+        large.into_iter().for_each(|spool| self.spool.remove(spool));
+        self.unnamed().extend(small);
         self.cache.settle(arrived);
         Ok(())
     }
 
-    /// Removes spool files that nobody needs: of small ones, whose room is not missed for a while, `most`, with a pause
-    /// after every few. Whether there were any.
+    /// Removes up to `most` small spool files that nobody needs, with a pause after every few. Whether there were any.
     fn remove_unnamed(&self, most: usize, pause: Duration) -> bool {
-        let mut small = 0;
-        let mut removed = false;
-        while small < most {
-            let Some(spool) = self.unnamed().pop_front() else { break };
-            if Spool::length(self.spool.dir(), spool) < LARGE_BYTES {
-                small += 1;
-                if small % REMOVED_IN_A_ROW == 0 && !pause.is_zero() {
-                    std::thread::sleep(pause);
-                }
-            }
+        for removed in 0..most {
+            let Some(spool) = self.unnamed().pop_front() else { return removed > 0 };
             self.spool.remove(spool);
-            removed = true;
+            if removed % REMOVED_IN_A_ROW == 0 && !pause.is_zero() {
+                std::thread::sleep(pause);
+            }
         }
-        removed
+        most > 0
     }
 
     fn unnamed(&self) -> MutexGuard<'_, VecDeque<SpoolId>> {

@@ -254,17 +254,12 @@ impl Spool {
         }
     }
 
-    /// Removes every file that is not in `keep`: what a crash left behind without a name.
+    /// Every file that is not in `keep`: what a crash left behind without a name.
     ///
     /// # Errors
     /// When the spool cannot be listed.
-    pub fn sweep(&self, keep: &HashSet<SpoolId>) -> io::Result<()> {
-        for id in self.ids()? {
-            if !keep.contains(&id) {
-                self.remove(id);
-            }
-        }
-        Ok(())
+    pub fn strays(&self, keep: &HashSet<SpoolId>) -> io::Result<Vec<SpoolId>> {
+        Ok(self.ids()?.into_iter().filter(|id| !keep.contains(id)).collect())
     }
 
     /// Counts `bytes` more as used.
@@ -1116,7 +1111,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_go_on_after_a_restart_and_orphans_are_swept() {
+    fn numbers_go_on_after_a_restart_and_strays_are_found() {
         let dir = tempfile::tempdir().unwrap();
         let spool = Spool::open(dir.path(), None).unwrap();
         let (kept, _) = spool.create().unwrap();
@@ -1124,9 +1119,9 @@ mod tests {
         let spool = Spool::open(dir.path(), None).unwrap();
         let (next, _) = spool.create().unwrap();
         assert!(next > orphan);
-        spool.sweep(&HashSet::from([kept])).unwrap();
-        assert!(spool.file(kept).is_ok());
-        assert!(spool.file(orphan).is_err());
+        let mut strays = spool.strays(&HashSet::from([kept])).unwrap();
+        strays.sort();
+        assert_eq!(strays, [orphan, next]);
     }
 
     #[test]

@@ -168,9 +168,9 @@ impl Fs {
         self.cache.return_from(&self.spool, hash);
         let mut state = self.lock();
         match state.open.get_mut(&ino).and_then(|open| open.borrowed.as_mut()) {
-            Some(borrowed) => borrowed.leaving = false,
-            // Closed meanwhile.
-            None => self.give_back(hash),
+            Some(borrowed) if borrowed.hash == hash => borrowed.leaving = false,
+            // Closed meanwhile, and perhaps opened again with other content.
+            _ => self.give_back(hash),
         }
         done.map(|()| true)
     }

@@ -41,9 +41,10 @@ impl Fs {
         }
     }
 
-    /// Removes what nobody needs, else what is only a copy; whether there was any.
+    /// Removes some of what nobody needs, else of what is only a copy; whether there was any.
     fn make_way(&self, bytes: u64) -> bool {
-        self.remove_unnamed(usize::MAX, Duration::ZERO) || self.cache.make_room(bytes)
+        const AT_ONCE: usize = 1000;
+        self.remove_unnamed(AT_ONCE, Duration::ZERO) || self.cache.make_room(bytes)
     }
 
     /// Has the cache make way for `bytes` that are about to be written.

@@ -84,7 +84,7 @@ impl Fs {
         let cache_dir = dir.join("cache");
         let cache = Cache::open_on(disk, &cache_dir, limits.cache).map_err(io(&cache_dir))?;
         let keep = state.recover(&spool);
-        spool.sweep(&keep).map_err(io(&spool_dir))?;
+        let strays = spool.strays(&keep).map_err(io(&spool_dir))?;
         let fs = Arc::new_cyclic(|this| Self {
             this: this.clone(),
             options,
@@ -98,7 +98,7 @@ impl Fs {
             progress: Notify::new(),
             unheld: Notify::new(),
             watcher: Mutex::new(None),
-            leaving: Mutex::default(),
+            leaving: Mutex::new(strays),
             unnamed: Mutex::default(),
             fetching: Mutex::new(HashMap::new()),
             lender: OnceLock::new(),

@@ -8,9 +8,10 @@
 //! do so at the same time disturb each other, and from then on times within two seconds are the same.
 //!
 //! So where the base has other content of the same length, nothing is left staged before, and the server is asked
-//! afterwards whether something is. What it overlooked is sent in chunks: assembling them stores the content anew, with
+//! afterwards whether something is; where something must be left, what is staged afterwards is read. What it overlooked is sent in chunks: assembling them stores the content anew, with
 //! a time of its own. That time may be within the two seconds still; the caller's next attempt is later.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
@@ -27,21 +28,49 @@ use crate::workspace::{ChangeKind, Outcome, Over, Put, Upload, UploadProgress, W
 const LEAST_LISTED: usize = 16;
 const LISTED_PER_QUESTION: usize = 50;
 
+/// What is known of some puts' places before they are sent.
+struct Ground {
+    /// Places of puts that cannot go, as what is staged there stays, and why.
+    failed: Vec<(usize, WorkspaceError)>,
+    /// Where it stays, and no request can change that: only reading tells whether a put has replaced it.
+    covered: HashSet<RepoPath>,
+}
+
+impl Ground {
+    fn sendable<'a>(&self, puts: &'a [Put]) -> Cow<'a, [Put]> {
+        if self.failed.is_empty() {
+            return Cow::Borrowed(puts);
+        }
+        let places: HashSet<usize> = self.failed.iter().map(|(at, _)| *at).collect();
+        puts.iter().enumerate().filter(|(at, _)| !places.contains(at)).map(|(_, put)| put.clone()).collect()
+    }
+
+    /// One outcome for each put, from those of the ones that went.
+    fn complete(&mut self, mut outcomes: Vec<Outcome>) -> Vec<Outcome> {
+        for (at, error) in self.failed.drain(..) {
+            outcomes.insert(at.min(outcomes.len()), Outcome::Failed(error));
+        }
+        outcomes
+    }
+}
+
 impl OxenWorkspace {
     pub(super) async fn stage_known(&self, puts: &[Put]) -> Result<Vec<Outcome>, WorkspaceError> {
-        self.uncover(puts).await?;
-        let mut outcomes = self.stage_hashes(puts).await?;
-        for at in self.check(puts, &mut outcomes).await {
+        let mut ground = self.uncover(puts).await?;
+        let outcomes = self.stage_hashes(&ground.sendable(puts)).await?;
+        let mut outcomes = ground.complete(outcomes);
+        for at in self.check(puts, &ground, &mut outcomes).await {
             outcomes[at] = Outcome::NeedsBytes;
         }
         Ok(outcomes)
     }
 
     pub(super) async fn send_files(&self, puts: &[Put]) -> Result<Vec<Outcome>, WorkspaceError> {
-        self.uncover(puts).await?;
-        let mut outcomes = self.send_batch(puts).await?;
-        for at in self.check(puts, &mut outcomes).await {
-            outcomes[at] = self.send_anew(&puts[at], &Unwatched).await.unwrap_or_else(Outcome::Failed);
+        let mut ground = self.uncover(puts).await?;
+        let outcomes = self.send_batch(&ground.sendable(puts)).await?;
+        let mut outcomes = ground.complete(outcomes);
+        for at in self.check(puts, &ground, &mut outcomes).await {
+            outcomes[at] = self.send_anew(&puts[at], &ground, &Unwatched).await;
         }
         Ok(outcomes)
     }
@@ -53,58 +82,74 @@ impl OxenWorkspace {
         progress: &dyn UploadProgress,
     ) -> Result<Outcome, WorkspaceError> {
         let puts = std::slice::from_ref(put);
-        self.uncover(puts).await?;
+        let mut ground = self.uncover(puts).await?;
+        if let Some((_, error)) = ground.failed.pop() {
+            return Ok(Outcome::Failed(error));
+        }
         let mut outcome = [self.send_one(put, resume, progress).await?];
-        let overlooked = self.check(puts, &mut outcome).await;
+        let overlooked = self.check(puts, &ground, &mut outcome).await;
         let [outcome] = outcome;
-        match put.file {
-            _ if overlooked.is_empty() => Ok(outcome),
-            None => Ok(Outcome::NeedsBytes),
-            Some(_) => self.send_anew(put, progress).await,
+        match overlooked.is_empty() {
+            true => Ok(outcome),
+            false => Ok(self.send_anew(put, &ground, progress).await),
         }
     }
 
     /// Unstages what would stand if content were overlooked: another content of this length, or a removal.
-    async fn uncover(&self, puts: &[Put]) -> Result<(), WorkspaceError> {
-        let covered = puts.iter().filter(|put| put.over == Over::SameLength { staged: true });
-        let covered: Vec<RepoPath> = covered.map(|put| put.path.clone()).collect();
+    async fn uncover(&self, puts: &[Put]) -> Result<Ground, WorkspaceError> {
+        let covered = puts.iter().enumerate().filter(|(_, put)| put.over == Over::SameLength { staged: true });
+        let (places, covered): (Vec<usize>, Vec<RepoPath>) = covered.map(|(at, put)| (at, put.path.clone())).unzip();
+        let mut ground = Ground { failed: Vec::new(), covered: HashSet::new() };
         if covered.is_empty() {
-            return Ok(());
+            return Ok(ground);
         }
-        for outcome in self.drop_changes(&covered).await? {
-            if let Outcome::Failed(error) = outcome {
-                return Err(error);
+        let outcomes = self.drop_changes(&covered).await?;
+        for ((at, path), outcome) in places.into_iter().zip(covered).zip(outcomes) {
+            match outcome {
+                Outcome::Failed(WorkspaceError::Unsupported { .. }) => {
+                    ground.covered.insert(path);
+                }
+                Outcome::Failed(error) => ground.failed.push((at, error)),
+                Outcome::Done { .. } | Outcome::NeedsBytes => {}
             }
         }
-        Ok(())
+        Ok(ground)
     }
 
     /// Which of these were overlooked. Where that cannot be told, the outcome is the error.
-    async fn check(&self, puts: &[Put], outcomes: &mut [Outcome]) -> Vec<usize> {
+    async fn check(&self, puts: &[Put], ground: &Ground, outcomes: &mut [Outcome]) -> Vec<usize> {
         let doubtful = puts.iter().zip(&*outcomes).enumerate().filter(|(_, (put, outcome))| {
             matches!(put.over, Over::SameLength { .. }) && matches!(outcome, Outcome::Done { .. })
         });
-        let (places, paths): (Vec<usize>, Vec<&RepoPath>) = doubtful.map(|(at, (put, _))| (at, &put.path)).unzip();
-        let answers = self.have_staged(&paths).await;
+        let doubtful = doubtful.map(|(at, (put, _))| (at, put));
+        let (covered, free): (Vec<_>, Vec<_>) = doubtful.partition(|(_, put)| ground.covered.contains(&put.path));
+        let mut answers = self.have_staged(&free.iter().map(|(_, put)| &put.path).collect::<Vec<_>>()).await;
+        for (_, put) in &covered {
+            answers.push(self.has_this_staged(put).await);
+        }
         let mut overlooked = Vec::new();
-        for ((at, path), answer) in places.into_iter().zip(paths).zip(answers) {
+        for ((at, put), answer) in free.into_iter().chain(covered).zip(answers) {
             match answer {
                 Ok(true) => {}
                 Ok(false) => {
-                    tracing::debug!(%path, "the server took it for what the base has; it is sent anew");
+                    tracing::debug!(path = %put.path, "the server took it for what the base has; it is sent anew");
                     overlooked.push(at);
                 }
-                Err(error) => outcomes[at] = Outcome::Failed(again(&error)),
+                Err(error) => outcomes[at] = Outcome::Failed(error),
             }
         }
         overlooked
     }
 
     /// For each path whether content is staged there: by one listing of all changes, or by a question for each path,
-    /// whichever is likely to be cheaper.
+    /// whichever is likely to be cheaper. Servers that are not released ones need not say of a path that it is changed.
     async fn have_staged(&self, paths: &[&RepoPath]) -> Vec<Result<bool, WorkspaceError>> {
+        if paths.is_empty() {
+            return Vec::new();
+        }
         let listed = self.listed_changes.load(Ordering::Relaxed);
-        if paths.len() < LEAST_LISTED || listed > paths.len().saturating_mul(LISTED_PER_QUESTION) {
+        let few = paths.len() < LEAST_LISTED || listed > paths.len().saturating_mul(LISTED_PER_QUESTION);
+        if few && self.dialect.large != LargeRoute::Multipart {
             let questions: Vec<_> = paths.iter().map(|path| self.has_staged(path)).collect();
             return stream::iter(questions).buffered(QUESTIONS).collect().await;
         }
@@ -123,20 +168,57 @@ impl OxenWorkspace {
         Ok(self.meta(&self.id, path).await?.is_some_and(|meta| meta.put))
     }
 
-    /// Has the content stored anew, which stages it.
-    async fn send_anew(&self, put: &Put, progress: &dyn UploadProgress) -> Result<Outcome, WorkspaceError> {
-        let unconfirmed = || Outcome::Failed(WorkspaceError::Unconfirmed { what: put.path.to_string() });
+    /// Whether this very content is what the workspace has at its path. Reads it.
+    async fn has_this_staged(&self, put: &Put) -> Result<bool, WorkspaceError> {
+        match self.hash_staged(&put.path).await {
+            Ok(found) => Ok(found == put.object),
+            Err(WorkspaceError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Has the content stored anew, which stages it. An error is this file's own: others may go on.
+    async fn send_anew(&self, put: &Put, ground: &Ground, progress: &dyn UploadProgress) -> Outcome {
         if put.file.is_none() {
-            return Ok(Outcome::NeedsBytes);
+            return Outcome::NeedsBytes;
         }
-        if self.dialect.large == LargeRoute::Multipart {
-            return Ok(unconfirmed());
-        }
-        let sent_bytes = match self.send_chunks(put, None, progress).await {
-            Ok(sent_bytes) => sent_bytes,
-            Err(error @ (WorkspaceError::Io(_) | WorkspaceError::Refused { .. })) => return Ok(Outcome::Failed(error)),
-            Err(error) => return Err(error),
+        let sent = async {
+            let unconfirmed = || WorkspaceError::Unconfirmed { what: put.path.to_string() };
+            if self.dialect.large == LargeRoute::Multipart {
+                return Err(unconfirmed());
+            }
+            let sent_bytes = self.send_chunks(put, None, progress).await?;
+            let staged = match ground.covered.contains(&put.path) {
+                true => self.has_this_staged(put).await?,
+                false => self.has_staged(&put.path).await?,
+            };
+            if staged { Ok(Outcome::Done { sent_bytes }) } else { Err(unconfirmed()) }
         };
-        Ok(if self.has_staged(&put.path).await? { Outcome::Done { sent_bytes } } else { unconfirmed() })
+        sent.await.unwrap_or_else(Outcome::Failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::{ContentHash, HashKind};
+    use crate::workspace::Object;
+
+    #[test]
+    fn puts_that_cannot_go_keep_their_places_among_the_outcomes() {
+        let object = Object { hash: ContentHash::of(HashKind::Xxh3, b"x"), size: 1 };
+        let path = |name: &str| RepoPath::parse(name).unwrap();
+        let puts = ["a", "b", "c", "d"].map(|name| Put { path: path(name), object, file: None, over: Over::Other });
+        let unconfirmed = |what: &str| WorkspaceError::Unconfirmed { what: what.into() };
+        let failed = vec![(0, unconfirmed("a")), (3, unconfirmed("d"))];
+        let mut ground = Ground { failed, covered: HashSet::new() };
+        let went = ground.sendable(&puts);
+        assert_eq!(went.iter().map(|put| put.path.as_str()).collect::<Vec<_>>(), ["b", "c"]);
+        let outcomes = ground.complete(vec![Outcome::NeedsBytes, Outcome::Done { sent_bytes: 1 }]);
+        let kinds = outcomes.iter().map(|outcome| match outcome {
+            Outcome::Failed(WorkspaceError::Unconfirmed { what }) => what.clone(),
+            other => format!("{other:?}"),
+        });
+        assert_eq!(kinds.collect::<Vec<_>>(), ["a", "NeedsBytes", "Done { sent_bytes: 1 }", "d"]);
     }
 }

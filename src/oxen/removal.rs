@@ -250,10 +250,6 @@ impl OxenWorkspace {
         }
     }
 
-    async fn kinds_staged(&self) -> Result<HashMap<RepoPath, ChangeKind>, WorkspaceError> {
-        Ok(self.staged_changes().await?.into_iter().map(|change| (change.path, change.kind)).collect())
-    }
-
     /// `DELETE` with a list of paths: the status, and the paths in the answer.
     async fn delete(&self, route: &str, paths: &[RepoPath]) -> Result<(StatusCode, HashSet<RepoPath>), WorkspaceError> {
         let patience = SILENCE + EACH_PATH * u32::try_from(paths.len()).unwrap_or(u32::MAX);
