@@ -190,6 +190,7 @@ fn any(random: &mut fastrand::Rng, model: &Model) -> Op {
         26 => Op::Symlink(fresh),
         27..=28 => Op::Fsync(if random.bool() { file } else { dir }),
         29 => Op::Drain,
+        30 if random.bool() => Op::Beside { path: file, text: text(random.u64(..), length), stage: random.bool() },
         30 => Op::Commit,
         _ => Op::Compact,
     }
