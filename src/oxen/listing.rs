@@ -80,20 +80,20 @@ impl OxenWorkspace {
     }
 
     pub(super) async fn staged_changes(&self) -> Result<Vec<Change>, WorkspaceError> {
-        let (changes, _) = self.listed_changes().await?;
+        let (changes, _) = self.read_changes().await?;
         Ok(changes.into_iter().map(|(path, kind)| Change { path, kind }).collect())
     }
 
     /// What is staged, for whom the absence of a path must mean something.
     pub(super) async fn kinds_staged(&self) -> Result<BTreeMap<RepoPath, ChangeKind>, WorkspaceError> {
-        match self.listed_changes().await? {
+        match self.read_changes().await? {
             (changes, true) => Ok(changes),
             (_, false) => Err(WorkspaceError::Unconfirmed { what: "what is staged: it changes all the time".into() }),
         }
     }
 
     /// The staged changes, and whether they are of one moment.
-    async fn listed_changes(&self) -> Result<(BTreeMap<RepoPath, ChangeKind>, bool), WorkspaceError> {
+    async fn read_changes(&self) -> Result<(BTreeMap<RepoPath, ChangeKind>, bool), WorkspaceError> {
         let mut changes = BTreeMap::new();
         for _ in 0..RESTARTS {
             changes.clear();

@@ -8,8 +8,9 @@
 //! do so at the same time disturb each other, and from then on times within two seconds are the same.
 //!
 //! So where the base has other content of the same length, nothing is left staged before, and the server is asked
-//! afterwards whether something is; where something must be left, what is staged afterwards is read. What it overlooked is sent in chunks: assembling them stores the content anew, with
-//! a time of its own. That time may be within the two seconds still; the caller's next attempt is later.
+//! afterwards whether something is; where something must be left, what is staged afterwards is read. What it overlooked
+//! is sent in chunks: assembling them stores the content anew, with a time of its own. That time may be within the two
+//! seconds still; the caller's next attempt is later.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
