@@ -12,6 +12,7 @@ mod diff;
 mod import;
 mod latecomers;
 mod layers;
+mod listing;
 mod live;
 mod local;
 mod ops;
@@ -45,6 +46,7 @@ use passthrough::Way;
 
 pub use diff::recorded_differences;
 pub use import::{Arrival, Arrived, Spooled};
+pub use listing::{Keep, OpenedDir};
 pub use live::Lender;
 pub use local::quarter_of_descriptors;
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat};
@@ -294,7 +296,7 @@ enum Told {
 /// An open file or directory.
 enum Handle {
     File { ino: Ino, read: bool, write: bool, execute: bool },
-    Dir { ino: Ino, entries: Option<Arc<Vec<Name>>> },
+    Dir { ino: Ino, entries: Option<listing::Snapshot> },
 }
 
 /// What the open handles of one file share.

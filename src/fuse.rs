@@ -26,8 +26,8 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use crate::fs::{
-    Fs, FsError, Op, OpenFlags, RangeChange, RenameMode, Seek, SetAttr, SetIds, SetTime, Stale, Stat, Statfs, Stop,
-    XattrMode,
+    Fs, FsError, Keep, Op, OpenFlags, OpenedDir, RangeChange, RenameMode, Seek, SetAttr, SetIds, SetTime, Stale, Stat,
+    Statfs, Stop, XattrMode,
 };
 use crate::namespace::{Attrs, Ino, Timestamp};
 use crate::path::{Name, PathError};
@@ -353,6 +353,15 @@ impl Answer<u64> for Opening<ReplyOpen> {
     }
 }
 
+answer!(ReplyOpen, OpenedDir, |self, OpenedDir { handle, keep }| {
+    let flags = match keep {
+        Keep::All => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+        Keep::New => FopenFlags::FOPEN_CACHE_DIR,
+        Keep::Nothing => FopenFlags::empty(),
+    };
+    self.opened(FileHandle(handle), flags);
+});
+
 impl Answer<(Stat, u64)> for Opening<ReplyCreate> {
     fn answer(self, result: Result<(Stat, u64), FsError>) {
         let Self { reply, flags, fs } = self;
@@ -625,9 +634,6 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: FuseOpenFlags, reply: ReplyOpen) {
-        // Were the kernel to keep the listing, it would go on in one of ours where its own ends: entries are told by their
-        // place in a snapshot, and the snapshots are not the same.
-        let reply = Opening { reply, flags: FopenFlags::empty(), fs: self.fs.clone() };
         self.run(reply, move |fs| fs.opendir(ino(inode)));
     }
 

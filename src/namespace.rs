@@ -178,6 +178,8 @@ pub struct Dir {
     pub based: bool,
     /// Whether the base's entries have been taken in; always true where not `based`.
     pub listed: bool,
+    /// Whether entries came or went without the kernel's doing, so that a listing that it kept may lack that.
+    pub shifted: bool,
 }
 
 /// Extended attributes: values by name. How long they are is kept: setting one among thousands takes no look at the

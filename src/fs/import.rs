@@ -148,6 +148,7 @@ impl Fs {
             state.tree.insert(ino, attrs, body, true);
             state.record(ino);
             state.apply(Change::Link { parent, name: name.clone(), ino });
+            state.shift(parent);
             state.stale.push(Stale::Content(parent));
             Ok((ino, true))
         })
@@ -246,6 +247,7 @@ impl Fs {
             let time = now();
             for parent in parents {
                 state.stamp_dir(parent, time);
+                state.shift(parent);
                 state.stale.push(Stale::Content(parent));
             }
             Ok(outcomes)

@@ -31,6 +31,7 @@ impl Fs {
                 state.absorb_entry(dir, name, &entry, &self.options);
             }
             state.drop_vanished(dir, &seen);
+            state.shift(dir);
             if let Some(dir) = state.tree.dir_mut(dir) {
                 dir.listed = true;
             }

@@ -1091,80 +1091,10 @@ impl Fs {
         }
         self.discard_spool(left);
     }
-
-    /// Opens a directory.
-    ///
-    /// # Errors
-    /// [`FsError::NotDir`]; the server's when it must be listed.
-    pub fn opendir(&self, ino: Ino) -> Op<u64> {
-        let mut state = self.lock();
-        state.need_seen_in(ino)?;
-        match state.tree.get_mut(ino) {
-            None => return Err(FsError::Stale.into()),
-            Some(inode) => match &inode.body {
-                Body::Dir(dir) if !dir.listed => return Err(super::Stop::Need(Need::List(ino))),
-                Body::Dir(_) => inode.opens += 1,
-                _ => return Err(FsError::NotDir.into()),
-            },
-        }
-        let handle = state.fresh_handle();
-        state.handles.insert(handle, Handle::Dir { ino, entries: None });
-        Ok(handle)
-    }
-
-    /// Hands the entries from `offset` on to `take` until it says that it is full. With `count`, those it took count
-    /// as looked up, but for `.` and `..`.
-    ///
-    /// A listing that starts at 0 shows the directory as it is then; it goes on over the same snapshot, so that no
-    /// entry is missed or seen twice however the directory changes meanwhile.
-    ///
-    /// # Errors
-    /// [`FsError::BadHandle`].
-    pub fn readdir(
-        &self,
-        handle: u64,
-        offset: u64,
-        count: bool,
-        mut take: impl FnMut(&DirEntry<'_>) -> bool,
-    ) -> Op<()> {
-        let mut state = self.lock();
-        let state = &mut *state;
-        let Some(Handle::Dir { ino, entries }) = state.handles.get_mut(&handle) else {
-            return Err(FsError::BadHandle.into());
-        };
-        let ino = *ino;
-        if offset == 0 || entries.is_none() {
-            let children = state.tree.dir(ino).map(|dir| dir.children.iter()).into_iter().flatten();
-            *entries = Some(Arc::new(children.map(|(name, _)| name.clone()).collect()));
-        }
-        let Some(snapshot) = entries.clone() else { return Ok(()) };
-        let parent = state.tree.get(ino).and_then(|inode| inode.links.first()).map_or(ino, |(parent, _)| *parent);
-        let dots: [(&[u8], Ino); 2] = [(b".", ino), (b"..", parent)];
-        for (next, (name, child)) in (1..).zip(dots).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
-            if take(&DirEntry { name, stat: state.stat(child)?, next }) {
-                return Ok(());
-            }
-        }
-        // By index, or going through a large directory a page at a time would take time in the square of its size.
-        let begin = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX).min(snapshot.len());
-        for (next, name) in (begin as u64 + 3..).zip(&snapshot[begin..]) {
-            // What the name stands for now: the kernel believes what a listing says of an entry, and one that was
-            // removed meanwhile would be back.
-            let Some(child) = state.tree.child(ino, name) else { continue };
-            let stat = self.stat(state, child)?;
-            if take(&DirEntry { name: name.as_bytes(), stat, next }) {
-                break;
-            }
-            if count && let Some(inode) = state.tree.get_mut(child) {
-                inode.lookups += 1;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl State {
-    fn fresh_handle(&mut self) -> u64 {
+    pub(super) fn fresh_handle(&mut self) -> u64 {
         self.next_handle += 1;
         self.next_handle
     }

@@ -18,6 +18,7 @@ mod faults;
 mod gateway;
 mod http;
 mod import;
+mod listings;
 mod memory;
 mod metadata;
 mod mounted;

@@ -196,21 +196,24 @@ fn links_stay_links_after_a_remount() {
 #[test]
 fn a_listing_under_way_does_not_bring_back_what_was_removed() {
     let test = TestMount::new();
-    // More than one answer to a listing holds.
-    for at in 0..1000 {
-        fs::write(test.at(format!("{at:0100}")), "").unwrap();
+    // More than one answer to a listing holds. The order comes from the names alone: another directory tells which are
+    // last.
+    for dir in ["dir", "other"] {
+        fs::create_dir(test.at(dir)).unwrap();
+        (0..1000).for_each(|at| fs::write(test.at(dir).join(format!("{at:0100}")), "").unwrap());
     }
-    let last = test.at(format!("{:0100}", 999));
+    let order: Vec<_> = fs::read_dir(test.at("other")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let (replaced, last) = (test.at("dir").join(&order[998]), test.at("dir").join(&order[999]));
     let open = fs::File::open(&last).unwrap();
-    let mut listing = fs::read_dir(&test.dir).unwrap();
-    listing.next().unwrap().unwrap();
+    let mut listing = fs::read_dir(test.at("dir")).unwrap();
+    assert_eq!(listing.next().unwrap().unwrap().file_name(), order[0]);
     fs::remove_file(&last).unwrap();
     fs::write(test.at("aside"), "renamed over another").unwrap();
-    fs::rename(test.at("aside"), test.at(format!("{:0100}", 998))).unwrap();
+    fs::rename(test.at("aside"), &replaced).unwrap();
     let names: Vec<_> = listing.map(|entry| entry.unwrap().file_name()).collect();
-    assert!(names.contains(&format!("{:0100}", 998).into()), "it was there all the time");
+    assert!(names.contains(&order[998]), "it was there all the time");
     assert_eq!(fs::metadata(&last).unwrap_err().kind(), std::io::ErrorKind::NotFound);
-    assert_eq!(fs::read(test.at(format!("{:0100}", 998))).unwrap(), b"renamed over another");
+    assert_eq!(fs::read(&replaced).unwrap(), b"renamed over another");
     drop(open);
 }
 

@@ -104,7 +104,7 @@ fn what_waits_is_served_and_counted_before_it_is_looked_at() {
 fn a_listing_shows_what_waits_as_it_is() {
     run(async {
         let (fs, ..) = &owing().await;
-        let root = seen(fs, |fs| fs.opendir(ROOT)).await;
+        let root = seen(fs, |fs| fs.opendir(ROOT)).await.handle;
         let mut sizes = Vec::new();
         fs.readdir(root, 2, true, |entry| {
             sizes.push(entry.stat.size);

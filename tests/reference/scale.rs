@@ -68,7 +68,7 @@ fn create(fs: &Fs, dir: Ino, at: usize) {
 /// Reads a directory as the kernel does, some entries at a time, from where the last one said; calls `between` with how
 /// many came. Returns all names.
 fn list(fs: &Fs, dir: Ino, mut between: impl FnMut(usize)) -> Vec<Vec<u8>> {
-    let handle = fs.opendir(dir).unwrap();
+    let handle = fs.opendir(dir).unwrap().handle;
     let (mut names, mut next) = (Vec::new(), 0);
     loop {
         let mut room = 100;

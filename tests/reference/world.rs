@@ -528,7 +528,7 @@ impl World {
                 let ino = self.lookup(path).await?;
                 let flags = OpenFlags { read: true, write: false, truncate: false, execute: false };
                 let handle = match self.run(|fs| fs.open(ino, flags)).await {
-                    Err(Refusal::IsDir) => self.run(|fs| fs.opendir(ino)).await?,
+                    Err(Refusal::IsDir) => self.run(|fs| fs.opendir(ino)).await?.handle,
                     opened => opened?,
                 };
                 let flushed = self.run(|fs| fs.fsync(handle)).await;
@@ -593,7 +593,7 @@ impl World {
     }
 
     async fn list(&self, dir: Ino) -> Vec<(Name, Ino, u32, u64)> {
-        let handle = self.run(|fs| fs.opendir(dir)).await.unwrap();
+        let handle = self.run(|fs| fs.opendir(dir)).await.unwrap().handle;
         let mut entries = Vec::new();
         self.run(|fs| {
             let mut found = Vec::new();

@@ -1,0 +1,126 @@
+//! Listings that the kernel keeps: they are of use, and never out of date.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::fs::File;
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rustix::fs::RawDir;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::mounted::TestMount;
+
+/// More than some answers hold.
+const FILES: usize = 2000;
+
+/// A mount with a directory of many files.
+fn with_many() -> TestMount {
+    let test = TestMount::new();
+    fs::create_dir(test.at("dir")).unwrap();
+    (0..FILES).for_each(|at| fs::write(test.at(name(at)), "").unwrap());
+    test
+}
+
+fn name(at: usize) -> String {
+    format!("dir/file_{at:04}")
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// Some names from where an open directory stands: as many as one system call gives with a small buffer.
+fn some(dir: &File) -> Vec<String> {
+    let mut buffer = [MaybeUninit::uninit(); 2048];
+    let mut raw = RawDir::new(dir, &mut buffer);
+    let mut names = Vec::new();
+    while let Some(entry) = raw.next() {
+        names.push(entry.unwrap().file_name().to_str().unwrap().to_owned());
+        if raw.is_buffer_empty() {
+            break;
+        }
+    }
+    names
+}
+
+/// All that is left of an open directory.
+fn rest(dir: &File) -> Vec<String> {
+    std::iter::from_fn(|| Some(some(dir)).filter(|names| !names.is_empty())).flatten().collect()
+}
+
+fn import(test: &TestMount, name: &str) {
+    let source = test.beside("imported");
+    fs::write(source.join(name), name).unwrap();
+    test.oxenfs([OsStr::new("import"), source.join(name).as_os_str(), test.at("dir").as_os_str()]).ok();
+}
+
+#[test]
+fn a_directory_read_before_is_read_again_without_a_request() {
+    let test = with_many();
+    let before = names(&test.at("dir"));
+    let dir = File::open(test.at("dir")).unwrap();
+    // Whoever asks the daemon now waits.
+    let daemon = Pid::from_raw(test.signal(Signal::STOP)).unwrap();
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || sender.send(rest(&dir)));
+    let read = receiver.recv_timeout(Duration::from_secs(20));
+    kill_process(daemon, Signal::CONT).unwrap();
+    let mut read = read.expect("an answer from what the kernel keeps");
+    read.retain(|name| name != "." && name != "..");
+    assert_eq!(read, before);
+}
+
+#[test]
+fn what_comes_and_goes_shows_in_the_next_listing() {
+    let test = with_many();
+    let dir = test.at("dir");
+    let has = |name: &str| names(&dir).iter().any(|found| found == name);
+    assert_eq!(names(&dir).len(), FILES);
+    fs::write(dir.join("written"), "").unwrap();
+    assert!(has("written"));
+    // Not through the kernel; with a listing open that began before it, and without.
+    let open = File::open(&dir).unwrap();
+    assert!(!some(&open).is_empty());
+    import(&test, "one");
+    assert!(has("one"));
+    assert!(rest(&open).len() > FILES / 2);
+    assert!(has("one"));
+    drop(open);
+    assert!(has("one"));
+    import(&test, "two");
+    assert!(has("one") && has("two"));
+    fs::remove_file(dir.join("one")).unwrap();
+    fs::rename(dir.join("two"), test.at("two")).unwrap();
+    assert!(!has("one") && !has("two"));
+    fs::remove_dir_all(&dir).unwrap();
+    assert_eq!(names(&test.dir), ["two"]);
+}
+
+#[test]
+fn a_listing_goes_on_where_one_ended_that_the_kernel_kept() {
+    let test = with_many();
+    let dir = test.at("dir");
+    let changes: [&dyn Fn(); 3] =
+        [&|| fs::write(dir.join("0 is first by name"), "").unwrap(), &|| import(&test, "000 comes by itself"), &|| {
+            (0..FILES).step_by(3).for_each(|at| fs::remove_file(test.at(name(at))).unwrap())
+        }];
+    for change in changes {
+        names(&dir);
+        let open = File::open(&dir).unwrap();
+        let mut seen = some(&open);
+        while seen.len() < FILES / 3 {
+            seen.extend(some(&open));
+        }
+        change();
+        seen.extend(rest(&open));
+        let mut times = BTreeMap::<_, usize>::new();
+        seen.into_iter().for_each(|name| *times.entry(name).or_default() += 1);
+        assert!(times.values().all(|times| *times == 1), "some are seen twice");
+        let missed: Vec<_> = names(&dir).into_iter().filter(|name| !times.contains_key(name)).collect();
+        assert!(missed.iter().all(|name| name.starts_with('0')), "{missed:?}");
+    }
+}
