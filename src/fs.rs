@@ -55,7 +55,7 @@ pub use queue::Phase;
 pub use ranges::{RangeChange, Seek};
 pub use recovery::{BaseAccess, Foreign, Limits, Shown, survey};
 pub use room::Statfs;
-pub use staging::{Capture, Frees, Frozen, Waiting, Want};
+pub use staging::{Capture, Frees, Frozen, Held, Waiting, Want};
 pub use xattrs::XattrMode;
 
 /// A file of at most this size is copied when a writer meets its sealed generation; a larger one makes its upload

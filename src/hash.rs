@@ -53,15 +53,28 @@ impl ContentHash {
     ///
     /// # Errors
     /// What reading gives; [`io::ErrorKind::Interrupted`] when `go_on` said no.
-    pub fn of_file(kind: HashKind, file: &File, mut go_on: impl FnMut() -> bool) -> io::Result<(Self, u64)> {
+    pub fn of_file(kind: HashKind, file: &File, go_on: impl FnMut() -> bool) -> io::Result<(Self, u64)> {
+        Self::of_file_through(kind, file, &mut Vec::new(), go_on)
+    }
+
+    /// [`of_file`](Self::of_file) for many files: the buffer is made once.
+    ///
+    /// # Errors
+    /// As [`of_file`](Self::of_file).
+    pub fn of_file_through(
+        kind: HashKind,
+        file: &File,
+        buffer: &mut Vec<u8>,
+        mut go_on: impl FnMut() -> bool,
+    ) -> io::Result<(Self, u64)> {
+        buffer.resize(CHUNK_BYTES, 0);
         let mut hasher = Hasher::new(kind);
-        let mut buffer = vec![0; CHUNK_BYTES];
         let mut offset = 0;
         loop {
             if !go_on() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            let read = match file.read_at(&mut buffer, offset) {
+            let read = match file.read_at(buffer, offset) {
                 Ok(0) => return Ok((hasher.finish(), offset)),
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

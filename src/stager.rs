@@ -6,7 +6,7 @@
 
 mod plan;
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
-use crate::fs::{Capture, Frees, Fs, FsError, Phase, Want, quarter_of_descriptors};
+use crate::fs::{Capture, Frees, Fs, FsError, Held, Phase, Want, quarter_of_descriptors};
 use crate::hash::ContentHash;
 use crate::journal::PathUpload;
 use crate::ledger::{Staged, Step};
@@ -28,8 +28,11 @@ use plan::{Costs, Lane, lane};
 /// open it is a quarter of those: writers and connections need some as well.
 const IN_HAND: usize = 512;
 const LEAST_IN_HAND: usize = 16;
-/// Files hashed at once: hashing reads the page cache at several GB/s, so two keep two cores busy.
+/// Hashing tasks at once: each reads the page cache at several GB/s, so two keep two cores busy. And the files and bytes
+/// of one: handing a small file to another thread costs more than hashing it.
 const HASHING: usize = 2;
+const HASHED_FILES: usize = 32;
+const HASHED_BYTES: u64 = 1 << 20;
 /// Requests at once that carry many small files, and the files and bytes of one. Measured on a server on the same two
 /// cores, files of 16 KiB: 100 a request and 4 requests were the fastest (1,288 to 1,371 files/s; one file a request
 /// 440/s, 600 a request 956/s).
@@ -132,8 +135,8 @@ impl Meter {
 
 /// Something that ran beside the plan has ended.
 enum Done {
-    Hashed(Capture, std::io::Result<(ContentHash, u64)>),
-    Fetched(Capture, Result<Arc<std::fs::File>, FsError>),
+    Hashed(Vec<(Capture, std::io::Result<(ContentHash, u64)>)>),
+    Fetched(Box<Capture>, Result<Arc<std::fs::File>, FsError>),
     Rescued(Ino, Result<(), FsError>),
     Unrecorded {
         kind: Kind,
@@ -152,8 +155,8 @@ enum Done {
     },
 }
 
-/// What a request was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// What a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Unstage,
     Remove,
@@ -161,6 +164,48 @@ enum Kind {
     Small,
     Middle,
     Large,
+}
+
+impl Kind {
+    const ALL: [Self; 6] = [Self::Unstage, Self::Remove, Self::Ask, Self::Small, Self::Middle, Self::Large];
+
+    /// How many may go at once.
+    fn limit(self) -> usize {
+        match self {
+            Self::Small => SMALL_REQUESTS,
+            Self::Middle => MIDDLE_REQUESTS,
+            Self::Large => LARGE_REQUESTS,
+            Self::Unstage | Self::Remove => 1,
+            Self::Ask => LIST_REQUESTS,
+        }
+    }
+
+    /// Whether this many items and bytes are all that a request takes.
+    fn is_full(self, items: usize, bytes: u64) -> bool {
+        match self {
+            Self::Small => items >= SMALL_FILES || bytes >= SMALL_BYTES,
+            Self::Middle | Self::Large => items >= 1,
+            Self::Unstage | Self::Remove | Self::Ask => items >= LIST_PATHS,
+        }
+    }
+}
+
+/// One of each kind.
+#[derive(Debug, Default)]
+struct ByKind<T>([T; Kind::ALL.len()]);
+
+impl<T> std::ops::Index<Kind> for ByKind<T> {
+    type Output = T;
+
+    fn index(&self, kind: Kind) -> &T {
+        &self.0[kind as usize]
+    }
+}
+
+impl<T> std::ops::IndexMut<Kind> for ByKind<T> {
+    fn index_mut(&mut self, kind: Kind) -> &mut T {
+        &mut self.0[kind as usize]
+    }
 }
 
 /// A path in hand, and the step decided for it.
@@ -185,14 +230,15 @@ pub struct Stager {
     meter: Arc<Meter>,
     by_hash: ByHash,
     running: FuturesUnordered<BoxFuture<'static, Done>>,
-    /// Requests under way, by kind.
-    requests: HashMap<Kind, usize>,
+    /// Requests under way.
+    requests: ByKind<usize>,
     costs: Costs,
     hashing: usize,
     in_hand: usize,
     most_in_hand: usize,
     to_hash: VecDeque<Capture>,
-    ready: VecDeque<Item>,
+    /// What waits for a request, in order.
+    ready: ByKind<VecDeque<Item>>,
     /// Content on its way: the same content again waits, and is then staged by hash.
     sending: HashSet<ContentHash>,
     /// Directories that the removals under way take along.
@@ -217,13 +263,13 @@ impl Stager {
             meter,
             by_hash,
             running: FuturesUnordered::new(),
-            requests: HashMap::new(),
+            requests: ByKind::default(),
             costs: Costs::default(),
             hashing: 0,
             in_hand: 0,
             most_in_hand: most_in_hand(),
             to_hash: VecDeque::new(),
-            ready: VecDeque::new(),
+            ready: ByKind::default(),
             sending: HashSet::new(),
             removing: Vec::new(),
             rescuing: HashSet::new(),
@@ -241,7 +287,7 @@ impl Stager {
             let woken = fs.wake.notified();
             let next_due = self.take();
             self.start();
-            let quiet = self.quiet_until.filter(|_| !self.ready.is_empty());
+            let quiet = self.quiet_until.filter(|_| !self.ready.0.iter().all(VecDeque::is_empty));
             let timer = [next_due.filter(|_| self.in_hand < self.most_in_hand), quiet].into_iter().flatten().min();
             let timer = async {
                 match timer {
@@ -250,7 +296,13 @@ impl Stager {
                 }
             };
             tokio::select! {
-                Some(done) = self.running.next(), if !self.running.is_empty() => self.finish(done),
+                Some(done) = self.running.next(), if !self.running.is_empty() => {
+                    self.finish(done);
+                    // What has ended beside it, before all that waits is looked through.
+                    while let Some(Some(done)) = self.running.next().now_or_never() {
+                        self.finish(done);
+                    }
+                }
                 () = woken => {}
                 () = timer => {}
             }
@@ -296,54 +348,76 @@ impl Stager {
         if step == Step::Nothing {
             self.confirm(vec![item]);
         } else {
-            self.ready.push_back(item);
+            self.queue(item);
         }
+    }
+
+    fn queue(&mut self, item: Item) {
+        let kind = self.kind(&item);
+        self.ready[kind].push_back(item);
     }
 
     /// Starts all hashing and requests that may run now.
     fn start(&mut self) {
-        while self.hashing < HASHING
-            && let Some(capture) = self.to_hash.pop_front()
-        {
+        while self.hashing < HASHING && !self.to_hash.is_empty() {
+            let (mut captures, mut bytes) = (Vec::new(), 0);
+            while let Some(next) = self.to_hash.front() {
+                bytes += next.want.size();
+                // A long one goes alone: whoever writes to another would wait for it.
+                if !captures.is_empty() && (captures.len() == HASHED_FILES || bytes > HASHED_BYTES) {
+                    break;
+                }
+                captures.extend(self.to_hash.pop_front());
+            }
             self.hashing += 1;
-            self.running.push(hash(capture, self.fs.hash_kind()).boxed());
+            self.running.push(hash(captures, self.fs.hash_kind()).boxed());
         }
         if self.quiet_until.is_some_and(|until| Instant::now() < until) {
             return;
         }
         self.quiet_until = None;
-        let mut batches: HashMap<Kind, Vec<Item>> = HashMap::new();
-        let mut batch_bytes = 0;
-        let mut later = VecDeque::new();
-        while let Some(mut item) = self.ready.pop_front() {
-            let kind = self.kind(&item);
-            // Removals go one request after the other: the last one to empty a directory must see that it is.
-            let other = match kind {
-                Kind::Unstage => Some(Kind::Remove),
-                Kind::Remove => Some(Kind::Unstage),
-                _ => None,
-            };
-            let other_goes = other.is_some_and(|other| {
-                self.requests.get(&other).is_some_and(|count| *count > 0)
-                    || batches.get(&other).is_some_and(|b| !b.is_empty())
-            });
-            let batch = batches.entry(kind).or_default();
-            let room = self.requests.get(&kind).copied().unwrap_or(0) < limit(kind)
-                && !other_goes
-                && match kind {
-                    Kind::Small => batch.len() < SMALL_FILES && batch_bytes < SMALL_BYTES,
-                    Kind::Middle | Kind::Large => batch.is_empty(),
-                    Kind::Unstage | Kind::Remove | Kind::Ask => batch.len() < LIST_PATHS,
-                }
-                && (batch.is_empty() || !item.capture.alone);
-            let same_content = match item.step {
-                Step::Put(object) => kind != Kind::Ask && self.sending.contains(&object.hash),
-                _ => false,
-            };
-            if !room || same_content {
+        let mut kinds = Kind::ALL;
+        // Of the two that exclude each other, the one that waits for longer.
+        let waits_since = |kind| self.ready[kind].front().map_or(u64::MAX, |item: &Item| item.capture.seq);
+        if waits_since(Kind::Remove) < waits_since(Kind::Unstage) {
+            kinds.swap(Kind::Unstage as usize, Kind::Remove as usize);
+        }
+        for kind in kinds {
+            self.start_requests(kind);
+        }
+    }
+
+    /// Whether one more request of a kind may go.
+    fn has_room(&self, kind: Kind) -> bool {
+        // Removals go one request after the other: the last one to empty a directory must see that it is.
+        let other_goes = match kind {
+            Kind::Unstage => self.requests[Kind::Remove] > 0,
+            Kind::Remove => self.requests[Kind::Unstage] > 0,
+            _ => false,
+        };
+        !other_goes && self.requests[kind] < kind.limit()
+    }
+
+    /// Sends what waits for a request of a kind, as far as there is room.
+    fn start_requests(&mut self, kind: Kind) {
+        let (mut batch, mut bytes) = (Vec::<Item>::new(), 0);
+        let mut later = Vec::new();
+        while self.has_room(kind)
+            && let Some(mut item) = self.ready[kind].pop_front()
+        {
+            if item.capture.alone && !batch.is_empty() {
+                self.ready[kind].push_front(item);
+                self.send(kind, std::mem::take(&mut batch));
+                bytes = 0;
+                continue;
+            }
+            if let Step::Put(object) = item.step
+                && kind != Kind::Ask
+                && self.sending.contains(&object.hash)
+            {
                 // When its turn comes the server has the content, most likely.
-                item.asked &= !same_content;
-                later.push_back(item);
+                item.asked = false;
+                later.push(item);
                 continue;
             }
             if !self.may_go(&item) {
@@ -353,9 +427,7 @@ impl Stager {
                 continue;
             }
             if let Step::Put(object) = item.step {
-                if kind == Kind::Small {
-                    batch_bytes += object.size;
-                }
+                bytes += object.size;
                 if kind != Kind::Ask {
                     self.sending.insert(object.hash);
                     item.marked = true;
@@ -363,24 +435,18 @@ impl Stager {
             }
             let alone = item.capture.alone;
             batch.push(item);
-            let full = match kind {
-                Kind::Small => alone || batch.len() >= SMALL_FILES || batch_bytes >= SMALL_BYTES,
-                Kind::Middle | Kind::Large => true,
-                Kind::Unstage | Kind::Remove | Kind::Ask => alone || batch.len() >= LIST_PATHS,
-            };
-            if full {
-                let items = std::mem::take(batch);
-                if kind == Kind::Small {
-                    batch_bytes = 0;
-                }
-                self.send(kind, items);
+            if alone || kind.is_full(batch.len(), bytes) {
+                self.send(kind, std::mem::take(&mut batch));
+                bytes = 0;
             }
         }
-        self.ready = later;
-        for (kind, items) in batches {
-            if !items.is_empty() {
-                self.send(kind, items);
-            }
+        if !batch.is_empty() {
+            self.send(kind, batch);
+        }
+        // In front again, unless it is asked for now.
+        for item in later.into_iter().rev() {
+            let kind = self.kind(&item);
+            self.ready[kind].push_front(item);
         }
     }
 
@@ -434,7 +500,7 @@ impl Stager {
         for item in &items {
             self.fs.set_phase(&item.capture.path, Phase::Sending);
         }
-        *self.requests.entry(kind).or_default() += 1;
+        self.requests[kind] += 1;
         let mut dirs = BTreeSet::new();
         if matches!(kind, Kind::Remove | Kind::Unstage) {
             dirs = self.fs.emptied_dirs(&items.iter().map(|item| &item.capture.path).collect());
@@ -456,9 +522,11 @@ impl Stager {
                 self.request_over(kind, &dirs);
                 self.unrecorded(items, &error);
             }
-            Done::Hashed(capture, result) => {
+            Done::Hashed(hashed) => {
                 self.hashing -= 1;
-                self.hashed(capture, result);
+                for (capture, result) in hashed {
+                    self.hashed(capture, result);
+                }
             }
             Done::Rescued(ino, rescued) => {
                 self.rescuing.remove(&ino);
@@ -470,7 +538,7 @@ impl Stager {
                     }
                 }
             }
-            Done::Fetched(capture, Ok(file)) => self.decide(capture, Some(file), true),
+            Done::Fetched(capture, Ok(file)) => self.decide(*capture, Some(file), true),
             Done::Fetched(capture, Err(error)) => {
                 self.in_hand -= 1;
                 let transient = !matches!(&error, FsError::Remote(error) if !error.is_transient());
@@ -492,7 +560,7 @@ impl Stager {
     /// What a request that was answered tells of the way to the server.
     fn learn(&mut self, kind: Kind, items: &[Item], result: &Result<Vec<Outcome>, WorkspaceError>, took: Duration) {
         let Ok(outcomes) = result else { return };
-        let at_once = self.requests.get(&kind).copied().unwrap_or(1);
+        let at_once = self.requests[kind];
         let sent_bytes = outcomes.iter().map(|outcome| match outcome {
             Outcome::Done { sent_bytes } => *sent_bytes,
             _ => 0,
@@ -512,9 +580,7 @@ impl Stager {
         {
             self.removing.swap_remove(over);
         }
-        if let Some(count) = self.requests.get_mut(&kind) {
-            *count -= 1;
-        }
+        self.requests[kind] -= 1;
     }
 
     fn hashed(&mut self, capture: Capture, result: std::io::Result<(ContentHash, u64)>) {
@@ -608,11 +674,11 @@ impl Stager {
                 let (fs, object, source, capture) = (self.fs.clone(), *object, source.clone(), item.capture);
                 let fetch = async move {
                     let fetched = fs.fetch_content(object.hash, object.size, source).await;
-                    Done::Fetched(capture, fetched)
+                    Done::Fetched(Box::new(capture), fetched)
                 };
                 self.running.push(fetch.boxed());
             }
-            _ => self.ready.push_back(Item { asked: true, marked: false, ..item }),
+            _ => self.queue(Item { asked: true, marked: false, ..item }),
         }
     }
 
@@ -682,27 +748,22 @@ fn most_in_hand() -> usize {
     quarter_of_descriptors().clamp(LEAST_IN_HAND, IN_HAND)
 }
 
-fn limit(kind: Kind) -> usize {
-    match kind {
-        Kind::Small => SMALL_REQUESTS,
-        Kind::Middle => MIDDLE_REQUESTS,
-        Kind::Large => LARGE_REQUESTS,
-        Kind::Unstage | Kind::Remove => 1,
-        Kind::Ask => LIST_REQUESTS,
-    }
-}
-
-async fn hash(capture: Capture, kind: crate::hash::HashKind) -> Done {
-    let Want::Sealed { held, .. } = &capture.want else {
-        return Done::Hashed(capture, Err(std::io::ErrorKind::InvalidInput.into()));
-    };
-    let held = held.clone();
+async fn hash(captures: Vec<Capture>, kind: crate::hash::HashKind) -> Done {
+    let held: Vec<_> = captures.iter().map(|capture| capture.held().cloned()).collect();
     let hashed = tokio::task::spawn_blocking(move || {
-        let file = held.file().ok_or(std::io::ErrorKind::InvalidInput)?;
-        ContentHash::of_file(kind, file, || !held.cancelled().is_cancelled())
+        let mut buffer = Vec::new();
+        let hash = |held: Option<Arc<Held>>| {
+            let held = held.ok_or(std::io::ErrorKind::InvalidInput)?;
+            let file = held.file().ok_or(std::io::ErrorKind::InvalidInput)?;
+            ContentHash::of_file_through(kind, file, &mut buffer, || !held.cancelled().is_cancelled())
+        };
+        held.into_iter().map(hash).collect::<Vec<_>>()
     });
-    let result = hashed.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-    Done::Hashed(capture, result)
+    let results = match hashed.await {
+        Ok(results) => results,
+        Err(error) => captures.iter().map(|_| Err(std::io::Error::other(error.to_string()))).collect(),
+    };
+    Done::Hashed(captures.into_iter().zip(results).collect())
 }
 
 async fn request(

@@ -46,6 +46,16 @@ pub struct Capture {
     pub upload: Option<PathUpload>,
 }
 
+impl Capture {
+    /// What keeps its bytes as they are, where they are here.
+    pub fn held(&self) -> Option<&Arc<Held>> {
+        match &self.want {
+            Want::Sealed { held, .. } => Some(held),
+            _ => None,
+        }
+    }
+}
+
 /// What a path should be.
 #[derive(Debug, Clone)]
 pub enum Want {
