@@ -46,7 +46,7 @@ use passthrough::Way;
 
 pub use diff::recorded_differences;
 pub use import::{Arrival, Arrived, Spooled};
-pub use listing::{Keep, OpenedDir};
+pub use listing::{GRANTED, Keep, OpenedDir};
 pub use live::Lender;
 pub use local::quarter_of_descriptors;
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat};
@@ -263,6 +263,8 @@ struct State {
     copying: usize,
     next_handle: u64,
     next_generation: u64,
+    /// How many changes were made that could not be put on record: the kernel heard of a failure.
+    doubts: u32,
     /// Changes made and not yet appended.
     frame: Vec<Change>,
     /// What others changed, for the kernel.
@@ -296,7 +298,7 @@ enum Told {
 /// An open file or directory.
 enum Handle {
     File { ino: Ino, read: bool, write: bool, execute: bool },
-    Dir { ino: Ino, entries: Option<listing::Snapshot> },
+    Dir { ino: Ino },
 }
 
 /// What the open handles of one file share.
@@ -564,7 +566,10 @@ impl Fs {
         if frame.is_empty() {
             return out;
         }
-        self.journal.commit(ticket).map_err(FsError::from)?;
+        if let Err(error) = self.journal.commit(ticket) {
+            self.lock().doubts += 1;
+            return Err(FsError::from(error).into());
+        }
         out
     }
 

@@ -26,15 +26,13 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use crate::fs::{
-    Fs, FsError, Keep, Op, OpenFlags, OpenedDir, RangeChange, RenameMode, Seek, SetAttr, SetIds, SetTime, Stale, Stat,
-    Statfs, Stop, XattrMode,
+    Fs, FsError, GRANTED, Keep, Op, OpenFlags, OpenedDir, RangeChange, RenameMode, Seek, SetAttr, SetIds, SetTime,
+    Stale, Stat, Statfs, Stop, XattrMode,
 };
 use crate::namespace::{Attrs, Ino, Timestamp};
 use crate::path::{Name, PathError};
 use awake::Awake;
 
-/// How long the kernel may take an answer for granted. Everything changes through it, but for what others commit.
-const TTL: Duration = Duration::from_secs(60);
 /// The longest write request that the kernel sends by default (`fs.fuse.max_pages_limit`, 256 pages).
 const MAX_WRITE_BYTES: u32 = 1 << 20;
 /// Requests that the kernel may have under way without waiting: read-ahead and releases.
@@ -141,7 +139,7 @@ macro_rules! answer {
 
 answer!(ReplyEmpty, (), |self, ()| self.ok());
 answer!(ReplyData, Vec<u8>, |self, bytes| self.data(&bytes));
-answer!(ReplyEntry, Stat, |self, stat| self.entry_with_ttls(&attr_ttl(&stat), &TTL, &attr(&stat), Generation(0)));
+answer!(ReplyEntry, Stat, |self, stat| self.entry_with_ttls(&attr_ttl(&stat), &GRANTED, &attr(&stat), Generation(0)));
 answer!(ReplyAttr, Stat, |self, stat| self.attr(&attr_ttl(&stat), &attr(&stat)));
 answer!(ReplyLseek, u64, |self, at| self.offset(i64::try_from(at).unwrap_or(i64::MAX)));
 answer!(ReplyWrite, u32, |self, length| self.written(length));
@@ -169,7 +167,7 @@ fn code(error: &FsError) -> Errno {
 
 /// How long the kernel may take the size and times of a file for granted.
 fn attr_ttl(stat: &Stat) -> Duration {
-    if stat.live { Duration::ZERO } else { TTL }
+    if stat.live { Duration::ZERO } else { GRANTED }
 }
 
 fn attr(stat: &Stat) -> FileAttr {
@@ -368,7 +366,7 @@ impl Answer<(Stat, u64)> for Opening<ReplyCreate> {
         match result {
             Ok((stat, handle)) => match fs.lent(handle) {
                 Some(number) => passthrough::created(reply, &stat, handle, flags, number),
-                None => reply.created(&TTL, &attr(&stat), Generation(0), FileHandle(handle), flags),
+                None => reply.created(&GRANTED, &attr(&stat), Generation(0), FileHandle(handle), flags),
             },
             Err(error) => reply.error(code(&error)),
         }

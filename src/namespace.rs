@@ -5,10 +5,12 @@
 //! its inode is on the journal, and wins over the base entry of the same name. A base name that was removed or moved
 //! away is *hidden*.
 
+mod order;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +18,7 @@ use crate::hash::ContentHash;
 use crate::path::{Name, PathError, RepoPath};
 use crate::table::{Dense, Table};
 use crate::workspace::{Object, Revision, Source};
+pub use order::{DOTS, Order};
 
 /// An inode number. Never reused while a daemon lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -178,8 +181,14 @@ pub struct Dir {
     pub based: bool,
     /// Whether the base's entries have been taken in; always true where not `based`.
     pub listed: bool,
+    /// The order in which it is read, while somebody does.
+    pub order: Option<Box<Order>>,
+    /// When it was last read from its beginning.
+    pub read: Option<Instant>,
     /// Whether entries came or went without the kernel's doing, so that a listing that it kept may lack that.
     pub shifted: bool,
+    /// How many changes had failed half-way when the kernel was last told what it may keep.
+    pub doubts: u32,
 }
 
 /// Extended attributes: values by name. How long they are is kept: setting one among thousands takes no look at the
@@ -557,6 +566,7 @@ impl Namespace {
         };
         let Some(dir) = self.dir_mut(parent) else { return };
         dir.children.insert(name.clone(), ino);
+        dir.order.iter_mut().for_each(|order| order.insert(&name));
         dir.subdirs += kind.0;
         dir.files += kind.1;
         if let Some(inode) = self.get_mut(ino) {
@@ -572,6 +582,7 @@ impl Namespace {
             dir.hidden.insert(name.clone());
         }
         let ino = dir.children.remove(name)?;
+        dir.order.iter_mut().for_each(|order| order.remove(name));
         let inode = self.inodes.get_mut(ino.0)?;
         inode.links.remove(parent, name);
         let kind = inode.counted(name);

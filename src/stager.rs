@@ -150,6 +150,8 @@ enum Done {
         dirs: BTreeSet<RepoPath>,
         /// It, or one that went at the same time, was sent at least once and never answered.
         unanswered: bool,
+        /// How many of its kind went at the same time, with it.
+        at_once: usize,
         took: Duration,
         result: Result<Vec<Outcome>, WorkspaceError>,
     },
@@ -412,7 +414,6 @@ impl Stager {
                 continue;
             }
             if let Step::Put(object) = item.step
-                && kind != Kind::Ask
                 && self.sending.contains(&object.hash)
             {
                 // When its turn comes the server has the content, most likely.
@@ -507,7 +508,8 @@ impl Stager {
             self.removing.push(dirs.clone());
         }
         let (fs, workspace, meter) = (self.fs.clone(), self.workspace.clone(), self.meter.clone());
-        self.running.push(request(kind, items, dirs, fs, workspace, meter).boxed());
+        let at_once = self.requests[kind];
+        self.running.push(request(kind, items, dirs, at_once, fs, workspace, meter).boxed());
     }
 
     /// Nothing is sent without a record of it: a crash could leave the server in a state that nobody knows of.
@@ -545,12 +547,14 @@ impl Stager {
                 let delay = transient.then(|| self.delays.after(self.fs.attempts(&capture.path), None));
                 self.fs.step_failed(&capture, &error.to_string(), delay);
             }
-            Done::Request { kind, items, dirs, unanswered, took, result } => {
+            Done::Request { kind, items, dirs, unanswered, at_once, took, result } => {
                 let paths = items.iter().map(|item| &item.capture.path);
                 if unanswered && let Err(error) = self.fs.went_unanswered(paths) {
                     tracing::error!(%error, "a request went unanswered, and that is not on record");
                 }
-                self.learn(kind, &items, &result, took);
+                // Those that began after it count, and those that ended a moment ago.
+                let at_once = at_once.max(self.requests[kind]);
+                self.learn(kind, &items, &result, at_once, took);
                 self.request_over(kind, &dirs);
                 self.answered(items, result);
             }
@@ -558,9 +562,15 @@ impl Stager {
     }
 
     /// What a request that was answered tells of the way to the server.
-    fn learn(&mut self, kind: Kind, items: &[Item], result: &Result<Vec<Outcome>, WorkspaceError>, took: Duration) {
+    fn learn(
+        &mut self,
+        kind: Kind,
+        items: &[Item],
+        result: &Result<Vec<Outcome>, WorkspaceError>,
+        at_once: usize,
+        took: Duration,
+    ) {
         let Ok(outcomes) = result else { return };
-        let at_once = self.requests[kind];
         let sent_bytes = outcomes.iter().map(|outcome| match outcome {
             Outcome::Done { sent_bytes } => *sent_bytes,
             _ => 0,
@@ -770,6 +780,7 @@ async fn request(
     kind: Kind,
     items: Vec<Item>,
     dirs: BTreeSet<RepoPath>,
+    at_once: usize,
     fs: Arc<Fs>,
     workspace: Arc<dyn Workspace>,
     meter: Arc<Meter>,
@@ -812,7 +823,7 @@ async fn request(
         _ => false,
     });
     let unanswered = dropped || workspace.unanswered() != unanswered;
-    Done::Request { kind, items, dirs, unanswered, took: begun.elapsed(), result }
+    Done::Request { kind, items, dirs, unanswered, at_once, took: begun.elapsed(), result }
 }
 
 async fn send_large(

@@ -149,6 +149,7 @@ impl Fs {
             state.record(ino);
             state.apply(Change::Link { parent, name: name.clone(), ino });
             state.shift(parent);
+            // Its times.
             state.stale.push(Stale::Content(parent));
             Ok((ino, true))
         })

@@ -1,35 +1,30 @@
-//! Directories as they are read: the place that each entry has in a listing, and what the kernel may keep of one.
+//! Directories as they are read, and what the kernel may keep of that.
 //!
-//! An entry's place comes from its name alone, as in ext4's hashed directories. So a listing can go on where another one
-//! ended: of what is there from the first to the last, nothing is missed and nothing seen twice, whatever comes and
-//! goes meanwhile. The kernel needs that: it begins in a listing that it kept, and goes on with ours once it has dropped
-//! that (`fuse_readdir_cached` in fs/fuse/readdir.c of Linux).
+//! Every answer is of now, from the place behind the last entry on. So a listing can go on where another one ended: of
+//! what is there all the time, nothing is missed and nothing seen twice. The kernel needs both. It puts together what it
+//! keeps from the answers to whoever comes next (`fuse_add_dirent_to_cache` in fs/fuse/readdir.c of Linux), so that an
+//! answer from before a change would stay; and it goes on with ours where it has dropped what it kept.
 
-use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use xxhash_rust::xxh3::xxh3_64;
-
-use super::{DirEntry, Fs, FsError, Handle, Need, Op, State, Stop};
-use crate::namespace::{Body, Ino};
+use super::{DirEntry, Fs, FsError, Handle, Need, Op, Stale, State, Stop};
+use crate::namespace::{Body, DOTS, Ino, Order};
 use crate::path::Name;
 
-/// Entries by their places, which grow.
-pub(super) type Snapshot = Arc<[(u64, Name)]>;
-
-/// The places behind `.` and `..`, whose own are 0 and 1.
-const DOTS: u64 = 2;
-/// Names that hash alike have places one behind the other. One in 70,000 directories of a million names has such a pair;
-/// when one of the two goes, the other one's place may change.
-const ALIKE_BITS: u32 = 8;
+/// How long the kernel may take an answer for granted. Everything changes through it or is told to it, but for what
+/// others commit.
+pub const GRANTED: Duration = Duration::from_secs(60);
+/// Entries looked at before the reply is asked for room.
+const AT_ONCE: usize = 64;
 
 /// What the kernel may keep of a directory's listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
     /// What it has, and what it reads now.
     All,
-    /// What it reads now. What it has may lack changes that did not come through it.
+    /// What it reads now.
     New,
-    /// Nothing: a listing that began before such a change may still be read.
+    /// Nothing: a listing that began before a change that did not come through it may still be read.
     Nothing,
 }
 
@@ -42,35 +37,14 @@ pub struct OpenedDir {
     pub keep: Keep,
 }
 
-/// Gives each name its place.
-fn places(names: Vec<Name>) -> Snapshot {
-    // Positive as an `off_t`, and behind the dots.
-    let hashed = |name: &Name| (xxh3_64(name.as_bytes()) >> (ALIKE_BITS + 1)).max(1) << ALIKE_BITS;
-    let mut places: Vec<(u64, Name)> = names.into_iter().map(|name| (hashed(&name), name)).collect();
-    places.sort_unstable();
-    let mut last = 0;
-    for (place, _) in &mut places {
-        if *place <= last {
-            *place = last + 1;
-        }
-        last = *place;
-    }
-    places.into()
-}
-
 impl State {
     /// Entries of a directory come or go without the kernel's doing.
-    pub(super) fn shift(&mut self, dir: Ino) {
-        if let Some(dir) = self.tree.dir_mut(dir) {
+    pub(super) fn shift(&mut self, ino: Ino) {
+        if let Some(dir) = self.tree.dir_mut(ino)
+            && dir.read.is_some()
+        {
             dir.shifted = true;
-        }
-    }
-
-    /// The snapshot that a handle reads.
-    fn snapshot(&self, handle: u64) -> Op<(Ino, Option<Snapshot>)> {
-        match self.handles.get(&handle) {
-            Some(Handle::Dir { ino, entries }) => Ok((*ino, entries.clone())),
-            _ => Err(FsError::BadHandle.into()),
+            self.stale.push(Stale::Content(ino));
         }
     }
 }
@@ -83,28 +57,30 @@ impl Fs {
     pub fn opendir(&self, ino: Ino) -> Op<OpenedDir> {
         let mut state = self.lock();
         state.need_seen_in(ino)?;
+        let doubts = state.doubts;
         let inode = state.tree.get_mut(ino).ok_or(FsError::Stale)?;
         let Body::Dir(dir) = &mut inode.body else { return Err(FsError::NotDir.into()) };
         if !dir.listed {
             return Err(Stop::Need(Need::List(ino)));
         }
+        dir.shifted |= dir.doubts != doubts;
+        dir.doubts = doubts;
+        // A listing that is read anew brings the attributes of the entries along, which are wanted by then.
+        let old = dir.read.is_some_and(|read| read.elapsed() > GRANTED);
         let keep = match (dir.shifted, inode.opens) {
-            (false, _) => Keep::All,
-            (true, 0) => Keep::New,
+            (false, _) if !old => Keep::All,
+            (false, _) | (true, 0) => Keep::New,
             (true, _) => Keep::Nothing,
         };
         dir.shifted = keep == Keep::Nothing;
         inode.opens += 1;
         let handle = state.fresh_handle();
-        state.handles.insert(handle, Handle::Dir { ino, entries: None });
+        state.handles.insert(handle, Handle::Dir { ino });
         Ok(OpenedDir { handle, keep })
     }
 
     /// Hands the entries from `offset` on to `take` until it says that it is full. With `count`, those it took count
     /// as looked up, but for `.` and `..`.
-    ///
-    /// A listing that starts at 0 shows the directory as it is then; it goes on over the same snapshot, so that no
-    /// entry is missed or seen twice however the directory changes meanwhile.
     ///
     /// # Errors
     /// [`FsError::BadHandle`].
@@ -115,10 +91,15 @@ impl Fs {
         count: bool,
         mut take: impl FnMut(&DirEntry<'_>) -> bool,
     ) -> Op<()> {
-        let snapshot = self.snapshot(handle, offset == 0)?;
         let mut state = self.lock();
         let state = &mut *state;
-        let (ino, _) = state.snapshot(handle)?;
+        let Some(Handle::Dir { ino }) = state.handles.get(&handle) else { return Err(FsError::BadHandle.into()) };
+        let ino = *ino;
+        if let Some(dir) = state.tree.dir_mut(ino)
+            && (offset == 0 || dir.read.is_none())
+        {
+            dir.read = Some(Instant::now());
+        }
         let parent = state.tree.get(ino).and_then(|inode| inode.links.first()).map_or(ino, |(parent, _)| *parent);
         let dots: [(&[u8], Ino); DOTS as usize] = [(b".", ino), (b"..", parent)];
         for (next, (name, child)) in (1..).zip(dots).skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
@@ -126,53 +107,26 @@ impl Fs {
                 return Ok(());
             }
         }
-        let begin = snapshot.partition_point(|(place, _)| *place <= offset);
-        for (place, name) in &snapshot[begin..] {
-            // What the name stands for now: the kernel believes what a listing says of an entry, and one that was
-            // removed meanwhile would be back.
-            let Some(child) = state.tree.child(ino, name) else { continue };
-            let stat = self.stat(state, child)?;
-            if take(&DirEntry { name: name.as_bytes(), stat, next: *place }) {
-                break;
+        let mut at = offset.max(DOTS);
+        loop {
+            let Some(dir) = state.tree.dir_mut(ino) else { return Ok(()) };
+            let order = dir.order.get_or_insert_with(|| Box::new(Order::of(dir.children.keys())));
+            let some: Vec<(u64, Name)> =
+                order.after(at).take(AT_ONCE).map(|(place, name)| (place, name.clone())).collect();
+            if some.is_empty() {
+                return Ok(());
             }
-            if count && let Some(inode) = state.tree.get_mut(child) {
-                inode.lookups += 1;
+            for (place, name) in some {
+                at = place;
+                let Some(child) = state.tree.child(ino, &name) else { continue };
+                let stat = self.stat(state, child)?;
+                if take(&DirEntry { name: name.as_bytes(), stat, next: place }) {
+                    return Ok(());
+                }
+                if count && let Some(inode) = state.tree.get_mut(child) {
+                    inode.lookups += 1;
+                }
             }
         }
-        Ok(())
-    }
-
-    /// The snapshot that a handle reads: the one it has, or one of now. It is sorted without the lock.
-    fn snapshot(&self, handle: u64, anew: bool) -> Op<Snapshot> {
-        let names: Vec<Name> = {
-            let state = self.lock();
-            match state.snapshot(handle)? {
-                (_, Some(snapshot)) if !anew => return Ok(snapshot),
-                (ino, _) => state.tree.dir(ino).into_iter().flat_map(|dir| dir.children.keys().cloned()).collect(),
-            }
-        };
-        let snapshot = places(names);
-        if let Some(Handle::Dir { entries, .. }) = self.lock().handles.get_mut(&handle) {
-            *entries = Some(snapshot.clone());
-        }
-        Ok(snapshot)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn name(number: u32) -> Name {
-        Name::new(format!("image_{number:07}.jpg").as_bytes()).unwrap()
-    }
-
-    #[test]
-    fn places_are_of_names_alone_and_fit_an_off_t() {
-        let all = places((0..10_000).map(name).collect());
-        let some = places((0..10_000).step_by(7).map(name).collect());
-        assert!(all.windows(2).all(|pair| pair[0].0 < pair[1].0));
-        assert!(all.iter().all(|(place, _)| *place > DOTS && i64::try_from(*place).is_ok()));
-        assert!(some.iter().all(|entry| all.contains(entry)));
     }
 }

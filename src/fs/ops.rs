@@ -327,6 +327,10 @@ impl State {
             inode.attrs.ctime = time;
         }
         self.record(ino);
+        if old_parent != to.0 {
+            // Its `..`.
+            self.shift(ino);
+        }
         for path in &old_paths {
             self.touch(path, fs.options.settle);
         }
@@ -1033,11 +1037,14 @@ impl Fs {
         let done = self.change(|state| {
             let (ino, write) = match state.handles.remove(&handle) {
                 Some(Handle::File { ino, write, .. }) => (ino, write),
-                Some(Handle::Dir { ino, .. }) => (ino, false),
+                Some(Handle::Dir { ino }) => (ino, false),
                 None => return Ok(()),
             };
             if let Some(inode) = state.tree.get_mut(ino) {
                 inode.opens = inode.opens.saturating_sub(1);
+                if let (0, Body::Dir(dir)) = (inode.opens, &mut inode.body) {
+                    dir.order = None;
+                }
             }
             if write {
                 state.look(ino, self);

@@ -408,6 +408,7 @@ impl State {
             copying: 0,
             next_handle: 0,
             next_generation: 0,
+            doubts: 0,
             frame: Vec::new(),
             stale: Vec::new(),
             pinned: HashMap::new(),

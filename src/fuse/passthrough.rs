@@ -8,7 +8,7 @@ use std::path::Path;
 use fuser::{BackingId, FileHandle, FopenFlags, Generation, ReplyCreate, ReplyOpen};
 use rustix::ioctl::{Setter, ioctl, opcode};
 
-use super::{TTL, attr};
+use super::{GRANTED, attr};
 use crate::fs::{Lender, Stat};
 
 /// `FUSE_DEV_IOC_BACKING_CLOSE` (`linux/fuse.h`).
@@ -50,7 +50,7 @@ pub(super) fn created(reply: ReplyCreate, stat: &Stat, handle: u64, flags: Fopen
     // SAFETY: as above.
     let backing = unsafe { reply.wrap_backing(number) };
     // What makes it longer makes the kernel ask anew.
-    reply.created_passthrough(&TTL, &attr(stat), Generation(0), FileHandle(handle), past(flags), &backing);
+    reply.created_passthrough(&GRANTED, &attr(stat), Generation(0), FileHandle(handle), past(flags), &backing);
     backing.into_raw();
 }
 

@@ -5,14 +5,15 @@ use std::ffi::OsStr;
 use std::fs;
 use std::fs::File;
 use std::mem::MaybeUninit;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use rustix::fs::RawDir;
+use rustix::fs::{Dir, RawDir};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::mounted::TestMount;
+use crate::mounted::{TestMount, wait_until};
 
 /// More than some answers hold.
 const FILES: usize = 2000;
@@ -123,4 +124,39 @@ fn a_listing_goes_on_where_one_ended_that_the_kernel_kept() {
         let missed: Vec<_> = names(&dir).into_iter().filter(|name| !times.contains_key(name)).collect();
         assert!(missed.iter().all(|name| name.starts_with('0')), "{missed:?}");
     }
+}
+
+#[test]
+fn a_listing_from_before_a_change_adds_nothing_to_what_is_kept() {
+    let test = with_many();
+    let dir = test.at("dir");
+    let before = File::open(&dir).unwrap();
+    let mut seen = some(&before);
+    (0..200).for_each(|at| fs::write(dir.join(format!("new_{at:03}")), "").unwrap());
+    assert_eq!(names(&dir).len(), FILES + 200);
+    // The kernel begins to keep what is there by now, and gets no further than a little behind the first.
+    let after = File::open(&dir).unwrap();
+    let mut later = some(&after);
+    while later.len() < seen.len() + 100 {
+        later.extend(some(&after));
+    }
+    seen.extend(rest(&before));
+    assert!(seen.len() >= FILES);
+    assert_eq!(names(&dir).len(), FILES + 200);
+    later.extend(rest(&after));
+    assert_eq!(later.len(), FILES + 200 + 2, "with the two dots");
+}
+
+#[test]
+fn the_dots_of_a_directory_that_moved_are_those_of_its_place() {
+    let test = with_many();
+    let parent = |dir: &Path| {
+        let all = Dir::read_from(File::open(dir).unwrap()).unwrap();
+        all.map(Result::unwrap).find(|entry| entry.file_name() == c"..").unwrap().ino()
+    };
+    fs::create_dir(test.at("other")).unwrap();
+    assert_eq!(parent(&test.at("dir")), fs::metadata(&test.dir).unwrap().ino());
+    assert_eq!(names(&test.at("dir")).len(), FILES);
+    fs::rename(test.at("dir"), test.at("other/dir")).unwrap();
+    wait_until("the kernel to know", || parent(&test.at("other/dir")) == fs::metadata(test.at("other")).unwrap().ino());
 }
