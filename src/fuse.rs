@@ -355,7 +355,7 @@ answer!(ReplyOpen, OpenedDir, |self, OpenedDir { handle, keep }| {
     let flags = match keep {
         Keep::All => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
         Keep::New => FopenFlags::FOPEN_CACHE_DIR,
-        Keep::Nothing => FopenFlags::empty(),
+        Keep::Nothing => FopenFlags::FOPEN_KEEP_CACHE,
     };
     self.opened(FileHandle(handle), flags);
 });

@@ -183,12 +183,30 @@ pub struct Dir {
     pub listed: bool,
     /// The order in which it is read, while somebody does.
     pub order: Option<Box<Order>>,
+    /// Whether entries came or went while it was read: the kernel may put together what was read before and after.
+    pub mixed: bool,
     /// When it was last read from its beginning.
     pub read: Option<Instant>,
     /// Whether entries came or went without the kernel's doing, so that a listing that it kept may lack that.
     pub shifted: bool,
     /// How many changes had failed half-way when the kernel was last told what it may keep.
     pub doubts: u32,
+}
+
+impl Dir {
+    /// An entry comes or goes.
+    fn reorder(&mut self, change: impl FnOnce(&mut Order)) {
+        if let Some(order) = &mut self.order {
+            change(order);
+            self.mixed = true;
+        }
+    }
+
+    /// Nobody reads it any more. Returns what there may be much of.
+    pub fn at_rest(&mut self) -> Option<Box<Order>> {
+        self.mixed = false;
+        self.order.take()
+    }
 }
 
 /// Extended attributes: values by name. How long they are is kept: setting one among thousands takes no look at the
@@ -566,7 +584,7 @@ impl Namespace {
         };
         let Some(dir) = self.dir_mut(parent) else { return };
         dir.children.insert(name.clone(), ino);
-        dir.order.iter_mut().for_each(|order| order.insert(&name));
+        dir.reorder(|order| order.insert(&name));
         dir.subdirs += kind.0;
         dir.files += kind.1;
         if let Some(inode) = self.get_mut(ino) {
@@ -582,7 +600,7 @@ impl Namespace {
             dir.hidden.insert(name.clone());
         }
         let ino = dir.children.remove(name)?;
-        dir.order.iter_mut().for_each(|order| order.remove(name));
+        dir.reorder(|order| order.remove(name));
         let inode = self.inodes.get_mut(ino.0)?;
         inode.links.remove(parent, name);
         let kind = inode.counted(name);

@@ -24,7 +24,7 @@ pub enum Keep {
     All,
     /// What it reads now.
     New,
-    /// Nothing: a listing that began before a change that did not come through it may still be read.
+    /// What it has may lack changes, and listings that began before those may still be read: it is to leave both alone.
     Nothing,
 }
 
@@ -67,12 +67,14 @@ impl Fs {
         dir.doubts = doubts;
         // A listing that is read anew brings the attributes of the entries along, which are wanted by then.
         let old = dir.read.is_some_and(|read| read.elapsed() > GRANTED);
-        let keep = match (dir.shifted, inode.opens) {
-            (false, _) if !old => Keep::All,
-            (false, _) | (true, 0) => Keep::New,
-            (true, _) => Keep::Nothing,
+        let keep = match inode.opens {
+            0 if dir.shifted || old => Keep::New,
+            0 => Keep::All,
+            // The kernel looks whether anything has changed only where a listing begins (`fuse_readdir_cached`).
+            _ if dir.shifted || dir.mixed => Keep::Nothing,
+            _ => Keep::All,
         };
-        dir.shifted = keep == Keep::Nothing;
+        dir.shifted &= keep == Keep::Nothing;
         inode.opens += 1;
         let handle = state.fresh_handle();
         state.handles.insert(handle, Handle::Dir { ino });

@@ -1033,6 +1033,8 @@ impl Fs {
         let mut closed = None;
         let mut written = None;
         let mut rested = None;
+        // Of a large directory it takes a while to go.
+        let mut order = None;
         // As for `forget`.
         let done = self.change(|state| {
             let (ino, write) = match state.handles.remove(&handle) {
@@ -1043,7 +1045,7 @@ impl Fs {
             if let Some(inode) = state.tree.get_mut(ino) {
                 inode.opens = inode.opens.saturating_sub(1);
                 if let (0, Body::Dir(dir)) = (inode.opens, &mut inode.body) {
-                    dir.order = None;
+                    order = dir.at_rest();
                 }
             }
             if write {
@@ -1089,6 +1091,7 @@ impl Fs {
         {
             tracing::debug!(%error, "a restart will show another modification time");
         }
+        drop(order);
         if closed.is_some_and(|closed| closed.borrowed.is_some()) {
             self.cache.evict();
         }

@@ -160,3 +160,25 @@ fn the_dots_of_a_directory_that_moved_are_those_of_its_place() {
     fs::rename(test.at("dir"), test.at("other/dir")).unwrap();
     wait_until("the kernel to know", || parent(&test.at("other/dir")) == fs::metadata(test.at("other")).unwrap().ino());
 }
+
+#[test]
+fn a_listing_that_begins_after_a_change_has_it_whoever_else_reads() {
+    let test = with_many();
+    let dir = test.at("dir");
+    let first = File::open(&dir).unwrap();
+    let mut half = some(&first);
+    while half.len() < FILES / 2 {
+        half.extend(some(&first));
+    }
+    // Some of these have places in the half that was read, and some that go were there.
+    let new: Vec<String> = (0..50).map(|at| format!("new_{at:02}")).collect();
+    new.iter().for_each(|name| fs::write(dir.join(name), "").unwrap());
+    let gone: Vec<String> = half.iter().filter(|name| name.starts_with("file_")).step_by(100).cloned().collect();
+    gone.iter().for_each(|name| fs::remove_file(dir.join(name)).unwrap());
+    let second = File::open(&dir).unwrap();
+    let mut seen = some(&second);
+    half.extend(rest(&first));
+    seen.extend(rest(&second));
+    assert!(new.iter().all(|name| seen.contains(name)));
+    assert!(!gone.iter().any(|name| seen.contains(name)));
+}
