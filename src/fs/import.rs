@@ -149,8 +149,6 @@ impl Fs {
             state.record(ino);
             state.apply(Change::Link { parent, name: name.clone(), ino });
             state.shift(parent);
-            // Its times.
-            state.stale.push(Stale::Content(parent));
             Ok((ino, true))
         })
     }
@@ -249,7 +247,6 @@ impl Fs {
             for parent in parents {
                 state.stamp_dir(parent, time);
                 state.shift(parent);
-                state.stale.push(Stale::Content(parent));
             }
             Ok(outcomes)
         });

@@ -31,7 +31,10 @@ impl Fs {
                 state.absorb_entry(dir, name, &entry, &self.options);
             }
             state.drop_vanished(dir, &seen);
-            state.shift(dir);
+            // The first listing is what the kernel waits for.
+            if state.tree.dir(dir).is_some_and(|dir| dir.read.is_some()) {
+                state.shift(dir);
+            }
             if let Some(dir) = state.tree.dir_mut(dir) {
                 dir.listed = true;
             }

@@ -38,12 +38,10 @@ pub struct OpenedDir {
 }
 
 impl State {
-    /// Entries of a directory come or go without the kernel's doing.
+    /// Entries of a directory come or go without the kernel's doing: what it knows of the directory is out of date.
     pub(super) fn shift(&mut self, ino: Ino) {
-        if let Some(dir) = self.tree.dir_mut(ino)
-            && dir.read.is_some()
-        {
-            dir.shifted = true;
+        if let Some(dir) = self.tree.dir_mut(ino) {
+            dir.shifted |= dir.read.is_some();
             self.stale.push(Stale::Content(ino));
         }
     }
@@ -98,7 +96,7 @@ impl Fs {
         let Some(Handle::Dir { ino }) = state.handles.get(&handle) else { return Err(FsError::BadHandle.into()) };
         let ino = *ino;
         if let Some(dir) = state.tree.dir_mut(ino)
-            && (offset == 0 || dir.read.is_none())
+            && offset == 0
         {
             dir.read = Some(Instant::now());
         }
