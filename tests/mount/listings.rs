@@ -48,6 +48,15 @@ fn some(dir: &File) -> Vec<String> {
     names
 }
 
+/// The same, until there are as many as that.
+fn at_least(dir: &File, count: usize) -> Vec<String> {
+    let mut names = some(dir);
+    while names.len() < count {
+        names.extend(some(dir));
+    }
+    names
+}
+
 /// All that is left of an open directory.
 fn rest(dir: &File) -> Vec<String> {
     std::iter::from_fn(|| Some(some(dir)).filter(|names| !names.is_empty())).flatten().collect()
@@ -112,10 +121,7 @@ fn a_listing_goes_on_where_one_ended_that_the_kernel_kept() {
     for change in changes {
         names(&dir);
         let open = File::open(&dir).unwrap();
-        let mut seen = some(&open);
-        while seen.len() < FILES / 3 {
-            seen.extend(some(&open));
-        }
+        let mut seen = at_least(&open, FILES / 3);
         change();
         seen.extend(rest(&open));
         let mut times = BTreeMap::<_, usize>::new();
@@ -136,10 +142,7 @@ fn a_listing_from_before_a_change_adds_nothing_to_what_is_kept() {
     assert_eq!(names(&dir).len(), FILES + 200);
     // The kernel begins to keep what is there by now, and gets no further than a little behind the first.
     let after = File::open(&dir).unwrap();
-    let mut later = some(&after);
-    while later.len() < seen.len() + 100 {
-        later.extend(some(&after));
-    }
+    let mut later = at_least(&after, seen.len() + 100);
     seen.extend(rest(&before));
     assert!(seen.len() >= FILES);
     assert_eq!(names(&dir).len(), FILES + 200);
@@ -166,10 +169,7 @@ fn a_listing_that_begins_after_a_change_has_it_whoever_else_reads() {
     let test = with_many();
     let dir = test.at("dir");
     let first = File::open(&dir).unwrap();
-    let mut half = some(&first);
-    while half.len() < FILES / 2 {
-        half.extend(some(&first));
-    }
+    let mut half = at_least(&first, FILES / 2);
     // Some of these have places in the half that was read, and some that go were there.
     let new: Vec<String> = (0..50).map(|at| format!("new_{at:02}")).collect();
     new.iter().for_each(|name| fs::write(dir.join(name), "").unwrap());
