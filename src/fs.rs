@@ -50,7 +50,7 @@ pub use listing::{GRANTED, Keep, OpenedDir};
 pub use live::Lender;
 pub use local::quarter_of_descriptors;
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat};
-pub use passthrough::Passthrough;
+pub use passthrough::{Passthrough, Reach};
 pub use queue::Phase;
 pub use ranges::{RangeChange, Seek};
 pub use recovery::{BaseAccess, Foreign, Limits, Shown, survey};
@@ -262,6 +262,8 @@ struct State {
     copied: Vec<Capture>,
     copying: usize,
     next_handle: u64,
+    /// Whether the kernel may be told to cache nothing of one file.
+    may_bypass: bool,
     next_generation: u64,
     /// How many changes were made that could not be put on record: the kernel heard of a failure.
     doubts: u32,
@@ -316,6 +318,8 @@ struct OpenFile {
     writing: u32,
     /// Changed since it was last put in the queue.
     modified: bool,
+    /// The kernel caches nothing of it.
+    bypass: bool,
 }
 
 /// A spool file that the stager is reading.

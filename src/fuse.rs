@@ -26,7 +26,7 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use crate::fs::{
-    Fs, FsError, GRANTED, Keep, Op, OpenFlags, OpenedDir, RangeChange, RenameMode, Seek, SetAttr, SetIds, SetTime,
+    Fs, FsError, GRANTED, Keep, Op, OpenFlags, OpenedDir, RangeChange, Reach, RenameMode, Seek, SetAttr, SetIds, SetTime,
     Stale, Stat, Statfs, Stop, XattrMode,
 };
 use crate::namespace::{Attrs, Ino, Timestamp};
@@ -331,6 +331,13 @@ impl Adapter {
     }
 }
 
+fn caching(reach: Reach) -> FopenFlags {
+    match reach {
+        Reach::Uncached => FopenFlags::FOPEN_DIRECT_IO,
+        Reach::Cached | Reach::Past(_) => FopenFlags::empty(),
+    }
+}
+
 /// The answer to an open.
 struct Opening<R> {
     reply: R,
@@ -342,9 +349,9 @@ impl Answer<u64> for Opening<ReplyOpen> {
     fn answer(self, result: Result<u64, FsError>) {
         let Self { reply, flags, fs } = self;
         match result {
-            Ok(handle) => match fs.lent(handle) {
-                Some(number) => passthrough::opened(reply, handle, flags, number),
-                None => reply.opened(FileHandle(handle), flags),
+            Ok(handle) => match fs.reach(handle) {
+                Reach::Past(number) => passthrough::opened(reply, handle, flags, number),
+                reach => reply.opened(FileHandle(handle), flags | caching(reach)),
             },
             Err(error) => reply.error(code(&error)),
         }
@@ -364,9 +371,12 @@ impl Answer<(Stat, u64)> for Opening<ReplyCreate> {
     fn answer(self, result: Result<(Stat, u64), FsError>) {
         let Self { reply, flags, fs } = self;
         match result {
-            Ok((stat, handle)) => match fs.lent(handle) {
-                Some(number) => passthrough::created(reply, &stat, handle, flags, number),
-                None => reply.created(&GRANTED, &attr(&stat), Generation(0), FileHandle(handle), flags),
+            Ok((stat, handle)) => match fs.reach(handle) {
+                Reach::Past(number) => passthrough::created(reply, &stat, handle, flags, number),
+                reach => {
+                    let flags = flags | caching(reach);
+                    reply.created(&GRANTED, &attr(&stat), Generation(0), FileHandle(handle), flags);
+                }
             },
             Err(error) => reply.error(code(&error)),
         }
@@ -404,6 +414,10 @@ impl fuser::Filesystem for Adapter {
             if let Err(missing) = config.add_capabilities(wanted) {
                 tracing::info!(?missing, "the kernel does not offer this");
             }
+        }
+        // With it (Linux 6.6) come mappings of what is not cached, and writes that drop what was cached before.
+        if config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok() {
+            self.fs.let_bypass();
         }
         if let Some(depth) = self.passthrough {
             let able = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();

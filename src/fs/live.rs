@@ -8,9 +8,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::local::quarter_of_descriptors;
-use super::passthrough::{Bytes, Opening, Passthrough, Way};
+use super::passthrough::{Bytes, Opening, Passthrough, Reach, Way};
 use super::staging::Adopted;
-use super::{Fs, FsError, Handle, State, now, set_mtime};
+use super::{Fs, FsError, Handle, OpenFile, State, now, set_mtime};
 use crate::disk::Act;
 use crate::hash::ContentHash;
 use crate::journal::Change;
@@ -502,13 +502,22 @@ impl Fs {
         self.lender.get().is_some_and(Option::is_some)
     }
 
-    /// The number of the local file in whose place an open one stands; `None`: its reads and writes are requests.
-    pub fn lent(&self, handle: u64) -> Option<u32> {
+    /// How the kernel is to reach the bytes of an open file.
+    pub fn reach(&self, handle: u64) -> Reach {
         let state = self.lock();
-        match state.handles.get(&handle) {
-            Some(Handle::File { ino, .. }) => Some(state.open.get(ino)?.loan.as_ref()?.number()),
-            _ => None,
+        let Some(Handle::File { ino, .. }) = state.handles.get(&handle) else { return Reach::Cached };
+        match state.open.get(ino) {
+            Some(OpenFile { loan: Some(loan), .. }) => Reach::Past(loan.number()),
+            Some(OpenFile { bypass: true, .. }) => Reach::Uncached,
+            _ => Reach::Cached,
         }
+    }
+
+    /// From now on a file that is opened for writing alone, and by nobody else yet, is not cached by the kernel: each
+    /// write is a request all the same, and a copy in the cache would cost as much again. All who open it meanwhile go
+    /// the same way, so that each sees what the others do.
+    pub fn let_bypass(&self) {
+        self.lock().may_bypass = true;
     }
 
     /// Copies a spool file that may be written to meanwhile. The copy has all that was written before; it may have some

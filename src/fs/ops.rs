@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::live::Asked;
 use super::passthrough::Way;
 use super::room::even;
-use super::{Fs, FsError, Handle, Need, Op, OpenFile, State, now, set_mtime};
+use super::{Fs, FsError, Handle, Need, Op, OpenFile, Stale, State, now, set_mtime};
 use crate::journal::Change;
 use crate::ledger::Staged;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
@@ -1037,9 +1037,9 @@ impl Fs {
         let mut order = None;
         // As for `forget`.
         let done = self.change(|state| {
-            let (ino, write) = match state.handles.remove(&handle) {
-                Some(Handle::File { ino, write, .. }) => (ino, write),
-                Some(Handle::Dir { ino }) => (ino, false),
+            let (ino, read, write) = match state.handles.remove(&handle) {
+                Some(Handle::File { ino, read, write, .. }) => (ino, read, write),
+                Some(Handle::Dir { ino }) => (ino, false, false),
                 None => return Ok(()),
             };
             if let Some(inode) = state.tree.get_mut(ino) {
@@ -1057,6 +1057,11 @@ impl Fs {
             if let Some(open) = state.open.get_mut(&ino) {
                 open.handles = open.handles.saturating_sub(1);
                 open.writers = open.writers.saturating_sub(u32::from(write));
+                // A mapping is cached all the same. Linux before 6.18 drops what a write makes out of date before the
+                // write alone, so a page may have come back meanwhile.
+                if open.bypass && read {
+                    state.stale.push(Stale::Content(ino));
+                }
                 // What was done past the daemon need not show.
                 let settled = write && open.writers == 0 && (open.modified || live && !staged);
                 if settled {
@@ -1112,7 +1117,11 @@ impl State {
     fn open_handle(&mut self, ino: Ino, flags: OpenFlags) -> u64 {
         let handle = self.fresh_handle();
         self.handles.insert(handle, Handle::File { ino, read: flags.read, write: flags.write, execute: flags.execute });
+        let may_bypass = self.may_bypass;
         let open = self.open.entry(ino).or_default();
+        if open.handles == 0 {
+            open.bypass = may_bypass && open.loan.is_none() && flags.write && !flags.read;
+        }
         open.handles += 1;
         open.writers += u32::from(flags.write);
         let lent = open.loan.is_some() && flags.write;

@@ -39,6 +39,17 @@ pub(super) enum Way {
     Past,
 }
 
+/// How the kernel is to reach the bytes of an open file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// By requests, keeping what it reads and writes.
+    Cached,
+    /// By requests, keeping nothing.
+    Uncached,
+    /// In the local file of this number.
+    Past(u32),
+}
+
 /// Where a file's bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bytes {

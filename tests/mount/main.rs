@@ -6,6 +6,7 @@
 
 mod bad_ways;
 mod borrowed;
+mod bypass;
 mod clocks;
 mod commits;
 mod copies;

@@ -39,7 +39,7 @@ fn never() -> bool {
 pub struct Page(*mut u8);
 
 impl Page {
-    const BYTES: usize = 4096;
+    pub const BYTES: usize = 4096;
 
     pub fn of(file: &File) -> Self {
         let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
@@ -47,6 +47,12 @@ impl Page {
         let at = unsafe { libc::mmap(std::ptr::null_mut(), Self::BYTES, access, flags, file.as_raw_fd(), 0) };
         assert!(at != libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
         Self(at.cast())
+    }
+
+    pub fn load(&self, at: usize, length: usize) -> Vec<u8> {
+        assert!(at + length <= Self::BYTES);
+        // SAFETY: within the mapping, which nothing in this process refers to otherwise.
+        unsafe { std::slice::from_raw_parts(self.0.add(at), length) }.to_vec()
     }
 
     pub fn store(&self, at: usize, bytes: &[u8]) {
