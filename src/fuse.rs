@@ -26,8 +26,8 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use crate::fs::{
-    Fs, FsError, GRANTED, Keep, Op, OpenFlags, OpenedDir, RangeChange, Reach, RenameMode, Seek, SetAttr, SetIds, SetTime,
-    Stale, Stat, Statfs, Stop, XattrMode,
+    Fs, FsError, GRANTED, Keep, Op, OpenFlags, OpenedDir, RangeChange, Reach, RenameMode, Seek, SetAttr, SetIds,
+    SetTime, Stale, Stat, Statfs, Stop, XattrMode,
 };
 use crate::namespace::{Attrs, Ino, Timestamp};
 use crate::path::{Name, PathError};

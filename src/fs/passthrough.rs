@@ -50,6 +50,16 @@ pub enum Reach {
     Past(u32),
 }
 
+impl Reach {
+    /// The number of the local file, if it is one.
+    pub fn past(self) -> Option<u32> {
+        match self {
+            Self::Past(number) => Some(number),
+            Self::Cached | Self::Uncached => None,
+        }
+    }
+}
+
 /// Where a file's bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bytes {

@@ -19,8 +19,7 @@ fn mount() -> TestMount {
 fn pages_cached(file: &File) -> usize {
     let bytes = file.metadata().unwrap().len() as usize;
     // SAFETY: a new mapping, at an address that the kernel chooses.
-    let at =
-        unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
     assert!(at != libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
     let mut resident = vec![0u8; bytes.div_ceil(Page::BYTES)];
     // SAFETY: of this mapping, with a byte for each of its pages.

@@ -105,7 +105,7 @@ impl Mounted {
     /// Opens a file that goes past the daemon.
     async fn past(&self, ino: Ino, flags: OpenFlags) -> u64 {
         let handle = self.run(|fs| fs.open(ino, flags)).await.unwrap();
-        assert!(self.fs.lent(handle).is_some(), "by requests");
+        assert!(self.fs.reach(handle).past().is_some(), "by requests");
         handle
     }
 

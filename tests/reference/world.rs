@@ -350,14 +350,14 @@ impl World {
 
     /// What a program writes to that has opened `handle`, where that is not this daemon.
     fn past(&self, handle: u64) -> Option<File> {
-        Some(self.kernel.as_ref()?.open(self.fs.lent(handle)?, true))
+        Some(self.kernel.as_ref()?.open(self.fs.reach(handle).past()?, true))
     }
 
     async fn beside(&self, path: &[String], text: &[u8], stage: bool) -> Result<(), Refusal> {
         let ino = self.lookup(path).await?;
         let flags = OpenFlags { read: true, write: false, truncate: false, execute: false };
         let reader = self.run(|fs| fs.open(ino, flags)).await?;
-        let past = self.fs.lent(reader).and_then(|number| Some(self.kernel.as_ref()?.open(number, false)));
+        let past = self.fs.reach(reader).past().and_then(|number| Some(self.kernel.as_ref()?.open(number, false)));
         let done = self.write(path, 0, text, false).await;
         if stage {
             self.stage_all().await;
