@@ -3,13 +3,18 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 
-/// Bytes read ahead of the network for one request: large enough for few system calls and thread hops, small enough
-/// that a dozen requests in flight need a few MiB.
+/// Bytes handed to the network at a time: large enough for few system calls and wake-ups, small enough that a dozen
+/// requests in flight, each with [`PIECES_AHEAD`], need a few MiB.
 const PIECE_BYTES: usize = 256 << 10;
+/// Pieces that wait for the network while the next is read, so that neither waits for the other.
+const PIECES_AHEAD: usize = 2;
+/// Pieces kept for the next requests: memory that is new to the process costs about as much as copying into it.
+const SPARE_PIECES: usize = 16;
 
 /// A stretch of a body.
 #[derive(Debug, Clone)]
@@ -77,24 +82,64 @@ impl Body {
         if let [Segment::Bytes(bytes)] = &*self.segments {
             return bytes.clone().into();
         }
-        let cursor = Cursor { segments: self.segments.clone(), index: 0, at: 0 };
+        let mut cursor = Cursor { segments: self.segments.clone(), index: 0, at: 0 };
         let trouble = self.trouble.clone();
-        reqwest::Body::wrap_stream(futures_util::stream::try_unfold(cursor, move |mut cursor| {
-            let trouble = trouble.clone();
-            async move {
-                let (piece, cursor) =
-                    tokio::task::spawn_blocking(move || (cursor.piece(), cursor)).await.map_err(io::Error::other)?;
-                match piece {
-                    Ok(piece) if piece.is_empty() => Ok(None),
-                    Ok(piece) => Ok(Some((piece, cursor))),
+        let (send, receive) = mpsc::channel(PIECES_AHEAD);
+        // One thread for the whole body. It ends when the body does, or with the request, which drops the other end.
+        tokio::task::spawn_blocking(move || {
+            loop {
+                let piece = match cursor.piece() {
+                    Ok(piece) if piece.is_empty() => return,
+                    Ok(piece) => Ok(piece),
                     Err(Trouble { item, error }) => {
                         let kind = error.kind();
                         *trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(Trouble { item, error });
                         Err(io::Error::from(kind))
                     }
+                };
+                let failed = piece.is_err();
+                if send.blocking_send(piece).is_err() || failed {
+                    return;
                 }
             }
-        }))
+        });
+        let pieces = futures_util::stream::unfold(receive, |mut receive| async move {
+            receive.recv().await.map(|piece: io::Result<Bytes>| (piece, receive))
+        });
+        reqwest::Body::wrap_stream(pieces)
+    }
+}
+
+/// A piece of a body, whose memory is used again.
+struct Piece {
+    memory: Box<[u8]>,
+    len: usize,
+}
+
+impl Piece {
+    fn spares() -> MutexGuard<'static, Vec<Box<[u8]>>> {
+        static SPARES: Mutex<Vec<Box<[u8]>>> = Mutex::new(Vec::new());
+        SPARES.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn new() -> Self {
+        let spare = Self::spares().pop();
+        Self { memory: spare.unwrap_or_else(|| vec![0; PIECE_BYTES].into()), len: 0 }
+    }
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.memory[..self.len]
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        let mut spares = Self::spares();
+        if spares.len() < SPARE_PIECES {
+            spares.push(std::mem::take(&mut self.memory));
+        }
     }
 }
 
@@ -114,8 +159,8 @@ struct Cursor {
 impl Cursor {
     /// The next [`PIECE_BYTES`], across stretches; fewer at the end, none behind it.
     fn piece(&mut self) -> Result<Bytes, Trouble> {
-        let mut piece = Vec::with_capacity(PIECE_BYTES);
-        while piece.len() < PIECE_BYTES {
+        let mut piece = Piece::new();
+        while piece.len < PIECE_BYTES {
             let Some(segment) = self.segments.get(self.index) else { break };
             let left = segment.len() - self.at;
             if left == 0 {
@@ -123,23 +168,21 @@ impl Cursor {
                 self.at = 0;
                 continue;
             }
-            let room = PIECE_BYTES - piece.len();
-            let take = usize::try_from(left).unwrap_or(usize::MAX).min(room);
+            let take = usize::try_from(left).unwrap_or(usize::MAX).min(PIECE_BYTES - piece.len);
+            let into = &mut piece.memory[piece.len..piece.len + take];
             match segment {
                 Segment::Bytes(bytes) => {
                     let start = self.at as usize; // below the length of bytes in memory
-                    piece.extend_from_slice(&bytes[start..start + take]);
+                    into.copy_from_slice(&bytes[start..start + take]);
                 }
                 Segment::File { file, offset, item, .. } => {
-                    let start = piece.len();
-                    piece.resize(start + take, 0);
-                    file.read_exact_at(&mut piece[start..], offset + self.at)
-                        .map_err(|error| Trouble { item: *item, error })?;
+                    file.read_exact_at(into, offset + self.at).map_err(|error| Trouble { item: *item, error })?;
                 }
             }
+            piece.len += take;
             self.at += take as u64;
         }
-        Ok(piece.into())
+        Ok(Bytes::from_owner(piece))
     }
 }
 
