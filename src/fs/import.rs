@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::room::even;
 use super::{Fs, FsError, Need, Op, Stale, State, Stop, now, set_mtime, staging};
@@ -14,6 +15,10 @@ use crate::journal::Change;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
 use crate::path::Name;
 use crate::spool::{copy_growing, room, room_of};
+
+/// The longest quiet period that is there only for those who write a file bit by bit. What arrives is whole: it waits for
+/// no such period, but for a longer one, which somebody asked for.
+const FOR_WRITERS: Duration = Duration::from_secs(1);
 
 /// Something to be given a name, in place of whatever has it, but for a directory.
 pub struct Arrival {
@@ -104,7 +109,8 @@ impl State {
         self.apply(Change::Link { parent, name: name.clone(), ino });
         if is_file && let Ok(path) = self.tree.path_in(parent, name) {
             self.open_account(&path, None);
-            self.queue.touch(&path, fs.options.settle);
+            let settle = Some(fs.options.settle).filter(|settle| *settle > FOR_WRITERS);
+            self.queue.touch(&path, settle.unwrap_or_default());
         }
         Ok(left)
     }

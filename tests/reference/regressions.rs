@@ -1,10 +1,14 @@
 //! Shortest ways to what once went wrong.
 
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use oxenfs::disk::{Act, Disk, Witness};
-use oxenfs::fs::{Fs, Lender, Limits, Need, OpenFlags, Options, Passthrough, RangeChange, RenameMode, Stop, Want};
+use oxenfs::fs::{
+    Arrival, Arrived, Fs, Lender, Limits, Need, OpenFlags, Options, Passthrough, RangeChange, RenameMode, Stop, Want,
+};
 use oxenfs::namespace::{Attrs, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::workspace::ByHash;
@@ -147,11 +151,11 @@ fn a_kernel_that_refuses_passthrough_is_asked_once_and_everything_is_a_request()
         fs.satisfy(Need::List(ROOT)).await.unwrap();
         let both = OpenFlags { read: true, write: true, truncate: false, execute: false };
         let (stat, handle) = fs.create(ROOT, &Name::new(b"file").unwrap(), crate::world::attrs(), both).unwrap();
-        assert_eq!(fs.lent(handle), None);
+        assert_eq!(fs.reach(handle).past(), None);
         fs.write(handle, 0, b"content").unwrap();
         fs.release(handle);
         let again = fs.open(stat.ino, both).unwrap();
-        assert_eq!(fs.lent(again), None);
+        assert_eq!(fs.reach(again).past(), None);
         assert_eq!(fs.read(again, 0, 10).unwrap(), b"content");
     });
 }
@@ -254,17 +258,41 @@ fn a_write_to_the_original_while_another_writer_gets_a_copy_is_kept() {
     });
 }
 
+/// A filesystem in `dir`, as an earlier one left it, that knows of an empty workspace.
+fn start_in(dir: &Path, settle: Duration) -> Arc<Fs> {
+    let options = Options { read_only: false, settle, uid: 0, gid: 0, umask: 0o022 };
+    let limits = Limits { spool: None, cache: 200 };
+    Fs::recover(dir, RepoPath::root(), options, limits, Arc::new(Memory::new(ByHash::Never))).unwrap()
+}
+
+#[test]
+fn what_is_imported_is_whole_and_waits_for_no_quiet_period_but_a_long_one() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let _guard = runtime.enter();
+    for (settle, due) in [(Duration::from_secs(1), 1), (Duration::from_secs(600), 0)] {
+        let (dir, source) = (tempfile::tempdir().unwrap(), tempfile::tempfile().unwrap());
+        source.write_all_at(b"whole", 0).unwrap();
+        let fs = start_in(dir.path(), settle);
+        runtime.block_on(fs.run(Need::List(ROOT), |_| Ok(()))).unwrap();
+        let flags = OpenFlags { read: false, write: true, truncate: false, execute: false };
+        let (stat, handle) = fs.create(ROOT, &Name::new(b"written").unwrap(), crate::world::attrs(), flags).unwrap();
+        fs.release(handle);
+        fs.forget(stat.ino, 1);
+        let (file, attrs) = fs.spool_in(&source, &mut Vec::new(), |_| Ok(())).unwrap();
+        let name = Name::new(b"imported").unwrap();
+        let mut arrivals = [Arrival { parent: ROOT, name, attrs, arrived: Arrived::File(file) }];
+        fs.take_in(&mut arrivals).unwrap().into_iter().for_each(|outcome| outcome.unwrap());
+        let found: Vec<String> = fs.due(10).0.iter().map(|capture| capture.path.to_string()).collect();
+        assert_eq!(found, vec!["imported"; due], "{settle:?}");
+    }
+}
+
 #[test]
 fn room_behind_the_end_of_a_file_is_counted_after_a_crash_too() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let _guard = runtime.enter();
     let dir = tempfile::tempdir().unwrap();
-    let options = Options { read_only: false, settle: Duration::from_secs(600), uid: 0, gid: 0, umask: 0o022 };
-    let start = || {
-        let limits = Limits { spool: None, cache: 200 };
-        Fs::recover(dir.path(), RepoPath::root(), options.clone(), limits, Arc::new(Memory::new(ByHash::Never)))
-            .unwrap()
-    };
+    let start = || start_in(dir.path(), Duration::from_secs(600));
     let fs = start();
     runtime.block_on(fs.run(Need::List(ROOT), |_| Ok(()))).unwrap();
     let (name, flags) =
