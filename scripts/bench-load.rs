@@ -28,7 +28,7 @@ fn main() {
         "stat" => drop(tree(&path)),
         "readdir" => (0..number(2)).for_each(|_| assert!(fs::read_dir(&path).unwrap().count() > 0)),
         "close" => return close(&path, number(2), number(3), &block),
-        // Not timed by anyone: datasets that no compression makes small.
+        // Datasets that no compression makes small.
         "dataset" => dataset(&path, number(2), |_| number(3)),
         "mixed" => dataset(&path, number(2), mixed),
         what => panic!("unknown load {what}"),
