@@ -12,6 +12,8 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 /// Bytes read at a time: 1 MiB keeps the buffer in the second-level cache and the system calls rare.
 const CHUNK_BYTES: usize = 1 << 20;
+/// As long as files are no longer than this, no more memory is touched: most are.
+const FIRST_BYTES: usize = 64 << 10;
 
 /// Which function names content on this server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -67,7 +69,9 @@ impl ContentHash {
         buffer: &mut Vec<u8>,
         mut go_on: impl FnMut() -> bool,
     ) -> io::Result<(Self, u64)> {
-        buffer.resize(CHUNK_BYTES, 0);
+        if buffer.len() < FIRST_BYTES {
+            buffer.resize(FIRST_BYTES, 0);
+        }
         let mut hasher = Hasher::new(kind);
         let mut offset = 0;
         loop {
@@ -82,6 +86,9 @@ impl ContentHash {
             };
             hasher.update(&buffer[..read]);
             offset += read as u64;
+            if read == buffer.len() && read < CHUNK_BYTES {
+                buffer.resize(CHUNK_BYTES, 0);
+            }
         }
     }
 }

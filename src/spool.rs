@@ -576,11 +576,11 @@ impl Cache {
 
     /// Takes in `path`, to be named soon; whether it is wanted: the same content may be on its way
     /// already.
-    fn announce(&self, hash: ContentHash, path: &Path, spool: Option<SpoolId>) -> bool {
+    fn announce(&self, hash: ContentHash, place: Place) -> bool {
         match self.arriving().entry(hash) {
             hash_map::Entry::Occupied(_) => false,
-            hash_map::Entry::Vacant(place) => {
-                place.insert(Place { path: path.to_owned(), spool });
+            hash_map::Entry::Vacant(vacant) => {
+                vacant.insert(place);
                 true
             }
         }
@@ -593,22 +593,19 @@ impl Cache {
         let ready = arriving
             .iter()
             .filter(|(hash, place)| place.spool.is_none_or(&leave) && !lent.contains_key(&Key::of(**hash)));
-        Arrived(ready.map(|(hash, place)| (*hash, place.path.clone())).collect())
+        Arrived(ready.map(|(hash, place)| (*hash, place.path.clone(), place.size)).collect())
     }
 
     /// Gives what had arrived its name. What cannot be named is removed: it is only a copy.
     pub fn settle(&self, Arrived(arrived): Arrived) {
-        for (hash, from) in arrived {
-            let named = fs::metadata(&from).and_then(|file| {
-                self.name(hash, &from)?;
-                Ok(file.len())
-            });
+        for (hash, from, size) in arrived {
+            let named = self.name(hash, &from);
             if named.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy) {
                 continue;
             }
             self.arriving().remove(&hash);
             match named {
-                Ok(size) => self.note(hash, size),
+                Ok(()) => self.note(hash, size),
                 Err(error) => {
                     tracing::warn!(%error, %hash, "what the server has could not move to the cache");
                     let _ = self.disk.remove(&from);
@@ -646,18 +643,20 @@ impl Cache {
     /// Takes in a fetched file whose hash has been checked. It gets its name when it is [settled](Self::settle), or
     /// `at_once`.
     pub fn keep(&self, mut fetched: Fetching, hash: ContentHash, at_once: bool) {
-        if fetched.path.as_ref().is_some_and(|path| self.announce(hash, path, None))
+        let size = fetched.file.metadata().map_or(0, |file| file.len());
+        let place = |path: &PathBuf| Place { path: path.clone(), spool: None, size };
+        if fetched.path.as_ref().is_some_and(|path| self.announce(hash, place(path)))
             && let Some(path) = fetched.path.take()
             && at_once
         {
-            self.settle(Arrived(vec![(hash, path)]));
+            self.settle(Arrived(vec![(hash, path, size)]));
         }
     }
 
-    /// Takes over a spool file whose content the server confirmed; whether it is wanted. It stays where it is until it
+    /// Takes over a spool file of `size` bytes whose content the server confirmed; whether it is wanted. It stays where it is until it
     /// is [settled](Self::settle), before which the record must have been flushed.
-    pub fn adopt(&self, spool: &Spool, id: SpoolId, hash: ContentHash) -> bool {
-        self.announce(hash, &spool.path(id), Some(id))
+    pub fn adopt(&self, spool: &Spool, id: SpoolId, hash: ContentHash, size: u64) -> bool {
+        self.announce(hash, Place { path: spool.path(id), spool: Some(id), size })
     }
 
     fn note(&self, hash: ContentHash, size: u64) {
@@ -768,6 +767,8 @@ struct Place {
     path: PathBuf,
     /// The spool file it is, if it is one.
     spool: Option<SpoolId>,
+    /// In bytes.
+    size: u64,
 }
 
 /// A file that nobody but one inode is given.
@@ -796,7 +797,7 @@ fn identity(file: &fs::Metadata) -> (u64, u64) {
 }
 
 /// Content that has arrived by some moment.
-pub struct Arrived(Vec<(ContentHash, PathBuf)>);
+pub struct Arrived(Vec<(ContentHash, PathBuf, u64)>);
 
 impl Arrived {
     /// Whether there is none.
@@ -847,7 +848,8 @@ fn with_parent<T>(
     work: impl Fn() -> io::Result<T>,
 ) -> io::Result<T> {
     match (work(), path.parent()) {
-        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound && !parent.exists() => {
+        // Another thread may have made it meanwhile, which is no reason to fail.
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
             make(parent)?;
             work()
         }
@@ -1165,7 +1167,7 @@ mod tests {
         let (id, file) = spool.create().unwrap();
         file.write_all_at(b"hello", 0).unwrap();
         let hash = ContentHash::of(HashKind::Xxh3, b"hello");
-        assert!(cache.adopt(&spool, id, hash));
+        assert!(cache.adopt(&spool, id, hash, 5));
         assert_eq!(content(&mut cache.file(hash).unwrap()), "hello", "readable before it is flushed");
         cache.settle(cache.arrived(|_| true));
         assert!(spool.file(id).is_err());

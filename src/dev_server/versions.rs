@@ -76,10 +76,13 @@ impl Versions {
     /// The same, in place of what may be there.
     pub(super) fn keep_anew(&self, draft: &Draft, hash: &ContentHash) -> io::Result<()> {
         let path = self.path(hash);
-        if let Some(shelf) = path.parent() {
-            fs::create_dir_all(shelf)?;
+        match (fs::rename(&draft.path, &path), path.parent()) {
+            (Err(error), Some(shelf)) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(shelf)?;
+                fs::rename(&draft.path, path)
+            }
+            (renamed, _) => renamed,
         }
-        fs::rename(&draft.path, path)
     }
 
     /// Keeps bytes that are in memory.

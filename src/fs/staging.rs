@@ -651,7 +651,7 @@ impl Fs {
         {
             tracing::debug!(%error, "a cached file keeps the room behind its end");
         }
-        if !self.cache.adopt(&self.spool, spool, hash) {
+        if !self.cache.adopt(&self.spool, spool, hash, size) {
             let free = self.lock().abandon(spool);
             free.into_iter().for_each(|spool| self.leave(spool));
         }
