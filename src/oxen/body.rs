@@ -9,12 +9,12 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 /// Bytes handed to the network at a time: large enough for few system calls and wake-ups, small enough that a dozen
-/// requests in flight, each with [`PIECES_AHEAD`], need a few MiB.
+/// requests in flight, each with some of them, need a few MiB.
 const PIECE_BYTES: usize = 256 << 10;
-/// Pieces that wait for the network while the next is read, so that neither waits for the other.
-const PIECES_AHEAD: usize = 2;
+/// Pieces that wait for the network while the next is read: neither waits for the other.
+const PIECES_AHEAD: usize = 1;
 /// Pieces kept for the next requests: memory that is new to the process costs about as much as copying into it.
-const SPARE_PIECES: usize = 16;
+const SPARE_PIECES: usize = 8;
 
 /// A stretch of a body.
 #[derive(Debug, Clone)]
