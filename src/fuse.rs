@@ -319,15 +319,55 @@ impl Adapter {
         flags
     }
 
-    /// Answers when the paths of an open file are staged.
-    fn when_staged(&self, paths: Vec<crate::path::RepoPath>, reply: ReplyEmpty) {
-        let Some(waiting) = self.fs.barrier_on(paths) else {
-            return reply.error(Errno::EIO);
-        };
-        self.runtime.spawn(async move {
-            let staged = waiting.settled().await.is_ok_and(|progress| progress.files_failed == 0);
-            if staged { reply.ok() } else { reply.error(Errno::EIO) }
+    /// Flushes what a handle is of, waits for the server where a flush does, and answers `done`.
+    fn when_flushed(&self, handle: u64, done: impl FnOnce(Result<(), Errno>) + Send + 'static) {
+        let (fs, runtime, waits) = (self.fs.clone(), self.runtime.clone(), self.waits);
+        self.runtime.spawn_blocking(move || match fs.fsync(handle) {
+            Ok(paths) if waits.fsync => when_staged(&fs, &runtime, paths, done),
+            Ok(_) => done(Ok(())),
+            Err(Stop::Error(error)) => done(Err(code(&error))),
+            Err(Stop::Need(_)) => done(Err(Errno::EIO)),
         });
+    }
+
+    /// Answers a write. What is not cached the kernel does not flush either: of a file that was opened so, or for a call
+    /// that asks for it, it says so in the flags (`fuse_write_flags` in fs/fuse/file.c of Linux) and leaves it to us.
+    fn wrote(&self, handle: u64, flags: FuseOpenFlags, result: Result<usize, FsError>, reply: ReplyWrite) {
+        match result {
+            Ok(written) if flags.0 & libc::O_DSYNC != 0 && self.fs.reach(handle) == Reach::Uncached => {
+                self.when_flushed(handle, move |flushed| match flushed {
+                    Ok(()) => reply.written(written as u32),
+                    Err(errno) => reply.error(errno),
+                });
+            }
+            result => reply.answer(result.map(|written| written as u32)),
+        }
+    }
+
+    /// What a task that answers later needs.
+    fn later(&self) -> Self {
+        Self { fs: self.fs.clone(), runtime: self.runtime.clone(), waits: self.waits, passthrough: None, awake: None }
+    }
+}
+
+/// Answers `done` when the paths of an open file are staged.
+fn when_staged(
+    fs: &Arc<Fs>,
+    runtime: &Handle,
+    paths: Vec<crate::path::RepoPath>,
+    done: impl FnOnce(Result<(), Errno>) + Send + 'static,
+) {
+    let Some(waiting) = fs.barrier_on(paths) else { return done(Err(Errno::EIO)) };
+    runtime.spawn(async move {
+        let staged = waiting.settled().await.is_ok_and(|progress| progress.files_failed == 0);
+        done(if staged { Ok(()) } else { Err(Errno::EIO) });
+    });
+}
+
+fn empty(reply: ReplyEmpty) -> impl FnOnce(Result<(), Errno>) + Send + 'static {
+    |done| match done {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
     }
 }
 
@@ -415,8 +455,11 @@ impl fuser::Filesystem for Adapter {
                 tracing::info!(?missing, "the kernel does not offer this");
             }
         }
-        // With it (Linux 6.6) come mappings of what is not cached, and writes that drop what was cached before.
-        if config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok() {
+        // With it come mappings of what is not cached, and writes that drop what was cached before: since Linux 6.6, but
+        // what is stored through such a mapping arrives since 6.9 alone, which is when passthrough came.
+        if config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH)
+            && config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok()
+        {
             self.fs.let_bypass();
         }
         if let Some(depth) = self.passthrough {
@@ -588,7 +631,7 @@ impl fuser::Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: FuseOpenFlags,
+        flags: FuseOpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
@@ -599,13 +642,13 @@ impl fuser::Filesystem for Adapter {
         }
         self.awake.iter().for_each(|awake| awake.request());
         match self.fs.write(handle.0, offset, data) {
-            Ok(written) => reply.written(written as u32),
+            Ok(written) => self.wrote(handle.0, flags, Ok(written), reply),
             Err(Stop::Error(error)) => reply.answer(Err(error)),
             Err(Stop::Need(need)) => {
-                let (fs, data) = (self.fs.clone(), data.to_vec());
+                let (later, data) = (self.later(), data.to_vec());
                 self.runtime.spawn(async move {
-                    let done = fs.run(need, move |fs| fs.write(handle.0, offset, &data)).await;
-                    reply.answer(done.map(|written| written as u32));
+                    let done = later.fs.run(need, move |fs| fs.write(handle.0, offset, &data)).await;
+                    later.wrote(handle.0, flags, done, reply);
                 });
             }
         }
@@ -614,7 +657,7 @@ impl fuser::Filesystem for Adapter {
     fn flush(&self, _request: &Request, _inode: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
         // May come many times an open, for every duplicate that is closed; finalizes nothing.
         if self.waits.close {
-            self.when_staged(self.fs.handle_paths(handle.0), reply);
+            when_staged(&self.fs, &self.runtime, self.fs.handle_paths(handle.0), empty(reply));
         } else {
             reply.ok();
         }
@@ -635,14 +678,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn fsync(&self, _request: &Request, _inode: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let (fs, runtime, waits) = (self.fs.clone(), self.runtime.clone(), self.waits);
-        let adapter = Adapter { fs: fs.clone(), runtime: runtime.clone(), waits, passthrough: None, awake: None };
-        runtime.spawn_blocking(move || match fs.fsync(handle.0) {
-            Ok(paths) if waits.fsync => adapter.when_staged(paths, reply),
-            Ok(_) => reply.ok(),
-            Err(Stop::Error(error)) => reply.answer(Err(error)),
-            Err(Stop::Need(_)) => reply.error(Errno::EIO),
-        });
+        self.when_flushed(handle.0, empty(reply));
     }
 
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: FuseOpenFlags, reply: ReplyOpen) {

@@ -9,6 +9,8 @@
 //! - **Generation**: one state of a file's bytes. A **sealed** generation does not change; a writer that meets one
 //!   makes the next.
 //! - **Live**: a file that programs may change past the daemon, without a request (passthrough).
+//! - **Uncached**: a file that programs reach by requests and of which the kernel keeps nothing: whoever opened it first
+//!   only writes.
 //! - **Borrowed**: a file of the cache that the programs of one inode read past the daemon. Nobody else is given it until
 //!   they have closed it; if one comes who writes, it leaves the cache and becomes the inode's own.
 //! - **Unseen**: a file of the spool that an earlier daemon left, and that nobody has looked at since the mount. It is

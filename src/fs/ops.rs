@@ -1057,8 +1057,8 @@ impl Fs {
             if let Some(open) = state.open.get_mut(&ino) {
                 open.handles = open.handles.saturating_sub(1);
                 open.writers = open.writers.saturating_sub(u32::from(write));
-                // A mapping is cached all the same. Linux before 6.18 drops what a write makes out of date before the
-                // write alone, so a page may have come back meanwhile.
+                // What is mapped or spliced is cached all the same. Linux up to 6.18 drops what a write makes out of
+                // date before the write alone, so a page may have come back meanwhile.
                 if open.bypass && read {
                     state.stale.push(Stale::Content(ino));
                 }

@@ -2,7 +2,8 @@
 //! the local disk. Decisions alone, no I/O.
 //!
 //! The kernel has one rule: all who have an inode open at a time go the same way, and to the same file (a mixture fails
-//! with EIO, tried on Linux 6.18). So the first open decides and the others follow, until the last one is closed.
+//! with EIO, tried on Linux 6.18). So the first open decides and the others follow, until the last one is closed. Whether
+//! the kernel caches what goes by requests is decided in the same way: not where the first only writes.
 //!
 //! What goes past the daemon changes without a word to it. A file that may be changed so is **live**: its size and times
 //! are looked up, it is never sealed where it lies, and it stays live after the last close as long as somebody has it

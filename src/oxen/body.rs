@@ -83,30 +83,32 @@ impl Body {
             return bytes.clone().into();
         }
         let mut cursor = Cursor { segments: self.segments.clone(), index: 0, at: 0 };
-        let trouble = self.trouble.clone();
         let (send, receive) = mpsc::channel(PIECES_AHEAD);
         // One thread for the whole body. It ends when the body does, or with the request, which drops the other end.
         tokio::task::spawn_blocking(move || {
             loop {
-                let piece = match cursor.piece() {
-                    Ok(piece) if piece.is_empty() => return,
-                    Ok(piece) => Ok(piece),
-                    Err(Trouble { item, error }) => {
-                        let kind = error.kind();
-                        *trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(Trouble { item, error });
-                        Err(io::Error::from(kind))
-                    }
-                };
-                let failed = piece.is_err();
-                if send.blocking_send(piece).is_err() || failed {
+                let piece = cursor.piece();
+                let last = piece.as_ref().map_or(true, Bytes::is_empty);
+                if send.blocking_send(piece).is_err() || last {
                     return;
                 }
             }
         });
-        let pieces = futures_util::stream::unfold(receive, |mut receive| async move {
-            receive.recv().await.map(|piece: io::Result<Bytes>| (piece, receive))
-        });
-        reqwest::Body::wrap_stream(pieces)
+        let start = (receive, self.trouble.clone());
+        reqwest::Body::wrap_stream(futures_util::stream::try_unfold(start, |(mut receive, trouble)| async move {
+            match receive.recv().await {
+                // What was read ahead and never wanted is no trouble of the request's.
+                Some(Err(Trouble { item, error })) => {
+                    let kind = error.kind();
+                    *trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(Trouble { item, error });
+                    Err(io::Error::from(kind))
+                }
+                Some(Ok(piece)) if !piece.is_empty() => Ok(Some((piece, (receive, trouble)))),
+                Some(Ok(_)) => Ok(None),
+                // The thread panicked.
+                None => Err(io::ErrorKind::Other.into()),
+            }
+        }))
     }
 }
 

@@ -3,10 +3,10 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use crate::dataset::noise;
-use crate::mounted::TestMount;
+use crate::mounted::{TestMount, wait_until};
 use crate::passthrough::Page;
 
 const BY_REQUESTS: [&str; 4] = ["-o", "passthrough=never", "--settle", "0.1"];
@@ -35,12 +35,16 @@ fn what_is_only_written_leaves_nothing_in_the_kernels_cache_and_is_kept_there_on
     let test = mount();
     let content = noise(1, 3 << 20);
     fs::write(test.at("written"), &content).unwrap();
-    let mut file = File::open(test.at("written")).unwrap();
-    assert_eq!(pages_cached(&file), 0);
-    let mut found = Vec::new();
-    file.read_to_end(&mut found).unwrap();
-    assert!(found == content);
-    assert_eq!(pages_cached(&file), content.len() / Page::BYTES);
+    assert_eq!(pages_cached(&File::open(test.at("written")).unwrap()), 0);
+    // The daemon hears of a close after the program that closed: until then whoever opens it goes the writer's way.
+    wait_until("what is read to be kept", || {
+        let mut found = Vec::new();
+        let mut file = File::open(test.at("written")).unwrap();
+        file.read_to_end(&mut found).unwrap();
+        assert!(found == content);
+        pages_cached(&file) == content.len() / Page::BYTES
+    });
+    let file = File::open(test.at("written")).unwrap();
     // Who writes beside a reader leaves the reader its pages.
     let writer = File::options().write(true).open(test.at("written")).unwrap();
     writer.write_all_at(b"changed", 1 << 20).unwrap();
@@ -109,5 +113,27 @@ fn writers_that_append_do_not_overwrite_each_other() {
     for writer in 0..4u8 {
         assert_eq!(content.iter().filter(|byte| **byte == b'a' + writer).count(), 200 * 100);
     }
+    test.unmount_and_compare();
+}
+
+#[test]
+fn a_synchronous_write_is_a_write_and_an_fsync() {
+    let options = [&BY_REQUESTS[..2], &["--settle", "3600", "--fsync", "staged"]].concat();
+    let test = TestMount::with(crate::server::url(), &options);
+    let open = |name: &str, flags: i32| {
+        File::options().write(true).create_new(true).custom_flags(flags).open(test.at(name)).unwrap()
+    };
+    let mut lazy = open("lazy", 0);
+    lazy.write_all(b"nobody waits for it").unwrap();
+    for (name, flags) in [("data", libc::O_DSYNC), ("all", libc::O_SYNC)] {
+        let mut file = open(name, flags);
+        for word in ["each word", " is there", " once it is written"] {
+            file.write_all(word.as_bytes()).unwrap();
+            let content = fs::read(test.at(name)).unwrap();
+            assert_eq!(test.staged_content(name), Some(content), "{name}: {word}");
+        }
+    }
+    assert!(!test.staged_paths().contains(&"lazy".to_owned()));
+    drop(lazy);
     test.unmount_and_compare();
 }
