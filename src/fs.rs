@@ -263,7 +263,7 @@ struct State {
     copying: usize,
     next_handle: u64,
     /// Whether the kernel may be told to cache nothing of one file.
-    may_bypass: bool,
+    may_leave_uncached: bool,
     next_generation: u64,
     /// How many changes were made that could not be put on record: the kernel heard of a failure.
     doubts: u32,
@@ -319,7 +319,7 @@ struct OpenFile {
     /// Changed since it was last put in the queue.
     modified: bool,
     /// The kernel caches nothing of it.
-    bypass: bool,
+    uncached: bool,
 }
 
 /// A spool file that the stager is reading.

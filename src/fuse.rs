@@ -460,7 +460,7 @@ impl fuser::Filesystem for Adapter {
         if config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH)
             && config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok()
         {
-            self.fs.let_bypass();
+            self.fs.leave_uncached();
         }
         if let Some(depth) = self.passthrough {
             let able = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();

@@ -508,7 +508,7 @@ impl Fs {
         let Some(Handle::File { ino, .. }) = state.handles.get(&handle) else { return Reach::Cached };
         match state.open.get(ino) {
             Some(OpenFile { loan: Some(loan), .. }) => Reach::Past(loan.number()),
-            Some(OpenFile { bypass: true, .. }) => Reach::Uncached,
+            Some(OpenFile { uncached: true, .. }) => Reach::Uncached,
             _ => Reach::Cached,
         }
     }
@@ -516,8 +516,8 @@ impl Fs {
     /// From now on a file that is opened for writing alone, and by nobody else yet, is not cached by the kernel: each
     /// write is a request all the same, and a copy in the cache would cost as much again. All who open it meanwhile go
     /// the same way, so that each sees what the others do.
-    pub fn let_bypass(&self) {
-        self.lock().may_bypass = true;
+    pub fn leave_uncached(&self) {
+        self.lock().may_leave_uncached = true;
     }
 
     /// Copies a spool file that may be written to meanwhile. The copy has all that was written before; it may have some

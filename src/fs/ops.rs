@@ -1059,7 +1059,7 @@ impl Fs {
                 open.writers = open.writers.saturating_sub(u32::from(write));
                 // What is mapped or spliced is cached all the same. Linux up to 6.18 drops what a write makes out of
                 // date before the write alone, so a page may have come back meanwhile.
-                if open.bypass && read {
+                if open.uncached && read {
                     state.stale.push(Stale::Content(ino));
                 }
                 // What was done past the daemon need not show.
@@ -1117,10 +1117,10 @@ impl State {
     fn open_handle(&mut self, ino: Ino, flags: OpenFlags) -> u64 {
         let handle = self.fresh_handle();
         self.handles.insert(handle, Handle::File { ino, read: flags.read, write: flags.write, execute: flags.execute });
-        let may_bypass = self.may_bypass;
+        let may_leave_uncached = self.may_leave_uncached;
         let open = self.open.entry(ino).or_default();
         if open.handles == 0 {
-            open.bypass = may_bypass && open.loan.is_none() && flags.write && !flags.read;
+            open.uncached = may_leave_uncached && open.loan.is_none() && flags.write && !flags.read;
         }
         open.handles += 1;
         open.writers += u32::from(flags.write);

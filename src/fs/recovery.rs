@@ -407,7 +407,7 @@ impl State {
             copied: Vec::new(),
             copying: 0,
             next_handle: 0,
-            may_bypass: false,
+            may_leave_uncached: false,
             next_generation: 0,
             doubts: 0,
             frame: Vec::new(),

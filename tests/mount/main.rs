@@ -6,7 +6,6 @@
 
 mod bad_ways;
 mod borrowed;
-mod bypass;
 mod clocks;
 mod commits;
 mod copies;
@@ -35,5 +34,6 @@ mod soak;
 mod suites;
 mod tools;
 mod twin;
+mod uncached;
 mod wanted_states;
 mod words;
