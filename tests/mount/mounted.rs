@@ -241,7 +241,7 @@ impl TestMount {
         let pid = self.pid();
         rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
         if signal == rustix::process::Signal::KILL {
-            wait_until("the daemon to be gone", || !self.daemons().contains(&pid));
+            wait_until("the daemon to be gone", || is_over(pid));
         }
         if signal == rustix::process::Signal::STOP {
             wait_until("the daemon to stand still", || is_stopped(pid));
@@ -321,15 +321,27 @@ impl TestMount {
     }
 }
 
-/// Whether every thread of a process is stopped.
-fn is_stopped(pid: i32) -> bool {
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+/// The states of a process's threads, as `/proc` has them (`proc_pid_stat(5)`); none of one that is gone.
+fn thread_states(pid: i32) -> Vec<Option<char>> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let state = |thread: std::fs::DirEntry| {
         let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
         // After the name, which may hold anything, in parentheses.
         stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
     };
-    threads.map(state).all(|state| state == Some('T'))
+    threads.map(state).collect()
+}
+
+/// Whether every thread of a process is stopped.
+fn is_stopped(pid: i32) -> bool {
+    let states = thread_states(pid);
+    !states.is_empty() && states.into_iter().all(|state| state == Some('T'))
+}
+
+/// Whether a process has closed its files: its command line is gone before (`do_exit` in kernel/exit.c of Linux), and
+/// whoever reaps it may take a while.
+fn is_over(pid: i32) -> bool {
+    thread_states(pid).into_iter().all(|state| matches!(state, Some('Z' | 'X')))
 }
 
 impl Drop for TestMount {
