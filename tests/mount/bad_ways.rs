@@ -112,7 +112,7 @@ fn small_files_that_the_server_has_are_staged_by_their_hash_where_the_way_is_slo
             _ => assert!(sent < all * 3 / 4, "{sent} of {all}"),
         }
         // From here on bytes take their time, and questions do not.
-        gateway.rule(|method, _| changes(method).then_some(Fault::Throttle(Duration::from_millis(400))));
+        gateway.rule(|method, _| changes(method).then_some(Fault::Throttle(Duration::from_secs(1))));
     }
     gateway.calm();
     test.unmount_commit();
