@@ -653,8 +653,8 @@ impl Cache {
         }
     }
 
-    /// Takes over a spool file of `size` bytes whose content the server confirmed; whether it is wanted. It stays where it is until it
-    /// is [settled](Self::settle), before which the record must have been flushed.
+    /// Takes over a spool file of `size` bytes whose content the server confirmed; whether it is wanted. It stays where it
+    /// is until it is [settled](Self::settle), before which the record must have been flushed.
     pub fn adopt(&self, spool: &Spool, id: SpoolId, hash: ContentHash, size: u64) -> bool {
         self.announce(hash, Place { path: spool.path(id), spool: Some(id), size })
     }
