@@ -63,11 +63,17 @@ pub struct Manner {
     pub keep_awake: Option<bool>,
 }
 
-/// Serves one mount.
-struct Adapter {
+/// What a request is served with, by a FUSE thread or by a task that answers later.
+#[derive(Clone)]
+struct Serving {
     fs: Arc<Fs>,
     runtime: Handle,
     waits: Waits,
+}
+
+/// Serves one mount.
+struct Adapter {
+    serving: Serving,
     /// Asked of the kernel: how deep the spool's filesystem is stacked.
     passthrough: Option<u32>,
     awake: Option<Arc<Awake>>,
@@ -90,7 +96,8 @@ pub fn serve(
     config.n_threads = Some(cores.clamp(2, 8));
     let passthrough = manner.no_passthrough.is_none().then(|| passthrough::stack_depth(fs.spool().dir()));
     let awake = Awake::start(manner.keep_awake);
-    let adapter = Adapter { fs: fs.clone(), runtime, waits: manner.waits, passthrough, awake };
+    let serving = Serving { fs: fs.clone(), runtime, waits: manner.waits };
+    let adapter = Adapter { serving, passthrough, awake };
     let session = Session::from_fd(adapter, device, config.acl, config)?;
     match manner.no_passthrough {
         None => {
@@ -290,43 +297,54 @@ impl Adapter {
     /// Does an operation now if it can be done from what is known, else in a task that answers later.
     fn run<T: Send + 'static, R: Answer<T>>(&self, reply: R, op: impl Fn(&Fs) -> Op<T> + Send + Sync + 'static) {
         self.awake.iter().for_each(|awake| awake.request());
-        match op(&self.fs) {
+        match op(&self.serving.fs) {
             Ok(done) => reply.answer(Ok(done)),
             Err(Stop::Error(error)) => reply.answer(Err(error)),
             Err(Stop::Need(need)) => {
-                let fs = self.fs.clone();
-                self.runtime.spawn(async move { reply.answer(fs.run(need, op).await) });
+                let fs = self.serving.fs.clone();
+                self.serving.runtime.spawn(async move { reply.answer(fs.run(need, op).await) });
             }
         }
     }
 
     /// What the caller's change leaves of a file's set-id bits. Next to nothing where it has none.
     fn set_ids(&self, request: &Request, inode: INodeNo) -> SetIds {
-        self.fs.set_id_group(ino(inode)).map_or(SetIds::Privileged, |group| set_ids_before(request, group))
+        self.serving.fs.set_id_group(ino(inode)).map_or(SetIds::Privileged, |group| set_ids_before(request, group))
     }
 
     fn opening<R>(&self, reply: R) -> Opening<R> {
-        Opening { reply, flags: self.opened_flags(), fs: self.fs.clone() }
+        Opening { reply, flags: self.opened_flags(), fs: self.serving.fs.clone() }
     }
 
     /// Pages stay cached over opens: what changes them goes through the kernel, or is told to it. Closing needs no
     /// request of its own unless it waits for the server.
     fn opened_flags(&self) -> FopenFlags {
         let mut flags = FopenFlags::FOPEN_KEEP_CACHE;
-        if !self.waits.close {
+        if !self.serving.waits.close {
             flags |= FopenFlags::FOPEN_NOFLUSH;
         }
         flags
     }
+}
 
+impl Serving {
     /// Flushes what a handle is of, waits for the server where a flush does, and answers `done`.
     fn when_flushed(&self, handle: u64, done: impl FnOnce(Result<(), Errno>) + Send + 'static) {
-        let (fs, runtime, waits) = (self.fs.clone(), self.runtime.clone(), self.waits);
-        self.runtime.spawn_blocking(move || match fs.fsync(handle) {
-            Ok(paths) if waits.fsync => when_staged(&fs, &runtime, paths, done),
+        let serving = self.clone();
+        self.runtime.spawn_blocking(move || match serving.fs.fsync(handle) {
+            Ok(paths) if serving.waits.fsync => serving.when_staged(paths, done),
             Ok(_) => done(Ok(())),
             Err(Stop::Error(error)) => done(Err(code(&error))),
             Err(Stop::Need(_)) => done(Err(Errno::EIO)),
+        });
+    }
+
+    /// Answers `done` when the paths of an open file are staged.
+    fn when_staged(&self, paths: Vec<crate::path::RepoPath>, done: impl FnOnce(Result<(), Errno>) + Send + 'static) {
+        let Some(waiting) = self.fs.barrier_on(paths) else { return done(Err(Errno::EIO)) };
+        self.runtime.spawn(async move {
+            let staged = waiting.settled().await.is_ok_and(|progress| progress.files_failed == 0);
+            done(if staged { Ok(()) } else { Err(Errno::EIO) });
         });
     }
 
@@ -343,25 +361,6 @@ impl Adapter {
             result => reply.answer(result.map(|written| written as u32)),
         }
     }
-
-    /// What a task that answers later needs.
-    fn later(&self) -> Self {
-        Self { fs: self.fs.clone(), runtime: self.runtime.clone(), waits: self.waits, passthrough: None, awake: None }
-    }
-}
-
-/// Answers `done` when the paths of an open file are staged.
-fn when_staged(
-    fs: &Arc<Fs>,
-    runtime: &Handle,
-    paths: Vec<crate::path::RepoPath>,
-    done: impl FnOnce(Result<(), Errno>) + Send + 'static,
-) {
-    let Some(waiting) = fs.barrier_on(paths) else { return done(Err(Errno::EIO)) };
-    runtime.spawn(async move {
-        let staged = waiting.settled().await.is_ok_and(|progress| progress.files_failed == 0);
-        done(if staged { Ok(()) } else { Err(Errno::EIO) });
-    });
 }
 
 fn empty(reply: ReplyEmpty) -> impl FnOnce(Result<(), Errno>) + Send + 'static {
@@ -460,7 +459,7 @@ impl fuser::Filesystem for Adapter {
         if config.capabilities().contains(InitFlags::FUSE_PASSTHROUGH)
             && config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok()
         {
-            self.fs.leave_uncached();
+            self.serving.fs.leave_uncached();
         }
         if let Some(depth) = self.passthrough {
             let able = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
@@ -483,7 +482,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn forget(&self, _request: &Request, inode: INodeNo, count: u64) {
-        self.fs.forget(ino(inode), count);
+        self.serving.fs.forget(ino(inode), count);
     }
 
     fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
@@ -636,19 +635,19 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
-            && let Err(Stop::Error(error)) = self.fs.clear_set_ids(ino(inode), self.set_ids(request, inode))
+            && let Err(Stop::Error(error)) = self.serving.fs.clear_set_ids(ino(inode), self.set_ids(request, inode))
         {
             return reply.answer(Err(error));
         }
         self.awake.iter().for_each(|awake| awake.request());
-        match self.fs.write(handle.0, offset, data) {
-            Ok(written) => self.wrote(handle.0, flags, Ok(written), reply),
+        match self.serving.fs.write(handle.0, offset, data) {
+            Ok(written) => self.serving.wrote(handle.0, flags, Ok(written), reply),
             Err(Stop::Error(error)) => reply.answer(Err(error)),
             Err(Stop::Need(need)) => {
-                let (later, data) = (self.later(), data.to_vec());
-                self.runtime.spawn(async move {
-                    let done = later.fs.run(need, move |fs| fs.write(handle.0, offset, &data)).await;
-                    later.wrote(handle.0, flags, done, reply);
+                let (serving, data) = (self.serving.clone(), data.to_vec());
+                self.serving.runtime.spawn(async move {
+                    let done = serving.fs.run(need, move |fs| fs.write(handle.0, offset, &data)).await;
+                    serving.wrote(handle.0, flags, done, reply);
                 });
             }
         }
@@ -656,8 +655,8 @@ impl fuser::Filesystem for Adapter {
 
     fn flush(&self, _request: &Request, _inode: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
         // May come many times an open, for every duplicate that is closed; finalizes nothing.
-        if self.waits.close {
-            when_staged(&self.fs, &self.runtime, self.fs.handle_paths(handle.0), empty(reply));
+        if self.serving.waits.close {
+            self.serving.when_staged(self.serving.fs.handle_paths(handle.0), empty(reply));
         } else {
             reply.ok();
         }
@@ -673,12 +672,12 @@ impl fuser::Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.fs.release(handle.0);
+        self.serving.fs.release(handle.0);
         reply.ok();
     }
 
     fn fsync(&self, _request: &Request, _inode: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.when_flushed(handle.0, empty(reply));
+        self.serving.when_flushed(handle.0, empty(reply));
     }
 
     fn opendir(&self, _request: &Request, inode: INodeNo, _flags: FuseOpenFlags, reply: ReplyOpen) {
@@ -686,7 +685,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn readdir(&self, _request: &Request, _inode: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let listed = self.fs.readdir(handle.0, offset, false, |entry| {
+        let listed = self.serving.fs.readdir(handle.0, offset, false, |entry| {
             reply.add(INodeNo(entry.stat.ino.0), entry.next, kind(entry.stat.format), OsStr::from_bytes(entry.name))
         });
         match listed {
@@ -704,7 +703,7 @@ impl fuser::Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let listed = self.fs.readdir(handle.0, offset, true, |entry| {
+        let listed = self.serving.fs.readdir(handle.0, offset, true, |entry| {
             let number = INodeNo(entry.stat.ino.0);
             reply.add(
                 number,
@@ -730,7 +729,7 @@ impl fuser::Filesystem for Adapter {
         _flags: FuseOpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.fs.release(handle.0);
+        self.serving.fs.release(handle.0);
         reply.ok();
     }
 
@@ -747,8 +746,8 @@ impl fuser::Filesystem for Adapter {
         let hides = |list: &Vec<u8>| {
             list.split(|byte| *byte == 0).any(|name| name.starts_with(b"trusted.")) && !capable(request, CAP_SYS_ADMIN)
         };
-        let listed = match self.fs.listxattr(ino(inode), true) {
-            Ok(list) if hides(&list) => self.fs.listxattr(ino(inode), false),
+        let listed = match self.serving.fs.listxattr(ino(inode), true) {
+            Ok(list) if hides(&list) => self.serving.fs.listxattr(ino(inode), false),
             listed => listed,
         };
         (reply, size).answer(listed.map_err(|stop| match stop {
@@ -839,9 +838,9 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let copy = move |fs: &Fs| fs.copy_range((from.0, from_offset), (to.0, to_offset), length);
-        let (fs, runtime) = (self.fs.clone(), self.runtime.clone());
+        let (fs, runtime) = (self.serving.fs.clone(), self.serving.runtime.clone());
         // As long as the range: not on a thread that serves others.
-        self.runtime.spawn_blocking(move || {
+        self.serving.runtime.spawn_blocking(move || {
             let copied = match copy(&fs) {
                 Err(Stop::Need(need)) => runtime.block_on(fs.run(need, copy)),
                 Err(Stop::Error(error)) => Err(error),
