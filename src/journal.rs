@@ -48,6 +48,8 @@ const SUM_DIGITS: usize = 32;
 const ROOM_BYTES: u64 = 8 << 20;
 /// What is kept back for removals and confirmations, which must work on a full disk.
 const RESERVE_BYTES: u64 = 2 << 20;
+/// Zeros are written up to a multiple of this.
+const ZEROED_BYTES: u64 = 1 << 20;
 /// The least room that is worth asking for.
 const LEAST_ROOM_BYTES: u64 = 64 << 10;
 /// How soon a full disk is asked for room again: it may take its time to say no.
@@ -248,8 +250,12 @@ struct State {
     unwritten: Option<io::Error>,
     /// Why a flush failed, until the whole state is in a new segment.
     unflushed: Option<io::Error>,
-    /// Length of the segment: where the next write goes.
+    /// Length of the segment's frames: where the next write goes.
     bytes: u64,
+    /// Length of the file: up to here there is something written, be it zeros.
+    zeroed: u64,
+    /// Whether the filesystem puts new bytes where the old ones were, so that zeros ahead are of use.
+    in_place: bool,
     /// How long the segment was when it was complete; 0 where that is not known.
     whole_bytes: u64,
     room: Room,
@@ -296,7 +302,7 @@ impl Journal {
             move |source| JournalError::Io { path, source }
         };
         disk.make_dirs(dir).map_err(io(dir))?;
-        let (mut segments, first) = replay_segments(dir, Some(disk), &mut replay)?;
+        let Replayed { mut segments, first, end } = replay_segments(dir, Some(disk), &mut replay)?;
         let (segment, file) = match segments.last().copied() {
             Some(segment) => {
                 let path = segment_path(dir, segment);
@@ -311,9 +317,12 @@ impl Journal {
         for old in segments.extract_if(.., |segment| Some(*segment) < first) {
             disk.remove(&segment_path(dir, old)).map_err(io(dir))?;
         }
-        let bytes = file.metadata().map_err(io(dir))?.len();
+        let length = file.metadata().map_err(io(dir))?.len();
+        // Not the length of the file: behind the frames may be zeros.
+        let bytes = end.unwrap_or(length);
         let mut state = State {
             segment,
+            in_place: overwrites_in_place(&file),
             file: std::sync::Arc::new(file),
             buffer: Vec::new(),
             appended: 0,
@@ -325,6 +334,7 @@ impl Journal {
             unwritten: None,
             unflushed: None,
             bytes,
+            zeroed: length,
             whole_bytes: 0,
             room: Room::Until(bytes),
             ask_for_room: None,
@@ -384,13 +394,18 @@ impl Journal {
                 let upto = state.appended;
                 let mut bytes = std::mem::take(&mut state.buffer);
                 let (file, at) = (state.file.clone(), state.bytes);
+                let frames = bytes.len();
+                let end = state.zeros_up_to(at + frames as u64);
                 drop(state);
+                bytes.resize((end - at) as usize, 0);
                 let done = self.disk.write_at(&file, &bytes, at);
+                bytes.truncate(frames);
                 state = self.lock();
                 state.writing = false;
                 match done {
                     Ok(()) => {
-                        state.bytes += bytes.len() as u64;
+                        state.bytes += frames as u64;
+                        state.zeroed = state.zeroed.max(end);
                         state.written = upto;
                         if state.buffer.is_empty() {
                             bytes.clear();
@@ -527,6 +542,7 @@ impl Journal {
         let file = create_segment(&self.disk, &self.dir, segment)?;
         let (old, old_bytes) = (state.file.clone(), state.bytes);
         state.bytes = file.metadata()?.len();
+        state.zeroed = state.bytes;
         state.file = std::sync::Arc::new(file);
         state.segment = segment;
         state.room = Room::Until(state.bytes);
@@ -557,6 +573,19 @@ impl Journal {
 }
 
 impl State {
+    /// How far a write goes whose frames end at `end`, with the zeros behind them: they take up no room that is not
+    /// the segment's already.
+    fn zeros_up_to(&self, end: u64) -> u64 {
+        let with_zeros = end.next_multiple_of(ZEROED_BYTES);
+        match self.room {
+            // After a write that failed only what must be written is.
+            Room::Until(room) if self.in_place && end > self.zeroed && self.unwritten.is_none() => {
+                with_zeros.min(room).max(end)
+            }
+            _ => end,
+        }
+    }
+
     /// Asks for room well before the end of what there is; of a disk that is nearly full, for what it has.
     fn extend_room(&mut self) {
         let Room::Until(end) = self.room else { return };
@@ -630,13 +659,28 @@ fn create_segment(disk: &Disk, dir: &Path, segment: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// Replays what counts: the last complete segment and those after it. Returns all segments and the first that counts.
-/// Never holds more than one frame: there may be millions.
-fn replay_segments(
-    dir: &Path,
-    cut: Option<&Disk>,
-    replay: &mut dyn FnMut(Change),
-) -> Result<(Vec<u64>, Option<u64>), JournalError> {
+/// Whether bytes that are written over others go where those were. Copy-on-write filesystems put them elsewhere each
+/// time: zeros ahead would only be room that is taken twice.
+fn overwrites_in_place(file: &File) -> bool {
+    const BTRFS: u32 = 0x9123_683e;
+    const ZFS: u32 = 0x2fc1_2fc1;
+    const BCACHEFS: u32 = 0xca45_1a4e;
+    rustix::fs::fstatfs(file).is_ok_and(|found| ![BTRFS, ZFS, BCACHEFS].contains(&(found.f_type as u32)))
+}
+
+/// What was found by replaying.
+struct Replayed {
+    /// All segments.
+    segments: Vec<u64>,
+    /// The first that counts.
+    first: Option<u64>,
+    /// Where the frames of the last one end.
+    end: Option<u64>,
+}
+
+/// Replays what counts: the last complete segment and those after it. Never holds more than one frame: there may be
+/// millions.
+fn replay_segments(dir: &Path, cut: Option<&Disk>, replay: &mut dyn FnMut(Change)) -> Result<Replayed, JournalError> {
     let segments = segments(dir).map_err(|source| JournalError::Io { path: dir.to_owned(), source })?;
     // From the newest on, to pass over what a complete one replaces; the oldest counts whether it is complete or not.
     let mut first = segments.len().saturating_sub(1);
@@ -648,15 +692,19 @@ fn replay_segments(
         }
         first -= 1;
     }
+    let mut end = None;
     for &segment in &segments[first..] {
-        read_segment(&segment_path(dir, segment), cut, replay)?;
+        end = Some(read_segment(&segment_path(dir, segment), cut, replay)?);
     }
     let first = segments.get(first).copied();
-    Ok((segments, first))
+    Ok(Replayed { segments, first, end })
 }
 
-/// Hands over the changes of a segment's intact frames. With `cut`, cuts off what does not check.
-fn read_segment(path: &Path, cut: Option<&Disk>, replay: &mut dyn FnMut(Change)) -> Result<(), JournalError> {
+/// Hands over the changes of a segment's intact frames; returns where they end. With `cut`, cuts off what does not check;
+/// zeros alone stay, because the room that is kept back would go with them.
+fn read_segment(path: &Path, cut: Option<&Disk>, replay: &mut dyn FnMut(Change)) -> Result<u64, JournalError> {
+    /// More of a tail than this is no room of ours.
+    const LOOKED_AT_BYTES: u64 = 64 << 20;
     let io = |source| JournalError::Io { path: path.to_owned(), source };
     let file = OpenOptions::new().read(true).write(cut.is_some()).open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
@@ -680,11 +728,15 @@ fn read_segment(path: &Path, cut: Option<&Disk>, replay: &mut dyn FnMut(Change))
     if let Some(disk) = cut
         && intact < length
     {
-        tracing::warn!(path = %path.display(), bytes = length - intact, "cutting off the journal's torn tail");
+        let mut rest = vec![0; (length - intact).min(LOOKED_AT_BYTES) as usize];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut rest, intact).map_err(io)?;
+        rest.truncate(rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+        if rest.is_empty() && length - intact <= LOOKED_AT_BYTES {
+            return Ok(intact);
+        }
+        tracing::warn!(path = %path.display(), bytes = rest.len(), "cutting off the journal's torn tail");
         let mut torn = path.as_os_str().to_owned();
         torn.push(".torn");
-        let mut rest = vec![0; (length - intact).min(64 << 20) as usize];
-        std::os::unix::fs::FileExt::read_exact_at(&file, &mut rest, intact).map_err(io)?;
         // For whoever wants to know; a full disk must not keep what is intact from being used.
         if let Err(error) = fs::write(Path::new(&torn), rest) {
             tracing::warn!(%error, path = %path.display(), "the torn tail is not kept");
@@ -692,7 +744,7 @@ fn read_segment(path: &Path, cut: Option<&Disk>, replay: &mut dyn FnMut(Change))
         disk.resize(&file, intact).map_err(io)?;
         disk.flush(&file).map_err(io)?;
     }
-    Ok(())
+    Ok(intact)
 }
 
 fn encode(changes: &[Change], buffer: &mut Vec<u8>) {
@@ -780,6 +832,11 @@ mod tests {
         Change::Link { parent: Ino(1), name: Name::new(format!("f{n}\n\u{fc}").as_bytes()).unwrap(), ino: Ino(n) }
     }
 
+    /// Where the zeros begin.
+    fn end_of_frames(file: &[u8]) -> usize {
+        file.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
+    }
+
     fn replayed(dir: &Path) -> Vec<Change> {
         let mut seen = Vec::new();
         Journal::open(dir, |change| seen.push(change)).unwrap();
@@ -812,8 +869,11 @@ mod tests {
         let path = segment_path(dir.path(), 1);
         let whole = fs::read(&path).unwrap();
         let header = whole.iter().position(|b| *b == b'\n').unwrap() + 1;
-        for cut in header..whole.len() {
-            fs::write(&path, &whole[..cut]).unwrap();
+        let end = end_of_frames(&whole);
+        for cut in header..end {
+            // What a power loss takes can be gone from the file's length, or be zeros.
+            let zeros = vec![0; cut % 2 * 100];
+            fs::write(&path, [&whole[..cut], &zeros].concat()).unwrap();
             let seen = replayed(dir.path());
             assert_eq!(seen.len() % 2, 0, "half a frame after a cut at {cut}");
             let journal = Journal::open(dir.path(), |_| ()).unwrap();
@@ -833,11 +893,68 @@ mod tests {
         drop(journal);
         let path = segment_path(dir.path(), 1);
         let mut bytes = fs::read(&path).unwrap();
-        let last = bytes.len() - 4;
+        let last = end_of_frames(&bytes) - 4;
         bytes[last] ^= 1;
         fs::write(&path, bytes).unwrap();
         assert_eq!(replayed(dir.path()), []);
         assert!(dir.path().join("journal.00000001.torn").exists());
+    }
+
+    #[test]
+    fn frames_go_over_zeros_so_that_a_flush_finds_the_same_length() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), |_| ()).unwrap();
+        let path = segment_path(dir.path(), 1);
+        if !journal.lock().in_place || matches!(journal.lock().room, Room::Unknown) {
+            return; // A filesystem where zeros ahead are of no use.
+        }
+        journal.commit(journal.append(&[link(0)])).unwrap();
+        let length = fs::metadata(&path).unwrap().len();
+        assert_eq!(length, ZEROED_BYTES);
+        let mut count = 1;
+        while journal.lock().bytes < length - 200 {
+            journal.commit(journal.append(&[link(count)])).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().len(), length);
+            count += 1;
+        }
+        // Over the edge, and what was written a mebibyte ago is still there.
+        for _ in 0..10 {
+            journal.commit(journal.append(&[link(count)])).unwrap();
+            count += 1;
+        }
+        assert_eq!(fs::metadata(&path).unwrap().len(), 2 * ZEROED_BYTES);
+        drop(journal);
+        assert_eq!(replayed(dir.path()), (0..count).map(link).collect::<Vec<_>>());
+        // The room is kept over a restart, and what comes then goes over the same zeros.
+        let journal = Journal::open(dir.path(), |_| ()).unwrap();
+        journal.commit(journal.append(&[link(count)])).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), 2 * ZEROED_BYTES);
+        drop(journal);
+        assert_eq!(replayed(dir.path()), (0..=count).map(link).collect::<Vec<_>>());
+        assert!(!dir.path().join("journal.00000001.torn").exists(), "zeros are no torn tail");
+    }
+
+    #[test]
+    fn a_frame_that_never_came_ends_the_log_though_later_ones_did() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), |_| ()).unwrap();
+        let path = segment_path(dir.path(), 1);
+        journal.sync(journal.append(&[link(1)])).unwrap();
+        let flushed = end_of_frames(&fs::read(&path).unwrap());
+        journal.commit(journal.append(&[link(2)])).unwrap();
+        let lost = end_of_frames(&fs::read(&path).unwrap());
+        journal.commit(journal.append(&[link(3)])).unwrap();
+        drop(journal);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[flushed..lost].fill(0);
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(replayed(dir.path()), [link(1)]);
+        assert!(dir.path().join("journal.00000001.torn").exists(), "kept for whoever wants to know");
+        // The third does not come back behind what is written now.
+        let journal = Journal::open(dir.path(), |_| ()).unwrap();
+        journal.commit(journal.append(&[link(4)])).unwrap();
+        drop(journal);
+        assert_eq!(replayed(dir.path()), [link(1), link(4)]);
     }
 
     #[test]
@@ -895,7 +1012,8 @@ mod tests {
             use std::sync::atomic::Ordering::Relaxed;
             match act {
                 Act::Write(file) if self.writes.load(Relaxed) => {
-                    file.write_at(b"half a frame", file.metadata()?.len())?;
+                    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(*file));
+                    file.write_at(b"half a frame", end_of_frames(&fs::read(path)?) as u64)?;
                     Err(Errno::NOSPC.into())
                 }
                 Act::Flush(_) if self.flushes.load(Relaxed) => Err(Errno::IO.into()),

@@ -16,7 +16,7 @@ use oxenfs::workspace::memory::Memory;
 
 use crate::model::{Model, Node, Path, Shown};
 use crate::workload::{self, Workload};
-use crate::world::{Op, World, difference, temporary_dir};
+use crate::world::{Op, World, difference, temporary_dir, write_with_hole};
 
 /// What a disk writes at once or not at all.
 const SECTOR: usize = 512;
@@ -141,7 +141,7 @@ impl State {
                 Entry::File(ino) => {
                     let (file, flushed) = &self.files[ino];
                     let bytes = torn(flushed, &now(file), &mut self.random);
-                    std::fs::write(&to, bytes).unwrap();
+                    write_with_hole(&to, &bytes);
                 }
             }
         }

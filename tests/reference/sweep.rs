@@ -16,7 +16,7 @@ use oxenfs::workspace::memory::Memory;
 
 use crate::model::Model;
 use crate::workload::{self, Workload};
-use crate::world::{World, difference, temporary_dir};
+use crate::world::{World, difference, temporary_dir, write_with_hole};
 
 /// Recoveries at once: enough to fill the waits of each.
 const AT_ONCE: usize = 16;
@@ -107,8 +107,8 @@ fn copy(from: &FsPath, to: &FsPath) {
             copy(&entry.path(), &to);
         } else {
             // Made by the processes under test, and removed by them alone between two points.
-            let copied = std::fs::copy(entry.path(), &to);
-            copied.unwrap_or_else(|error| panic!("{}: {error}", entry.path().display()));
+            let bytes = std::fs::read(entry.path());
+            write_with_hole(&to, &bytes.unwrap_or_else(|error| panic!("{}: {error}", entry.path().display())));
         }
     }
 }

@@ -176,6 +176,16 @@ pub fn temporary_dir() -> tempfile::TempDir {
     if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap()
 }
 
+/// Writes a file, with a hole for the zeros at its end: the journal has up to a mebibyte of them, and hundreds of copies
+/// wait in memory.
+pub fn write_with_hole(path: &std::path::Path, bytes: &[u8]) {
+    const PAGE: [u8; 4096] = [0; 4096];
+    let pages = bytes.chunks(PAGE.len()).rposition(|page| *page != PAGE[..page.len()]).map_or(0, |last| last + 1);
+    let file = std::fs::File::create(path).unwrap();
+    file.write_all_at(&bytes[..bytes.len().min(pages * PAGE.len())], 0).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+}
+
 pub fn attrs() -> Attrs {
     let zero = Timestamp(0, 0);
     Attrs { mode: MADE_MODE, uid: 0, gid: 0, atime: zero, mtime: zero, ctime: zero }
