@@ -8,6 +8,12 @@
 //! which `kill -9` does not undo; [`Journal::sync`] when it is on stable storage. Many callers share one write and
 //! one flush. A torn tail is cut off at the first frame that does not check, and kept beside the log.
 //!
+//! Behind the last frame lie zeros, written together with frames, up to the next mebibyte and within the room that is
+//! allocated: what goes over them changes neither the file's length nor its extents, so a flush need not wait for a
+//! commit of the local filesystem's own log, with the records of all else that goes on there. No frame begins with a
+//! zero byte, so the first one is the end. Importing and staging 10,000 files of 16 KiB took 0.80 of the time it took
+//! without them in an ext4 in a file (0.19 to 1.34, 11 pairs), and 0.99 in one on the disk itself (0.34 to 2.35).
+//!
 //! A write that fails is not the end: its frames wait in memory, in their order, and the next write puts them all at the
 //! same place, over whatever part of them arrived. Until then nothing is acknowledged. After a failed flush nobody knows
 //! what the disk has of the segment: nothing counts as flushed until the whole state is in a new one. So that a full
