@@ -736,7 +736,7 @@ fn read_segment(path: &Path, cut: Option<&Disk>, replay: &mut dyn FnMut(Change))
     {
         let mut rest = vec![0; (length - intact).min(LOOKED_AT_BYTES) as usize];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut rest, intact).map_err(io)?;
-        rest.truncate(rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+        rest.truncate(zeros_from(&rest));
         if rest.is_empty() && length - intact <= LOOKED_AT_BYTES {
             return Ok(intact);
         }
@@ -751,6 +751,11 @@ fn read_segment(path: &Path, cut: Option<&Disk>, replay: &mut dyn FnMut(Change))
         disk.flush(&file).map_err(io)?;
     }
     Ok(intact)
+}
+
+/// Where the zeros begin that `bytes` end with.
+fn zeros_from(bytes: &[u8]) -> usize {
+    bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
 }
 
 fn encode(changes: &[Change], buffer: &mut Vec<u8>) {
@@ -838,11 +843,6 @@ mod tests {
         Change::Link { parent: Ino(1), name: Name::new(format!("f{n}\n\u{fc}").as_bytes()).unwrap(), ino: Ino(n) }
     }
 
-    /// Where the zeros begin.
-    fn end_of_frames(file: &[u8]) -> usize {
-        file.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
-    }
-
     fn replayed(dir: &Path) -> Vec<Change> {
         let mut seen = Vec::new();
         Journal::open(dir, |change| seen.push(change)).unwrap();
@@ -875,7 +875,7 @@ mod tests {
         let path = segment_path(dir.path(), 1);
         let whole = fs::read(&path).unwrap();
         let header = whole.iter().position(|b| *b == b'\n').unwrap() + 1;
-        let end = end_of_frames(&whole);
+        let end = zeros_from(&whole);
         for cut in header..end {
             // What a power loss takes can be gone from the file's length, or be zeros.
             let zeros = vec![0; cut % 2 * 100];
@@ -899,7 +899,7 @@ mod tests {
         drop(journal);
         let path = segment_path(dir.path(), 1);
         let mut bytes = fs::read(&path).unwrap();
-        let last = end_of_frames(&bytes) - 4;
+        let last = zeros_from(&bytes) - 4;
         bytes[last] ^= 1;
         fs::write(&path, bytes).unwrap();
         assert_eq!(replayed(dir.path()), []);
@@ -946,9 +946,9 @@ mod tests {
         let journal = Journal::open(dir.path(), |_| ()).unwrap();
         let path = segment_path(dir.path(), 1);
         journal.sync(journal.append(&[link(1)])).unwrap();
-        let flushed = end_of_frames(&fs::read(&path).unwrap());
+        let flushed = zeros_from(&fs::read(&path).unwrap());
         journal.commit(journal.append(&[link(2)])).unwrap();
-        let lost = end_of_frames(&fs::read(&path).unwrap());
+        let lost = zeros_from(&fs::read(&path).unwrap());
         journal.commit(journal.append(&[link(3)])).unwrap();
         drop(journal);
         let mut bytes = fs::read(&path).unwrap();
@@ -1019,7 +1019,7 @@ mod tests {
             match act {
                 Act::Write(file) if self.writes.load(Relaxed) => {
                     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(*file));
-                    file.write_at(b"half a frame", end_of_frames(&fs::read(path)?) as u64)?;
+                    file.write_at(b"half a frame", zeros_from(&fs::read(path)?) as u64)?;
                     Err(Errno::NOSPC.into())
                 }
                 Act::Flush(_) if self.flushes.load(Relaxed) => Err(Errno::IO.into()),
