@@ -20,6 +20,8 @@ pub enum Act<'a> {
     Rename(&'a Path, &'a Path),
     /// A file is removed.
     Remove(&'a Path),
+    /// An empty directory is removed; nothing happens to one that is not empty.
+    RemoveDir(&'a Path),
     /// Bytes are written, by whatever call.
     Write(&'a File),
     /// A file is given another length.
@@ -118,6 +120,14 @@ impl Disk {
     /// The filesystem's.
     pub fn remove(&self, path: &Path) -> io::Result<()> {
         self.act(Act::Remove(path), || fs::remove_file(path))
+    }
+
+    /// Removes a directory, if nothing is in it.
+    ///
+    /// # Errors
+    /// The filesystem's; [`io::ErrorKind::DirectoryNotEmpty`] among them.
+    pub fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        self.act(Act::RemoveDir(dir), || fs::remove_dir(dir))
     }
 
     /// Writes all of `bytes` at `offset`.

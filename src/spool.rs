@@ -373,12 +373,12 @@ impl Cache {
         let mut shards = Vec::new();
         for dir in self.older.iter().chain([&self.current]).filter(|dir| dir.is_dir()) {
             // Gone if nothing is left in it.
-            if fs::remove_dir(dir).is_err() {
+            if self.disk.remove_dir(dir).is_err() {
                 shards.extend(fs::read_dir(dir)?.flatten().map(|shard| shard.path()));
             }
         }
         for shard in shards {
-            if fs::remove_dir(&shard).is_ok() {
+            if self.disk.remove_dir(&shard).is_ok() {
                 continue;
             }
             for entry in fs::read_dir(shard)? {
