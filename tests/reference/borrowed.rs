@@ -126,7 +126,7 @@ fn repo_path(text: &str) -> RepoPath {
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    crate::world::runtime(1)
 }
 
 #[test]

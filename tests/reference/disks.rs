@@ -111,7 +111,7 @@ async fn play(seed: u64, by_hash: ByHash) -> usize {
 
 #[test]
 fn a_disk_that_fails_and_recovers_takes_nothing_that_was_acknowledged() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = crate::world::runtime(2);
     let refused: usize = (1..=12)
         .map(|seed| runtime.block_on(play(seed, if seed % 2 == 0 { ByHash::Single } else { ByHash::Never })))
         .sum();

@@ -68,7 +68,7 @@ async fn stage(fs: &Arc<Fs>) -> Progress {
 }
 
 fn run(test: impl Future<Output = ()>) {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap().block_on(test);
+    crate::world::runtime(1).block_on(test);
 }
 
 #[test]

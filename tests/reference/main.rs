@@ -76,7 +76,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn check(by_hash: oxenfs::workspace::ByHash, past: bool, ops: &[Op]) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = crate::world::runtime(1);
     runtime.block_on(async {
         let mut world = World::new(by_hash, past).await;
         for op in ops {

@@ -16,7 +16,7 @@ use oxenfs::workspace::memory::Memory;
 
 use crate::model::{Model, Node, Path, Shown};
 use crate::workload::{self, Workload};
-use crate::world::{Op, World, difference, temporary_dir, write_with_hole};
+use crate::world::{Op, World, difference, in_time, temporary_dir, write_with_hole};
 
 /// What a disk writes at once or not at all.
 const SECTOR: usize = 512;
@@ -99,7 +99,7 @@ impl State {
                 }
             }
             Act::Rename(from, to) => self.change(Some(from), Some((to, Entry::File(number(to))))),
-            Act::Remove(path) => self.change(Some(path), None),
+            Act::Remove(path) | Act::RemoveDir(path) => self.change(Some(path), None),
             Act::Write(_) | Act::Resize(_) => {}
             Act::Flush(file) => {
                 if let Some((file, flushed)) = self.files.get_mut(&file.metadata().unwrap().ino()) {
@@ -344,12 +344,16 @@ async fn survive(history: &History<'_>, remains: Remains) {
 
 /// Cuts a workload at about every third point; how many cuts.
 fn cut(workload: &Workload) -> usize {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = crate::world::runtime(2);
     runtime.block_on(async {
         let (models, remains) = run(workload).await;
         let cuts = remains.len();
         let history = History { workload, models };
-        let survivals = futures_util::stream::iter(remains).map(|remains| survive(&history, remains));
+        let survivals = futures_util::stream::iter(remains).map(|remains| {
+            let recovery = format!("seed {}, {}: a recovery", workload.seed, remains.point);
+            let survival = survive(&history, remains);
+            async move { in_time(&recovery, survival).await }
+        });
         survivals.buffer_unordered(AT_ONCE).collect::<Vec<()>>().await;
         crate::tell(&format!("seed {}: {} operations, {cuts} cuts", workload.seed, workload.ops.len()));
         cuts

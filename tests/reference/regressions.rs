@@ -30,7 +30,7 @@ fn rename(from: &str, to: &str) -> Op {
 
 /// Does `before`, throws the copies of what the server has away, does `after`, drains and compares.
 fn check(before: &[Op], after: &[Op]) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = crate::world::runtime(1);
     for by_hash in [ByHash::Never, ByHash::Batch, ByHash::Single] {
         runtime.block_on(async {
             let mut world = World::new(by_hash, false).await;
@@ -111,7 +111,7 @@ fn a_late_failure_does_not_park_what_the_path_has_become() {
 
 #[test]
 fn what_is_stored_through_a_mapping_after_the_close_is_staged_and_the_file_comes_to_rest() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = crate::world::runtime(1);
     runtime.block_on(async {
         let mut world = World::new(ByHash::Single, true).await;
         world.store_late(&path("new"), "late").await;
@@ -226,7 +226,7 @@ impl Witness for Meanwhile {
 
 #[test]
 fn a_write_to_the_original_while_another_writer_gets_a_copy_is_kept() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = crate::world::runtime(1);
     runtime.block_on(async {
         let (dir, witness) = (tempfile::tempdir().unwrap(), Arc::new(Meanwhile::default()));
         let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
@@ -267,7 +267,7 @@ fn start_in(dir: &Path, settle: Duration) -> Arc<Fs> {
 
 #[test]
 fn what_is_imported_is_whole_and_waits_for_no_quiet_period_but_a_long_one() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = crate::world::runtime(1);
     let _guard = runtime.enter();
     for (settle, due) in [(Duration::from_secs(1), 1), (Duration::from_secs(600), 0)] {
         let (dir, source) = (tempfile::tempdir().unwrap(), tempfile::tempfile().unwrap());
@@ -289,7 +289,7 @@ fn what_is_imported_is_whole_and_waits_for_no_quiet_period_but_a_long_one() {
 
 #[test]
 fn room_behind_the_end_of_a_file_is_counted_after_a_crash_too() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = crate::world::runtime(1);
     let _guard = runtime.enter();
     let dir = tempfile::tempdir().unwrap();
     let start = || start_in(dir.path(), Duration::from_secs(600));

@@ -19,7 +19,7 @@ const DEARER: f64 = 4.0;
 
 /// An empty filesystem that nothing is staged from.
 fn empty() -> (Arc<Fs>, tempfile::TempDir, tokio::runtime::Runtime) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = crate::world::runtime(1);
     let dir = temporary_dir();
     let options = Options { read_only: false, settle: Duration::from_secs(600), uid: 0, gid: 0, umask: 0o022 };
     let limits = Limits { spool: None, cache: 200 };

@@ -16,7 +16,7 @@ use oxenfs::workspace::memory::Memory;
 
 use crate::model::Model;
 use crate::workload::{self, Workload};
-use crate::world::{World, difference, temporary_dir, write_with_hole};
+use crate::world::{World, difference, in_time, temporary_dir, write_with_hole};
 
 /// Recoveries at once: enough to fill the waits of each.
 const AT_ONCE: usize = 16;
@@ -135,12 +135,15 @@ async fn survive(workload: &Workload, models: &[Model], remains: Remains) -> usi
     let killer = Killer::new(again.path(), &memory, acknowledged.clone(), Some(kill_at));
     let point = remains.point.clone();
     let disk = Disk::witnessed(killer.clone());
-    recover(workload, models, &remains, again.clone(), memory, disk, &acknowledged).await;
+    let recovery = recover(workload, models, &remains, again.clone(), memory, disk, &acknowledged);
+    in_time(&format!("seed {}, {point}: a recovery", workload.seed), recovery).await;
     let mut kills = 1;
     for second in killer.remains() {
         let second = Remains { point: format!("{point}, then {}", second.point), ..second };
         let (dir, memory) = (second.dir.clone(), second.memory.clone());
-        recover(workload, models, &second, dir, memory, Disk::default(), &AtomicUsize::new(0)).await;
+        let nobody = AtomicUsize::new(0);
+        let recovery = recover(workload, models, &second, dir, memory, Disk::default(), &nobody);
+        in_time(&format!("seed {}, {}: a recovery", workload.seed, second.point), recovery).await;
         kills += 1;
     }
     kills
@@ -185,7 +188,7 @@ async fn recover(
 }
 
 fn sweep(workload: &Workload) -> usize {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = crate::world::runtime(2);
     runtime.block_on(async {
         let (models, remains) = run(workload).await;
         let points = remains.len();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use oxenfs::workspace::ByHash;
 
 use crate::model::{Model, Node, Path};
-use crate::world::{Op, World, base_model};
+use crate::world::{Op, World, base_model, in_time};
 
 pub struct Workload {
     pub seed: u64,
@@ -23,7 +23,7 @@ impl Workload {
         let mut models = vec![world.model.clone()];
         let mut random = fastrand::Rng::with_seed(self.seed);
         for op in &self.ops {
-            let real = world.real(op).await;
+            let real = in_time(&format!("seed {}: {op:?}", self.seed), world.real(op)).await;
             let modelled = world.modelled(op);
             assert_eq!(real, modelled, "{op:?}");
             world.keep(op).await;

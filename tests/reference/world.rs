@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -168,6 +169,35 @@ impl Drop for Tasks {
     fn drop(&mut self) {
         self.0.iter().for_each(tokio::task::JoinHandle::abort);
     }
+}
+
+/// Longer than anything here takes on a slow machine: what is not done by then never is.
+pub const STUCK: Duration = Duration::from_secs(120);
+
+/// What a filesystem under test runs on. A panic on one of its threads ends the whole run: what that thread was doing,
+/// others would wait for without end.
+pub fn runtime(workers: usize) -> tokio::runtime::Runtime {
+    const THREAD: &str = "under-test";
+    static HOOK: std::sync::Once = std::sync::Once::new();
+    HOOK.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            usual(info);
+            if std::thread::current().name() == Some(THREAD) {
+                // Not by a macro: the test runner keeps what those print until the test is over.
+                let told = format!("{info}\n{}\n", std::backtrace::Backtrace::force_capture());
+                let _ = std::io::stderr().write_all(told.as_bytes());
+                std::process::exit(101);
+            }
+        }));
+    });
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(workers).thread_name(THREAD).enable_all().build().unwrap()
+}
+
+/// Waits for what has to end.
+pub async fn in_time<T>(what: &str, ending: impl Future<Output = T>) -> T {
+    tokio::time::timeout(STUCK, ending).await.unwrap_or_else(|_| panic!("{what} has not ended in {STUCK:?}"))
 }
 
 /// In memory where there is such a place: what is tested here does not depend on the disk.
@@ -432,7 +462,7 @@ impl World {
 
     /// Waits until nothing is in the spool.
     pub async fn rest(&self) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + STUCK;
         while self.fs.spool().used() > 0 {
             assert!(Instant::now() < deadline, "still in the spool: {:?}", self.fs.report());
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -629,12 +659,12 @@ impl World {
 
     pub async fn step(&mut self, op: &Op) {
         self.unseen_step(op).await;
-        self.compare(op).await;
+        in_time("a comparison", self.compare(op)).await;
     }
 
     /// A step after which nobody reads anything, so that nothing is fetched.
     pub async fn unseen_step(&mut self, op: &Op) {
-        let real = self.real(op).await;
+        let real = in_time("an operation", self.real(op)).await;
         let modelled = self.modelled(op);
         assert_eq!(real, modelled, "{op:?}");
         match op {
@@ -670,10 +700,13 @@ impl World {
 
     /// Stages everything, as `unmount` does; how many files could not be.
     pub async fn stage_all(&self) -> u64 {
+        let drained = tokio::time::timeout(STUCK, self.stage_until_nothing_differs()).await;
+        drained.unwrap_or_else(|_| panic!("never drained: {:?}", self.fs.report()))
+    }
+
+    async fn stage_until_nothing_differs(&self) -> u64 {
         loop {
-            let waiting = self.fs.barrier(|_| true).unwrap();
-            let reached = tokio::time::timeout(Duration::from_secs(20), waiting.settled()).await;
-            let progress = reached.unwrap_or_else(|_| panic!("never drained: {:?}", self.fs.report())).unwrap();
+            let progress = self.fs.barrier(|_| true).unwrap().settled().await.unwrap();
             let come = self.memory.come_late();
             match self.fs.audit().await {
                 // Whatever comes late, while it is looked or after, is found in the end.
@@ -704,10 +737,14 @@ impl World {
     }
 
     async fn commit(&self) {
+        let committed = tokio::time::timeout(STUCK, self.commit_at_last()).await;
+        committed.unwrap_or_else(|_| panic!("never committed: {:?}", self.fs.report()));
+    }
+
+    async fn commit_at_last(&self) {
         let frozen = loop {
             let frozen = self.fs.freeze().await.unwrap();
-            let reached = tokio::time::timeout(Duration::from_secs(20), frozen.waiting.reached()).await;
-            let progress = reached.unwrap_or_else(|_| panic!("never drained: {:?}", self.fs.report()));
+            let progress = frozen.waiting.reached().await;
             assert_eq!(progress.files_failed, 0, "{:?}", self.report());
             // What is late comes before this look or after the commit.
             self.memory.part_late();
@@ -745,7 +782,7 @@ impl World {
             let _ = task.await;
         }
         // What they had begun on threads that may block ends by itself.
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + STUCK;
         while Arc::strong_count(&self.fs) > 1 {
             assert!(Instant::now() < deadline, "somebody is still at work in the filesystem");
             tokio::time::sleep(Duration::from_millis(1)).await;
