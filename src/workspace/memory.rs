@@ -75,6 +75,8 @@ struct State {
     store: HashMap<ContentHash, Bytes>,
     /// Parts received, by upload and number.
     uploads: HashMap<String, BTreeMap<u32, Bytes>>,
+    /// Uploads begun since the start: none gets the name of one that is over.
+    uploads_begun: u64,
     sent_bytes: u64,
     /// Requests that have come and had no effect yet, by number.
     arrived: BTreeMap<u64, Effect>,
@@ -95,6 +97,7 @@ impl Memory {
             staged: BTreeMap::new(),
             store: HashMap::new(),
             uploads: HashMap::new(),
+            uploads_begun: 0,
             sent_bytes: 0,
             arrived: BTreeMap::new(),
             arrivals: 0,
@@ -516,7 +519,8 @@ impl Workspace for Memory {
                 Some(upload) => upload,
                 None => {
                     self.request("begin_upload", |state| {
-                        let id = format!("u{}", state.uploads.len());
+                        let id = format!("u{}", state.uploads_begun);
+                        state.uploads_begun += 1;
                         state.uploads.insert(id.clone(), BTreeMap::new());
                         Ok(Upload { id, part_bytes: self.part_bytes, parts: Vec::new() })
                     })
