@@ -171,6 +171,8 @@ impl Drop for Tasks {
     }
 }
 
+/// How long an operation is tried again that the server does not let succeed.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Longer than anything here takes on a slow machine: what is not done by then never is.
 pub const STUCK: Duration = Duration::from_secs(120);
 
@@ -325,15 +327,17 @@ impl World {
     }
 
     async fn attempt<T>(&self, op: impl Fn(&Fs) -> oxenfs::fs::Op<T>) -> Result<T, FsError> {
-        for attempt in 0.. {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
             let done = match op(&self.fs) {
                 Err(Stop::Need(need)) => self.fs.run(need, &op).await,
                 Err(Stop::Error(error)) => Err(error),
                 Ok(done) => Ok(done),
             };
             match done {
+                Err(FsError::Remote(_)) if Instant::now() > deadline => return done,
                 // What came late may have taken the place of what is to be read, until the daemon looks.
-                Err(FsError::Remote(_)) if self.fs.expects_latecomers() && attempt < 100 => {
+                Err(FsError::Remote(_)) if self.fs.expects_latecomers() => {
                     let _ = self.fs.audit_between_commits().await;
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
@@ -341,7 +345,6 @@ impl World {
                 done => return done,
             }
         }
-        unreachable!("it is done, or tried again")
     }
 
     async fn lookup(&self, path: &[String]) -> Result<Ino, Refusal> {
