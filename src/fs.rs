@@ -549,7 +549,7 @@ impl Fs {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes changes under the lock, and returns once they are in the kernel.
+    /// Makes changes under the lock, and returns once they, and all that was changed before, are in the kernel.
     fn change<T>(&self, op: impl FnOnce(&mut State) -> Op<T>) -> Op<T> {
         let mut state = self.lock();
         let out = op(&mut state);
@@ -567,11 +567,12 @@ impl Fs {
             // A mount that ends needs to know no more.
             stale.into_iter().for_each(|stale| drop(watcher.as_ref().map(|watcher| watcher.send(Told::Stale(stale)))));
         }
-        if frame.is_empty() {
-            return out;
-        }
+        // With nothing to put on record too: what this relies on may be in a frame that another thread has yet to write,
+        // as the spool file that a write went to.
         if let Err(error) = self.journal.commit(ticket) {
-            self.lock().doubts += 1;
+            if !frame.is_empty() {
+                self.lock().doubts += 1;
+            }
             return Err(FsError::from(error).into());
         }
         out

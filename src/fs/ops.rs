@@ -802,6 +802,19 @@ impl Fs {
         if flags.write || flags.truncate {
             self.writable_mount()?;
         }
+        let handle = self.attach(ino, flags)?;
+        // Who writes past the daemon is told by nobody whether the file's place in the spool is on record: another thread
+        // may have found it that place, and not written that down yet.
+        if flags.write
+            && let Err(error) = self.journal.commit(self.journal.append(&[]))
+        {
+            self.release(handle);
+            return Err(error.into());
+        }
+        Ok(handle)
+    }
+
+    fn attach(&self, ino: Ino, flags: OpenFlags) -> Op<u64> {
         self.lock().need_seen(ino)?;
         // Of those that open it for writing the kernel sees to that itself, before it asks.
         if flags.truncate && !flags.write && self.lock().is_executed(ino) {

@@ -1,7 +1,9 @@
 //! Shortest ways to what once went wrong.
 
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,7 +11,8 @@ use oxenfs::disk::{Act, Disk, Witness};
 use oxenfs::fs::{
     Arrival, Arrived, Fs, Lender, Limits, Need, OpenFlags, Options, Passthrough, RangeChange, RenameMode, Stop, Want,
 };
-use oxenfs::namespace::{Attrs, ROOT, Timestamp};
+use oxenfs::journal::{Change, Journal};
+use oxenfs::namespace::{Attrs, BodyRecord, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::workspace::ByHash;
 use oxenfs::workspace::memory::Memory;
@@ -256,6 +259,93 @@ fn a_write_to_the_original_while_another_writer_gets_a_copy_is_kept() {
         assert_eq!(fs.read(handle, 0, 10).unwrap(), b"A...B.");
         fs.release(handle);
     });
+}
+
+/// Keeps whoever writes to the record, once, until somebody else has done what he may not be done with by then.
+struct Slow {
+    record: PathBuf,
+    then: Mutex<Option<(Sender<()>, Receiver<()>)>>,
+}
+
+impl Slow {
+    /// Longer than any call here takes that waits for nothing.
+    const PATIENCE: Duration = Duration::from_millis(500);
+}
+
+impl Witness for Slow {
+    fn around(&self, act: &Act<'_>, work: &mut dyn FnMut() -> std::io::Result<()>) -> std::io::Result<()> {
+        let is_record = |file: &File| {
+            let record = std::fs::metadata(&self.record).map(|record| record.ino());
+            record.is_ok_and(|record| record == file.metadata().unwrap().ino())
+        };
+        let then = match act {
+            Act::Write(file) if is_record(file) => self.then.lock().unwrap().take(),
+            _ => None,
+        };
+        if let Some((begun, other)) = then {
+            begun.send(()).unwrap();
+            let _ = other.recv_timeout(Self::PATIENCE);
+        }
+        work()
+    }
+}
+
+/// Has one thread find a file its place in the spool, and be slow to put it on record; returns whether the record has it
+/// once another is through with `then` on the file.
+fn is_on_record_after(then: impl FnOnce(&Fs, Ino, u64) + Send + 'static) -> bool {
+    let runtime = crate::world::runtime(2);
+    runtime.block_on(async {
+        let dir = crate::world::temporary_dir();
+        let record = dir.path().join("journal");
+        let witness = Arc::new(Slow { record: record.join("journal.00000001"), then: Mutex::default() });
+        let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
+        let limits = Limits { spool: None, cache: 1 << 20 };
+        let memory = Arc::new(Memory::new(ByHash::Single));
+        memory.set_base([(RepoPath::parse("file").unwrap(), "content".into())].into_iter().collect());
+        let disk = Disk::witnessed(witness.clone());
+        let fs = Fs::recover_on(&disk, dir.path(), RepoPath::root(), options, limits, memory).unwrap();
+        fs.reconcile().await.unwrap();
+        fs.satisfy(Need::List(ROOT)).await.unwrap();
+        let ino = fs.lookup(ROOT, &Name::new(b"file").unwrap()).unwrap().ino;
+        fs.satisfy(Need::Fetch(ino)).await.unwrap();
+        let both = OpenFlags { read: true, write: true, truncate: false, execute: false };
+        let handle = fs.open(ino, both).unwrap();
+
+        let ((begun, begins), (done, other)) = (channel(), channel());
+        *witness.then.lock().unwrap() = Some((begun, other));
+        let slow = tokio::spawn({
+            let fs = fs.clone();
+            async move { fs.satisfy(Need::Own(ino)).await.unwrap() }
+        });
+        let found = tokio::task::spawn_blocking(move || {
+            begins.recv().unwrap();
+            then(&fs, ino, handle);
+            let mut found = false;
+            Journal::read(&record, |change| {
+                found |= matches!(change, Change::Inode { record, .. } if matches!(record.body, BodyRecord::Spool(_)));
+            })
+            .unwrap();
+            let _ = done.send(());
+            found
+        });
+        slow.await.unwrap();
+        found.await.unwrap()
+    })
+}
+
+#[test]
+fn a_write_is_acknowledged_when_its_spool_file_is_on_record_whoever_put_it_there() {
+    assert!(is_on_record_after(|fs, _, handle| {
+        assert_eq!(fs.write(handle, 0, b"written").unwrap(), 7);
+    }));
+}
+
+#[test]
+fn a_file_is_open_for_writing_when_its_spool_file_is_on_record_whoever_put_it_there() {
+    assert!(is_on_record_after(|fs, ino, _| {
+        let write = OpenFlags { read: false, write: true, truncate: false, execute: false };
+        fs.open(ino, write).unwrap();
+    }));
 }
 
 /// A filesystem in `dir`, as an earlier one left it, that knows of an empty workspace.
