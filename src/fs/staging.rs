@@ -1061,6 +1061,17 @@ impl State {
         moved.then(|| Arc::new(Source { revision: Revision::Workspace, path: path.clone() }))
     }
 
+    /// A file's bytes were just staged at `path`: if they are read somewhere else, they are read there from now on.
+    fn found_at(&mut self, ino: Ino, staged: ContentHash, path: &RepoPath) {
+        if let Some((Content::Remote { hash, origin: Some(_) }, size)) = self.content(ino)
+            && *hash == staged
+        {
+            let origin = self.staged_origin(ino, path);
+            self.set_content(ino, Content::Remote { hash: staged, origin }, size);
+            self.record(ino);
+        }
+    }
+
     /// Applies a confirmation; returns the spool file that the cache may take over.
     fn confirm(&mut self, capture: &Capture, step: Step) -> Option<Adopted> {
         let path = &capture.path;
@@ -1071,34 +1082,24 @@ impl State {
             self.apply(Change::Upload { path: path.clone(), upload: None });
         }
         let mut adopted = None;
-        match &capture.want {
-            Want::Sealed { ino, generation, size, held, .. } => {
-                let object = capture.want.object();
-                if let Some(object) = object {
-                    self.copy_is_staged(*ino, held.spool, object.hash);
-                }
+        match (&capture.want, capture.want.object()) {
+            (Want::Sealed { ino, generation, size, held, .. }, Some(object)) => {
+                self.copy_is_staged(*ino, held.spool, object.hash);
                 let same = matches!(self.content(*ino), Some((Content::Local { spool, generation: now, .. }, _))
                     if *spool == held.spool && now == generation);
-                if let Some(object) = object
-                    && same
-                {
+                if same {
                     let origin = self.staged_origin(*ino, path);
                     let beyond = self.beyond(*ino);
                     self.set_content(*ino, Content::Remote { hash: object.hash, origin }, *size);
                     self.record(*ino);
                     adopted = Some(Adopted { spool: held.spool, hash: object.hash, size: *size, beyond });
+                } else {
+                    // Staged under another name of before, meanwhile, and no more to be read there.
+                    self.found_at(*ino, object.hash, path);
                 }
             }
-            Want::Remote { ino, object, .. } => {
-                if let Some((Content::Remote { hash, origin: Some(_) }, size)) = self.content(*ino)
-                    && *hash == object.hash
-                {
-                    let origin = self.staged_origin(*ino, path);
-                    self.set_content(*ino, Content::Remote { hash: object.hash, origin }, size);
-                    self.record(*ino);
-                }
-            }
-            Want::Absent | Want::AsBase => {}
+            (Want::Remote { ino, .. }, Some(object)) => self.found_at(*ino, object.hash, path),
+            _ => {}
         }
         self.queue.done(path, capture.seq);
         // What changed meanwhile still needs its account, to know what it differs from; and so does what programs have

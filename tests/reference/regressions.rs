@@ -9,13 +9,16 @@ use std::time::Duration;
 
 use oxenfs::disk::{Act, Disk, Witness};
 use oxenfs::fs::{
-    Arrival, Arrived, Fs, Lender, Limits, Need, OpenFlags, Options, Passthrough, RangeChange, RenameMode, Stop, Want,
+    Arrival, Arrived, Frees, Fs, Lender, Limits, Need, OpenFlags, Options, Passthrough, RangeChange, RenameMode, Stop,
+    Want,
 };
+use oxenfs::hash::{ContentHash, HashKind};
 use oxenfs::journal::{Change, Journal};
+use oxenfs::ledger::Step;
 use oxenfs::namespace::{Attrs, BodyRecord, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
-use oxenfs::workspace::ByHash;
 use oxenfs::workspace::memory::Memory;
+use oxenfs::workspace::{ByHash, Object};
 
 use crate::world::{Op, World};
 
@@ -259,6 +262,39 @@ fn a_write_to_the_original_while_another_writer_gets_a_copy_is_kept() {
         assert_eq!(fs.read(handle, 0, 10).unwrap(), b"A...B.");
         fs.release(handle);
     });
+}
+
+#[test]
+fn what_is_staged_under_its_new_name_needs_the_old_one_no_longer_whichever_was_confirmed_first() {
+    let runtime = crate::world::runtime(1);
+    let _guard = runtime.enter();
+    let (old, new) = (Name::new(b"old").unwrap(), Name::new(b"new").unwrap());
+    for order in [[0, 1], [1, 0]] {
+        let dir = tempfile::tempdir().unwrap();
+        let fs = start_in(dir.path(), Duration::ZERO);
+        runtime.block_on(fs.run(Need::List(ROOT), |_| Ok(()))).unwrap();
+        let write = OpenFlags { read: false, write: true, truncate: false, execute: false };
+        let (_, handle) = fs.create(ROOT, &old, crate::world::attrs(), write).unwrap();
+        fs.write(handle, 0, b"content").unwrap();
+        fs.release(handle);
+        let object = Object { hash: ContentHash::of(HashKind::Xxh3, b"content"), size: 7 };
+        // Both are under way when the first is confirmed.
+        let take = || {
+            let _all = fs.barrier(|_| true);
+            let taken = fs.due(10).0.into_iter().find(|capture| matches!(capture.want, Want::Sealed { .. }));
+            let mut capture = taken.expect("the file is due");
+            let Want::Sealed { hash, .. } = &mut capture.want else { unreachable!("found by that") };
+            *hash = Some(object.hash);
+            (capture, Step::Put(object))
+        };
+        let first = take();
+        fs.rename(ROOT, &old, ROOT, &new, RenameMode::Replace).unwrap();
+        let both = [first, take()];
+        for which in order {
+            fs.confirmed(&both[which..=which]).unwrap();
+        }
+        assert_eq!(fs.frees(&both[0].0.path, Step::Unstage), Frees::Now, "confirmed in the order {order:?}");
+    }
 }
 
 /// Keeps whoever writes to the record, once, until somebody else has done what he may not be done with by then.
