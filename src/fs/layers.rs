@@ -130,6 +130,13 @@ impl State {
     pub(super) fn rebase(&mut self, commit: &CommitId, alone: bool) {
         self.base = commit.clone();
         self.ledger.rebase();
+        let accounts: Vec<(RepoPath, Account)> =
+            self.ledger.iter().map(|(path, account)| (path.clone(), account)).collect();
+        // As long as what is hidden tells: of a directory that is not listed nothing else does.
+        let changed = |(path, account): &&(RepoPath, Account)| {
+            account.base.is_some() && self.tree.resolve(path) != Resolved::AsBase
+        };
+        let changed: Vec<RepoPath> = accounts.iter().filter(changed).map(|(path, _)| path.clone()).collect();
         let inodes: Vec<Ino> = self.tree.iter().map(|(ino, _)| ino).collect();
         for ino in inodes {
             match self.tree.get_mut(ino).map(|inode| &mut inode.body) {
@@ -147,12 +154,8 @@ impl State {
                 _ => {}
             }
         }
-        let accounts: Vec<(RepoPath, Account)> =
-            self.ledger.iter().map(|(path, account)| (path.clone(), account)).collect();
+        changed.iter().for_each(|path| self.hide(path));
         for (path, account) in accounts {
-            if account.base.is_some() && self.tree.resolve(&path) != Resolved::AsBase {
-                self.hide(&path);
-            }
             if account.is_settled() && self.agrees(&path, account.base) {
                 self.ledger.set(path, None);
             }

@@ -18,7 +18,7 @@ use oxenfs::ledger::Step;
 use oxenfs::namespace::{Attrs, BodyRecord, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::workspace::memory::Memory;
-use oxenfs::workspace::{ByHash, Object};
+use oxenfs::workspace::{ByHash, CommitRequest, Object, Workspace};
 
 use crate::world::{Op, World};
 
@@ -294,6 +294,40 @@ fn what_is_staged_under_its_new_name_needs_the_old_one_no_longer_whichever_was_c
             fs.confirmed(&both[which..=which]).unwrap();
         }
         assert_eq!(fs.frees(&both[0].0.path, Step::Unstage), Frees::Now, "confirmed in the order {order:?}");
+    }
+}
+
+#[test]
+fn what_is_removed_while_a_commit_is_under_way_stays_removed() {
+    let runtime = crate::world::runtime(1);
+    let removed = Name::new(b"removed").unwrap();
+    for alone in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = Arc::new(Memory::new(ByHash::Single));
+        memory.set_base([(RepoPath::parse("removed").unwrap(), "content".into())].into_iter().collect());
+        let start = || {
+            let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
+            let limits = Limits { spool: None, cache: 1 << 20 };
+            let fs = Fs::recover(dir.path(), RepoPath::root(), options, limits, memory.clone()).unwrap();
+            runtime.block_on(fs.reconcile()).unwrap();
+            runtime.block_on(fs.run(Need::List(ROOT), |_| Ok(()))).unwrap();
+            fs
+        };
+        let shows = |fs: &Arc<Fs>| runtime.block_on(fs.run(Need::List(ROOT), |fs| fs.lookup(ROOT, &removed))).is_ok();
+        let fs = start();
+        assert!(shows(&fs));
+        let frozen = runtime.block_on(fs.freeze()).unwrap();
+        fs.unlink(ROOT, &removed).unwrap();
+        let request =
+            CommitRequest { branch: "main".into(), message: "m".into(), author: "a".into(), email: "e".into() };
+        let committed = runtime.block_on(memory.commit(&request)).unwrap();
+        runtime.block_on(fs.rebased(committed.id, alone)).unwrap();
+        drop(frozen);
+        assert!(!shows(&fs), "in the same daemon, alone: {alone}");
+        drop(fs);
+        let fs = start();
+        assert!(!shows(&fs), "after a restart, alone: {alone}");
+        assert_eq!(fs.owed(), 1, "the removal is staged yet");
     }
 }
 
