@@ -162,6 +162,18 @@ impl State {
         }
     }
 
+    /// Puts what is hidden on record once more, after a rebase: where that falls into a compaction, the new segment does not
+    /// have the accounts yet by which a replay would find it.
+    pub(super) fn record_hidden(&mut self) {
+        let dirs = self.tree.iter().filter_map(|(ino, inode)| match &inode.body {
+            Body::Dir(dir) => Some((ino, dir)),
+            _ => None,
+        });
+        let hidden = dirs
+            .flat_map(|(parent, dir)| dir.hidden.iter().map(move |name| Change::Hide { parent, name: name.clone() }));
+        self.frame.extend(hidden);
+    }
+
     /// The base is `commit`, and may differ anywhere: every listing is taken in again when it is needed.
     pub(super) fn move_base(&mut self, commit: &CommitId) {
         self.base = commit.clone();

@@ -942,6 +942,7 @@ impl Fs {
     pub async fn rebased(&self, commit: CommitId, alone: bool) -> Result<(), FsError> {
         into_plain(self.change(|state| {
             state.apply(Change::Rebase { commit, alone });
+            state.record_hidden();
             Ok(())
         }))?;
         self.flush().await

@@ -331,6 +331,71 @@ fn what_is_removed_while_a_commit_is_under_way_stays_removed() {
     }
 }
 
+/// Does something once, while the write to the record is under way that is so many further.
+#[derive(Default)]
+struct AtWrite {
+    then: Mutex<Option<(usize, Box<dyn FnOnce() + Send>)>>,
+}
+
+impl Witness for AtWrite {
+    fn around(&self, act: &Act<'_>, work: &mut dyn FnMut() -> std::io::Result<()>) -> std::io::Result<()> {
+        if matches!(act, Act::Write(_)) {
+            let mut then = self.then.lock().unwrap();
+            match then.take() {
+                Some((0, now)) => {
+                    drop(then);
+                    now();
+                }
+                Some((left, later)) => *then = Some((left - 1, later)),
+                None => {}
+            }
+        }
+        work()
+    }
+}
+
+#[test]
+fn a_commit_that_ends_amid_a_compaction_leaves_what_was_removed_meanwhile_removed() {
+    let runtime = crate::world::runtime(1);
+    let removed = Name::new(b"removed").unwrap();
+    // The header, the inodes, the names, the accounts: at each of these writes.
+    for write in 0..4 {
+        let (dir, witness) = (tempfile::tempdir().unwrap(), Arc::new(AtWrite::default()));
+        let memory = Arc::new(Memory::new(ByHash::Single));
+        memory.set_base([(RepoPath::parse("removed").unwrap(), "content".into())].into_iter().collect());
+        let start = |disk: Disk| {
+            let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
+            let limits = Limits { spool: None, cache: 1 << 20 };
+            let fs = Fs::recover_on(&disk, dir.path(), RepoPath::root(), options, limits, memory.clone()).unwrap();
+            runtime.block_on(fs.reconcile()).unwrap();
+            runtime.block_on(fs.run(Need::List(ROOT), |_| Ok(()))).unwrap();
+            fs
+        };
+        let fs = start(Disk::witnessed(witness.clone()));
+        fs.unlink(ROOT, &removed).unwrap();
+        let request =
+            CommitRequest { branch: "main".into(), message: "m".into(), author: "a".into(), email: "e".into() };
+        let committed = runtime.block_on(memory.commit(&request)).unwrap().id;
+        let (other, handle, (begun, begins)) = (fs.clone(), runtime.handle().clone(), channel());
+        let now = move || {
+            let (fs, commit) = (other.clone(), committed.clone());
+            begun.send(handle.spawn(async move { fs.rebased(commit, true).await.unwrap() })).unwrap();
+            // Until it is in the record's order: it cannot be written before the write that is under way. At the first
+            // write the compaction has the tree.
+            while write > 0 && other.base() != committed {
+                std::thread::yield_now();
+            }
+        };
+        *witness.then.lock().unwrap() = Some((write, Box::new(now)));
+        fs.compact(true).unwrap();
+        runtime.block_on(begins.recv().unwrap()).unwrap();
+        drop((fs, witness));
+        let fs = start(Disk::default());
+        let shows = runtime.block_on(fs.run(Need::List(ROOT), |fs| fs.lookup(ROOT, &removed))).is_ok();
+        assert!(!shows, "at write {write}");
+    }
+}
+
 /// Keeps whoever writes to the record, once, until somebody else has done what he may not be done with by then.
 struct Slow {
     record: PathBuf,
