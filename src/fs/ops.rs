@@ -1083,7 +1083,12 @@ impl Fs {
                 let last = (write && open.writers == 0 && !past).then(|| open.file.clone()).flatten();
                 // The file closes outside the lock.
                 if open.handles == 0 {
+                    // A change by name may be under way, and ends by itself.
+                    let writing = open.writing;
                     closed = state.open.remove(&ino);
+                    if writing > 0 {
+                        state.open.insert(ino, OpenFile { writing, ..OpenFile::default() });
+                    }
                     let borrowed = closed.as_ref().and_then(|closed| closed.borrowed?.to_give_back());
                     borrowed.into_iter().for_each(|hash| self.give_back(hash));
                 }

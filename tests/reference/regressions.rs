@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use oxenfs::disk::{Act, Disk, Witness};
 use oxenfs::fs::{
-    Arrival, Arrived, Frees, Fs, Lender, Limits, Need, OpenFlags, Options, Passthrough, RangeChange, RenameMode, Stop,
-    Want,
+    Arrival, Arrived, Frees, Fs, Lender, Limits, Need, OpenFlags, Options, Passthrough, RangeChange, RenameMode,
+    SetAttr, Stop, Want,
 };
 use oxenfs::hash::{ContentHash, HashKind};
 use oxenfs::journal::{Change, Journal};
@@ -331,15 +331,21 @@ fn what_is_removed_while_a_commit_is_under_way_stays_removed() {
     }
 }
 
-/// Does something once, while the write to the record is under way that is so many further.
-#[derive(Default)]
-struct AtWrite {
+/// Does something once, before the act of a kind that is so many further.
+struct Amid {
+    which: fn(&Act<'_>) -> bool,
     then: Mutex<Option<(usize, Box<dyn FnOnce() + Send>)>>,
 }
 
-impl Witness for AtWrite {
+impl Amid {
+    fn new(which: fn(&Act<'_>) -> bool) -> Arc<Self> {
+        Arc::new(Self { which, then: Mutex::default() })
+    }
+}
+
+impl Witness for Amid {
     fn around(&self, act: &Act<'_>, work: &mut dyn FnMut() -> std::io::Result<()>) -> std::io::Result<()> {
-        if matches!(act, Act::Write(_)) {
+        if (self.which)(act) {
             let mut then = self.then.lock().unwrap();
             match then.take() {
                 Some((0, now)) => {
@@ -355,12 +361,48 @@ impl Witness for AtWrite {
 }
 
 #[test]
+fn a_file_that_is_closed_while_it_is_cut_is_not_staged_until_that_is_done() {
+    let runtime = crate::world::runtime(1);
+    let _guard = runtime.enter();
+    let (dir, witness) = (tempfile::tempdir().unwrap(), Amid::new(|act| matches!(act, Act::Resize(_))));
+    let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
+    let limits = Limits { spool: None, cache: 0 };
+    let memory = Arc::new(Memory::new(ByHash::Never));
+    let disk = Disk::witnessed(witness.clone());
+    let fs = Fs::recover_on(&disk, dir.path(), RepoPath::root(), options, limits, memory).unwrap();
+    runtime.block_on(fs.run(Need::List(ROOT), |_| Ok(()))).unwrap();
+    let write = OpenFlags { read: false, write: true, truncate: false, execute: false };
+    let (stat, handle) = fs.create(ROOT, &Name::new(b"file").unwrap(), crate::world::attrs(), write).unwrap();
+    fs.write(handle, 0, b"content").unwrap();
+    let (other, (taken, took)) = (fs.clone(), channel());
+    let now = move || {
+        other.release(handle);
+        let _all = other.barrier(|_| true);
+        taken.send(other.due(10).0.len()).unwrap();
+    };
+    *witness.then.lock().unwrap() = Some((0, Box::new(now)));
+    let cut = SetAttr { size: Some(3), ..SetAttr::default() };
+    assert_eq!(fs.setattr(stat.ino, &cut).unwrap().size, 3);
+    assert_eq!(took.recv().unwrap(), 0, "nothing is taken in hand while the file changes");
+    let _all = fs.barrier(|_| true);
+    let deadline = std::time::Instant::now() + crate::world::STUCK;
+    let sizes = loop {
+        let sizes: Vec<u64> = fs.due(10).0.iter().map(|capture| capture.want.size()).collect();
+        if !sizes.is_empty() || std::time::Instant::now() > deadline {
+            break sizes;
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!(sizes, [3]);
+}
+
+#[test]
 fn a_commit_that_ends_amid_a_compaction_leaves_what_was_removed_meanwhile_removed() {
     let runtime = crate::world::runtime(1);
     let removed = Name::new(b"removed").unwrap();
     // The header, the inodes, the names, the accounts: at each of these writes.
     for write in 0..4 {
-        let (dir, witness) = (tempfile::tempdir().unwrap(), Arc::new(AtWrite::default()));
+        let (dir, witness) = (tempfile::tempdir().unwrap(), Amid::new(|act| matches!(act, Act::Write(_))));
         let memory = Arc::new(Memory::new(ByHash::Single));
         memory.set_base([(RepoPath::parse("removed").unwrap(), "content".into())].into_iter().collect());
         let start = |disk: Disk| {
