@@ -125,13 +125,9 @@ fn repo_path(text: &str) -> RepoPath {
     RepoPath::parse(text).unwrap()
 }
 
-fn runtime() -> tokio::runtime::Runtime {
-    crate::world::runtime(1)
-}
-
 #[test]
 fn a_commit_that_waits_for_what_is_read_gets_its_own_copy_when_a_writer_comes() {
-    runtime().block_on(async {
+    crate::world::runtime(1).block_on(async {
         let mount = Mounted::new(&["old"]).await;
         let ino = mount.find("old").await;
         let (old, new) = (Name::new(b"old").unwrap(), Name::new(b"new").unwrap());
@@ -157,7 +153,7 @@ fn a_commit_that_waits_for_what_is_read_gets_its_own_copy_when_a_writer_comes() 
 
 #[test]
 fn who_reads_while_another_commits_keeps_what_there_was_and_a_writer_waits_for_the_close() {
-    runtime().block_on(async {
+    crate::world::runtime(1).block_on(async {
         let mount = Mounted::new(&["file"]).await;
         let ino = mount.find("file").await;
         let reader = mount.past(ino, READ).await;
@@ -185,7 +181,7 @@ fn who_reads_while_another_commits_keeps_what_there_was_and_a_writer_waits_for_t
 
 #[test]
 fn a_disk_that_takes_no_more_refuses_the_writer_and_keeps_the_reader() {
-    runtime().block_on(async {
+    crate::world::runtime(1).block_on(async {
         let mount = Mounted::new(&["file", "other"]).await;
         let (ino, other) = (mount.find("file").await, mount.find("other").await);
         let reader = mount.past(ino, READ).await;
@@ -211,7 +207,7 @@ fn a_disk_that_takes_no_more_refuses_the_writer_and_keeps_the_reader() {
 
 #[test]
 fn a_reader_who_closes_while_a_writer_comes_gives_back_what_nobody_wrote_to() {
-    runtime().block_on(async {
+    crate::world::runtime(1).block_on(async {
         let mount = Mounted::new(&["file", "other"]).await;
         let (ino, other) = (mount.find("file").await, mount.find("other").await);
         let reader = mount.past(ino, READ).await;
@@ -229,7 +225,7 @@ fn a_reader_who_closes_while_a_writer_comes_gives_back_what_nobody_wrote_to() {
 
 #[test]
 fn a_time_that_is_set_while_a_writer_comes_counts() {
-    runtime().block_on(async {
+    crate::world::runtime(1).block_on(async {
         let mount = Mounted::new(&["file"]).await;
         let ino = mount.find("file").await;
         let reader = mount.past(ino, READ).await;
@@ -250,7 +246,7 @@ fn a_time_that_is_set_while_a_writer_comes_counts() {
 
 #[test]
 fn a_copy_that_a_writer_overtakes_is_not_taken_for_the_content_it_was_begun_with() {
-    runtime().block_on(async {
+    crate::world::runtime(1).block_on(async {
         let mount = Mounted::new(&["file"]).await;
         let ino = mount.find("file").await;
         let reader = mount.past(ino, READ).await;

@@ -18,9 +18,9 @@ use oxenfs::ledger::Step;
 use oxenfs::namespace::{Attrs, BodyRecord, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::workspace::memory::Memory;
-use oxenfs::workspace::{ByHash, CommitRequest, Object, Workspace};
+use oxenfs::workspace::{ByHash, Object, Workspace};
 
-use crate::world::{Op, World};
+use crate::world::{Op, World, commit_request};
 
 fn path(text: &str) -> Vec<String> {
     text.split('/').map(str::to_owned).collect()
@@ -213,10 +213,13 @@ fn a_file_that_is_renamed_before_its_copy_is_begun_is_not_staged_under_its_old_n
     });
 }
 
+/// What is to be done once.
+type Work = Box<dyn FnOnce() + Send>;
+
 /// Does something once, after the next flush of a file.
 #[derive(Default)]
 struct Meanwhile {
-    then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    then: Mutex<Option<Work>>,
 }
 
 impl Witness for Meanwhile {
@@ -305,22 +308,13 @@ fn what_is_removed_while_a_commit_is_under_way_stays_removed() {
         let dir = tempfile::tempdir().unwrap();
         let memory = Arc::new(Memory::new(ByHash::Single));
         memory.set_base([(RepoPath::parse("removed").unwrap(), "content".into())].into_iter().collect());
-        let start = || {
-            let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
-            let limits = Limits { spool: None, cache: 1 << 20 };
-            let fs = Fs::recover(dir.path(), RepoPath::root(), options, limits, memory.clone()).unwrap();
-            runtime.block_on(fs.reconcile()).unwrap();
-            runtime.block_on(fs.run(Need::List(ROOT), |_| Ok(()))).unwrap();
-            fs
-        };
+        let start = || runtime.block_on(listed(&Disk::default(), dir.path(), &memory));
         let shows = |fs: &Arc<Fs>| runtime.block_on(fs.run(Need::List(ROOT), |fs| fs.lookup(ROOT, &removed))).is_ok();
         let fs = start();
         assert!(shows(&fs));
         let frozen = runtime.block_on(fs.freeze()).unwrap();
         fs.unlink(ROOT, &removed).unwrap();
-        let request =
-            CommitRequest { branch: "main".into(), message: "m".into(), author: "a".into(), email: "e".into() };
-        let committed = runtime.block_on(memory.commit(&request)).unwrap();
+        let committed = runtime.block_on(memory.commit(&commit_request())).unwrap();
         runtime.block_on(fs.rebased(committed.id, alone)).unwrap();
         drop(frozen);
         assert!(!shows(&fs), "in the same daemon, alone: {alone}");
@@ -334,7 +328,7 @@ fn what_is_removed_while_a_commit_is_under_way_stays_removed() {
 /// Does something once, before the act of a kind that is so many further.
 struct Amid {
     which: fn(&Act<'_>) -> bool,
-    then: Mutex<Option<(usize, Box<dyn FnOnce() + Send>)>>,
+    then: Mutex<Option<(usize, Work)>>,
 }
 
 impl Amid {
@@ -365,12 +359,8 @@ fn a_file_that_is_closed_while_it_is_cut_is_not_staged_until_that_is_done() {
     let runtime = crate::world::runtime(1);
     let _guard = runtime.enter();
     let (dir, witness) = (tempfile::tempdir().unwrap(), Amid::new(|act| matches!(act, Act::Resize(_))));
-    let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
-    let limits = Limits { spool: None, cache: 0 };
     let memory = Arc::new(Memory::new(ByHash::Never));
-    let disk = Disk::witnessed(witness.clone());
-    let fs = Fs::recover_on(&disk, dir.path(), RepoPath::root(), options, limits, memory).unwrap();
-    runtime.block_on(fs.run(Need::List(ROOT), |_| Ok(()))).unwrap();
+    let fs = runtime.block_on(listed(&Disk::witnessed(witness.clone()), dir.path(), &memory));
     let write = OpenFlags { read: false, write: true, truncate: false, execute: false };
     let (stat, handle) = fs.create(ROOT, &Name::new(b"file").unwrap(), crate::world::attrs(), write).unwrap();
     fs.write(handle, 0, b"content").unwrap();
@@ -405,19 +395,10 @@ fn a_commit_that_ends_amid_a_compaction_leaves_what_was_removed_meanwhile_remove
         let (dir, witness) = (tempfile::tempdir().unwrap(), Amid::new(|act| matches!(act, Act::Write(_))));
         let memory = Arc::new(Memory::new(ByHash::Single));
         memory.set_base([(RepoPath::parse("removed").unwrap(), "content".into())].into_iter().collect());
-        let start = |disk: Disk| {
-            let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
-            let limits = Limits { spool: None, cache: 1 << 20 };
-            let fs = Fs::recover_on(&disk, dir.path(), RepoPath::root(), options, limits, memory.clone()).unwrap();
-            runtime.block_on(fs.reconcile()).unwrap();
-            runtime.block_on(fs.run(Need::List(ROOT), |_| Ok(()))).unwrap();
-            fs
-        };
-        let fs = start(Disk::witnessed(witness.clone()));
+        let start = |disk: &Disk| runtime.block_on(listed(disk, dir.path(), &memory));
+        let fs = start(&Disk::witnessed(witness.clone()));
         fs.unlink(ROOT, &removed).unwrap();
-        let request =
-            CommitRequest { branch: "main".into(), message: "m".into(), author: "a".into(), email: "e".into() };
-        let committed = runtime.block_on(memory.commit(&request)).unwrap().id;
+        let committed = runtime.block_on(memory.commit(&commit_request())).unwrap().id;
         let (other, handle, (begun, begins)) = (fs.clone(), runtime.handle().clone(), channel());
         let now = move || {
             let (fs, commit) = (other.clone(), committed.clone());
@@ -432,7 +413,7 @@ fn a_commit_that_ends_amid_a_compaction_leaves_what_was_removed_meanwhile_remove
         fs.compact(true).unwrap();
         runtime.block_on(begins.recv().unwrap()).unwrap();
         drop((fs, witness));
-        let fs = start(Disk::default());
+        let fs = start(&Disk::default());
         let shows = runtime.block_on(fs.run(Need::List(ROOT), |fs| fs.lookup(ROOT, &removed))).is_ok();
         assert!(!shows, "at write {write}");
     }
@@ -475,14 +456,9 @@ fn is_on_record_after(then: impl FnOnce(&Fs, Ino, u64) + Send + 'static) -> bool
         let dir = crate::world::temporary_dir();
         let record = dir.path().join("journal");
         let witness = Arc::new(Slow { record: record.join("journal.00000001"), then: Mutex::default() });
-        let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
-        let limits = Limits { spool: None, cache: 1 << 20 };
         let memory = Arc::new(Memory::new(ByHash::Single));
         memory.set_base([(RepoPath::parse("file").unwrap(), "content".into())].into_iter().collect());
-        let disk = Disk::witnessed(witness.clone());
-        let fs = Fs::recover_on(&disk, dir.path(), RepoPath::root(), options, limits, memory).unwrap();
-        fs.reconcile().await.unwrap();
-        fs.satisfy(Need::List(ROOT)).await.unwrap();
+        let fs = listed(&Disk::witnessed(witness.clone()), dir.path(), &memory).await;
         let ino = fs.lookup(ROOT, &Name::new(b"file").unwrap()).unwrap().ino;
         fs.satisfy(Need::Fetch(ino)).await.unwrap();
         let both = OpenFlags { read: true, write: true, truncate: false, execute: false };
@@ -523,6 +499,16 @@ fn a_file_is_open_for_writing_when_its_spool_file_is_on_record_whoever_put_it_th
         let write = OpenFlags { read: false, write: true, truncate: false, execute: false };
         fs.open(ino, write).unwrap();
     }));
+}
+
+/// A filesystem in `dir` on `memory`, as an earlier one left it, with its root listed. Without a stager.
+async fn listed(disk: &Disk, dir: &Path, memory: &Arc<Memory>) -> Arc<Fs> {
+    let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
+    let limits = Limits { spool: None, cache: 1 << 20 };
+    let fs = Fs::recover_on(disk, dir, RepoPath::root(), options, limits, memory.clone()).unwrap();
+    fs.reconcile().await.unwrap();
+    fs.run(Need::List(ROOT), |_| Ok(())).await.unwrap();
+    fs
 }
 
 /// A filesystem in `dir`, as an earlier one left it, that knows of an empty workspace.

@@ -135,21 +135,31 @@ async fn survive(workload: &Workload, models: &[Model], remains: Remains) -> usi
     let killer = Killer::new(again.path(), &memory, acknowledged.clone(), Some(kill_at));
     let point = remains.point.clone();
     let disk = Disk::witnessed(killer.clone());
-    let recovery = recover(workload, models, &remains, again.clone(), memory, disk, &acknowledged);
-    in_time(&format!("seed {}, {point}: a recovery", workload.seed), recovery).await;
+    recover(workload, models, &remains, again.clone(), memory, disk, &acknowledged).await;
     let mut kills = 1;
     for second in killer.remains() {
         let second = Remains { point: format!("{point}, then {}", second.point), ..second };
         let (dir, memory) = (second.dir.clone(), second.memory.clone());
-        let nobody = AtomicUsize::new(0);
-        let recovery = recover(workload, models, &second, dir, memory, Disk::default(), &nobody);
-        in_time(&format!("seed {}, {}: a recovery", workload.seed, second.point), recovery).await;
+        recover(workload, models, &second, dir, memory, Disk::default(), &AtomicUsize::new(0)).await;
         kills += 1;
     }
     kills
 }
 
 async fn recover(
+    workload: &Workload,
+    models: &[Model],
+    remains: &Remains,
+    dir: Arc<tempfile::TempDir>,
+    memory: Arc<Memory>,
+    disk: Disk,
+    acknowledged: &AtomicUsize,
+) {
+    let recovery = recover_and_go_on(workload, models, remains, dir, memory, disk, acknowledged);
+    in_time(&format!("seed {}, {}: a recovery", workload.seed, remains.point), recovery).await;
+}
+
+async fn recover_and_go_on(
     workload: &Workload,
     models: &[Model],
     remains: &Remains,

@@ -173,6 +173,8 @@ impl Drop for Tasks {
 
 /// How long an operation is tried again that the server does not let succeed.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a drain may take: less than what it is part of, so that it is the drain that says how far it was.
+const UNDRAINED: Duration = Duration::from_secs(60);
 /// Longer than anything here takes on a slow machine: what is not done by then never is.
 pub const STUCK: Duration = Duration::from_secs(120);
 
@@ -216,6 +218,10 @@ pub fn write_with_hole(path: &std::path::Path, bytes: &[u8]) {
     let file = std::fs::File::create(path).unwrap();
     file.write_all_at(&bytes[..bytes.len().min(pages * PAGE.len())], 0).unwrap();
     file.set_len(bytes.len() as u64).unwrap();
+}
+
+pub fn commit_request() -> CommitRequest {
+    CommitRequest { branch: "main".into(), message: "m".into(), author: "a".into(), email: "e".into() }
 }
 
 pub fn attrs() -> Attrs {
@@ -703,7 +709,7 @@ impl World {
 
     /// Stages everything, as `unmount` does; how many files could not be.
     pub async fn stage_all(&self) -> u64 {
-        let drained = tokio::time::timeout(STUCK, self.stage_until_nothing_differs()).await;
+        let drained = tokio::time::timeout(UNDRAINED, self.stage_until_nothing_differs()).await;
         drained.unwrap_or_else(|_| panic!("never drained: {:?}", self.fs.report()))
     }
 
@@ -740,7 +746,7 @@ impl World {
     }
 
     async fn commit(&self) {
-        let committed = tokio::time::timeout(STUCK, self.commit_at_last()).await;
+        let committed = tokio::time::timeout(UNDRAINED, self.commit_at_last()).await;
         committed.unwrap_or_else(|_| panic!("never committed: {:?}", self.fs.report()));
     }
 
@@ -758,10 +764,8 @@ impl World {
                 Err(error) => panic!("{error}"),
             }
         };
-        let request =
-            CommitRequest { branch: "main".into(), message: "m".into(), author: "a".into(), email: "e".into() };
         self.fs.flush().await.unwrap();
-        let committed = self.memory.commit(&request).await.unwrap();
+        let committed = self.memory.commit(&commit_request()).await.unwrap();
         self.fs.rebased(committed.id, true).await.unwrap();
         drop(frozen);
         let tree: BTreeMap<String, Vec<u8>> = self
