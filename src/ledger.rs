@@ -206,6 +206,12 @@ impl Ledger {
         self.late > 0
     }
 
+    /// Whether the removal of a directory around `path` may still come late.
+    pub fn may_fall(&self, path: &RepoPath) -> bool {
+        let mut around = std::iter::successors(path.parent(), RepoPath::parent);
+        self.late > 0 && around.any(|dir| self.others.get(&dir).is_some_and(|account| account.late.is_some()))
+    }
+
     /// How many accounts are open.
     pub fn len(&self) -> usize {
         self.slots.len()

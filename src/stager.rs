@@ -141,13 +141,13 @@ enum Done {
     Unrecorded {
         kind: Kind,
         items: Vec<Item>,
-        dirs: BTreeSet<RepoPath>,
+        dirs: Dirs,
         error: FsError,
     },
     Request {
         kind: Kind,
         items: Vec<Item>,
-        dirs: BTreeSet<RepoPath>,
+        dirs: Dirs,
         /// It, or one that went at the same time, was sent at least once and never answered.
         unanswered: bool,
         /// How many of its kind went at the same time, with it.
@@ -155,6 +155,14 @@ enum Done {
         took: Duration,
         result: Result<Vec<Outcome>, WorkspaceError>,
     },
+}
+
+/// The directories that a request removes whole.
+#[derive(Debug, Default)]
+struct Dirs {
+    all: BTreeSet<RepoPath>,
+    /// Those that are watched only as long as it is under way.
+    threatened: Vec<RepoPath>,
 }
 
 /// What a request is.
@@ -494,18 +502,21 @@ impl Stager {
     }
 
     fn send(&mut self, kind: Kind, items: Vec<Item>) {
-        let paths = items.iter().map(|item| &item.capture.path);
-        if let Err(error) = self.fs.intend(paths) {
-            return self.unrecorded(items, &error);
+        let paths = || items.iter().map(|item| &item.capture.path);
+        let mut dirs = Dirs::default();
+        if matches!(kind, Kind::Remove | Kind::Unstage) {
+            dirs.all = self.fs.emptied_dirs(&paths().collect());
+        }
+        match self.fs.intend(paths(), dirs.all.iter()) {
+            Ok(threatened) => dirs.threatened = threatened,
+            Err(error) => return self.unrecorded(items, &error),
         }
         for item in &items {
             self.fs.set_phase(&item.capture.path, Phase::Sending);
         }
         self.requests[kind] += 1;
-        let mut dirs = BTreeSet::new();
         if matches!(kind, Kind::Remove | Kind::Unstage) {
-            dirs = self.fs.emptied_dirs(&items.iter().map(|item| &item.capture.path).collect());
-            self.removing.push(dirs.clone());
+            self.removing.push(dirs.all.clone());
         }
         let (fs, workspace, meter) = (self.fs.clone(), self.workspace.clone(), self.meter.clone());
         let at_once = self.requests[kind];
@@ -521,7 +532,8 @@ impl Stager {
     fn finish(&mut self, done: Done) {
         match done {
             Done::Unrecorded { kind, items, dirs, error } => {
-                self.request_over(kind, &dirs);
+                self.no_longer_threatened(&dirs);
+                self.request_over(kind, &dirs.all);
                 self.unrecorded(items, &error);
             }
             Done::Hashed(hashed) => {
@@ -549,15 +561,25 @@ impl Stager {
             }
             Done::Request { kind, items, dirs, unanswered, at_once, took, result } => {
                 let paths = items.iter().map(|item| &item.capture.path);
-                if unanswered && let Err(error) = self.fs.went_unanswered(paths) {
+                if !unanswered {
+                    self.no_longer_threatened(&dirs);
+                } else if let Err(error) = self.fs.went_unanswered(paths.chain(&dirs.all)) {
                     tracing::error!(%error, "a request went unanswered, and that is not on record");
                 }
                 // Those that began after it count, and those that ended a moment ago.
                 let at_once = at_once.max(self.requests[kind]);
                 self.learn(kind, &items, &result, at_once, took);
-                self.request_over(kind, &dirs);
+                self.request_over(kind, &dirs.all);
                 self.answered(items, result);
             }
+        }
+    }
+
+    fn no_longer_threatened(&self, dirs: &Dirs) {
+        if !dirs.threatened.is_empty()
+            && let Err(error) = self.fs.was_answered(&dirs.threatened)
+        {
+            tracing::warn!(%error, "directories are watched for longer than they need be");
         }
     }
 
@@ -779,7 +801,7 @@ async fn hash(captures: Vec<Capture>, kind: crate::hash::HashKind) -> Done {
 async fn request(
     kind: Kind,
     items: Vec<Item>,
-    dirs: BTreeSet<RepoPath>,
+    dirs: Dirs,
     at_once: usize,
     fs: Arc<Fs>,
     workspace: Arc<dyn Workspace>,
@@ -795,8 +817,8 @@ async fn request(
     let result = match kind {
         Kind::Unstage => match workspace.unstage(&paths()).await {
             Ok(done) => match fs.note_others_commit(&paths()).await {
-                Ok(false) if !dirs.is_empty() => {
-                    let dirs: Vec<RepoPath> = dirs.iter().cloned().collect();
+                Ok(false) if !dirs.all.is_empty() => {
+                    let dirs: Vec<RepoPath> = dirs.all.iter().cloned().collect();
                     workspace.remove(&dirs).await.map(|_| done)
                 }
                 Ok(_) => Ok(done),
@@ -807,7 +829,7 @@ async fn request(
         },
         Kind::Remove => {
             // The files first: their outcomes come in this order.
-            let all: Vec<RepoPath> = paths().into_iter().chain(dirs.iter().cloned()).collect();
+            let all: Vec<RepoPath> = paths().into_iter().chain(dirs.all.iter().cloned()).collect();
             workspace.remove(&all).await
         }
         Kind::Ask => workspace.stage_by_hash(&puts()).await,

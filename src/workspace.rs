@@ -258,8 +258,8 @@ pub trait Workspace: Send + Sync + 'static {
         progress: &'a dyn UploadProgress,
     ) -> Fut<'a, Outcome>;
 
-    /// Stages the removal of files and directories of the base, the latter with all below. Never to be called for what
-    /// is only staged: a server takes that for the removal of the directory around it (0.65.2, tried).
+    /// Stages the removal of files and directories of the base, the latter with all below; what is only staged there is
+    /// unstaged.
     fn remove<'a>(&'a self, paths: &'a [RepoPath]) -> Fut<'a, Vec<Outcome>>;
 
     /// Drops what is staged for these files, so that the base shows again, also below a directory whose removal is

@@ -3,11 +3,15 @@
 //! requests are watched: what is staged there is compared again and again, and before each commit. What differs is staged
 //! once more, by its hash, or from the cache where the server does not know hashes.
 //!
+//! A removal of a directory takes along whatever has come into it by then, so what is removed below one that is watched is
+//! put back as well.
+//!
 //! Somebody else's change of such a path in the same workspace is taken for one of ours: nothing tells them apart.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::recovery::Listings;
 use super::staging::into_plain;
 use super::{Fs, FsError, State, now_secs};
 use crate::journal::Change;
@@ -58,7 +62,7 @@ impl Fs {
     }
 
     async fn compare(&self, may: impl Fn(&State) -> bool) -> Result<bool, FsError> {
-        let accounts: Vec<(RepoPath, Account)> = {
+        let (accounts, base): (Vec<(RepoPath, Account)>, _) = {
             let state = self.lock();
             if !may(&state) || !state.ledger.expects_latecomers() {
                 return Ok(false);
@@ -67,12 +71,12 @@ impl Fs {
             let looked_at = |path: &RepoPath, account: &Account| {
                 state.queue.get(path).is_none()
                     && account.staged != Staged::Doubt
-                    && (account.late.is_some() || account.staged != Staged::Nothing)
+                    && (account.late.is_some() || account.staged != Staged::Nothing || state.ledger.may_fall(path))
             };
             let accounts = state.ledger.iter().filter(|(path, account)| looked_at(path, account));
-            accounts.map(|(path, account)| (path.clone(), account)).collect()
+            (accounts.map(|(path, account)| (path.clone(), account)).collect(), state.base.clone())
         };
-        if self.workspace.base().await? != self.base() {
+        if self.workspace.base().await? != base {
             // Somebody else moved the workspace, and the changes over its base tell nothing: the next mount compares.
             return Ok(false);
         }
@@ -92,19 +96,34 @@ impl Fs {
             };
             looks.push((path, account, agrees));
         }
+        // What came into a directory and was committed has no account.
+        let fallen: Vec<&RepoPath> = {
+            let state = self.lock();
+            let fell = |path: &RepoPath| state.ledger.get(path).is_none() && state.ledger.may_fall(path);
+            let removed = changes.iter().filter(|change| change.kind == ChangeKind::Removed);
+            removed.map(|change| &change.path).filter(|path| fell(path)).collect()
+        };
+        let mut listings = Listings::new(self, base.clone());
+        let mut restored = Vec::with_capacity(fallen.len());
+        for path in fallen {
+            restored.push((path, Account { base: listings.object(path).await?, ..Account::default() }));
+        }
         let over = now_secs().saturating_sub(EXPECTED.as_secs());
         let found = into_plain(self.change(|state| {
             let mut any = false;
+            for (path, account) in restored {
+                if may(state) && state.base == base && state.ledger.get(path).is_none() {
+                    state.doubt(path, account);
+                    any = true;
+                }
+            }
             for (path, account, agrees) in looks {
                 // Changed meanwhile: to be looked at another time.
                 if !may(state) || state.ledger.get(&path) != Some(account) || state.queue.get(&path).is_some() {
                     continue;
                 }
                 if !agrees {
-                    tracing::warn!(%path, "staged otherwise than confirmed: an earlier request came late");
-                    let account = Account { staged: Staged::Doubt, late: Some(now_secs()), ..account };
-                    state.apply(Change::Account { path: path.clone(), account: Some(account) });
-                    state.queue.touch(&path, Duration::ZERO);
+                    state.doubt(&path, account);
                     any = true;
                 } else if account.late.is_some_and(|late| late < over) {
                     let account = Account { late: None, ..account };
@@ -125,5 +144,15 @@ impl Fs {
             Err(WorkspaceError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+impl State {
+    /// A path is staged otherwise than it should be: it is brought to that again in its turn.
+    fn doubt(&mut self, path: &RepoPath, account: Account) {
+        tracing::warn!(%path, "staged otherwise than confirmed: an earlier request came late");
+        let account = Account { staged: Staged::Doubt, late: Some(now_secs()), ..account };
+        self.apply(Change::Account { path: path.clone(), account: Some(account) });
+        self.queue.touch(path, Duration::ZERO);
     }
 }

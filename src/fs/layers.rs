@@ -31,6 +31,7 @@ impl Fs {
                 state.absorb_entry(dir, name, &entry, &self.options);
             }
             state.drop_vanished(dir, &seen);
+            state.note_vanished(path, &seen);
             // The first listing is what the kernel waits for.
             if state.tree.dir(dir).is_some_and(|dir| dir.read.is_some()) {
                 state.shift(dir);
@@ -55,12 +56,15 @@ impl State {
             EntryKind::File(object) => Some(object),
             EntryKind::Dir => None,
         };
-        if let Some(account) = self.ledger.get(&path).filter(|account| self.is_at_work(&path, account)) {
-            // Changed here: the listing says what it differs from.
+        if let Some(account) = self.ledger.get(&path) {
+            let changed_here = self.is_at_work(&path, &account);
+            // The listing says what it differs from, or will.
             if account.base != object {
                 self.apply(Change::Account { path, account: Some(Account { base: object, ..account }) });
             }
-            return;
+            if changed_here {
+                return;
+            }
         }
         if let Some(child) = self.tree.child(dir, &name) {
             // Unchanged here since an earlier base.
@@ -117,6 +121,19 @@ impl State {
                 self.tree.unlink(dir, &name, false);
             }
             self.bury(ino);
+        }
+    }
+
+    /// What an earlier base had in the directory at `dir` and this one has not is not what changes differ from.
+    fn note_vanished(&mut self, dir: &RepoPath, seen: &std::collections::HashSet<Name>) {
+        let vanished = |(path, account): &(&RepoPath, Account)| {
+            let is_seen = || Name::new(path.file_name().as_bytes()).is_ok_and(|name| seen.contains(&name));
+            account.base.is_some() && path.parent().as_ref() == Some(dir) && !is_seen()
+        };
+        let vanished = self.ledger.below(dir).filter(vanished);
+        let vanished: Vec<(RepoPath, Account)> = vanished.map(|(path, account)| (path.clone(), account)).collect();
+        for (path, account) in vanished {
+            self.apply(Change::Account { path, account: Some(Account { base: None, ..account }) });
         }
     }
 

@@ -125,14 +125,15 @@ impl Fs {
         }
         let accounts: Vec<(RepoPath, Account)> =
             self.lock().ledger.iter().map(|(path, account)| (path.clone(), account)).collect();
-        let mut listings = Listings { fs: self, commit: base.clone(), known: HashMap::new() };
+        let mut listings = Listings::new(self, base.clone());
         let mut updates = Vec::new();
         let mut conflicts = Vec::new();
         for (path, account) in &accounts {
             let base = if moved { listings.object(path).await? } else { account.base };
+            let fell = |kind| kind == ChangeKind::Removed && self.lock().ledger.may_fall(path);
             let now_staged = match (account.staged, staged.get(path).map(|change| change.kind)) {
                 // What came late is undone by its turn in the queue.
-                (Staged::Nothing, Some(_)) if account.late.is_some() => Staged::Doubt,
+                (Staged::Nothing, Some(kind)) if account.late.is_some() || fell(kind) => Staged::Doubt,
                 // A request that a killed daemon sent may still be carried out: in doubt until it is repeated.
                 (Staged::Doubt, _) => Staged::Doubt,
                 (_, None) => Staged::Nothing,
@@ -158,11 +159,17 @@ impl Fs {
         }
         let mut foreign = Vec::new();
         for change in staged.values().filter(|change| self.lock().ledger.get(&change.path).is_none()) {
+            let (path, base) = (change.path.clone(), listings.object(&change.path).await?);
             let staged = match change.kind {
+                // With its directory, by a request of ours: undone as well.
+                ChangeKind::Removed if self.lock().ledger.may_fall(&path) => {
+                    updates.push((path, Account { base, staged: Staged::Doubt, late: Some(now_secs()) }));
+                    continue;
+                }
                 ChangeKind::Removed => None,
                 ChangeKind::Added | ChangeKind::Modified => Some(self.workspace.staged_object(change).await?),
             };
-            foreign.push(Foreign { path: change.path.clone(), base: listings.object(&change.path).await?, staged });
+            foreign.push(Foreign { path, base, staged });
         }
         into_plain(self.change(|state| {
             if state.base != base {
@@ -199,7 +206,7 @@ impl Fs {
         if commit == self.base() {
             return Ok(false);
         }
-        let mut listings = Listings { fs: self, commit, known: HashMap::new() };
+        let mut listings = Listings::new(self, commit);
         let mut found = Vec::with_capacity(paths.len());
         for path in paths {
             found.push(listings.object(path).await?);
@@ -296,14 +303,19 @@ impl Fs {
 }
 
 /// Base listings, each asked for once.
-struct Listings<'a> {
+pub(super) struct Listings<'a> {
     fs: &'a Fs,
     commit: CommitId,
     known: HashMap<RepoPath, HashMap<String, Object>>,
 }
 
-impl Listings<'_> {
-    async fn object(&mut self, path: &RepoPath) -> Result<Option<Object>, FsError> {
+impl<'a> Listings<'a> {
+    pub fn new(fs: &'a Fs, commit: CommitId) -> Self {
+        Self { fs, commit, known: HashMap::new() }
+    }
+
+    /// What the commit has there, if that is a file.
+    pub async fn object(&mut self, path: &RepoPath) -> Result<Option<Object>, FsError> {
         let Some(dir) = path.parent() else { return Ok(None) };
         if !self.known.contains_key(&dir) {
             let entries = self.fs.workspace.list(&self.commit, &dir).await?;

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::live::Asked;
 use super::passthrough::{Seal, Sealing, Way};
 use super::queue::{Pending, Phase, Tick};
-use super::{Fs, FsError, Hold, Op, Options, State, base_attrs};
+use super::{Fs, FsError, Hold, Op, Options, State, base_attrs, now_secs};
 use crate::control::{Counts, FileError, LocalPath, Progress, Tally};
 use crate::hash::ContentHash;
 use crate::journal::{Change, PathUpload};
@@ -594,11 +594,17 @@ impl Fs {
         self.lock().queue.set_phase(path, phase);
     }
 
-    /// Writes down that the server's state of these paths is in doubt, before a request that changes it is sent.
+    /// Writes down that the server's state of these paths is in doubt, before a request that changes it is sent, and
+    /// that it may remove `dirs` at any later time, whatever is in them by then. Returns those of them that no request
+    /// threatened before; to be told when this one is [answered](Self::was_answered).
     ///
     /// # Errors
     /// When the journal cannot be written: do not send.
-    pub fn intend<'a>(&self, paths: impl Iterator<Item = &'a RepoPath>) -> Result<(), FsError> {
+    pub fn intend<'a>(
+        &self,
+        paths: impl Iterator<Item = &'a RepoPath>,
+        dirs: impl Iterator<Item = &'a RepoPath>,
+    ) -> Result<Vec<RepoPath>, FsError> {
         let done = self.change(|state| {
             for path in paths {
                 let account = state.ledger.get(path).unwrap_or_default();
@@ -607,9 +613,34 @@ impl Fs {
                     state.apply(Change::Account { path: path.clone(), account: Some(account) });
                 }
             }
-            Ok(())
+            let mut threatened = Vec::new();
+            for dir in dirs {
+                let account = state.ledger.get(dir).unwrap_or_default();
+                if account.late.is_none() {
+                    let account = Account { late: Some(now_secs()), ..account };
+                    state.apply(Change::Account { path: dir.clone(), account: Some(account) });
+                    threatened.push(dir.clone());
+                }
+            }
+            Ok(threatened)
         });
         into_plain(done)
+    }
+
+    /// The request that was to remove these directories is over, and not to be expected again.
+    ///
+    /// # Errors
+    /// When the journal cannot be written; they are watched for longer than they need be.
+    pub fn was_answered(&self, dirs: &[RepoPath]) -> Result<(), FsError> {
+        into_plain(self.change(|state| {
+            for dir in dirs {
+                let Some(account) = state.ledger.get(dir) else { continue };
+                let account = Account { late: None, ..account };
+                let closed = account.is_settled() && state.queue.get(dir).is_none() && state.agrees(dir, account.base);
+                state.apply(Change::Account { path: dir.clone(), account: (!closed).then_some(account) });
+            }
+            Ok(())
+        }))
     }
 
     /// Returns when everything on record is on stable storage. A request that changes the server waits for it: after

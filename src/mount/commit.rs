@@ -101,7 +101,7 @@ async fn make_way(daemon: &Daemon, over: &[RepoPath], request: &CommitRequest) -
     let failed = |message: String| Failure { message, hint: None, owed: !daemon.fs.is_drained() };
     let workspace = daemon.fs.workspace();
     daemon.fs.rescue_all(over).await.map_err(|error| failed(error.to_string()))?;
-    daemon.fs.intend(over.iter()).map_err(|error| failed(error.to_string()))?;
+    daemon.fs.intend(over.iter(), std::iter::empty()).map_err(|error| failed(error.to_string()))?;
     daemon.fs.flush().await.map_err(|error| failed(error.to_string()))?;
     let unanswered = workspace.unanswered();
     let done = match workspace.unstage(over).await {

@@ -347,10 +347,7 @@ impl State {
             }
             Effect::Remove(paths) => {
                 for path in &paths {
-                    // A directory goes with all below it. The trap: so does the directory of a file that is only staged.
-                    let known = self.base().keys().any(|file| file.is_in(path));
-                    let around = if known { Some(path.clone()) } else { path.parent().filter(|dir| !dir.is_root()) };
-                    let Some(path) = &around else { continue };
+                    // A directory goes with all below it; what is only staged is unstaged.
                     let gone: Vec<RepoPath> = self.base().keys().filter(|file| file.is_in(path)).cloned().collect();
                     self.staged.retain(|file, _| !file.is_in(path));
                     self.staged.extend(gone.into_iter().map(|file| (file, None)));

@@ -33,6 +33,7 @@ contract! {
         a_file_becomes_a_directory_and_a_directory_a_file,
         a_file_that_a_commit_would_lose_is_not_committed,
         paths_that_nobody_has_are_removed_and_unstaged_all_the_same,
+        what_is_only_staged_is_removed_without_what_is_around_it,
         odd_names_survive_a_round_trip,
         a_line_break_in_a_name_is_stored_or_refused_alone,
         a_backslash_in_a_name_is_refused_alone,
@@ -495,6 +496,19 @@ async fn paths_that_nobody_has_are_removed_and_unstaged_all_the_same(target: &Ta
     assert!(changes(&workspace).await.is_empty());
     done(workspace.unstage(&paths).await.expect("an answer"));
     assert!(workspace.remove(&[]).await.expect("nothing to do").is_empty());
+}
+
+async fn what_is_only_staged_is_removed_without_what_is_around_it(target: &Target) {
+    let workspace = open(target).await;
+    for name in
+        ["data/one.txt", "data/two.txt", "data/sub/three.txt", "new/four.txt", "new/five.txt", "new/deep/six.txt"]
+    {
+        bring(&workspace, name, Some(name.as_bytes())).await;
+    }
+    let gone = ["data/one.txt", "data/none.txt", "new/four.txt", "new/deep"].map(path);
+    done(workspace.remove(&gone).await.expect("an answer"));
+    let left = ["data/two.txt", "data/sub/three.txt", "new/five.txt"];
+    assert_eq!(changes(&workspace).await, left.map(|name| (name.to_owned(), ChangeKind::Added)).into());
 }
 
 async fn a_file_unstaged_in_a_removed_directory_stays(target: &Target) {

@@ -89,7 +89,7 @@ fn check(by_hash: oxenfs::workspace::ByHash, past: bool, ops: &[Op]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn tree_and_workspace_follow_the_model_when_the_server_stages_by_hash(

@@ -17,7 +17,7 @@ use oxenfs::journal::{Change, Journal};
 use oxenfs::ledger::Step;
 use oxenfs::namespace::{Attrs, BodyRecord, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
-use oxenfs::workspace::memory::Memory;
+use oxenfs::workspace::memory::{Fault, Memory};
 use oxenfs::workspace::{ByHash, Object, Workspace};
 
 use crate::world::{Op, World, commit_request};
@@ -563,4 +563,52 @@ fn room_behind_the_end_of_a_file_is_counted_after_a_crash_too() {
     fs.forget(stat.ino, 1);
     fs.unlink(ROOT, &name).unwrap();
     assert_eq!(fs.spool().used(), 0);
+}
+
+fn shows_below(memory: &Memory, dir: &str) -> bool {
+    let dir = RepoPath::parse(dir).unwrap();
+    memory.view().keys().any(|file| file.is_in(&dir))
+}
+
+/// A directory of the base is removed, by requests whose answers are lost; files come into it anew.
+async fn removed_and_made_anew(by_hash: ByHash) -> World {
+    let mut world = World::new(by_hash, false).await;
+    let memory = Arc::downgrade(&world.memory);
+    world.memory.set_fault(move |request| match memory.upgrade() {
+        Some(memory) if request == "remove" && shows_below(&memory, "dir") => Fault::AnswerLost,
+        _ => Fault::None,
+    });
+    world.unseen_step(&Op::RemoveAll(path("dir"))).await;
+    world.unseen_step(&Op::Commit).await;
+    world.memory.set_fault(|_| Fault::None);
+    world.unseen_step(&Op::Mkdir(path("dir"))).await;
+    world.unseen_step(&write("dir/new", "n")).await;
+    world.unseen_step(&write("dir/changed", "o")).await;
+    world.unseen_step(&Op::Commit).await;
+    world.unseen_step(&write("dir/changed", "c")).await;
+    world.unseen_step(&Op::Drain).await;
+    world
+}
+
+/// That request, once more.
+async fn comes_late(world: &World) {
+    world.memory.remove(&[RepoPath::parse("dir").unwrap()]).await.unwrap();
+    assert!(!shows_below(&world.memory, "dir"), "a server does what it is told");
+}
+
+#[test]
+fn a_removal_of_a_directory_that_comes_late_is_undone_for_what_has_come_into_it_since() {
+    let runtime = crate::world::runtime(1);
+    for by_hash in [ByHash::Batch, ByHash::Single] {
+        runtime.block_on(async {
+            let mut world = removed_and_made_anew(by_hash).await;
+            comes_late(&world).await;
+            world.step(&Op::Drain).await;
+
+            let mut world = removed_and_made_anew(by_hash).await;
+            comes_late(&world).await;
+            world.step(&Op::Crash).await;
+            world.step(&Op::Commit).await;
+        });
+    }
 }
