@@ -28,6 +28,7 @@ mod xattrs;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -61,6 +62,8 @@ pub use xattrs::XattrMode;
 /// A file of at most this size is copied when a writer meets its sealed generation; a larger one makes its upload
 /// stop instead, unless the filesystem shares blocks. 16 MiB copies in a few milliseconds.
 const COPY_LIMIT_BYTES: u64 = 16 << 20;
+/// How long a writer waits for whoever holds a file: a question to a server that does not answer can take minutes.
+const HOLDERS_PATIENCE: Duration = Duration::from_secs(1);
 /// Directories listed at a time when a whole subtree is needed.
 const LISTINGS_AT_ONCE: usize = 8;
 /// Directories that are listed ahead before it is counted again how much is known.
@@ -225,6 +228,8 @@ pub struct Fs {
     pub progress: Notify,
     /// A spool file is no longer held.
     unheld: Notify,
+    /// A writer waits for a spool file that is held.
+    wanted_back: AtomicBool,
     /// Told what the kernel must look up anew.
     watcher: Mutex<Option<std::sync::mpsc::Sender<Told>>>,
     /// Spool files that no file has any more. Each is removed when the record of that is on stable storage: after a
@@ -775,6 +780,7 @@ impl Fs {
 
     /// Gives a file a spool file of its own that nobody else reads, with its bytes in it.
     async fn own(&self, ino: Ino) -> Result<(), FsError> {
+        let mut waits_until = None;
         loop {
             if self.is_borrowed(ino) {
                 if !self.blocking(move |fs| fs.take_borrowed(ino)).await? {
@@ -784,7 +790,7 @@ impl Fs {
             }
             let remote = self.fetch(ino).await?;
             let unheld = self.unheld.notified();
-            let mut waited = false;
+            let mut wait = Duration::ZERO;
             match remote {
                 Some((hash, from)) => {
                     let of = Content::Remote { hash, origin: None };
@@ -802,23 +808,33 @@ impl Fs {
                     match held {
                         None => {}
                         Some((spool, of, size, cancel, frozen)) => {
+                            let now = Instant::now();
+                            let waited = waits_until.is_some_and(|until| until <= now);
                             let copied = self
                                 .blocking(move |fs| {
                                     let Some(from) = fs.spool_file(ino, spool)? else { return Ok(true) };
-                                    fs.take_copy_if(ino, &of, &from, size <= COPY_LIMIT_BYTES || frozen)
+                                    match fs.take_copy_if(ino, &of, &from, size <= COPY_LIMIT_BYTES || frozen || waited)
+                                    {
+                                        // No room now; the file itself comes free some time.
+                                        Err(FsError::NoSpace) if waited => Ok(false),
+                                        copied => copied,
+                                    }
                                 })
                                 .await?;
                             if !copied {
+                                let until = *waits_until.get_or_insert(now + HOLDERS_PATIENCE);
+                                wait = if waited { HOLDERS_PATIENCE } else { until - now };
                                 cancel.cancel();
-                                waited = true;
+                                self.wanted_back.store(true, Ordering::Release);
+                                self.wake.notify_one();
                             }
                         }
                     }
                 }
             }
-            if waited {
-                // The reader lets go within a mebibyte's work; the timer only guards against a lost race.
-                let _ = tokio::time::timeout(Duration::from_secs(1), unheld).await;
+            if !wait.is_zero() {
+                // A reader lets go within a mebibyte's work.
+                let _ = tokio::time::timeout(wait, unheld).await;
             }
             let state = self.lock();
             match state.content(ino) {

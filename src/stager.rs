@@ -367,8 +367,27 @@ impl Stager {
         self.ready[kind].push_back(item);
     }
 
+    /// Lets go of what waits here and what writers wait for: its turn may be far off, or the server away.
+    fn give_back(&mut self) {
+        let (mut back, left): (VecDeque<Capture>, _) =
+            std::mem::take(&mut self.to_hash).into_iter().partition(Capture::is_wanted_back);
+        self.to_hash = left;
+        for waiting in &mut self.ready.0 {
+            let (wanted, left): (VecDeque<Item>, _) =
+                std::mem::take(waiting).into_iter().partition(|item| item.capture.is_wanted_back());
+            *waiting = left;
+            back.extend(wanted.into_iter().map(|item| item.capture));
+        }
+        for capture in back {
+            self.put_back(&capture.path);
+        }
+    }
+
     /// Starts all hashing and requests that may run now.
     fn start(&mut self) {
+        if self.fs.some_are_wanted_back() {
+            self.give_back();
+        }
         while self.hashing < HASHING && !self.to_hash.is_empty() {
             let (mut captures, mut bytes) = (Vec::new(), 0);
             while let Some(next) = self.to_hash.front() {
@@ -717,9 +736,7 @@ impl Stager {
     fn item_failed(&mut self, item: Item, error: &WorkspaceError) {
         self.drop_item(&item);
         let path = &item.capture.path;
-        if let Want::Sealed { held, .. } = &item.capture.want
-            && held.cancelled().is_cancelled()
-        {
+        if item.capture.is_wanted_back() {
             // A writer wanted the file; what it writes is staged instead.
             self.fs.put_back(path, self.delays.first);
             return;
@@ -733,8 +750,7 @@ impl Stager {
     /// waits; where it may lie in one item, each is sent alone.
     fn refused(&mut self, items: Vec<Item>, error: &WorkspaceError) {
         if let [item] = items.as_slice()
-            && let Want::Sealed { held, .. } = &item.capture.want
-            && held.cancelled().is_cancelled()
+            && item.capture.is_wanted_back()
         {
             for item in items {
                 self.drop_item(&item);
@@ -840,10 +856,7 @@ async fn request(
         },
     };
     // What a writer wanted back was dropped in the middle.
-    let dropped = items.iter().any(|item| match &item.capture.want {
-        Want::Sealed { held, .. } => held.cancelled().is_cancelled(),
-        _ => false,
-    });
+    let dropped = items.iter().any(|item| item.capture.is_wanted_back());
     let unanswered = dropped || workspace.unanswered() != unanswered;
     Done::Request { kind, items, dirs, unanswered, at_once, took: begun.elapsed(), result }
 }

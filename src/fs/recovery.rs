@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -97,6 +98,7 @@ impl Fs {
             wake: Notify::new(),
             progress: Notify::new(),
             unheld: Notify::new(),
+            wanted_back: AtomicBool::new(false),
             watcher: Mutex::new(None),
             leaving: Mutex::new(strays),
             unnamed: Mutex::default(),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,11 @@ impl Capture {
             Want::Sealed { held, .. } => Some(held),
             _ => None,
         }
+    }
+
+    /// Whether a writer waits for its bytes to be let go of.
+    pub fn is_wanted_back(&self) -> bool {
+        self.held().is_some_and(|held| held.cancelled().is_cancelled())
     }
 }
 
@@ -559,6 +565,11 @@ impl Fs {
         }
         let want = Want::Sealed { ino, generation, hash: None, size: copied.size, held };
         Ok(Some(Capture { path: path.clone(), seq, account, want, alone, upload }))
+    }
+
+    /// Whether a writer has come to wait for a file that is [held](Held), since this was last asked.
+    pub fn some_are_wanted_back(&self) -> bool {
+        self.wanted_back.swap(false, Ordering::AcqRel)
     }
 
     fn let_go(&self, spool: SpoolId) {

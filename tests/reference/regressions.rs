@@ -17,6 +17,7 @@ use oxenfs::journal::{Change, Journal};
 use oxenfs::ledger::Step;
 use oxenfs::namespace::{Attrs, BodyRecord, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
+use oxenfs::stager::{Delays, Meter, Stager};
 use oxenfs::workspace::memory::{Fault, Memory};
 use oxenfs::workspace::{ByHash, Object, Workspace};
 
@@ -611,4 +612,86 @@ fn a_removal_of_a_directory_that_comes_late_is_undone_for_what_has_come_into_it_
             world.step(&Op::Commit).await;
         });
     }
+}
+
+/// Longer than what is copied at once for a writer.
+const LARGE: u64 = 17 << 20;
+
+/// A new file of [`LARGE`] bytes, nearly all of them a hole.
+fn large_file(fs: &Fs, name: &str) -> Ino {
+    let write = OpenFlags { read: false, write: true, truncate: false, execute: false };
+    let name = Name::new(name.as_bytes()).unwrap();
+    let (stat, handle) = fs.create(ROOT, &name, crate::world::attrs(), write).unwrap();
+    fs.write(handle, LARGE - 1, b"e").unwrap();
+    fs.release(handle);
+    stat.ino
+}
+
+/// Writes its first byte, as a program would that opens it.
+async fn write_first(fs: &Arc<Fs>, ino: Ino) {
+    let both = OpenFlags { read: true, write: true, truncate: false, execute: false };
+    let open = |fs: &Fs| fs.open(ino, both);
+    let write = |fs: &Fs, handle| fs.write(handle, 0, b"b");
+    crate::world::in_time("a write", async {
+        let handle = match open(fs) {
+            Err(Stop::Need(need)) => fs.run(need, open).await.unwrap(),
+            opened => opened.unwrap(),
+        };
+        let written = match write(fs, handle) {
+            Err(Stop::Need(need)) => fs.run(need, |fs| write(fs, handle)).await.unwrap(),
+            written => written.unwrap(),
+        };
+        assert_eq!((written, fs.read(handle, 0, 1).unwrap().as_slice()), (1, b"b".as_slice()));
+        fs.release(handle);
+    })
+    .await;
+}
+
+/// Waits for what nobody tells of.
+async fn comes(what: &str, is_there: impl Fn() -> bool) {
+    crate::world::in_time(what, async {
+        while !is_there() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+#[test]
+fn a_write_to_a_large_file_that_is_held_for_long_goes_to_a_copy() {
+    let runtime = crate::world::runtime(1);
+    runtime.block_on(async {
+        let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));
+        // Without a stager: this test takes what is due in hand, and does not let go of it.
+        let fs = listed(&Disk::default(), dir.path(), &memory).await;
+        let ino = large_file(&fs, "file");
+        let (in_hand, _) = fs.due(10);
+        assert_eq!(in_hand.len(), 1);
+        write_first(&fs, ino).await;
+        let held = in_hand[0].held().unwrap().file().unwrap();
+        let mut first = [0; 1];
+        held.read_exact_at(&mut first, 0).unwrap();
+        assert_eq!(first, [0], "what is in hand does not change");
+    });
+}
+
+#[test]
+fn the_stager_lets_go_of_what_waits_there_when_a_writer_wants_it() {
+    let runtime = crate::world::runtime(2);
+    runtime.block_on(async {
+        let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));
+        let fs = listed(&Disk::default(), dir.path(), &memory).await;
+        memory.set_fault(|_| Fault::Lost);
+        let (meter, for_long) = (Arc::new(Meter::default()), Duration::from_secs(3600));
+        let stager = Stager::new(fs.clone(), meter.clone(), Delays { first: for_long, last: for_long });
+        let stager = tokio::spawn(stager.run());
+        // Once a request has failed, what is due next waits for the pause to end.
+        large_file(&fs, "first");
+        comes("a pause", || meter.stalled().is_some()).await;
+        let ino = large_file(&fs, "second");
+        comes("a turn in the stager", || fs.report().0.queued.files == 1).await;
+        write_first(&fs, ino).await;
+        comes("letting go", || fs.report().0.queued.files == 0).await;
+        stager.abort();
+    });
 }
