@@ -562,10 +562,13 @@ impl Fs {
         let stale = std::mem::take(&mut state.stale);
         let ticket = self.journal.append(&frame);
         // Not for every change: waking a sleeping thread costs more than the change.
-        let news = state.queue.has_news();
+        let (news, reached) = (state.queue.has_news(), state.queue.has_reached());
         drop(state);
         if news {
             self.wake.notify_one();
+        }
+        if reached {
+            self.progress.notify_waiters();
         }
         if !stale.is_empty() {
             let watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
@@ -912,8 +915,12 @@ impl Fs {
             let state = self.lock();
             state.tree.get(ino).map(|inode| inode.attrs.mtime)
         };
-        if let Some(Timestamp(secs, nanos)) = mtime {
-            set_mtime(&file, Timestamp(secs, nanos))?;
+        if let Some(mtime) = mtime
+            && let Err(error) = set_mtime(&file, mtime)
+        {
+            self.spool.remove(id);
+            self.spool.release(size);
+            return Err(error.into());
         }
         let done = self.change(|state| {
             // What a write under way puts into the original is in no copy.
@@ -951,20 +958,16 @@ impl Fs {
             }
             Ok(true)
         });
-        match done {
-            Ok(true) => {}
-            Ok(false) => {
-                self.spool.remove(id);
-                self.spool.release(size);
-            }
-            Err(Stop::Error(error)) => return Err(error),
-            Err(Stop::Need(_)) => return Err(FsError::Stale),
-        }
+        // Also where that could not be put on record: until it can, nothing leaves.
         if let Some((spool, size)) = free {
             self.spool.release(size);
             if let Some(spool) = spool {
                 self.leave(spool);
             }
+        }
+        if !staging::into_plain(done)? {
+            self.spool.remove(id);
+            self.spool.release(size);
         }
         Ok(())
     }

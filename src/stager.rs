@@ -6,7 +6,7 @@
 
 mod plan;
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -233,6 +233,14 @@ struct Item {
     marked: bool,
 }
 
+/// Whether a path's turn has come.
+enum Turn {
+    Now,
+    Later,
+    /// Not as long as this is so.
+    Kept(String),
+}
+
 /// The engine of one mount.
 pub struct Stager {
     fs: Arc<Fs>,
@@ -256,6 +264,8 @@ pub struct Stager {
     /// Files whose bytes are being fetched before the server loses them, and those where that is in vain.
     rescuing: HashSet<Ino>,
     lost: HashSet<Ino>,
+    /// Why the last attempt at a file's bytes failed, until somebody is told.
+    unrescued: HashMap<Ino, String>,
     /// Nothing is sent before this, after a request that told nothing.
     quiet_until: Option<Instant>,
     failures: u32,
@@ -284,6 +294,7 @@ impl Stager {
             removing: Vec::new(),
             rescuing: HashSet::new(),
             lost: HashSet::new(),
+            unrescued: HashMap::new(),
             quiet_until: None,
             failures: 0,
             delays,
@@ -448,11 +459,19 @@ impl Stager {
                 later.push(item);
                 continue;
             }
-            if !self.may_go(&item) {
+            match self.turn(&item) {
+                Turn::Now => {}
                 // Not kept in hand: what it waits for must find room there.
-                self.in_hand -= 1;
-                self.fs.put_back(&item.capture.path, self.delays.first);
-                continue;
+                Turn::Later => {
+                    self.put_back(&item.capture.path);
+                    continue;
+                }
+                Turn::Kept(why) => {
+                    self.in_hand -= 1;
+                    let delay = self.delays.after(self.fs.attempts(&item.capture.path), None);
+                    self.fs.step_failed(&item.capture, &why, Some(delay));
+                    continue;
+                }
             }
             if let Step::Put(object) = item.step {
                 bytes += object.size;
@@ -496,13 +515,16 @@ impl Stager {
 
     /// Whether the path's turn has come: a server takes a file and a file below it alike, and keeps one of them; and
     /// what only the server has must not go before it is staged under its new name.
-    fn may_go(&mut self, item: &Item) -> bool {
+    fn turn(&mut self, item: &Item) -> Turn {
         let path = &item.capture.path;
         match self.fs.frees(path, item.step) {
             Frees::Now => {}
-            Frees::Later => return false,
+            Frees::Later => return Turn::Later,
             Frees::Once(stranded) => {
                 let stranded: Vec<Ino> = stranded.into_iter().filter(|ino| !self.lost.contains(ino)).collect();
+                if let Some(why) = stranded.iter().find_map(|ino| self.unrescued.remove(ino)) {
+                    return Turn::Kept(format!("a file that was renamed away from here has its bytes here yet: {why}"));
+                }
                 for ino in &stranded {
                     if self.rescuing.insert(*ino) {
                         let (fs, ino) = (self.fs.clone(), *ino);
@@ -510,13 +532,14 @@ impl Stager {
                     }
                 }
                 if !stranded.is_empty() {
-                    return false;
+                    return Turn::Later;
                 }
             }
         }
+        let is_clear = || self.fs.clear_for_put(path) && !self.removing.iter().flatten().any(|dir| path.is_in(dir));
         match item.step {
-            Step::Put(_) => self.fs.clear_for_put(path) && !self.removing.iter().flatten().any(|dir| path.is_in(dir)),
-            _ => true,
+            Step::Put(_) if !is_clear() => Turn::Later,
+            _ => Turn::Now,
         }
     }
 
@@ -563,11 +586,14 @@ impl Stager {
             }
             Done::Rescued(ino, rescued) => {
                 self.rescuing.remove(&ino);
+                self.unrescued.remove(&ino);
                 if let Err(error) = rescued {
                     let gone = matches!(&error, FsError::Remote(error) if !error.is_transient());
                     tracing::warn!(%error, ino = ino.0, gone, "bytes that are only on the server were not fetched");
                     if gone {
                         self.lost.insert(ino);
+                    } else {
+                        self.unrescued.insert(ino, error.to_string());
                     }
                 }
             }

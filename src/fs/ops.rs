@@ -1118,10 +1118,11 @@ impl Fs {
         if closed.is_some_and(|closed| closed.borrowed.is_some()) {
             self.cache.evict();
         }
-        // What is not on record stays in the spool.
-        if done.is_ok() {
-            rested.into_iter().for_each(|adopted| self.keep(adopted));
+        if done.is_err() {
+            tracing::error!("what was closed could not be put on record");
         }
+        // Also then: until it can, nothing leaves the spool.
+        rested.into_iter().for_each(|adopted| self.keep(adopted));
         self.discard_spool(left);
     }
 }

@@ -177,6 +177,8 @@ pub(super) struct Queue {
     /// How many are up to date.
     scheduled: usize,
     barriers: HashMap<NonZeroU32, Barrier>,
+    /// Somebody's wait has ended since this was last asked.
+    reached: bool,
     seq: u64,
     next_number: u32,
     last_barrier: u32,
@@ -227,6 +229,7 @@ impl Default for Queue {
             turns: BinaryHeap::new(),
             scheduled: 0,
             barriers: HashMap::new(),
+            reached: false,
             seq: 0,
             next_number: 0,
             last_barrier: 0,
@@ -382,6 +385,11 @@ impl Queue {
         news
     }
 
+    /// Whether somebody need wait for a path no longer; says so once.
+    pub fn has_reached(&mut self) -> bool {
+        std::mem::take(&mut self.reached)
+    }
+
     /// Up to `limit` paths that are due, oldest first; they count as in hand from now on.
     pub fn take_due(&mut self, now: Instant, limit: usize) -> Vec<RepoPath> {
         let now = self.tick(now);
@@ -438,7 +446,7 @@ impl Queue {
             entry.alone = false;
         }
         let due = if entry.forced { now } else { entry.due };
-        count_done(&mut self.barriers, reached);
+        self.count_done(reached);
         if changed {
             self.schedule(number, due);
         } else {
@@ -453,7 +461,18 @@ impl Queue {
         self.numbers.remove(path, number);
         let Some((_, mut entry)) = self.entries.remove(number.into()) else { return };
         self.numbers.shrink(&self.entries);
-        count_done(&mut self.barriers, entry.take_waits(|_| true));
+        self.count_done(entry.take_waits(|_| true));
+    }
+
+    fn count_done(&mut self, reached: Vec<Wait>) {
+        self.reached |= !reached.is_empty();
+        for wait in reached {
+            if let Some(barrier) = self.barriers.get_mut(&wait.barrier) {
+                barrier.remaining -= 1;
+                barrier.progress.files_done += 1;
+                barrier.progress.bytes_done += wait.bytes;
+            }
+        }
     }
 
     /// Tries the path again after `delay`.
@@ -484,7 +503,9 @@ impl Queue {
         entry.phase = Phase::Waiting;
         entry.failed(error, true);
         entry.forced = false;
-        for wait in entry.take_waits(|_| true) {
+        let waits = entry.take_waits(|_| true);
+        self.reached |= !waits.is_empty();
+        for wait in waits {
             if let Some(barrier) = self.barriers.get_mut(&wait.barrier) {
                 barrier.remaining -= 1;
                 barrier.progress.files_failed += 1;
@@ -565,16 +586,6 @@ impl Queue {
 /// Whether a turn is its path's own.
 fn is_current(entries: &Entries, (due, number): (Tick, u32)) -> bool {
     entries.get(number.into()).is_some_and(|(_, entry)| entry.scheduled && entry.due == due)
-}
-
-fn count_done(barriers: &mut HashMap<NonZeroU32, Barrier>, reached: Vec<Wait>) {
-    for wait in reached {
-        if let Some(barrier) = barriers.get_mut(&wait.barrier) {
-            barrier.remaining -= 1;
-            barrier.progress.files_done += 1;
-            barrier.progress.bytes_done += wait.bytes;
-        }
-    }
 }
 
 #[cfg(test)]

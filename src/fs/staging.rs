@@ -336,9 +336,10 @@ impl Fs {
             state.ask_after_lingering(self, &mut rested);
             Ok(())
         });
-        match noted {
-            Ok(()) => rested.into_iter().for_each(|confirmed| self.keep(confirmed)),
-            Err(stop) => tracing::error!(?stop, "what was closed could not be put on record"),
+        // Also where that could not be put on record: until it can, nothing leaves the spool.
+        rested.into_iter().for_each(|confirmed| self.keep(confirmed));
+        if let Err(stop) = noted {
+            tracing::error!(?stop, "what was closed could not be put on record");
         }
     }
 
@@ -920,8 +921,9 @@ impl Fs {
                         frozen.insert(path, capture);
                     }
                 }
-                Ok(None) => {}
-                Err(Miss::Writing | Miss::Instant) => {
+                // What is waited for is taken whoever writes to it: this came after, or has been given up.
+                Ok(None) | Err(Miss::Writing) => {}
+                Err(Miss::Instant) => {
                     tokio::time::sleep(RECHECK).await;
                     todo.push(path);
                 }
@@ -1082,15 +1084,17 @@ impl State {
             && !self.ledger.below(path).any(|(below, account)| below != path && account.may_show())
     }
 
-    /// Whether the queue will stage a pinned file under a name of its own, without waiting for one of `waiting`, or for
-    /// what stands in the way of that name: it may be what the file is waited for with.
+    /// Whether the queue will stage a pinned file under a name of its own, without waiting for one of `waiting`, for
+    /// what stands in the way of that name, or for the end of a commit: it may be what the file is waited for with.
     fn comes_free(&self, ino: Ino, waiting: &mut Vec<RepoPath>) -> bool {
         const DEEPEST: usize = 64;
         self.tree.paths_of(ino).any(|path| {
             if waiting.contains(&path) || waiting.len() > DEEPEST {
                 return false;
             }
-            let coming = self.queue.get(&path).is_some_and(|entry| !entry.is_parked()) && self.is_clear_for_put(&path);
+            let has_its_turn = self.frozen.as_ref().is_none_or(|frozen| frozen.contains_key(&path));
+            let is_owed = self.queue.get(&path).is_some_and(|entry| !entry.is_parked());
+            let coming = has_its_turn && is_owed && self.is_clear_for_put(&path);
             waiting.push(path.clone());
             let pinned = self.pinned.get(&path).into_iter().flatten();
             let mut pinned = pinned.filter(|other| **other != ino && self.is_pinned(**other, &path));

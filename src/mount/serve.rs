@@ -305,7 +305,11 @@ async fn drain(daemon: &Daemon, listener: &mut Listener) -> io::Result<Option<Fa
         }
         match daemon.fs.audit().await {
             Ok(true) => {}
-            Ok(false) if daemon.fs.is_drained() => return Ok(None),
+            // What was confirmed since the others were is to be on stable storage too.
+            Ok(false) if daemon.fs.is_drained() => {
+                let flushed = daemon.fs.flush().await;
+                return Ok(flushed.err().map(|error| Failure { message: error.to_string(), hint: None, owed: false }));
+            }
             Ok(false) => {}
             Err(error) => return Ok(Some(Failure { message: error.to_string(), hint: None, owed: true })),
         }

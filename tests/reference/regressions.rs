@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use oxenfs::disk::{Act, Disk, Witness};
 use oxenfs::fs::{
     Arrival, Arrived, Frees, Fs, Lender, Limits, Need, OpenFlags, Options, Passthrough, RangeChange, RenameMode,
@@ -627,7 +628,7 @@ fn large_file(fs: &Fs, name: &str) -> Ino {
     stat.ino
 }
 
-/// Writes its first byte, as a program would that opens it.
+/// Writes its first byte, as a program would that opens it, and leaves it open.
 async fn write_first(fs: &Arc<Fs>, ino: Ino) {
     let both = OpenFlags { read: true, write: true, truncate: false, execute: false };
     let open = |fs: &Fs| fs.open(ino, both);
@@ -642,7 +643,6 @@ async fn write_first(fs: &Arc<Fs>, ino: Ino) {
             written => written.unwrap(),
         };
         assert_eq!((written, fs.read(handle, 0, 1).unwrap().as_slice()), (1, b"b".as_slice()));
-        fs.release(handle);
     })
     .await;
 }
@@ -693,5 +693,102 @@ fn the_stager_lets_go_of_what_waits_there_when_a_writer_wants_it() {
         write_first(&fs, ino).await;
         comes("letting go", || fs.report().0.queued.files == 0).await;
         stager.abort();
+    });
+}
+
+#[test]
+fn whoever_waits_for_a_file_hears_of_its_removal() {
+    let runtime = crate::world::runtime(1);
+    runtime.block_on(async {
+        let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));
+        // Without a stager: nothing else ends the wait.
+        let fs = listed(&Disk::default(), dir.path(), &memory).await;
+        large_file(&fs, "file");
+        let waiting = fs.barrier(|_| true).unwrap();
+        let mut reached = std::pin::pin!(waiting.reached());
+        assert!(reached.as_mut().now_or_never().is_none());
+        fs.unlink(ROOT, &Name::new(b"file").unwrap()).unwrap();
+        assert_eq!(crate::world::in_time("the wait", reached).await.files_done, 1);
+    });
+}
+
+#[test]
+fn a_commit_does_not_wait_for_a_writer_whose_file_was_given_up() {
+    let runtime = crate::world::runtime(2);
+    runtime.block_on(async {
+        let (dir, witness) = (crate::world::temporary_dir(), Amid::new(|act| matches!(act, Act::Resize(_))));
+        let memory = Arc::new(Memory::new(ByHash::Never));
+        let fs = listed(&Disk::witnessed(witness.clone()), dir.path(), &memory).await;
+        let write = OpenFlags { read: false, write: true, truncate: false, execute: false };
+        let (_, handle) = fs.create(ROOT, &Name::new(b"written").unwrap(), crate::world::attrs(), write).unwrap();
+        fs.write(handle, 0, b"content").unwrap();
+        let cut = large_file(&fs, "cut");
+
+        // The one is cut meanwhile, and the commit waits for that; the other is given up.
+        let _all = fs.barrier(|_| true);
+        let in_hand = fs.due(10).0;
+        let given_up = in_hand.iter().find(|capture| capture.path.as_str() == "written").expect("it is due").clone();
+        drop(in_hand);
+        let (go, wait) = channel();
+        let (cutting, cuts) = channel();
+        let now = move || {
+            cutting.send(()).unwrap();
+            let _ = wait.recv();
+        };
+        *witness.then.lock().unwrap() = Some((0, Box::new(now)));
+        let other = fs.clone();
+        let size = SetAttr { size: Some(3), ..SetAttr::default() };
+        let cut = tokio::task::spawn_blocking(move || other.setattr(cut, &size).map(|_| ()));
+        tokio::task::block_in_place(|| cuts.recv()).unwrap();
+        let mut freezing = std::pin::pin!(fs.freeze());
+        assert!(freezing.as_mut().now_or_never().is_none(), "it waits for the cut");
+        fs.step_failed(&given_up, "refused", None);
+        drop(given_up);
+        go.send(()).unwrap();
+        cut.await.unwrap().unwrap();
+        drop(crate::world::in_time("the commit", freezing).await.unwrap());
+        fs.release(handle);
+    });
+}
+
+#[test]
+fn what_a_commit_waits_for_waits_for_nothing_that_comes_after_it() {
+    let runtime = crate::world::runtime(1);
+    runtime.block_on(async {
+        let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));
+        let fs = listed(&Disk::default(), dir.path(), &memory).await;
+        large_file(&fs, "old");
+        let mut captures = fs.due(10).0;
+        let (mut capture, object) = (captures.pop().unwrap(), Object { hash: ContentHash::Xxh3([0; 16]), size: LARGE });
+        let Want::Sealed { ino, generation, hash, .. } = &mut capture.want else { panic!("it has bytes here") };
+        *hash = Some(object.hash);
+        fs.hashed(*ino, *generation, object.hash);
+        fs.confirmed(&[(capture, Step::Put(object))]).unwrap();
+        let frozen = fs.freeze().await.unwrap();
+        let (old, new) = (Name::new(b"old").unwrap(), Name::new(b"new").unwrap());
+        fs.rename(ROOT, &old, ROOT, &new, RenameMode::Replace).unwrap();
+        let path = RepoPath::parse("old").unwrap();
+        assert!(matches!(fs.frees(&path, Step::Unstage), Frees::Once(files) if files.len() == 1));
+        drop(frozen);
+        assert_eq!(fs.frees(&path, Step::Unstage), Frees::Later);
+    });
+}
+
+#[test]
+fn a_path_that_waits_for_bytes_that_somebody_else_replaced_says_so() {
+    let runtime = crate::world::runtime(1);
+    runtime.block_on(async {
+        let mut world = World::new(ByHash::Never, false).await;
+        for name in ["x", "y"] {
+            world.unseen_step(&write(name, name)).await;
+        }
+        world.unseen_step(&Op::Drain).await;
+        world.lose_cache().await;
+        for name in ["x", "y"] {
+            world.memory.stage_foreign(RepoPath::parse(name).unwrap(), Some("theirs".into()));
+        }
+        world.unseen_step(&Op::Rename { from: path("x"), to: path("y"), mode: 2 }).await;
+        let told = || format!("{:?}", world.report()).contains("has its bytes here yet");
+        comes("an error that says what is waited for", told).await;
     });
 }
