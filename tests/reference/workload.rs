@@ -42,6 +42,12 @@ fn path(text: &str) -> Path {
     if text.is_empty() { Vec::new() } else { text.split('/').map(str::to_owned).collect() }
 }
 
+/// The seeds of the random workloads: `usual`, or what `OXENFS_SWEEP_SEEDS` names.
+pub fn seeds(usual: &[u64]) -> Vec<u64> {
+    let named = std::env::var("OXENFS_SWEEP_SEEDS").ok();
+    named.map_or(usual.to_vec(), |named| named.split_whitespace().map(|seed| seed.parse().expect("a seed")).collect())
+}
+
 /// Text that is the same for the same `seed`.
 fn text(seed: u64, length: usize) -> String {
     let mut random = fastrand::Rng::with_seed(seed);
