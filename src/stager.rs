@@ -353,12 +353,12 @@ impl Stager {
             want => want.object(),
         };
         let mut step = capture.account.step(wanted);
-        // Never staged, and nothing of it there: but it may have been what kept a directory in the commit.
+        // Nothing of it is there: but it may have been what kept a directory in the commit.
         if step == Step::Nothing
             && wanted.is_none()
             && !self.fs.emptied_dirs(&HashSet::from([&capture.path])).is_empty()
         {
-            step = Step::Unstage;
+            step = if capture.account.base.is_some() { Step::Remove } else { Step::Unstage };
         }
         self.fs.set_phase(&capture.path, Phase::Ready);
         let worth_asking = match step {

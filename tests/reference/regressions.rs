@@ -792,3 +792,20 @@ fn a_path_that_waits_for_bytes_that_somebody_else_replaced_says_so() {
         comes("an error that says what is waited for", told).await;
     });
 }
+
+#[test]
+fn a_removed_file_that_comes_and_goes_again_in_a_removed_directory_is_known_to_be_removed() {
+    let runtime = crate::world::runtime(1);
+    let before = [write("dir/dir/z", "z"), Op::Commit, Op::Unlink(path("dir/dir/b")), Op::Unlink(path("dir/dir/z"))];
+    let again = [write("dir/dir/z", "n"), Op::Unlink(path("dir/dir/z")), Op::Drain];
+    let as_base = vec![write("dir/dir/z", "z"), Op::Commit];
+    let as_dir = vec![Op::Mkdir(path("dir/dir/z")), write("dir/dir/z/y", "y"), Op::Commit];
+    for after in [as_base, as_dir] {
+        runtime.block_on(async {
+            let mut world = World::new(ByHash::Never, false).await;
+            for op in before.iter().chain([&Op::Drain]).chain(&again).chain(&after) {
+                world.unseen_step(op).await;
+            }
+        });
+    }
+}
