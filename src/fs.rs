@@ -562,12 +562,12 @@ impl Fs {
         let stale = std::mem::take(&mut state.stale);
         let ticket = self.journal.append(&frame);
         // Not for every change: waking a sleeping thread costs more than the change.
-        let (news, reached) = (state.queue.has_news(), state.queue.has_reached());
+        let (news, withdrawn) = (state.queue.has_news(), state.queue.has_withdrawn());
         drop(state);
         if news {
             self.wake.notify_one();
         }
-        if reached {
+        if withdrawn {
             self.progress.notify_waiters();
         }
         if !stale.is_empty() {

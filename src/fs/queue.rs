@@ -177,8 +177,8 @@ pub(super) struct Queue {
     /// How many are up to date.
     scheduled: usize,
     barriers: HashMap<NonZeroU32, Barrier>,
-    /// Somebody's wait has ended since this was last asked.
-    reached: bool,
+    /// See [`has_withdrawn`](Self::has_withdrawn).
+    withdrawn: bool,
     seq: u64,
     next_number: u32,
     last_barrier: u32,
@@ -229,7 +229,7 @@ impl Default for Queue {
             turns: BinaryHeap::new(),
             scheduled: 0,
             barriers: HashMap::new(),
-            reached: false,
+            withdrawn: false,
             seq: 0,
             next_number: 0,
             last_barrier: 0,
@@ -385,9 +385,9 @@ impl Queue {
         news
     }
 
-    /// Whether somebody need wait for a path no longer; says so once.
-    pub fn has_reached(&mut self) -> bool {
-        std::mem::take(&mut self.reached)
+    /// Whether a path that somebody waited for was [removed](Self::remove); says so once. Nobody else tells him.
+    pub fn has_withdrawn(&mut self) -> bool {
+        std::mem::take(&mut self.withdrawn)
     }
 
     /// Up to `limit` paths that are due, oldest first; they count as in hand from now on.
@@ -461,11 +461,12 @@ impl Queue {
         self.numbers.remove(path, number);
         let Some((_, mut entry)) = self.entries.remove(number.into()) else { return };
         self.numbers.shrink(&self.entries);
-        self.count_done(entry.take_waits(|_| true));
+        let waits = entry.take_waits(|_| true);
+        self.withdrawn |= !waits.is_empty();
+        self.count_done(waits);
     }
 
     fn count_done(&mut self, reached: Vec<Wait>) {
-        self.reached |= !reached.is_empty();
         for wait in reached {
             if let Some(barrier) = self.barriers.get_mut(&wait.barrier) {
                 barrier.remaining -= 1;
@@ -503,9 +504,7 @@ impl Queue {
         entry.phase = Phase::Waiting;
         entry.failed(error, true);
         entry.forced = false;
-        let waits = entry.take_waits(|_| true);
-        self.reached |= !waits.is_empty();
-        for wait in waits {
+        for wait in entry.take_waits(|_| true) {
             if let Some(barrier) = self.barriers.get_mut(&wait.barrier) {
                 barrier.remaining -= 1;
                 barrier.progress.files_failed += 1;
