@@ -870,15 +870,13 @@ impl Fs {
         let (id, to) = self.spool.create().inspect_err(|_| self.spool.release(size))?;
         let copied = self.spool.disk().act(Act::Write(&to), || copy_content(from, &to));
         if let Err(error) = copied {
-            self.spool.remove(id);
-            self.spool.release(size);
+            self.scrap(id, size);
             return Err(error.into());
         }
         // The old bytes may be on stable storage, by an `fsync` or on the server: the record must not move on to
         // bytes that are not.
         if let Err(error) = self.spool.sync(id, &to) {
-            self.spool.remove(id);
-            self.spool.release(size);
+            self.scrap(id, size);
             return Err(error.into());
         }
         self.install(ino, id, to, size, true, |content| content.is_same(of))
@@ -918,8 +916,7 @@ impl Fs {
         if let Some(mtime) = mtime
             && let Err(error) = set_mtime(&file, mtime)
         {
-            self.spool.remove(id);
-            self.spool.release(size);
+            self.scrap(id, size);
             return Err(error.into());
         }
         let done = self.change(|state| {
@@ -966,10 +963,15 @@ impl Fs {
             }
         }
         if !staging::into_plain(done)? {
-            self.spool.remove(id);
-            self.spool.release(size);
+            self.scrap(id, size);
         }
         Ok(())
+    }
+
+    /// Removes a spool file that was never on record, and what is counted for it.
+    fn scrap(&self, id: SpoolId, size: u64) {
+        self.spool.remove(id);
+        self.spool.release(size);
     }
 
     /// Removes a spool file that the record no longer names, soon.

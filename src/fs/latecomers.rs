@@ -30,11 +30,18 @@ impl Fs {
     /// When the journal cannot be written; the paths are watched for as long as this daemon runs.
     pub fn went_unanswered<'a>(&self, paths: impl Iterator<Item = &'a RepoPath>) -> Result<(), FsError> {
         into_plain(self.change(|state| {
-            for path in paths {
-                let account = state.ledger.get(path).unwrap_or_default();
-                let account = Account { late: Some(now_secs()), ..account };
-                state.apply(Change::Account { path: path.clone(), account: Some(account) });
-            }
+            paths.for_each(|path| state.watch(path));
+            Ok(())
+        }))
+    }
+
+    /// The request that was to remove these directories is over, and not to be expected again.
+    ///
+    /// # Errors
+    /// When the journal cannot be written; they are watched for longer than they need be.
+    pub fn was_answered(&self, dirs: &[RepoPath]) -> Result<(), FsError> {
+        into_plain(self.change(|state| {
+            dirs.iter().for_each(|dir| state.watch_no_longer(dir));
             Ok(())
         }))
     }
@@ -126,9 +133,7 @@ impl Fs {
                     state.doubt(&path, account);
                     any = true;
                 } else if account.late.is_some_and(|late| late < over) {
-                    let account = Account { late: None, ..account };
-                    let closed = account.is_settled() && state.agrees(&path, account.base);
-                    state.apply(Change::Account { path: path.clone(), account: (!closed).then_some(account) });
+                    state.watch_no_longer(&path);
                 }
             }
             Ok(any)
@@ -148,6 +153,20 @@ impl Fs {
 }
 
 impl State {
+    /// A request about a path may come late from now on.
+    pub(super) fn watch(&mut self, path: &RepoPath) {
+        let account = Account { late: Some(now_secs()), ..self.ledger.get(path).unwrap_or_default() };
+        self.apply(Change::Account { path: path.clone(), account: Some(account) });
+    }
+
+    /// None is to be expected any more.
+    fn watch_no_longer(&mut self, path: &RepoPath) {
+        let Some(account) = self.ledger.get(path) else { return };
+        let account = Account { late: None, ..account };
+        let closed = account.is_settled() && self.queue.get(path).is_none() && self.agrees(path, account.base);
+        self.apply(Change::Account { path: path.clone(), account: (!closed).then_some(account) });
+    }
+
     /// A path is staged otherwise than it should be: it is brought to that again in its turn.
     fn doubt(&mut self, path: &RepoPath, account: Account) {
         tracing::warn!(%path, "staged otherwise than confirmed: an earlier request came late");

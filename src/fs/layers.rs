@@ -30,8 +30,8 @@ impl Fs {
                 seen.insert(name.clone());
                 state.absorb_entry(dir, name, &entry, &self.options);
             }
+            state.note_vanished(dir, &seen);
             state.drop_vanished(dir, &seen);
-            state.note_vanished(path, &seen);
             // The first listing is what the kernel waits for.
             if state.tree.dir(dir).is_some_and(|dir| dir.read.is_some()) {
                 state.shift(dir);
@@ -124,15 +124,16 @@ impl State {
         }
     }
 
-    /// What an earlier base had in the directory at `dir` and this one has not is not what changes differ from.
-    fn note_vanished(&mut self, dir: &RepoPath, seen: &std::collections::HashSet<Name>) {
-        let vanished = |(path, account): &(&RepoPath, Account)| {
-            let is_seen = || Name::new(path.file_name().as_bytes()).is_ok_and(|name| seen.contains(&name));
-            account.base.is_some() && path.parent().as_ref() == Some(dir) && !is_seen()
-        };
-        let vanished = self.ledger.below(dir).filter(vanished);
-        let vanished: Vec<(RepoPath, Account)> = vanished.map(|(path, account)| (path.clone(), account)).collect();
-        for (path, account) in vanished {
+    /// What an earlier base had in a directory and this one has not is not what changes differ from.
+    fn note_vanished(&mut self, dir: Ino, seen: &std::collections::HashSet<Name>) {
+        let Some(here) = self.tree.dir(dir) else { return };
+        let names = here.children.keys().chain(&here.hidden);
+        let vanished = names.filter(|name| !seen.contains(*name)).filter_map(|name| {
+            let path = self.tree.path_in(dir, name).ok()?;
+            let account = self.ledger.get(&path).filter(|account| account.base.is_some())?;
+            Some((path, account))
+        });
+        for (path, account) in vanished.collect::<Vec<_>>() {
             self.apply(Change::Account { path, account: Some(Account { base: None, ..account }) });
         }
     }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::live::Asked;
 use super::passthrough::{Seal, Sealing, Way};
 use super::queue::{Pending, Phase, Tick};
-use super::{Fs, FsError, Hold, Op, Options, State, base_attrs, now_secs};
+use super::{Fs, FsError, Hold, Op, Options, State, base_attrs};
 use crate::control::{Counts, FileError, LocalPath, Progress, Tally};
 use crate::hash::ContentHash;
 use crate::journal::{Change, PathUpload};
@@ -627,32 +627,14 @@ impl Fs {
             }
             let mut threatened = Vec::new();
             for dir in dirs {
-                let account = state.ledger.get(dir).unwrap_or_default();
-                if account.late.is_none() {
-                    let account = Account { late: Some(now_secs()), ..account };
-                    state.apply(Change::Account { path: dir.clone(), account: Some(account) });
+                if state.ledger.get(dir).is_none_or(|account| account.late.is_none()) {
+                    state.watch(dir);
                     threatened.push(dir.clone());
                 }
             }
             Ok(threatened)
         });
         into_plain(done)
-    }
-
-    /// The request that was to remove these directories is over, and not to be expected again.
-    ///
-    /// # Errors
-    /// When the journal cannot be written; they are watched for longer than they need be.
-    pub fn was_answered(&self, dirs: &[RepoPath]) -> Result<(), FsError> {
-        into_plain(self.change(|state| {
-            for dir in dirs {
-                let Some(account) = state.ledger.get(dir) else { continue };
-                let account = Account { late: None, ..account };
-                let closed = account.is_settled() && state.queue.get(dir).is_none() && state.agrees(dir, account.base);
-                state.apply(Change::Account { path: dir.clone(), account: (!closed).then_some(account) });
-            }
-            Ok(())
-        }))
     }
 
     /// Returns when everything on record is on stable storage. A request that changes the server waits for it: after

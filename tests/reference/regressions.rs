@@ -615,6 +615,12 @@ fn a_removal_of_a_directory_that_comes_late_is_undone_for_what_has_come_into_it_
     }
 }
 
+/// A filesystem that knows of an empty workspace, without a stager, and its directory.
+async fn unstaged() -> (Arc<Fs>, tempfile::TempDir) {
+    let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));
+    (listed(&Disk::default(), dir.path(), &memory).await, dir)
+}
+
 /// Longer than what is copied at once for a writer.
 const LARGE: u64 = 17 << 20;
 
@@ -661,9 +667,8 @@ async fn comes(what: &str, is_there: impl Fn() -> bool) {
 fn a_write_to_a_large_file_that_is_held_for_long_goes_to_a_copy() {
     let runtime = crate::world::runtime(1);
     runtime.block_on(async {
-        let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));
         // Without a stager: this test takes what is due in hand, and does not let go of it.
-        let fs = listed(&Disk::default(), dir.path(), &memory).await;
+        let (fs, _dir) = unstaged().await;
         let ino = large_file(&fs, "file");
         let (in_hand, _) = fs.due(10);
         assert_eq!(in_hand.len(), 1);
@@ -700,9 +705,8 @@ fn the_stager_lets_go_of_what_waits_there_when_a_writer_wants_it() {
 fn whoever_waits_for_a_file_hears_of_its_removal() {
     let runtime = crate::world::runtime(1);
     runtime.block_on(async {
-        let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));
         // Without a stager: nothing else ends the wait.
-        let fs = listed(&Disk::default(), dir.path(), &memory).await;
+        let (fs, _dir) = unstaged().await;
         large_file(&fs, "file");
         let waiting = fs.barrier(|_| true).unwrap();
         let mut reached = std::pin::pin!(waiting.reached());
@@ -755,8 +759,7 @@ fn a_commit_does_not_wait_for_a_writer_whose_file_was_given_up() {
 fn what_a_commit_waits_for_waits_for_nothing_that_comes_after_it() {
     let runtime = crate::world::runtime(1);
     runtime.block_on(async {
-        let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));
-        let fs = listed(&Disk::default(), dir.path(), &memory).await;
+        let (fs, _dir) = unstaged().await;
         large_file(&fs, "old");
         let mut captures = fs.due(10).0;
         let (mut capture, object) = (captures.pop().unwrap(), Object { hash: ContentHash::Xxh3([0; 16]), size: LARGE });
@@ -808,4 +811,21 @@ fn a_removed_file_that_comes_and_goes_again_in_a_removed_directory_is_known_to_b
             }
         });
     }
+}
+
+#[test]
+fn what_others_removed_is_not_what_a_change_differs_from() {
+    let runtime = crate::world::runtime(1);
+    runtime.block_on(async {
+        let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));
+        memory.set_base([(RepoPath::parse("file").unwrap(), "content".into())].into_iter().collect());
+        let fs = listed(&Disk::default(), dir.path(), &memory).await;
+        fs.unlink(ROOT, &Name::new(b"file").unwrap()).unwrap();
+        large_file(&fs, "file");
+        memory.set_base(Default::default());
+        fs.rebased(memory.base().await.unwrap(), false).await.unwrap();
+        fs.run(Need::List(ROOT), |_| Ok(())).await.unwrap();
+        let bases: Vec<Option<Object>> = fs.due(10).0.iter().map(|capture| capture.account.base).collect();
+        assert_eq!(bases, [None]);
+    });
 }
