@@ -236,6 +236,13 @@ pub struct Journal {
     dir: PathBuf,
     state: Mutex<State>,
     moved: Condvar,
+    compacting: Mutex<()>,
+}
+
+/// A compaction under way: one at a time.
+pub struct Compaction<'a> {
+    journal: &'a Journal,
+    _alone: MutexGuard<'a, ()>,
 }
 
 struct State {
@@ -346,7 +353,13 @@ impl Journal {
             ask_for_room: None,
         };
         state.extend_room();
-        Ok(Self { disk: disk.clone(), dir: dir.to_owned(), state: Mutex::new(state), moved: Condvar::new() })
+        Ok(Self {
+            disk: disk.clone(),
+            dir: dir.to_owned(),
+            state: Mutex::new(state),
+            moved: Condvar::new(),
+            compacting: Mutex::default(),
+        })
     }
 
     /// Hands every change to `replay` as [`open`](Self::open) does, and changes nothing.
@@ -530,22 +543,32 @@ impl Journal {
         state.bytes >= least.max(state.whole_bytes.saturating_mul(2))
     }
 
+    /// Begins a compaction, after the end of one that is under way: of two at once the first to end would call a segment
+    /// complete that has but a part of either's state. Not to be called under the lock that orders the changes.
+    pub fn compaction(&self) -> Compaction<'_> {
+        let alone = self.compacting.lock().unwrap_or_else(PoisonError::into_inner);
+        Compaction { journal: self, _alone: alone }
+    }
+}
+
+impl Compaction<'_> {
     /// Starts a segment. The caller then appends the whole state, in any portions between other frames, and calls
-    /// [`complete_segment`](Self::complete_segment). To be called under the lock that orders the changes.
+    /// [`complete`](Self::complete). To be called under the lock that orders the changes.
     ///
     /// # Errors
     /// The old segment could not be finished, or the new one not be made with some room in it; the old one stays in use.
     pub fn start_segment(&self) -> io::Result<()> {
+        let journal = self.journal;
         let (ticket, reach) = {
-            let state = self.lock();
+            let state = journal.lock();
             // What a flush lost is not to be had by another.
             (Ticket(state.appended), if state.unflushed.is_some() { Reach::Kernel } else { Reach::Disk })
         };
-        self.advance(ticket, reach)?;
-        let mut state = self.lock();
+        journal.advance(ticket, reach)?;
+        let mut state = journal.lock();
         // Nobody can have appended: the caller holds the lock under which that happens.
         let segment = state.segment + 1;
-        let file = create_segment(&self.disk, &self.dir, segment)?;
+        let file = create_segment(&journal.disk, &journal.dir, segment)?;
         let (old, old_bytes) = (state.file.clone(), state.bytes);
         state.bytes = file.metadata()?.len();
         state.zeroed = state.bytes;
@@ -553,7 +576,7 @@ impl Journal {
         state.segment = segment;
         state.room = Room::Until(state.bytes);
         // The room ahead of its end is the new one's.
-        let _ = self.disk.resize(&old, old_bytes);
+        let _ = journal.disk.resize(&old, old_bytes);
         state.ask_for_room = None;
         state.extend_room();
         Ok(())
@@ -563,18 +586,19 @@ impl Journal {
     ///
     /// # Errors
     /// When it could not be flushed or they could not be removed; both are tried again at the next open.
-    pub fn complete_segment(&self) -> io::Result<()> {
-        let ticket = self.append(&[Change::Complete]);
-        self.advance(ticket, Reach::NewSegment)?;
+    pub fn complete(self) -> io::Result<()> {
+        let journal = self.journal;
+        let ticket = journal.append(&[Change::Complete]);
+        journal.advance(ticket, Reach::NewSegment)?;
         let current = {
-            let mut state = self.lock();
+            let mut state = journal.lock();
             state.whole_bytes = state.bytes;
             state.segment
         };
-        for old in segments(&self.dir)?.into_iter().filter(|segment| *segment < current) {
-            self.disk.remove(&segment_path(&self.dir, old))?;
+        for old in segments(&journal.dir)?.into_iter().filter(|segment| *segment < current) {
+            journal.disk.remove(&segment_path(&journal.dir, old))?;
         }
-        self.disk.flush_dir(&self.dir)
+        journal.disk.flush_dir(&journal.dir)
     }
 }
 
@@ -982,14 +1006,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path(), |_| ()).unwrap();
         journal.append(&[link(1)]);
-        journal.start_segment().unwrap();
+        journal.compaction().start_segment().unwrap();
         journal.commit(journal.append(&[link(2)])).unwrap();
         drop(journal);
         assert_eq!(replayed(dir.path()), [link(1), link(2)]);
         let journal = Journal::open(dir.path(), |_| ()).unwrap();
-        journal.start_segment().unwrap();
+        let compaction = journal.compaction();
+        compaction.start_segment().unwrap();
         journal.append(&[link(3)]);
-        journal.complete_segment().unwrap();
+        compaction.complete().unwrap();
         drop(journal);
         assert_eq!(replayed(dir.path()), [link(3), Change::Complete]);
         assert_eq!(segments(dir.path()).unwrap().len(), 1);
@@ -1070,10 +1095,11 @@ mod tests {
         assert_eq!(journal.sync(ticket).unwrap_err().raw_os_error(), Some(libc::EIO));
         journal.commit(journal.append(&[link(2)])).unwrap();
         assert!(journal.must_be_rewritten());
-        journal.start_segment().unwrap();
+        let compaction = journal.compaction();
+        compaction.start_segment().unwrap();
         let portion = journal.append(&[link(1), link(2)]);
         assert!(journal.sync(portion).is_err(), "the new segment is not whole yet");
-        journal.complete_segment().unwrap();
+        compaction.complete().unwrap();
         assert!(!journal.must_be_rewritten());
         journal.sync(journal.append(&[link(3)])).unwrap();
         drop(journal);
@@ -1087,9 +1113,10 @@ mod tests {
         let write = |count| (0..count).for_each(|_| drop(journal.commit(journal.append(&[link(1)]))));
         write(10);
         assert!(journal.is_worth_compacting(100) && !journal.is_worth_compacting(1 << 20));
-        journal.start_segment().unwrap();
+        let compaction = journal.compaction();
+        compaction.start_segment().unwrap();
         write(10);
-        journal.complete_segment().unwrap();
+        compaction.complete().unwrap();
         assert!(!journal.is_worth_compacting(100));
         write(20);
         assert!(journal.is_worth_compacting(100));

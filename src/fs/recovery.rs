@@ -234,10 +234,11 @@ impl Fs {
         if !always && !self.journal.is_worth_compacting(COMPACTION_MIN_BYTES) {
             return Ok(());
         }
+        let compaction = self.journal.compaction();
         self.journal_room()?;
         let (inodes, paths) = {
             let state = self.lock();
-            self.journal.start_segment()?;
+            compaction.start_segment()?;
             let inodes: Vec<Ino> = state.tree.iter().filter(|(_, i)| i.recorded).map(|(ino, _)| ino).collect();
             let paths: Vec<RepoPath> = state.ledger.iter().map(|(path, _)| path.clone()).collect();
             self.journal.append(&[Change::Base { commit: state.base.clone() }]);
@@ -286,7 +287,7 @@ impl Fs {
                 changes
             })?;
         }
-        self.journal.complete_segment()?;
+        compaction.complete()?;
         Ok(())
     }
 

@@ -829,3 +829,47 @@ fn what_others_removed_is_not_what_a_change_differs_from() {
         assert_eq!(bases, [None]);
     });
 }
+
+/// Counts, whenever an older part of the record is removed, the names that what is left of it has.
+struct Whole {
+    record: PathBuf,
+    found: Mutex<Vec<usize>>,
+}
+
+impl Witness for Whole {
+    fn around(&self, act: &Act<'_>, work: &mut dyn FnMut() -> std::io::Result<()>) -> std::io::Result<()> {
+        work()?;
+        if matches!(act, Act::Remove(path) if path.starts_with(&self.record)) {
+            let mut names = std::collections::BTreeSet::new();
+            let record = Journal::read(&self.record, |change| {
+                if let Change::Link { name, .. } = change {
+                    names.insert(name);
+                }
+            });
+            record.unwrap();
+            self.found.lock().unwrap().push(names.len());
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn compactions_at_once_leave_a_whole_record() {
+    const FILES: usize = 300;
+    let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));
+    let whole = Arc::new(Whole { record: dir.path().join("journal"), found: Mutex::default() });
+    let fs = crate::world::runtime(1).block_on(listed(&Disk::witnessed(whole.clone()), dir.path(), &memory));
+    let write = OpenFlags { read: false, write: true, truncate: false, execute: false };
+    for file in 0..FILES {
+        let name = Name::new(file.to_string().as_bytes()).unwrap();
+        fs.release(fs.create(ROOT, &name, crate::world::attrs(), write).unwrap().1);
+    }
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..20).for_each(|_| fs.compact(true).unwrap()));
+        }
+    });
+    let found = whole.found.lock().unwrap();
+    assert_eq!(*found, vec![FILES; found.len()]);
+    assert!(!found.is_empty());
+}
