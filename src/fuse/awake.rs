@@ -153,14 +153,14 @@ mod tests {
         (1..THICK).for_each(|_| awake.request());
         assert!(said(&path).is_empty(), "a few are no reason");
         // As many as it takes, should this thread be held up in between.
-        while !awake.wished.load(Ordering::Relaxed) {
+        while said(&path).is_empty() {
             awake.request();
         }
-        // The lull comes by itself.
-        while awake.wished.load(Ordering::Relaxed) {
+        // The lull comes by itself, and may have come before this thread looked.
+        while said(&path).last() != Some(&ANY) {
             std::thread::yield_now();
         }
-        assert_eq!(said(&path), [NONE, ANY]);
+        assert!(said(&path).chunks(2).all(|turn| turn == [NONE, ANY]), "{:?}", said(&path));
     }
 
     #[test]
