@@ -1103,6 +1103,24 @@ impl Fs {
         self.lock().tree.root_path().clone()
     }
 
+    /// Whether an account says what the base has at `path`: others' commit may have changed that until the directory is
+    /// listed again.
+    pub fn knows_base_of(&self, path: &RepoPath) -> bool {
+        self.lock().unlisted_around(path).is_none()
+    }
+
+    /// Lists the directory around `path`, so that its account says what the base has there.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn learn_base_of(&self, path: &RepoPath) -> Result<(), FsError> {
+        let dir = self.lock().unlisted_around(path);
+        match dir {
+            Some(dir) => self.list(dir).await,
+            None => Ok(()),
+        }
+    }
+
     /// Lists every known directory anew, after the base moved.
     ///
     /// # Errors

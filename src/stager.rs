@@ -137,6 +137,7 @@ impl Meter {
 enum Done {
     Hashed(Vec<(Capture, std::io::Result<(ContentHash, u64)>)>),
     Fetched(Box<Capture>, Result<Arc<std::fs::File>, FsError>),
+    Listed(Box<Capture>, Result<(), FsError>),
     Rescued(Ino, Result<(), FsError>),
     Unrecorded {
         kind: Kind,
@@ -266,6 +267,8 @@ pub struct Stager {
     lost: HashSet<Ino>,
     /// Why the last attempt at a file's bytes failed, until somebody is told.
     unrescued: HashMap<Ino, String>,
+    /// Held by whoever lists a directory, so that the next finds it listed.
+    listing: Arc<tokio::sync::Mutex<()>>,
     /// Nothing is sent before this, after a request that told nothing.
     quiet_until: Option<Instant>,
     failures: u32,
@@ -295,6 +298,7 @@ impl Stager {
             rescuing: HashSet::new(),
             lost: HashSet::new(),
             unrescued: HashMap::new(),
+            listing: Arc::default(),
             quiet_until: None,
             failures: 0,
             delays,
@@ -350,6 +354,16 @@ impl Stager {
     fn decide(&mut self, capture: Capture, fetched: Option<Arc<std::fs::File>>, asked: bool) {
         let wanted = match &capture.want {
             Want::AsBase => capture.account.base,
+            // What the base has needs no staging: nothing is left out on the word of an old listing.
+            want if want.is_as(capture.account.base) && !self.fs.knows_base_of(&capture.path) => {
+                let (fs, one_at_a_time) = (self.fs.clone(), self.listing.clone());
+                let list = async move {
+                    let _turn = one_at_a_time.lock().await;
+                    let listed = fs.learn_base_of(&capture.path).await;
+                    Done::Listed(Box::new(capture), listed)
+                };
+                return self.running.push(list.boxed());
+            }
             want => want.object(),
         };
         let mut step = capture.account.step(wanted);
@@ -598,7 +612,9 @@ impl Stager {
                 }
             }
             Done::Fetched(capture, Ok(file)) => self.decide(*capture, Some(file), true),
-            Done::Fetched(capture, Err(error)) => {
+            // Captured anew, with the account as it is now.
+            Done::Listed(capture, Ok(())) => self.put_back(&capture.path),
+            Done::Fetched(capture, Err(error)) | Done::Listed(capture, Err(error)) => {
                 self.in_hand -= 1;
                 let transient = !matches!(&error, FsError::Remote(error) if !error.is_transient());
                 let delay = transient.then(|| self.delays.after(self.fs.attempts(&capture.path), None));

@@ -138,6 +138,14 @@ impl State {
         }
     }
 
+    /// The directory around `path`, if it is there and not listed.
+    pub(super) fn unlisted_around(&self, path: &RepoPath) -> Option<Ino> {
+        match self.tree.resolve(&path.parent()?) {
+            Resolved::Inode(dir) => self.tree.dir(dir).is_some_and(|dir| !dir.listed).then_some(dir),
+            Resolved::Absent | Resolved::AsBase => None,
+        }
+    }
+
     /// Whether a path with an account is more than watched: changed here, staged or owed.
     fn is_at_work(&self, path: &RepoPath, account: &Account) -> bool {
         account.late.is_none() || account.staged != Staged::Nothing || self.queue.get(path).is_some()

@@ -873,3 +873,30 @@ fn compactions_at_once_leave_a_whole_record() {
     assert_eq!(*found, vec![FILES; found.len()]);
     assert!(!found.is_empty());
 }
+
+#[test]
+fn what_others_changed_meanwhile_is_not_taken_for_what_a_file_was_given_back() {
+    let runtime = crate::world::runtime(2);
+    runtime.block_on(async {
+        let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));
+        let (at, delay) = (RepoPath::parse("file").unwrap(), Duration::from_millis(1));
+        let base = |text: &'static str| [(at.clone(), text.into())].into_iter().collect();
+        memory.set_base(base("ours"));
+        let fs = listed(&Disk::default(), dir.path(), &memory).await;
+        fs.unlink(ROOT, &Name::new(b"file").unwrap()).unwrap();
+        large_file(&fs, "file");
+        memory.set_base(base("theirs"));
+        fs.rebased(memory.base().await.unwrap(), false).await.unwrap();
+        // Before anybody looks what the directory has now.
+        fs.unlink(ROOT, &Name::new(b"file").unwrap()).unwrap();
+        let write = OpenFlags { read: false, write: true, truncate: false, execute: false };
+        let (_, handle) = fs.create(ROOT, &Name::new(b"file").unwrap(), crate::world::attrs(), write).unwrap();
+        fs.write(handle, 0, b"ours").unwrap();
+        fs.release(handle);
+        let stager = tokio::spawn(Stager::new(fs.clone(), Arc::default(), Delays { first: delay, last: delay }).run());
+        let settled = async { fs.barrier(|_| true).unwrap().settled().await.unwrap() };
+        assert_eq!(crate::world::in_time("staging", settled).await.files_failed, 0);
+        assert_eq!(memory.view(), base("ours"));
+        stager.abort();
+    });
+}
