@@ -21,6 +21,8 @@ use crate::world::{Op, World, difference, in_time, temporary_dir, write_with_hol
 /// What a disk writes at once or not at all.
 const SECTOR: usize = 512;
 const AT_ONCE: usize = 16;
+/// Up to here a new record has zeros behind its frames.
+const ZEROS_END: u64 = 1 << 20;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Entry {
@@ -287,6 +289,10 @@ async fn run(workload: &Workload) -> (Vec<Model>, Vec<Remains>) {
     let acknowledged = Arc::new(AtomicUsize::new(0));
     let power = Power::new(dir.path(), &memory, acknowledged.clone(), workload.seed);
     let mut world = World::watched(dir.clone(), memory, Disk::witnessed(power.clone()), workload.past).await;
+    // With every other one the record grows past the zeros that lie behind its frames.
+    if workload.past {
+        world.lengthen_record(ZEROS_END - workload.seed % 1000).await;
+    }
     let models = workload.play(&mut world, &acknowledged).await;
     (models, power.remains())
 }

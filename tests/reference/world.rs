@@ -327,6 +327,23 @@ impl World {
         Self { dir, memory, fs, disk, tasks, kernel, model }
     }
 
+    /// Has the record's frames end within some hundred bytes before `end`, by what no model knows.
+    pub async fn lengthen_record(&self, end: u64) {
+        const VALUE_MAX: u64 = 64 << 10;
+        const FRAME: u64 = 200;
+        let record = self.dir.path().join("journal");
+        let frames = || {
+            let segments = std::fs::read_dir(&record).unwrap().map(|entry| entry.unwrap().path());
+            let bytes = std::fs::read(segments.max().unwrap()).unwrap();
+            bytes.iter().rposition(|byte| *byte != 0).unwrap() as u64
+        };
+        while let Some(left) = end.checked_sub(frames() + FRAME).filter(|left| *left > FRAME) {
+            let value = "x".repeat(left.min(VALUE_MAX) as usize);
+            let fill = |fs: &Fs| fs.setxattr(ROOT, b"user.filler", value.as_bytes(), XattrMode::Set);
+            self.run(fill).await.unwrap();
+        }
+    }
+
     /// Runs an operation, and what it needs; lost requests are repeated as a program would repeat the call.
     async fn run<T>(&self, op: impl Fn(&Fs) -> oxenfs::fs::Op<T>) -> Result<T, Refusal> {
         self.attempt(op).await.map_err(|error| refusal(&error))
