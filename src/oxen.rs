@@ -114,6 +114,7 @@ pub struct OxenWorkspace {
     no_ranges: AtomicBool,
     /// How many changes there were when all were listed last.
     listed_changes: AtomicUsize,
+    in_parts: upload::InParts,
 }
 
 impl OxenWorkspace {

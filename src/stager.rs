@@ -39,8 +39,8 @@ const HASHED_BYTES: u64 = 1 << 20;
 const SMALL_REQUESTS: usize = 4;
 const SMALL_FILES: usize = 100;
 const SMALL_BYTES: u64 = 8 << 20;
-/// Large files on their way at once; each has several parts in flight.
-const LARGE_REQUESTS: usize = 2;
+/// Large files on their way at once; the backend decides how many parts of each are in flight.
+const LARGE_REQUESTS: usize = 4;
 /// Files of the middle size on their way at once: a question and at most one part each.
 const MIDDLE_REQUESTS: usize = 8;
 /// Paths in one request that stages by hash, removes or unstages.

@@ -435,6 +435,7 @@ impl Repository {
             compress: self.compress.unwrap_or(!self.http.is_loopback()),
             no_ranges: AtomicBool::new(false),
             listed_changes: AtomicUsize::new(0),
+            in_parts: super::upload::InParts::default(),
         })
     }
 

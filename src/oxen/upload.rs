@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use reqwest::Method;
@@ -16,8 +17,12 @@ use super::staging::{BACKSLASH, has_backslash};
 use super::wire;
 use crate::workspace::{Outcome, Put, Upload, UploadProgress, WorkspaceError};
 
-/// Parts in flight (0.65.2, tried, hashing included: one at a time 225 MB/s, two 298 to 303, four 274 to 280).
+/// Parts of one file in flight (0.65.2, tried, hashing included: one at a time 225 MB/s, two 298 to 303, four 274 to 280).
 const PARTS: usize = 2;
+/// Parts of all files together, as far as each has one. The server stores the parts of a file one after the other, those
+/// of several at once: 4 files of 1 GiB took 0.83 (0.81 to 0.84) of the time with one part each in flight that they took
+/// two files at a time, with two (0.65.2, 3 pairs).
+const PARTS_OF_ALL: usize = 4;
 /// How often one call begins anew: the server may have been restarted, and the last answer may have been lost.
 const ROUNDS: u32 = 3;
 /// How often a part is held back by the server before the caller is told that it is busy.
@@ -29,6 +34,31 @@ enum Round {
     Completed,
     /// All parts are there, but no answer said so; or the server does not know the upload (any more).
     Over,
+}
+
+/// Files on their way in several parts.
+#[derive(Debug, Default)]
+pub(super) struct InParts(AtomicUsize);
+
+impl InParts {
+    /// Counts one more, until it is dropped.
+    fn one_more(&self) -> OneMore<'_> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        OneMore(self)
+    }
+
+    /// How many parts of each may be in flight.
+    fn share(&self) -> usize {
+        (PARTS_OF_ALL / self.0.load(Ordering::Relaxed).max(1)).clamp(1, PARTS)
+    }
+}
+
+struct OneMore<'a>(&'a InParts);
+
+impl Drop for OneMore<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl OxenWorkspace {
@@ -149,7 +179,7 @@ impl OxenWorkspace {
         Err(WorkspaceError::Unconfirmed { what: put.path.to_string() })
     }
 
-    /// Sends the parts that `upload` lacks, [`PARTS`] at a time, none further than `window` ahead of the first missing.
+    /// Sends the parts that `upload` lacks, a few at a time, none further than `window` ahead of the first missing.
     async fn send_round(
         &self,
         put: &Put,
@@ -159,13 +189,15 @@ impl OxenWorkspace {
         sent_bytes: &mut u64,
     ) -> Result<Round, WorkspaceError> {
         let count = part_count(put.object.size, upload.part_bytes)?;
+        // One of a single part takes nothing from the others.
+        let _counted = (count > 1).then(|| self.in_parts.one_more());
         let acknowledged: BTreeSet<u32> = upload.parts.iter().copied().filter(|part| *part < count).collect();
         let mut missing: BTreeSet<u32> = (0..count).filter(|part| !acknowledged.contains(part)).collect();
         let mut waiting: BTreeSet<u32> = missing.clone();
         let mut in_flight = FuturesUnordered::new();
         let mut completed = false;
         loop {
-            while in_flight.len() < PARTS
+            while in_flight.len() < self.in_parts.share()
                 && let (Some(first), Some(next)) = (missing.first().copied(), waiting.first().copied())
                 && u64::from(next - first) < window
             {
@@ -255,11 +287,12 @@ impl OxenWorkspace {
         let fresh = || Upload { id: String::new(), part_bytes: wire::CHUNK_BYTES, parts: Vec::new() };
         let mut upload = resume.filter(|upload| upload.part_bytes == wire::CHUNK_BYTES).unwrap_or_else(fresh);
         let mut sent_bytes = 0;
+        let _counted = (count > 1).then(|| self.in_parts.one_more());
         loop {
             let resumed = !upload.parts.is_empty();
             let missing: Vec<u32> = (0..count).filter(|part| upload.parts.binary_search(part).is_err()).collect();
             let chunks: Vec<_> = missing.into_iter().map(|chunk| self.send_chunk(put, chunk)).collect();
-            let mut chunks = futures_util::stream::iter(chunks).buffer_unordered(PARTS);
+            let mut chunks = futures_util::stream::iter(chunks).buffer_unordered(self.in_parts.share());
             while let Some(result) = chunks.next().await {
                 let (chunk, len) = result?;
                 sent_bytes += len;
@@ -305,4 +338,24 @@ fn stretch(put: &Put, offset: u64, len: u64) -> Result<(Body, u64), WorkspaceErr
 fn part_count(size: u64, part_bytes: u64) -> Result<u32, WorkspaceError> {
     let count = size.div_ceil(part_bytes.max(1));
     u32::try_from(count).map_err(|_| WorkspaceError::Protocol { detail: format!("{size} bytes in {count} parts") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_go_in_parts_share_what_may_be_in_flight() {
+        let in_parts = InParts::default();
+        let mut counted = Vec::new();
+        let shares: Vec<usize> = (0..6)
+            .map(|_| {
+                counted.push(in_parts.one_more());
+                in_parts.share()
+            })
+            .collect();
+        assert_eq!(shares, [2, 2, 1, 1, 1, 1]);
+        counted.truncate(1);
+        assert_eq!(in_parts.share(), 2);
+    }
 }
