@@ -239,6 +239,8 @@ pub struct Fs {
     unnamed: Mutex<VecDeque<SpoolId>>,
     /// Downloads under way, so that many readers of one content share one.
     fetching: Mutex<HashMap<ContentHash, Weak<tokio::sync::Mutex<()>>>>,
+    /// Held by whoever lists a directory for what is to be staged: the next finds it listed.
+    learning: tokio::sync::Mutex<()>,
     /// The kernel, where it can go past the daemon; set before anything is served.
     lender: OnceLock<Option<Arc<dyn Lender>>>,
     passthrough: OnceLock<Passthrough>,
@@ -1114,6 +1116,7 @@ impl Fs {
     /// # Errors
     /// The server's.
     pub async fn learn_base_of(&self, path: &RepoPath) -> Result<(), FsError> {
+        let _turn = self.learning.lock().await;
         let dir = self.lock().unlisted_around(path);
         match dir {
             Some(dir) => self.list(dir).await,

@@ -60,15 +60,18 @@ pub enum Step {
 impl Account {
     /// The step to `wanted` (`None`: no file).
     pub fn step(&self, wanted: Option<Object>) -> Step {
-        let shown = self.shown();
-        let same = |a: Option<Object>, b: Option<Object>| a.map(|o| o.hash) == b.map(|o| o.hash);
-        if shown.is_some_and(|shown| same(shown, wanted)) {
+        if self.shown().is_some_and(|shown| is_same(shown, wanted)) {
             Step::Nothing
-        } else if same(wanted, self.base) {
+        } else if self.is_base(wanted) {
             Step::Unstage
         } else {
             wanted.map_or(Step::Remove, Step::Put)
         }
+    }
+
+    /// Whether `wanted` is just what the base has there.
+    pub fn is_base(&self, wanted: Option<Object>) -> bool {
+        is_same(wanted, self.base)
     }
 
     /// What the workspace shows there (`None` inside: no file); `None` while that is in doubt.
@@ -104,6 +107,10 @@ impl Account {
             Step::Put(object) => Staged::Put(object),
         }
     }
+}
+
+fn is_same(one: Option<Object>, other: Option<Object>) -> bool {
+    one.map(|object| object.hash) == other.map(|object| object.hash)
 }
 
 /// An account as it is kept: what nearly all of very many look like takes little, and no allocation.

@@ -267,8 +267,6 @@ pub struct Stager {
     lost: HashSet<Ino>,
     /// Why the last attempt at a file's bytes failed, until somebody is told.
     unrescued: HashMap<Ino, String>,
-    /// Held by whoever lists a directory, so that the next finds it listed.
-    listing: Arc<tokio::sync::Mutex<()>>,
     /// Nothing is sent before this, after a request that told nothing.
     quiet_until: Option<Instant>,
     failures: u32,
@@ -298,7 +296,6 @@ impl Stager {
             rescuing: HashSet::new(),
             lost: HashSet::new(),
             unrescued: HashMap::new(),
-            listing: Arc::default(),
             quiet_until: None,
             failures: 0,
             delays,
@@ -354,18 +351,18 @@ impl Stager {
     fn decide(&mut self, capture: Capture, fetched: Option<Arc<std::fs::File>>, asked: bool) {
         let wanted = match &capture.want {
             Want::AsBase => capture.account.base,
-            // What the base has needs no staging: nothing is left out on the word of an old listing.
-            want if want.is_as(capture.account.base) && !self.fs.knows_base_of(&capture.path) => {
-                let (fs, one_at_a_time) = (self.fs.clone(), self.listing.clone());
-                let list = async move {
-                    let _turn = one_at_a_time.lock().await;
-                    let listed = fs.learn_base_of(&capture.path).await;
-                    Done::Listed(Box::new(capture), listed)
-                };
-                return self.running.push(list.boxed());
-            }
             want => want.object(),
         };
+        // What the base has needs no staging: nothing is left out on the word of an old listing.
+        let content = capture.want.object();
+        if content.is_some() && capture.account.is_base(content) && !self.fs.knows_base_of(&capture.path) {
+            let fs = self.fs.clone();
+            let list = async move {
+                let listed = fs.learn_base_of(&capture.path).await;
+                Done::Listed(Box::new(capture), listed)
+            };
+            return self.running.push(list.boxed());
+        }
         let mut step = capture.account.step(wanted);
         // Nothing of it is there: but it may have been what kept a directory in the commit.
         if step == Step::Nothing

@@ -103,6 +103,7 @@ impl Fs {
             leaving: Mutex::new(strays),
             unnamed: Mutex::default(),
             fetching: Mutex::new(HashMap::new()),
+            learning: tokio::sync::Mutex::default(),
             lender: OnceLock::new(),
             passthrough: OnceLock::new(),
             worthwhile: OnceLock::new(),

@@ -103,11 +103,6 @@ impl Want {
         }
     }
 
-    /// Whether it is just this content.
-    pub fn is_as(&self, base: Option<Object>) -> bool {
-        self.object().is_some_and(|object| base.is_some_and(|base| base.hash == object.hash))
-    }
-
     /// Whether it is this content of this file, on the server.
     fn is_remote(&self, ino: Ino, hash: ContentHash) -> bool {
         matches!(self, Self::Remote { ino: whose, object, .. } if (*whose, object.hash) == (ino, hash))

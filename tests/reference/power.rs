@@ -289,7 +289,7 @@ async fn run(workload: &Workload) -> (Vec<Model>, Vec<Remains>) {
     let acknowledged = Arc::new(AtomicUsize::new(0));
     let power = Power::new(dir.path(), &memory, acknowledged.clone(), workload.seed);
     let mut world = World::watched(dir.clone(), memory, Disk::witnessed(power.clone()), workload.past).await;
-    // With every other one the record grows past the zeros that lie behind its frames.
+    // With some the record grows past the zeros that lie behind its frames.
     if workload.past {
         world.lengthen_record(ZEROS_END - workload.seed % 1000).await;
     }

@@ -19,7 +19,7 @@ use oxenfs::ledger::Step;
 use oxenfs::namespace::{Attrs, BodyRecord, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::stager::{Delays, Meter, Stager};
-use oxenfs::workspace::memory::{Fault, Memory};
+use oxenfs::workspace::memory::{Fault, Memory, Tree};
 use oxenfs::workspace::{ByHash, Object, Workspace};
 
 use crate::world::{Op, World, commit_request};
@@ -626,10 +626,15 @@ const LARGE: u64 = 17 << 20;
 
 /// A new file of [`LARGE`] bytes, nearly all of them a hole.
 fn large_file(fs: &Fs, name: &str) -> Ino {
+    new_file(fs, name, LARGE - 1, b"e")
+}
+
+/// A new file with these bytes at `offset`.
+fn new_file(fs: &Fs, name: &str, offset: u64, bytes: &[u8]) -> Ino {
     let write = OpenFlags { read: false, write: true, truncate: false, execute: false };
     let name = Name::new(name.as_bytes()).unwrap();
     let (stat, handle) = fs.create(ROOT, &name, crate::world::attrs(), write).unwrap();
-    fs.write(handle, LARGE - 1, b"e").unwrap();
+    fs.write(handle, offset, bytes).unwrap();
     fs.release(handle);
     stat.ino
 }
@@ -813,17 +818,28 @@ fn a_removed_file_that_comes_and_goes_again_in_a_removed_directory_is_known_to_b
     }
 }
 
+/// A filesystem in which the base's only file, `file`, was replaced when others' commit made it `theirs`, or took it away,
+/// of which nobody has looked yet; and its directory.
+async fn changed_beside_others(theirs: Option<&'static str>) -> (Arc<Fs>, Arc<Memory>, tempfile::TempDir) {
+    let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));
+    memory.set_base(only_file(Some("ours")));
+    let fs = listed(&Disk::default(), dir.path(), &memory).await;
+    fs.unlink(ROOT, &Name::new(b"file").unwrap()).unwrap();
+    large_file(&fs, "file");
+    memory.set_base(only_file(theirs));
+    fs.rebased(memory.base().await.unwrap(), false).await.unwrap();
+    (fs, memory, dir)
+}
+
+fn only_file(text: Option<&'static str>) -> Tree {
+    text.map(|text| (RepoPath::parse("file").unwrap(), text.into())).into_iter().collect()
+}
+
 #[test]
 fn what_others_removed_is_not_what_a_change_differs_from() {
     let runtime = crate::world::runtime(1);
     runtime.block_on(async {
-        let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));
-        memory.set_base([(RepoPath::parse("file").unwrap(), "content".into())].into_iter().collect());
-        let fs = listed(&Disk::default(), dir.path(), &memory).await;
-        fs.unlink(ROOT, &Name::new(b"file").unwrap()).unwrap();
-        large_file(&fs, "file");
-        memory.set_base(Default::default());
-        fs.rebased(memory.base().await.unwrap(), false).await.unwrap();
+        let (fs, _memory, _dir) = changed_beside_others(None).await;
         fs.run(Need::List(ROOT), |_| Ok(())).await.unwrap();
         let bases: Vec<Option<Object>> = fs.due(10).0.iter().map(|capture| capture.account.base).collect();
         assert_eq!(bases, [None]);
@@ -859,10 +875,8 @@ fn compactions_at_once_leave_a_whole_record() {
     let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));
     let whole = Arc::new(Whole { record: dir.path().join("journal"), found: Mutex::default() });
     let fs = crate::world::runtime(1).block_on(listed(&Disk::witnessed(whole.clone()), dir.path(), &memory));
-    let write = OpenFlags { read: false, write: true, truncate: false, execute: false };
     for file in 0..FILES {
-        let name = Name::new(file.to_string().as_bytes()).unwrap();
-        fs.release(fs.create(ROOT, &name, crate::world::attrs(), write).unwrap().1);
+        new_file(&fs, &file.to_string(), 0, b"");
     }
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -878,25 +892,14 @@ fn compactions_at_once_leave_a_whole_record() {
 fn what_others_changed_meanwhile_is_not_taken_for_what_a_file_was_given_back() {
     let runtime = crate::world::runtime(2);
     runtime.block_on(async {
-        let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));
-        let (at, delay) = (RepoPath::parse("file").unwrap(), Duration::from_millis(1));
-        let base = |text: &'static str| [(at.clone(), text.into())].into_iter().collect();
-        memory.set_base(base("ours"));
-        let fs = listed(&Disk::default(), dir.path(), &memory).await;
+        let (fs, memory, _dir) = changed_beside_others(Some("theirs")).await;
         fs.unlink(ROOT, &Name::new(b"file").unwrap()).unwrap();
-        large_file(&fs, "file");
-        memory.set_base(base("theirs"));
-        fs.rebased(memory.base().await.unwrap(), false).await.unwrap();
-        // Before anybody looks what the directory has now.
-        fs.unlink(ROOT, &Name::new(b"file").unwrap()).unwrap();
-        let write = OpenFlags { read: false, write: true, truncate: false, execute: false };
-        let (_, handle) = fs.create(ROOT, &Name::new(b"file").unwrap(), crate::world::attrs(), write).unwrap();
-        fs.write(handle, 0, b"ours").unwrap();
-        fs.release(handle);
+        new_file(&fs, "file", 0, b"ours");
+        let delay = Duration::from_millis(1);
         let stager = tokio::spawn(Stager::new(fs.clone(), Arc::default(), Delays { first: delay, last: delay }).run());
         let settled = async { fs.barrier(|_| true).unwrap().settled().await.unwrap() };
         assert_eq!(crate::world::in_time("staging", settled).await.files_failed, 0);
-        assert_eq!(memory.view(), base("ours"));
+        assert_eq!(memory.view(), only_file(Some("ours")));
         stager.abort();
     });
 }
