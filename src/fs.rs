@@ -8,6 +8,8 @@
 //! kernel. The lock is held for memory work alone: not across a write, a copy or a request.
 
 mod borrowed;
+#[cfg(test)]
+mod costs;
 mod diff;
 mod import;
 mod latecomers;
@@ -450,27 +452,31 @@ impl State {
         self.apply(Change::Account { path: path.clone(), account: Some(Account { base, ..Account::default() }) });
     }
 
-    /// Puts a path in the queue, or closes its account where nothing is or was owed for it.
-    fn touch(&mut self, path: &RepoPath, settle: Duration) {
-        if self.ledger.get(path) == Some(Account::default())
-            && !matches!(self.tree.resolve(path), Resolved::Inode(ino) if self.content(ino).is_some())
-            && !self.queue.is_active(path)
-            && !self.kept_base_dir(path)
-        {
-            self.queue.remove(path);
-            self.apply(Change::Account { path: path.clone(), account: None });
-            return;
+    /// Puts paths in the queue, or closes the accounts of those where nothing is or was owed.
+    fn touch<'a>(&mut self, paths: impl IntoIterator<Item = &'a RepoPath>, settle: Duration) {
+        // Nothing of the tree changes in between.
+        let mut vacant = HashMap::new();
+        for path in paths {
+            if self.ledger.get(path) == Some(Account::default())
+                && !matches!(self.tree.resolve(path), Resolved::Inode(ino) if self.content(ino).is_some())
+                && !self.queue.is_active(path)
+                && !self.kept_base_dir(path, &mut vacant)
+            {
+                self.queue.remove(path);
+                self.apply(Change::Account { path: path.clone(), account: None });
+            } else {
+                self.queue.touch(path, settle);
+            }
         }
-        self.queue.touch(path, settle);
     }
 
     /// Whether the file that was at `path` was the last thing that kept a directory of the base from being removed.
-    fn kept_base_dir(&self, path: &RepoPath) -> bool {
-        let mut known = HashMap::new();
-        let above = std::iter::successors(path.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
-        above
-            .take_while(|dir| self.is_vacant(dir, &mut known))
-            .any(|dir| self.ledger.below(&dir).any(|(_, account)| account.base.is_some()))
+    /// `known` is [`is_vacant`](Self::is_vacant)'s.
+    fn kept_base_dir(&self, path: &RepoPath, known: &mut HashMap<Ino, bool>) -> bool {
+        let above = || std::iter::successors(path.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
+        // What is based in a directory is in all above it, and what travels from it too: the lowest decides.
+        let based = above().position(|dir| self.ledger.based_below(&dir).next().is_some());
+        based.is_some_and(|lowest| above().take(lowest + 1).all(|dir| self.is_vacant(&dir, known)))
     }
 
     /// Whether nothing at or below a directory's path is to travel.
@@ -490,7 +496,7 @@ impl State {
             match is_file {
                 // Something is owed for it.
                 true => self.queue.touch(&path, settle),
-                false => self.touch(&path, settle),
+                false => self.touch([&path], settle),
             }
         }
     }

@@ -148,6 +148,17 @@ impl Slot {
         };
         slot.unwrap_or(Self::Other)
     }
+
+    /// Whether the base has a file there, and whether the workspace may show one; `other` is the account of an
+    /// [`Other`](Self::Other).
+    fn indexed(&self, other: Option<Account>) -> (bool, bool) {
+        match self {
+            Self::New => (false, false),
+            Self::Doubt | Self::Put(..) => (false, true),
+            Self::Base(..) => (true, true),
+            Self::Other => other.map_or((false, false), |account| (account.base.is_some(), account.may_show())),
+        }
+    }
 }
 
 fn object(hash: [u8; 16], size: [u8; 8]) -> Object {
@@ -156,10 +167,17 @@ fn object(hash: [u8; 16], size: [u8; 8]) -> Object {
 
 /// All paths that differ from the base, or did and have not been settled, or may be changed by a request of ours that is
 /// still on its way.
+///
+/// Whole directories are asked after for each of very many paths, so the two answers to that have an index each: a scan of
+/// the accounts below would make a rename or a removal of a directory quadratic.
 #[derive(Debug, Default)]
 pub struct Ledger {
     slots: Dense<RepoPath, Slot>,
     others: HashMap<RepoPath, Account>,
+    /// Those of which the base has a file.
+    based: Dense<RepoPath, ()>,
+    /// Those where the workspace has a file, or may.
+    shown: Dense<RepoPath, ()>,
     /// How many are late.
     late: usize,
 }
@@ -186,6 +204,10 @@ impl Ledger {
         // All that are late are kept apart.
         let before = self.others.remove(&path);
         self.late = self.late + late(account) - late(before);
+        let before = self.slots.get(&path).map(|slot| slot.indexed(before));
+        let after = account.map(|account| (account.base.is_some(), account.may_show()));
+        index(&mut self.based, &path, before.is_some_and(|(based, _)| based), after.is_some_and(|(based, _)| based));
+        index(&mut self.shown, &path, before.is_some_and(|(_, shown)| shown), after.is_some_and(|(_, shown)| shown));
         let Some(account) = account else {
             self.slots.remove(&path);
             return;
@@ -202,10 +224,14 @@ impl Ledger {
         self.slots.iter().map(|(path, slot)| (path, self.account(path, slot)))
     }
 
-    /// The accounts of `dir` and below it, in tree order.
-    pub fn below<'a>(&'a self, dir: &'a RepoPath) -> impl Iterator<Item = (&'a RepoPath, Account)> {
-        let below = self.slots.range(dir.clone()..).take_while(move |(path, _)| path.is_in(dir));
-        below.map(|(path, slot)| (path, self.account(path, slot)))
+    /// The paths of `dir` and below it, in tree order, of which the base has a file.
+    pub fn based_below<'a>(&'a self, dir: &'a RepoPath) -> impl Iterator<Item = &'a RepoPath> {
+        below(&self.based, dir)
+    }
+
+    /// The paths of `dir` and below it, in tree order, where the workspace has a file, or [may](Account::may_show).
+    pub fn shown_below<'a>(&'a self, dir: &'a RepoPath) -> impl Iterator<Item = &'a RepoPath> {
+        below(&self.shown, dir)
     }
 
     /// Whether a request about some path may still come late.
@@ -250,7 +276,49 @@ impl Ledger {
                 }
             }
         }
+        let indexed = |wanted: fn((bool, bool)) -> bool| {
+            let of = |path: &RepoPath, slot: &Slot| slot.indexed(self.others.get(path).copied());
+            let paths = self.slots.iter().filter(|(path, slot)| wanted(of(path, slot)));
+            paths.map(|(path, _)| (path.clone(), ())).collect()
+        };
+        (self.based, self.shown) = (indexed(|(based, _)| based), indexed(|(_, shown)| shown));
     }
+}
+
+/// Brings a path's place in an index from what it was to what it is.
+fn index(index: &mut Dense<RepoPath, ()>, path: &RepoPath, before: bool, after: bool) {
+    match (before, after) {
+        (false, true) => drop(index.insert(path.clone(), ())),
+        (true, false) => drop(index.remove(path)),
+        _ => {}
+    }
+}
+
+/// What an index has of `dir` and below it, in tree order.
+fn below<'a>(index: &'a Dense<RepoPath, ()>, dir: &'a RepoPath) -> impl Iterator<Item = &'a RepoPath> {
+    let paths = index.range(dir.clone()..).map(|(path, ())| path);
+    paths.take_while(|path| path.is_in(dir)).inspect(|_| looked_at())
+}
+
+/// Of a test that counts: how many entries of an index this thread has looked at.
+#[cfg(test)]
+pub(crate) mod looks {
+    use std::cell::Cell;
+
+    thread_local!(pub(super) static COUNT: Cell<u64> = const { Cell::new(0) });
+
+    /// Those of `work`.
+    pub(crate) fn of(work: impl FnOnce()) -> u64 {
+        let before = COUNT.get();
+        work();
+        COUNT.get() - before
+    }
+}
+
+/// One entry of an index is looked at.
+fn looked_at() {
+    #[cfg(test)]
+    looks::COUNT.set(looks::COUNT.get() + 1);
 }
 
 #[cfg(test)]
@@ -338,6 +406,40 @@ mod tests {
             ledger.set(path.clone(), Some(account));
             assert_eq!(ledger.get(&path), Some(account));
             assert_eq!(ledger.iter().map(|(_, account)| account).collect::<Vec<_>>(), [account]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_lies_below_a_directory_is_what_a_look_at_all_accounts_finds(
+            acts in proptest::collection::vec((0usize..6, proptest::option::of((any::<bool>(), 0u8..4, any::<bool>()))), 1..60),
+        ) {
+            let paths = ["d", "d/a", "d/b/c", "d/b", "d-e", "e"].map(|path| RepoPath::parse(path).unwrap());
+            let mut ledger = Ledger::default();
+            for (at, act) in acts {
+                match act {
+                    Some((base, 3, _)) if base => ledger.rebase(),
+                    act => ledger.set(paths[at].clone(), act.map(|(base, staged, late)| Account {
+                        base: base.then(|| object("a")),
+                        staged: match staged {
+                            0 => Staged::Nothing,
+                            1 => Staged::Put(object("b")),
+                            2 => Staged::Removed,
+                            _ => Staged::Doubt,
+                        },
+                        late: late.then_some(1),
+                    })),
+                }
+                for dir in paths.iter().chain([&RepoPath::root()]) {
+                    let all = |wanted: fn(&Account) -> bool| {
+                        let found = ledger.iter().filter(move |(path, account)| path.is_in(dir) && wanted(account));
+                        found.map(|(path, _)| path.clone()).collect::<Vec<_>>()
+                    };
+                    let (based, shown) = (ledger.based_below(dir).cloned(), ledger.shown_below(dir).cloned());
+                    prop_assert_eq!(based.collect::<Vec<_>>(), all(|account| account.base.is_some()));
+                    prop_assert_eq!(shown.collect::<Vec<_>>(), all(Account::may_show));
+                }
+            }
         }
     }
 

@@ -130,6 +130,15 @@ impl<K: Ord, V> Dense<K, V> {
     }
 }
 
+/// As full as can be.
+impl<K: Ord, V> FromIterator<(K, V)> for Dense<K, V> {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(things: I) -> Self {
+        let map: BTreeMap<K, V> = things.into_iter().collect();
+        let filled = map.len().max(Self::LEAST);
+        Self { map, filled }
+    }
+}
+
 impl<K, V> Deref for Dense<K, V> {
     type Target = BTreeMap<K, V>;
 

@@ -272,7 +272,7 @@ impl State {
         if let Ok(path) = &path
             && self.ledger.get(path).is_some()
         {
-            self.touch(path, fs.options.settle);
+            self.touch([path], fs.options.settle);
         }
     }
 
@@ -331,16 +331,15 @@ impl State {
             // Its `..`.
             self.shift(ino);
         }
-        for path in &old_paths {
-            self.touch(path, fs.options.settle);
-        }
+        self.touch(&old_paths, fs.options.settle);
         // Not all paths of these files: their names elsewhere did not change, and the base may have those.
         for (parent, name, file) in [(to.0, to.1.clone(), ino)].into_iter().chain(below) {
             if self.content(file).is_some()
                 && let Ok(path) = self.tree.path_in(parent, &name)
             {
                 self.open_account(&path, None);
-                self.touch(&path, fs.options.settle);
+                // Something is owed for it.
+                self.queue.touch(&path, fs.options.settle);
             }
         }
     }
@@ -691,7 +690,7 @@ impl Fs {
                 && let Ok(path) = state.tree.path_in(parent, name)
             {
                 state.open_account(&path, None);
-                state.touch(&path, self.options.settle);
+                state.touch([&path], self.options.settle);
             }
             self.stat(state, ino)
         })

@@ -801,8 +801,7 @@ impl Fs {
             let above = std::iter::successors(file.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
             for dir in above {
                 let is_clear = *clear.entry(dir.clone()).or_insert_with(|| {
-                    let gone = |(path, account): (&RepoPath, Account)| files.contains(path) || !account.may_show();
-                    state.is_vacant(&dir, &mut known) && state.ledger.below(&dir).all(gone)
+                    state.is_vacant(&dir, &mut known) && state.ledger.shown_below(&dir).all(|path| files.contains(path))
                 });
                 if !is_clear {
                     break;
@@ -810,7 +809,7 @@ impl Fs {
                 top = Some(dir);
             }
             if let Some(dir) = top
-                && state.ledger.below(&dir).any(|(_, account)| account.base.is_some())
+                && state.ledger.based_below(&dir).next().is_some()
             {
                 dirs.insert(dir);
             }
@@ -931,8 +930,7 @@ impl Fs {
     /// every order: the commit then has an empty directory).
     pub fn files_over_directories(&self) -> Vec<RepoPath> {
         let state = self.lock();
-        let over =
-            |path: &RepoPath| state.ledger.below(path).any(|(below, account)| below != path && account.base.is_some());
+        let over = |path: &RepoPath| state.ledger.based_below(path).any(|below| below != path);
         let staged = state.ledger.iter().filter(|(_, account)| matches!(account.staged, Staged::Put(_)));
         staged.map(|(path, _)| path).filter(|path| over(path)).cloned().collect()
     }
@@ -1063,7 +1061,7 @@ impl State {
     fn is_clear_for_put(&self, path: &RepoPath) -> bool {
         let mut above = std::iter::successors(path.parent(), RepoPath::parent);
         !above.any(|dir| self.ledger.get(&dir).is_some_and(|account| account.may_show()))
-            && !self.ledger.below(path).any(|(below, account)| below != path && account.may_show())
+            && !self.ledger.shown_below(path).any(|below| below != path)
     }
 
     /// Whether the queue will stage a pinned file under a name of its own, without waiting for one of `waiting`, for
