@@ -276,14 +276,17 @@ impl State {
         }
     }
 
-    /// Fixes where the bytes of remote files can be read, before their paths change.
-    fn pin_source(&mut self, ino: Ino) {
+    /// Fixes where the bytes of a remote file can be read, before its paths change. Says whether that is to be put on
+    /// record.
+    fn pin_source(&mut self, ino: Ino) -> bool {
         if let Some((Content::Remote { hash, origin: None }, size)) = self.content(ino) {
             let hash = *hash;
             if let Some(source) = self.source(ino) {
                 self.set_content(ino, Content::Remote { hash, origin: Some(Arc::new(source)) }, size);
+                return true;
             }
         }
+        false
     }
 
     /// Moves an entry to another name, with all below it.
@@ -294,12 +297,14 @@ impl State {
         let mut files: Vec<(Ino, Name, Ino)> = vec![(old_parent, old_name.clone(), ino)];
         files.extend(below.iter().cloned());
         let mut old_paths: Vec<RepoPath> = Vec::new();
+        let mut changed: Vec<Ino> = Vec::new();
         for (parent, name, file) in &files {
             if self.content(*file).is_none() {
+                changed.push(*file);
                 continue;
             }
             if let Ok(path) = self.tree.path_in(*parent, name) {
-                self.pin_source(*file);
+                changed.extend(self.pin_source(*file).then_some(*file));
                 self.open_account(&path, Some(*file));
                 old_paths.push(path);
             }
@@ -314,12 +319,12 @@ impl State {
         for (.., child) in &below {
             self.materialize(*child);
         }
-        for dir in below.iter().map(|(.., child)| *child).chain([ino]) {
-            if let Some(dir) = self.tree.dir_mut(dir) {
+        for changed in changed {
+            if let Some(dir) = self.tree.dir_mut(changed) {
                 (dir.based, dir.listed) = (false, true);
                 dir.hidden.clear();
             }
-            self.record(dir);
+            self.record(changed);
         }
         self.apply(Change::Unlink { parent: old_parent, name: old_name.clone(), hide });
         self.apply(Change::Link { parent: to.0, name: to.1.clone(), ino });
