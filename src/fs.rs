@@ -1151,22 +1151,27 @@ impl Fs {
     /// The server's; what was listed stays.
     pub async fn list_ahead(&self, most: usize) -> Result<(), FsError> {
         use futures_util::{StreamExt, TryStreamExt, stream};
-        let mut before = Vec::new();
+        let (mut level, mut before) = (Vec::new(), Vec::new());
         loop {
-            let level: Vec<Ino> = {
+            let some = {
                 let state = self.lock();
                 if state.tree.len() >= most {
                     return Ok(());
                 }
-                let dirs = state.tree.iter().filter(|(_, inode)| matches!(&inode.body, Body::Dir(dir) if !dir.listed));
-                dirs.map(|(ino, _)| ino).take(LISTED_BETWEEN_COUNTS).collect()
+                if level.is_empty() {
+                    // Once for each level, not for each thousand of it: that is a look at all that is known.
+                    let unlisted = |inode: &Inode| matches!(&inode.body, Body::Dir(dir) if !dir.listed);
+                    level = state.tree.iter().filter(|(_, inode)| unlisted(inode)).map(|(ino, _)| ino).collect();
+                    level.sort_unstable();
+                    // Those that are on their way out are never listed.
+                    if level.is_empty() || level == before {
+                        return Ok(());
+                    }
+                    before.clone_from(&level);
+                }
+                level.split_off(level.len().saturating_sub(LISTED_BETWEEN_COUNTS))
             };
-            // Those that are on their way out are never listed.
-            if level.is_empty() || level == before {
-                return Ok(());
-            }
-            before.clone_from(&level);
-            let listings = stream::iter(level).map(|dir| self.list(dir)).buffer_unordered(LISTINGS_AT_ONCE);
+            let listings = stream::iter(some).map(|dir| self.list(dir)).buffer_unordered(LISTINGS_AT_ONCE);
             // One that is gone meanwhile has nothing to list.
             let gone = |done| if matches!(done, Err(FsError::Stale | FsError::NotFound)) { Ok(()) } else { done };
             listings.map(gone).try_collect::<()>().await?;
