@@ -1,5 +1,6 @@
 //! The daemon's side of the control socket.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -236,17 +237,22 @@ pub(super) async fn follow(daemon: &Daemon, waiting: &Waiting, listener: &mut Li
 }
 
 async fn sync(paths: &[String], daemon: &Daemon, listener: &mut Listener) -> io::Result<Event> {
-    let mut wanted = Vec::new();
+    let mut wanted = HashSet::new();
     for path in paths {
         match RepoPath::parse(path) {
-            Ok(path) => wanted.push(daemon.fs.root_path().concat(&path)),
+            Ok(path) => drop(wanted.insert(daemon.fs.root_path().concat(&path))),
             Err(error) => {
                 let message = format!("{path}: {error}: it stays local");
                 return Ok(Event::Failed(Failure { message, hint: None, owed: false }));
             }
         }
     }
-    let chosen = |path: &RepoPath| wanted.is_empty() || wanted.iter().any(|dir| path.is_in(dir));
+    // By what is above a path, not by all that is wanted: there may be very many of both.
+    let is_wanted = |path: &RepoPath| {
+        let mut above = std::iter::successors(Some(path.clone()), RepoPath::parent);
+        above.any(|dir| wanted.contains(&dir))
+    };
+    let chosen = |path: &RepoPath| wanted.is_empty() || is_wanted(path);
     let Some(waiting) = daemon.fs.barrier(chosen) else { return Ok(Event::Done) };
     let progress = follow(daemon, &waiting, listener).await?;
     Ok(match unstaged(daemon, &progress) {
