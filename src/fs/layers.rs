@@ -182,10 +182,20 @@ impl State {
         }
         changed.iter().for_each(|path| self.hide(path));
         for (path, account) in accounts {
-            if account.is_settled() && self.agrees(&path, account.base) {
+            if account.is_settled() && self.queue.get(&path).is_none() && self.agrees(&path, account.base) {
                 self.ledger.set(path, None);
             }
         }
+    }
+
+    /// Puts the accounts on record that a rebase keeps because their paths are pending: a replay knows no queue, and
+    /// closes them. Without its account, what such a path differs from would be forgotten with its next change.
+    pub(super) fn record_pending_accounts(&mut self) {
+        let pending = self.queue.iter().filter_map(|(path, _)| Some((path, self.ledger.get(path)?)));
+        let kept = pending.filter(|(path, account)| account.is_settled() && self.agrees(path, account.base));
+        let kept = kept.map(|(path, account)| Change::Account { path: path.clone(), account: Some(account) });
+        let kept: Vec<Change> = kept.collect();
+        self.frame.extend(kept);
     }
 
     /// Puts what is hidden on record once more, after a rebase: where that falls into a compaction, the new segment does not

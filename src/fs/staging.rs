@@ -967,6 +967,7 @@ impl Fs {
         into_plain(self.change(|state| {
             state.apply(Change::Rebase { commit, alone });
             state.record_hidden();
+            state.record_pending_accounts();
             Ok(())
         }))?;
         self.flush().await
