@@ -10,6 +10,7 @@
 mod borrowed;
 #[cfg(test)]
 mod costs;
+mod cut;
 mod diff;
 mod import;
 mod latecomers;
@@ -47,6 +48,7 @@ use crate::spool::{self, Cache, Found, Spool, copy_content};
 use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceError};
 use passthrough::Way;
 
+pub use cut::CommitCut;
 pub use diff::recorded_differences;
 pub use import::{Arrival, Arrived, Spooled};
 pub use listing::{GRANTED, Keep, OpenedDir};
@@ -58,7 +60,7 @@ pub use queue::Phase;
 pub use ranges::{RangeChange, Seek};
 pub use recovery::{BaseAccess, Foreign, Limits, Shown, survey};
 pub use room::Statfs;
-pub use staging::{Capture, Frees, Frozen, Held, Waiting, Want};
+pub use staging::{Capture, Frees, Held, Waiting, Want};
 pub use xattrs::XattrMode;
 
 /// A file of at most this size is copied when a writer meets its sealed generation; a larger one makes its upload
@@ -266,7 +268,8 @@ struct State {
     /// Those that nobody has open, by when they are asked after.
     lingering: BTreeSet<(Instant, Ino)>,
     held: HashMap<SpoolId, Hold>,
-    frozen: Option<HashMap<RepoPath, Capture>>,
+    /// What a commit under way is to hold.
+    cut: Option<cut::Cut>,
     /// Paths whose content was fixed by a copy, and how many are being copied.
     copied: Vec<Capture>,
     copying: usize,
@@ -323,8 +326,10 @@ struct OpenFile {
     borrowed: Option<borrowed::Borrowed>,
     writers: u32,
     handles: u32,
-    /// Writes between leaving and retaking the lock.
+    /// Changes between leaving and retaking the lock.
     writing: u32,
+    /// Those of them that are no plain writes: amid one, what a reader sees is neither the old nor the new content.
+    reshaping: u32,
     /// Changed since it was last put in the queue.
     modified: bool,
     /// The kernel caches nothing of it.
@@ -334,6 +339,8 @@ struct OpenFile {
 /// A spool file that the stager is reading.
 struct Hold {
     count: u32,
+    /// How many of these are a commit's: a writer gets a copy at once, as the commit may take long.
+    by_cut: u32,
     cancel: CancellationToken,
     /// No file has this content any more: remove it when the last hold ends.
     orphan: bool,
@@ -460,6 +467,7 @@ impl State {
             if self.ledger.get(path) == Some(Account::default())
                 && !matches!(self.tree.resolve(path), Resolved::Inode(ino) if self.content(ino).is_some())
                 && !self.queue.is_active(path)
+                && !self.is_in_cut(path)
                 && !self.kept_base_dir(path, &mut vacant)
             {
                 self.queue.remove(path);
@@ -813,18 +821,18 @@ impl Fs {
                         let Some((of @ Content::Local { spool, .. }, size)) = state.content(ino) else {
                             continue;
                         };
-                        let frozen = state.is_frozen(*spool);
-                        state.held.get(spool).map(|hold| (*spool, of.clone(), size, hold.cancel.clone(), frozen))
+                        let pinned = state.is_pinned_by_cut(*spool);
+                        state.held.get(spool).map(|hold| (*spool, of.clone(), size, hold.cancel.clone(), pinned))
                     };
                     match held {
                         None => {}
-                        Some((spool, of, size, cancel, frozen)) => {
+                        Some((spool, of, size, cancel, pinned)) => {
                             let now = Instant::now();
                             let waited = waits_until.is_some_and(|until| until <= now);
                             let copied = self
                                 .blocking(move |fs| {
                                     let Some(from) = fs.spool_file(ino, spool)? else { return Ok(true) };
-                                    match fs.take_copy_if(ino, &of, &from, size <= COPY_LIMIT_BYTES || frozen || waited)
+                                    match fs.take_copy_if(ino, &of, &from, size <= COPY_LIMIT_BYTES || pinned || waited)
                                     {
                                         // No room now; the file itself comes free some time.
                                         Err(FsError::NoSpace) if waited => Ok(false),
@@ -956,7 +964,7 @@ impl Fs {
                 open.file = Some(file);
             }
             if hash.is_some() {
-                state.seal_frozen(self, ino);
+                state.pin_for_cut(self, ino);
             }
             if let (Content::Local { spool, .. }, _) = old {
                 free = Some((state.abandon(spool), counted));
@@ -1151,27 +1159,22 @@ impl Fs {
     /// The server's; what was listed stays.
     pub async fn list_ahead(&self, most: usize) -> Result<(), FsError> {
         use futures_util::{StreamExt, TryStreamExt, stream};
-        let (mut level, mut before) = (Vec::new(), Vec::new());
+        let mut before = Vec::new();
         loop {
-            let some = {
+            let level: Vec<Ino> = {
                 let state = self.lock();
                 if state.tree.len() >= most {
                     return Ok(());
                 }
-                if level.is_empty() {
-                    // Once for each level, not for each thousand of it: that is a look at all that is known.
-                    let unlisted = |inode: &Inode| matches!(&inode.body, Body::Dir(dir) if !dir.listed);
-                    level = state.tree.iter().filter(|(_, inode)| unlisted(inode)).map(|(ino, _)| ino).collect();
-                    level.sort_unstable();
-                    // Those that are on their way out are never listed.
-                    if level.is_empty() || level == before {
-                        return Ok(());
-                    }
-                    before.clone_from(&level);
-                }
-                level.split_off(level.len().saturating_sub(LISTED_BETWEEN_COUNTS))
+                let dirs = state.tree.iter().filter(|(_, inode)| matches!(&inode.body, Body::Dir(dir) if !dir.listed));
+                dirs.map(|(ino, _)| ino).take(LISTED_BETWEEN_COUNTS).collect()
             };
-            let listings = stream::iter(some).map(|dir| self.list(dir)).buffer_unordered(LISTINGS_AT_ONCE);
+            // Those that are on their way out are never listed.
+            if level.is_empty() || level == before {
+                return Ok(());
+            }
+            before.clone_from(&level);
+            let listings = stream::iter(level).map(|dir| self.list(dir)).buffer_unordered(LISTINGS_AT_ONCE);
             // One that is gone meanwhile has nothing to list.
             let gone = |done| if matches!(done, Err(FsError::Stale | FsError::NotFound)) { Ok(()) } else { done };
             listings.map(gone).try_collect::<()>().await?;

@@ -418,7 +418,7 @@ async fn stalled_for(meter: &Meter, patience: Duration) {
 /// Completes when nothing is owed.
 async fn drained(fs: &Arc<Fs>) {
     loop {
-        let Some(waiting) = fs.barrier(|_| true) else { return };
+        let Some(waiting) = fs.barrier() else { return };
         let failed = waiting.reached().await.files_failed;
         match fs.audit().await {
             Ok(true) => continue,

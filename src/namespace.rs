@@ -444,6 +444,11 @@ impl Namespace {
         Ino(self.next - 1)
     }
 
+    /// The number that the next [fresh](Self::fresh_ino) inode will have.
+    pub fn next_ino(&self) -> Ino {
+        Ino(self.next)
+    }
+
     /// How many inodes there are.
     pub fn len(&self) -> usize {
         self.inodes.len()

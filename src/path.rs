@@ -1,5 +1,6 @@
 //! Names and repository paths: checked once when built, so that no callee checks again.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -255,6 +256,11 @@ impl RepoPath {
     /// Whether `self` is `dir` or lies below it.
     pub fn is_in(&self, dir: &RepoPath) -> bool {
         dir.is_root() || self.0.strip_prefix(&*dir.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// Whether `self` is one of `dirs` or lies below one; takes as long as it is deep, however many they are.
+    pub fn is_in_any(&self, dirs: &HashSet<Self>) -> bool {
+        std::iter::successors(Some(self.clone()), Self::parent).any(|dir| dirs.contains(&dir))
     }
 
     /// What is left of `self` below `dir`; `None` when it does not lie there.

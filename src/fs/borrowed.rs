@@ -213,7 +213,7 @@ impl Fs {
             self.spool.charge(size);
             *taken = true;
             if let Some(copy) = &mut copy
-                && state.seal_frozen_by_copy(self, ino, hash, copy.id, size)
+                && state.pin_copy_for_cut(self, ino, hash, copy.id, size)
             {
                 copy.unused = false;
             }

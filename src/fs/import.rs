@@ -79,8 +79,11 @@ impl State {
     fn arrive(&mut self, arrival: &mut Arrival, fs: &Fs) -> Op<Option<(SpoolId, u64)>> {
         self.check_arrival(arrival)?;
         let (parent, name) = (arrival.parent, &arrival.name);
-        let mut left = None;
+        let (mut left, mut replaced) = (None, Vec::new());
         if let Some(old) = self.entry(parent, name)? {
+            if let Ok(path) = self.tree.path_in(parent, name) {
+                replaced = self.queue.leave_replaced(&path);
+            }
             self.uproot(parent, name, old, fs);
             left = self.bury(old);
             self.stale.push(Stale::Name(parent, name.clone()));
@@ -111,6 +114,8 @@ impl State {
             self.open_account(&path, None);
             let settle = Some(fs.options.settle).filter(|settle| *settle > FOR_WRITERS);
             self.queue.touch(&path, settle.unwrap_or_default());
+            let size = self.content(ino).map_or(0, |(_, size)| size);
+            self.queue.join(&replaced, &path, size, true);
         }
         Ok(left)
     }

@@ -65,7 +65,7 @@ impl Fs {
     /// # Errors
     /// As [`audit`](Self::audit).
     pub async fn audit_between_commits(&self) -> Result<bool, FsError> {
-        self.compare(|state| state.frozen.is_none()).await
+        self.compare(|state| state.cut.is_none()).await
     }
 
     async fn compare(&self, may: impl Fn(&State) -> bool) -> Result<bool, FsError> {

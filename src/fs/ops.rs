@@ -1,11 +1,13 @@
 //! The POSIX operations.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::live::Asked;
 use super::passthrough::Way;
+use super::queue::Follower;
 use super::room::even;
 use super::{Fs, FsError, Handle, Need, Op, OpenFile, Stale, State, now, set_mtime};
 use crate::journal::Change;
@@ -253,8 +255,13 @@ impl State {
     pub(super) fn uproot(&mut self, parent: Ino, name: &Name, ino: Ino, fs: &Fs) {
         let time = now();
         let path = self.tree.path_in(parent, name);
+        let mut followers = Vec::new();
         if let (Ok(path), Some(_)) = (&path, self.content(ino)) {
             self.open_account(path, Some(ino));
+            // A program may publish a file by a link, and then remove its first name.
+            if self.queue.has_followers() && self.tree.get(ino).is_some_and(|inode| inode.links.len() > 1) {
+                followers = self.queue.leave(path, ino);
+            }
         }
         if self.tree.get(ino).is_some_and(|inode| inode.links.len() > 1) {
             self.pin_source(ino);
@@ -273,6 +280,15 @@ impl State {
             && self.ledger.get(path).is_some()
         {
             self.touch([path], fs.options.settle);
+            // A file that has another name is waited for there, and here until the server has it no longer.
+            self.queue.join(&followers, path, 0, false);
+        }
+        if !followers.is_empty()
+            && let Some((_, size)) = self.content(ino)
+        {
+            for path in self.tree.file_paths(ino) {
+                self.queue.join(&followers, &path, size, false);
+            }
         }
     }
 
@@ -289,8 +305,9 @@ impl State {
         false
     }
 
-    /// Moves an entry to another name, with all below it.
-    fn transplant(&mut self, from: (Ino, &Name), ino: Ino, to: (Ino, &Name), fs: &Fs) {
+    /// Moves an entry to another name, with all below it. Barriers follow the files to their new names, those of an
+    /// earlier move too; returns those that were `followed` to a name that no server can have.
+    fn transplant(&mut self, from: (Ino, &Name), ino: Ino, to: (Ino, &Name), followed: Followed, fs: &Fs) -> Followed {
         let (old_parent, old_name) = from;
         // Files below, by their old paths, before anything moves.
         let below = if self.tree.dir(ino).is_some() { self.tree.walk(ino) } else { Vec::new() };
@@ -298,7 +315,9 @@ impl State {
         files.extend(below.iter().cloned());
         let mut old_paths: Vec<RepoPath> = Vec::new();
         let mut changed: Vec<Ino> = Vec::new();
-        for (parent, name, file) in &files {
+        let mut followed = followed;
+        let follow = self.queue.has_followers();
+        for (nth, (parent, name, file)) in files.iter().enumerate() {
             if self.content(*file).is_none() {
                 changed.push(*file);
                 continue;
@@ -306,6 +325,10 @@ impl State {
             if let Ok(path) = self.tree.path_in(*parent, name) {
                 changed.extend(self.pin_source(*file).then_some(*file));
                 self.open_account(&path, Some(*file));
+                if follow {
+                    let followers = self.queue.leave(&path, *file);
+                    followed.insert(nth, Follow { followers, old: Some(path.clone()) });
+                }
                 old_paths.push(path);
             }
         }
@@ -338,16 +361,31 @@ impl State {
         }
         self.touch(&old_paths, fs.options.settle);
         // Not all paths of these files: their names elsewhere did not change, and the base may have those.
-        for (parent, name, file) in [(to.0, to.1.clone(), ino)].into_iter().chain(below) {
-            if self.content(file).is_some()
-                && let Ok(path) = self.tree.path_in(parent, &name)
-            {
+        for (nth, (parent, name, file)) in [(to.0, to.1.clone(), ino)].into_iter().chain(below).enumerate() {
+            let Some((_, size)) = self.content(file) else { continue };
+            if let Ok(path) = self.tree.path_in(parent, &name) {
                 self.open_account(&path, None);
                 // Something is owed for it.
                 self.queue.touch(&path, fs.options.settle);
+                if let Some(Follow { followers, old }) = followed.remove(&nth) {
+                    self.queue.join(&followers, &path, size, false);
+                    // What is staged under its old name is to go from there, too.
+                    old.iter().for_each(|old| self.queue.join(&followers, old, 0, false));
+                }
             }
         }
+        followed
     }
+}
+
+/// Those who wait for the files of a tree that is moved, by the order in which it is walked.
+type Followed = HashMap<usize, Follow>;
+
+/// Those who wait for a file that gets another name.
+struct Follow {
+    followers: Vec<Follower>,
+    /// Its old path.
+    old: Option<RepoPath>,
 }
 
 impl Fs {
@@ -479,6 +517,7 @@ impl Fs {
                 Some(_) => return Err(FsError::Invalid.into()),
             }
             state.look(ino, self);
+            state.keep_closed_for_cut(self, ino);
             let Some((content, old)) = state.content(ino) else {
                 return Err(FsError::Stale.into());
             };
@@ -498,8 +537,8 @@ impl Fs {
                         return Err(need_bytes(ino, size));
                     }
                     let beyond = state.beyond(ino);
+                    state.begin_reshaping(ino);
                     let open = state.open.entry(ino).or_default();
-                    open.writing += 1;
                     (open.file.clone().filter(|_| open.loan.is_none()), spool, old, beyond)
                 }
             }
@@ -519,7 +558,7 @@ impl Fs {
         });
         let ok = done.is_ok();
         self.change(|state| {
-            state.end_writing(ino);
+            state.end_reshaping(ino);
             if ok {
                 state.wrote(ino, |_| size, self);
                 state.set_beyond(ino, kept);
@@ -770,9 +809,9 @@ impl Fs {
                     }
                     // Through a name that nobody can have: it is no UTF-8, so nothing is owed for it on the way.
                     let aside = state.aside_name(parent);
-                    state.transplant((parent, name), ino, (parent, &aside), self);
-                    state.transplant((to_parent, to_name), target, (parent, name), self);
-                    state.transplant((parent, &aside), ino, (to_parent, to_name), self);
+                    let followed = state.transplant((parent, name), ino, (parent, &aside), Followed::new(), self);
+                    state.transplant((to_parent, to_name), target, (parent, name), Followed::new(), self);
+                    state.transplant((parent, &aside), ino, (to_parent, to_name), followed, self);
                     return Ok(());
                 }
                 (_, Some(target)) if target == ino => return Ok(()),
@@ -787,11 +826,20 @@ impl Fs {
             if is_dir && state.tree.first_unlisted(ino).is_some() {
                 return Err(super::Stop::Need(Need::ListAll(ino)));
             }
+            let to_path = state.tree.path_in(to_parent, to_name);
+            let replaced = match (target, &to_path) {
+                (Some(_), Ok(path)) => state.queue.leave_replaced(path),
+                _ => Vec::new(),
+            };
             if let Some(target) = target {
                 state.uproot(to_parent, to_name, target, self);
                 left = state.bury(target);
             }
-            state.transplant((parent, name), ino, (to_parent, to_name), self);
+            state.transplant((parent, name), ino, (to_parent, to_name), Followed::new(), self);
+            if let Ok(path) = to_path {
+                let size = state.content(ino).map_or(0, |(_, size)| size);
+                state.queue.join(&replaced, &path, size, true);
+            }
             Ok(())
         });
         self.discard_spool(left);
@@ -842,6 +890,9 @@ impl Fs {
                     Some(_) => return Err(FsError::Unsupported.into()),
                     None => return Err(FsError::Stale.into()),
                 };
+                if flags.write || flags.truncate {
+                    state.keep_closed_for_cut(self, ino);
+                }
                 // O_TRUNC counts with O_RDONLY too: the kernel has checked that the file may be written. Room that was
                 // allocated behind the end goes with it.
                 if flags.truncate && (size > 0 || state.beyond(ino) > 0) {
@@ -1088,10 +1139,10 @@ impl Fs {
                 // The file closes outside the lock.
                 if open.handles == 0 {
                     // A change by name may be under way, and ends by itself.
-                    let writing = open.writing;
+                    let (writing, reshaping) = (open.writing, open.reshaping);
                     closed = state.open.remove(&ino);
                     if writing > 0 {
-                        state.open.insert(ino, OpenFile { writing, ..OpenFile::default() });
+                        state.open.insert(ino, OpenFile { writing, reshaping, ..OpenFile::default() });
                     }
                     let borrowed = closed.as_ref().and_then(|closed| closed.borrowed?.to_give_back());
                     borrowed.into_iter().for_each(|hash| self.give_back(hash));
@@ -1162,9 +1213,23 @@ impl State {
         self.handles.values().any(|handle| matches!(handle, Handle::File { ino: at, execute: true, .. } if *at == ino))
     }
 
+    /// A change that is more than a plain write begins.
+    pub(super) fn begin_reshaping(&mut self, ino: Ino) {
+        let open = self.open.entry(ino).or_default();
+        open.writing += 1;
+        open.reshaping += 1;
+    }
+
+    pub(super) fn end_reshaping(&mut self, ino: Ino) {
+        if let Some(open) = self.open.get_mut(&ino) {
+            open.reshaping -= 1;
+        }
+        self.end_writing(ino);
+    }
+
     pub(super) fn end_writing(&mut self, ino: Ino) {
         if let Some(open) = self.open.get_mut(&ino) {
-            open.writing = open.writing.saturating_sub(1);
+            open.writing -= 1;
             if open.handles == 0 && open.writing == 0 {
                 self.open.remove(&ino);
             }

@@ -117,10 +117,21 @@ pub(super) struct Sealing {
     pub live: bool,
     /// Whether it is open for writing.
     pub written: bool,
-    /// Whether somebody waits for its state of now.
-    pub forced: bool,
-    /// Whether it has been due for so long that it is looked at whoever has it open.
-    pub overdue: bool,
+    /// Whether it is too large to be copied for a writer who meets it sealed.
+    pub large: bool,
+    /// How urgent it is.
+    pub urgency: Urgency,
+}
+
+/// How urgently the content of a file is to be fixed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// When programs are done with it.
+    None,
+    /// It has been due for so long that it is looked at whoever reads it.
+    Overdue,
+    /// Somebody waits for its state of now.
+    Barrier,
 }
 
 /// How content is fixed.
@@ -138,10 +149,12 @@ impl Sealing {
     /// How to fix the content.
     pub fn how(self) -> Seal {
         match self {
-            Self { written: true, forced: false, .. } => Seal::Later,
+            Self { written: true, urgency: Urgency::None | Urgency::Overdue, .. } => Seal::Later,
             // Those who read it could not go on beside a writer who comes now, and may be gone soon.
-            Self { way: Some(Way::Past), forced: false, overdue: false, .. } => Seal::Later,
+            Self { way: Some(Way::Past), urgency: Urgency::None, .. } => Seal::Later,
             Self { way: Some(Way::Past), .. } | Self { live: true, .. } => Seal::Copy,
+            // Its writers would have to wait for whoever reads it.
+            Self { written: true, large: true, .. } => Seal::Copy,
             _ => Seal::InPlace,
         }
     }
@@ -195,12 +208,16 @@ mod tests {
     fn only_what_nobody_reaches_past_the_daemon_is_sealed_where_it_lies() {
         for live in [false, true] {
             for written in [false, true] {
-                for (forced, overdue) in [(false, false), (true, false), (false, true), (true, true)] {
-                    for way in [None, Some(Way::Requests), Some(Way::Past)] {
-                        let how = Sealing { way, live, written, forced, overdue }.how();
+                for urgency in [Urgency::None, Urgency::Overdue, Urgency::Barrier] {
+                    let forced = urgency == Urgency::Barrier;
+                    for (way, large) in
+                        [None, Some(Way::Requests), Some(Way::Past)].into_iter().flat_map(|way| FLAGS.map(|l| (way, l)))
+                    {
+                        let how = Sealing { way, live, written, large, urgency }.how();
                         assert!(how != Seal::InPlace || way != Some(Way::Past) && !live);
                         assert!(!forced || how != Seal::Later, "a barrier waits for nobody");
                         assert!(forced || !written || how == Seal::Later, "a writer has its time");
+                        assert!(how != Seal::InPlace || !(written && large), "a writer waits for no upload");
                     }
                 }
             }

@@ -3,7 +3,7 @@
 
 use std::cmp::Reverse;
 use std::collections::hash_map::RandomState;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::time::{Duration, Instant};
@@ -11,12 +11,16 @@ use std::time::{Duration, Instant};
 use hashbrown::HashTable;
 
 use crate::control::Progress;
+use crate::namespace::Ino;
 use crate::path::RepoPath;
 use crate::table::Table;
 
 /// A path that is changed again and again is staged after this many quiet periods all the same, once nobody has it
 /// open for writing.
 const MAX_QUIET_PERIODS: u32 = 10;
+
+/// A barrier follows an inode to so many names: one that is renamed without pause is waited for at the last of them.
+const NAMES_FOLLOWED: u32 = 16;
 
 /// Turns that are out of date are not looked for among fewer.
 const SPARE_TURNS: usize = 64;
@@ -90,6 +94,15 @@ struct Wait {
     bytes: u64,
 }
 
+impl Barrier {
+    /// Whether it goes along with one more rename of an inode.
+    fn follows(&mut self, ino: Ino) -> bool {
+        let names = self.followed.entry(ino).or_default();
+        *names += 1;
+        *names <= NAMES_FOLLOWED
+    }
+}
+
 impl Pending {
     /// How often staging it has failed in a row.
     pub fn attempts(&self) -> u32 {
@@ -124,6 +137,14 @@ impl Pending {
         (self.waited_by, self.waited_bytes) = (Some(barrier), bytes);
     }
 
+    /// Somebody waits for its state of now.
+    fn force(&mut self) {
+        if let Some(rare) = &mut self.rare {
+            rare.parked = false;
+        }
+        self.forced = true;
+    }
+
     /// Before the state changes, or another waits for it.
     fn set_apart(&mut self) {
         if let Some(barrier) = self.waited_by.take() {
@@ -144,6 +165,17 @@ impl Pending {
         taken.into_iter().flatten().chain(own).collect()
     }
 
+    /// Waits for any state from `seq` on.
+    fn wait_since(&mut self, barrier: NonZeroU32, seq: u64, bytes: u64) {
+        self.rare.get_or_insert_default().waits.push(Wait { barrier, seq, bytes });
+    }
+
+    /// The barriers that wait for it.
+    fn waiting(&self) -> impl Iterator<Item = NonZeroU32> {
+        let apart = self.rare.iter().flat_map(|rare| rare.waits.iter().map(|wait| wait.barrier));
+        apart.chain(self.waited_by)
+    }
+
     fn is_waited_for(&self) -> bool {
         self.waited_by.is_some() || self.rare.as_ref().is_some_and(|rare| !rare.waits.is_empty())
     }
@@ -156,10 +188,35 @@ impl Pending {
 }
 
 /// A count of paths that somebody waits for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Barrier {
     remaining: u64,
     progress: Progress,
+    scope: Scope,
+    /// Inodes from this number on were made after the barrier.
+    first_new: Ino,
+    /// How often each inode was followed to another name.
+    followed: HashMap<Ino, u32>,
+}
+
+/// Which renamed files a barrier follows to their new names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// None: it waits for what its paths were.
+    Fixed,
+    /// Those that it waits for.
+    Waited,
+    /// Those that it waits for, and those of these directories and below: what of them is staged already will be under
+    /// another name.
+    Below(HashSet<RepoPath>),
+}
+
+/// Somebody's wait for a file that is between two names.
+#[derive(Debug)]
+pub(super) struct Follower {
+    barrier: NonZeroU32,
+    /// The state that it waited for; `None`: its old name was staged.
+    seq: Option<u64>,
 }
 
 /// They come and go together, mostly.
@@ -514,8 +571,14 @@ impl Queue {
     }
 
     /// Makes every one of these paths that is pending due now, parked ones too, and counts them until they are done or
-    /// parked. `bytes` tells a path's content length.
-    pub fn barrier(&mut self, paths: &[RepoPath], bytes: impl Fn(&RepoPath) -> u64) -> NonZeroU32 {
+    /// parked. `bytes` tells a path's content length; inodes from `first_new` on are made after it.
+    pub fn barrier(
+        &mut self,
+        paths: &[RepoPath],
+        scope: Scope,
+        first_new: Ino,
+        bytes: impl Fn(&RepoPath) -> u64,
+    ) -> NonZeroU32 {
         // A number that one of four thousand million ago has yet would be passed over.
         let id = loop {
             self.last_barrier = self.last_barrier.wrapping_add(1);
@@ -524,7 +587,8 @@ impl Queue {
             }
         };
         let now = self.now();
-        let mut barrier = Barrier::default();
+        let (progress, followed) = (Progress::default(), HashMap::new());
+        let mut barrier = Barrier { remaining: 0, progress, scope, first_new, followed };
         // Where nearly all get a new turn, the old ones need not be there beside them.
         let anew = paths.len() >= self.scheduled / 2;
         if anew {
@@ -539,10 +603,7 @@ impl Queue {
             barrier.progress.files_total += 1;
             barrier.progress.bytes_total += size;
             entry.wait(id, size);
-            if let Some(rare) = &mut entry.rare {
-                rare.parked = false;
-            }
-            entry.forced = true;
+            entry.force();
             if entry.phase != Phase::Waiting {
                 continue;
             }
@@ -563,6 +624,84 @@ impl Queue {
         }
         self.barriers.insert(id, barrier);
         id
+    }
+
+    /// Whether any barrier follows what is renamed.
+    pub fn has_followers(&self) -> bool {
+        self.barriers.values().any(|barrier| barrier.scope != Scope::Fixed)
+    }
+
+    /// A file is about to be known by another name: takes out those who follow it from `path`. They wait for nothing
+    /// until they [join](Self::join) its new one.
+    pub fn leave(&mut self, path: &RepoPath, ino: Ino) -> Vec<Follower> {
+        let mut followers = self.take_followers(path, Some(ino));
+        for (id, barrier) in &mut self.barriers {
+            if ino < barrier.first_new
+                && !followers.iter().any(|follower| follower.barrier == *id)
+                && matches!(&barrier.scope, Scope::Below(dirs) if path.is_in_any(dirs))
+                && barrier.follows(ino)
+            {
+                followers.push(Follower { barrier: *id, seq: None });
+            }
+        }
+        followers
+    }
+
+    /// A file is about to be replaced by another at `path`: takes out those who wait for it. They wait for what comes to
+    /// be there, once they [join](Self::join).
+    pub fn leave_replaced(&mut self, path: &RepoPath) -> Vec<Follower> {
+        self.take_followers(path, None)
+    }
+
+    /// Takes out the waits for `path` of barriers that follow; as far as they follow `ino`, if there is one.
+    fn take_followers(&mut self, path: &RepoPath, ino: Option<Ino>) -> Vec<Follower> {
+        let Some(number) = self.number(path) else { return Vec::new() };
+        let Self { entries, barriers, .. } = self;
+        let Some((_, entry)) = entries.get_mut(number.into()) else { return Vec::new() };
+        let mut ids: Vec<NonZeroU32> = Vec::new();
+        for id in entry.waiting() {
+            let Some(barrier) = barriers.get_mut(&id) else { continue };
+            if !ids.contains(&id) && barrier.scope != Scope::Fixed && ino.is_none_or(|ino| barrier.follows(ino)) {
+                ids.push(id);
+            }
+        }
+        let waits = entry.take_waits(|wait| ids.contains(&wait.barrier));
+        for wait in &waits {
+            if let Some(barrier) = barriers.get_mut(&wait.barrier) {
+                barrier.remaining -= 1;
+                barrier.progress.files_total -= 1;
+                barrier.progress.bytes_total -= wait.bytes;
+            }
+        }
+        // Where they do not join again there is nothing to wait for.
+        self.withdrawn |= !waits.is_empty();
+        waits.into_iter().map(|wait| Follower { barrier: wait.barrier, seq: Some(wait.seq) }).collect()
+    }
+
+    /// Those who followed a file wait for `path`, of `bytes`, if it is pending: for its state of now, or for any since
+    /// the one that they waited for, if it is `replaced` there.
+    pub fn join(&mut self, followers: &[Follower], path: &RepoPath, bytes: u64, replaced: bool) {
+        let now = self.now();
+        let Some(number) = self.number(path).filter(|_| !followers.is_empty()) else { return };
+        let Self { entries, barriers, .. } = self;
+        let Some((_, entry)) = entries.get_mut(number.into()) else { return };
+        for follower in followers {
+            let Some(barrier) = barriers.get_mut(&follower.barrier) else { continue };
+            if entry.waiting().any(|id| id == follower.barrier) {
+                continue;
+            }
+            barrier.remaining += 1;
+            barrier.progress.files_total += 1;
+            barrier.progress.bytes_total += bytes;
+            match follower.seq.filter(|_| replaced) {
+                Some(seq) => entry.wait_since(follower.barrier, seq, bytes),
+                None => entry.wait(follower.barrier, bytes),
+            }
+            entry.force();
+        }
+        if entry.forced && entry.phase == Phase::Waiting {
+            self.schedule(number, now);
+        }
     }
 
     /// How far a barrier is, and whether it is reached.
@@ -608,7 +747,7 @@ mod tests {
         let mut queue = Queue::default();
         queue.touch(&path("a"), Duration::from_secs(3600));
         assert!(take(&mut queue).is_empty());
-        let barrier = queue.barrier(&[path("a"), path("not pending")], |_| 7);
+        let barrier = queue.barrier(&[path("a"), path("not pending")], Scope::Waited, Ino(1), |_| 7);
         assert_eq!(take(&mut queue), [path("a")]);
         assert!(!queue.barrier_progress(barrier).1);
         let seq = queue.get(&path("a")).unwrap().seq;
@@ -623,7 +762,7 @@ mod tests {
         assert!(size_of::<Option<(RepoPath, Pending)>>() <= 56);
         let mut queue = Queue::default();
         queue.touch(&path("a"), NOW);
-        let barrier = queue.barrier(&[path("a")], |_| 0);
+        let barrier = queue.barrier(&[path("a")], Scope::Waited, Ino(1), |_| 0);
         assert!(queue.get(&path("a")).unwrap().rare.is_none());
         queue.retry(&path("a"), NOW, Some("refused".into()));
         let entry = queue.get(&path("a")).unwrap();
@@ -656,7 +795,7 @@ mod tests {
         let mut queue = Queue::default();
         queue.touch(&path("a"), NOW);
         let seq = queue.get(&path("a")).unwrap().seq;
-        let barrier = queue.barrier(&[path("a")], |_| 0);
+        let barrier = queue.barrier(&[path("a")], Scope::Waited, Ino(1), |_| 0);
         assert_eq!(take(&mut queue).len(), 1);
         queue.touch(&path("a"), NOW);
         assert!(take(&mut queue).is_empty(), "in hand");
@@ -669,7 +808,7 @@ mod tests {
     fn a_parked_path_ends_the_wait_and_a_change_takes_it_up_again() {
         let mut queue = Queue::default();
         queue.touch(&path("a"), NOW);
-        let barrier = queue.barrier(&[path("a")], |_| 0);
+        let barrier = queue.barrier(&[path("a")], Scope::Waited, Ino(1), |_| 0);
         take(&mut queue);
         queue.park(&path("a"), "refused".into());
         let (progress, reached) = queue.barrier_progress(barrier);
@@ -692,6 +831,56 @@ mod tests {
         assert!(queue.next_due().unwrap() <= Instant::now());
     }
 
+    #[test]
+    fn who_waits_for_a_file_waits_for_it_under_its_new_name() {
+        let mut queue = Queue::default();
+        queue.touch(&path("old"), NOW);
+        let following = queue.barrier(&[path("old")], Scope::Waited, Ino(9), |_| 7);
+        let fixed = queue.barrier(&[path("old")], Scope::Fixed, Ino(9), |_| 7);
+        let seq = queue.get(&path("old")).unwrap().seq;
+        let followers = queue.leave(&path("old"), Ino(5));
+        queue.touch(&path("new"), Duration::from_secs(3600));
+        queue.join(&followers, &path("new"), 7, false);
+        queue.done(&path("old"), seq);
+        assert!(queue.barrier_progress(fixed).1, "it is staged as it was");
+        let (progress, reached) = queue.barrier_progress(following);
+        assert!(!reached && progress.files_total == 1 && progress.bytes_total == 7);
+        assert_eq!(take(&mut queue), [path("new")], "it is due now");
+        queue.done(&path("new"), queue.get(&path("new")).unwrap().seq);
+        assert!(queue.barrier_progress(following).1);
+    }
+
+    #[test]
+    fn who_waits_for_a_file_that_is_replaced_waits_for_any_of_its_newer_content() {
+        let mut queue = Queue::default();
+        queue.touch(&path("a"), NOW);
+        let barrier = queue.barrier(&[path("a")], Scope::Waited, Ino(9), |_| 1);
+        let followers = queue.leave_replaced(&path("a"));
+        queue.remove(&path("a"));
+        queue.touch(&path("a"), NOW);
+        queue.join(&followers, &path("a"), 2, true);
+        let seq = queue.get(&path("a")).unwrap().seq;
+        queue.touch(&path("a"), NOW);
+        assert!(!queue.barrier_progress(barrier).1);
+        queue.done(&path("a"), seq);
+        assert!(queue.barrier_progress(barrier).1, "also while it is replaced again and again");
+    }
+
+    #[test]
+    fn a_file_that_is_renamed_without_pause_is_followed_for_a_while() {
+        let mut queue = Queue::default();
+        let staged_before = queue.barrier(&[], Scope::Below(HashSet::from([RepoPath::root()])), Ino(9), |_| 1);
+        let name = |nth: u32| path(&format!("name {nth}"));
+        assert!(queue.leave(&name(0), Ino(9)).is_empty(), "made after the barrier");
+        for nth in 0..2 * NAMES_FOLLOWED {
+            let followers = queue.leave(&name(nth), Ino(5));
+            queue.remove(&name(nth));
+            queue.touch(&name(nth + 1), NOW);
+            queue.join(&followers, &name(nth + 1), 1, false);
+            assert_eq!(queue.barrier_progress(staged_before).1, nth >= NAMES_FOLLOWED, "{nth}");
+        }
+    }
+
     proptest! {
         #[test]
         fn whatever_is_done_each_path_that_waits_has_its_turn(
@@ -710,7 +899,18 @@ mod tests {
                     2 => queue.done(path, seq - wait.as_secs().min(seq)),
                     3 => queue.retry(path, wait, (at > 2).then(|| "refused".into())),
                     4 => queue.park(path, "refused".into()),
-                    5 => barriers.push((queue.barrier(&paths[..at], |_| 1), at)),
+                    5 if at % 2 == 0 => {
+                        let scope = if wait.is_zero() { Scope::Fixed } else { Scope::Below(HashSet::from([paths[at].clone()])) };
+                        barriers.push((queue.barrier(&paths[..at], scope, Ino(3), |_| 1), at));
+                    }
+                    5 => {
+                        let followers = queue.leave(path, Ino(at as u64));
+                        queue.join(&followers, &paths[(at + 1) % paths.len()], 1, false);
+                    }
+                    6 if at % 2 == 0 => {
+                        let followers = queue.leave_replaced(path);
+                        queue.join(&followers, path, 1, true);
+                    }
                     _ => queue.remove(path),
                 }
                 let waiting = |entry: &Pending| entry.phase == Phase::Waiting && !entry.is_parked();

@@ -57,8 +57,8 @@ impl State {
         self.way(ino) == Some(Way::Requests) && self.open.get(&ino).is_some_and(|open| open.writers > 0)
     }
 
-    /// The local file of a handle that may be changed, and until [`end_writing`](Self::end_writing) is not captured.
-    fn begin_writing(&mut self, handle: u64, fs: &Fs) -> Op<Writing> {
+    /// The local file of a handle that may be changed, and until [`end_reshaping`](Self::end_reshaping) is not captured.
+    fn begin_change(&mut self, handle: u64, fs: &Fs) -> Op<Writing> {
         let Some(Handle::File { ino, write: true, .. }) = self.handles.get(&handle) else {
             return Err(FsError::BadHandle.into());
         };
@@ -71,9 +71,7 @@ impl State {
             _ => return Err(Stop::Need(Need::Own(ino))),
         }
         let file = self.writable(ino, fs)?;
-        if let Some(open) = self.open.get_mut(&ino) {
-            open.writing += 1;
-        }
+        self.begin_reshaping(ino);
         Ok(Writing { ino, file, size, counted })
     }
 }
@@ -93,7 +91,7 @@ impl Fs {
             RangeChange::Zero { grow } => (FallocateFlags::ZERO_RANGE, grow),
         };
         let flags = if grow { flags } else { flags | FallocateFlags::KEEP_SIZE };
-        let Writing { ino, file, size, counted } = self.lock().begin_writing(handle, self)?;
+        let Writing { ino, file, size, counted } = self.lock().begin_change(handle, self)?;
         let end_counted = if change == RangeChange::Punch { counted } else { counted.max(end) };
         let done = self.spool.reserve(end_counted - counted).and_then(|()| {
             let done = self.spool.disk().act(Act::Resize(&file), || Ok(fallocate(&*file, flags, offset, length)?));
@@ -104,7 +102,7 @@ impl Fs {
         });
         let ok = done.is_ok();
         self.change(|state| {
-            state.end_writing(ino);
+            state.end_reshaping(ino);
             if ok {
                 let grown = if grow { size.max(end) } else { size };
                 state.wrote(ino, |size| size.max(grown), self);
@@ -179,7 +177,7 @@ impl Fs {
                 }
                 let source = self.attached(&state, ino)?;
                 let whole = length == size && to.1 == 0;
-                let writing = state.begin_writing(to.0, self)?;
+                let writing = state.begin_change(to.0, self)?;
                 let known = (whole && writing.size == 0 && ino != writing.ino && state.has_its_content(ino))
                     .then_some((ino, content, state.borrowed(ino).is_some()));
                 (source, known, length, writing)
@@ -204,7 +202,7 @@ impl Fs {
         // A hole in the one may be a hole in the other.
         let room = spool::room(&file);
         self.change(|state| {
-            state.end_writing(ino);
+            state.end_reshaping(ino);
             match copied {
                 Some(copied) => {
                     let end = size.max(to.1 + copied);

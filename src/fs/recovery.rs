@@ -419,7 +419,7 @@ impl State {
             live: HashMap::new(),
             lingering: BTreeSet::new(),
             held: HashMap::new(),
-            frozen: None,
+            cut: None,
             copied: Vec::new(),
             copying: 0,
             next_handle: 0,

@@ -8,20 +8,21 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::live::Asked;
-use super::passthrough::{Seal, Sealing, Way};
-use super::queue::{Pending, Phase, Tick};
-use super::{Fs, FsError, Hold, Op, Options, State, base_attrs};
+use super::cut::Cut;
+use super::live::{Asked, Copied};
+use super::passthrough::{Seal, Sealing, Urgency, Way};
+use super::queue::{Pending, Phase, Scope, Tick};
+use super::{COPY_LIMIT_BYTES, Fs, FsError, Hold, Op, Options, State, base_attrs};
 use crate::control::{Counts, FileError, LocalPath, Progress, Tally};
 use crate::hash::ContentHash;
 use crate::journal::{Change, PathUpload};
 use crate::ledger::{Account, Staged, Step};
-use crate::namespace::{Attrs, Body, Content, Generation, Ino, Inode, ROOT, Resolved, SpoolId, Timestamp};
+use crate::namespace::{Attrs, Body, Content, Generation, Ino, Inode, Namespace, ROOT, Resolved, SpoolId, Timestamp};
 use crate::path::RepoPath;
 use crate::workspace::{CommitId, Object, Revision, Source};
 
 /// How soon a path that cannot be captured just now is looked at again: a write is between two locks.
-const RECHECK: Duration = Duration::from_millis(20);
+pub(super) const RECHECK: Duration = Duration::from_millis(20);
 /// How soon a copy that could not be made is tried again.
 const COPY_RETRY: Duration = Duration::from_secs(1);
 /// Copies made at once.
@@ -104,7 +105,7 @@ impl Want {
     }
 
     /// Whether it is this content of this file, on the server.
-    fn is_remote(&self, ino: Ino, hash: ContentHash) -> bool {
+    pub(super) fn is_remote(&self, ino: Ino, hash: ContentHash) -> bool {
         matches!(self, Self::Remote { ino: whose, object, .. } if (*whose, object.hash) == (ino, hash))
     }
 
@@ -124,6 +125,7 @@ pub struct Held {
     spool: SpoolId,
     /// Not where very many are held, as for a commit: there are only so many open files.
     file: Option<Arc<File>>,
+    by_cut: bool,
     cancel: CancellationToken,
 }
 
@@ -148,25 +150,8 @@ impl std::fmt::Debug for Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if let Some(fs) = self.fs.upgrade() {
-            fs.let_go(self.spool);
+            fs.let_go(self.spool, self.by_cut);
         }
-    }
-}
-
-/// The paths that a commit waits for; writers go on meanwhile, and what they write waits for the next one. Ends when
-/// dropped.
-pub struct Frozen {
-    fs: Arc<Fs>,
-    /// The barrier that tells when all of it is staged.
-    pub waiting: Waiting,
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        // Captures hold spool files, and letting go of them takes the lock.
-        let captures = self.fs.lock().frozen.take();
-        drop(captures);
-        self.fs.wake.notify_one();
     }
 }
 
@@ -213,68 +198,103 @@ impl Drop for Waiting {
 }
 
 impl State {
-    pub(super) fn is_frozen(&self, spool: SpoolId) -> bool {
-        let frozen = self.frozen.as_ref().map(HashMap::values).into_iter().flatten();
-        frozen.into_iter().any(|capture| matches!(&capture.want, Want::Sealed { held, .. } if held.spool == spool))
-    }
-
-    /// Gives what a commit waits for its own hold on a file's bytes that came into the spool meanwhile: where they
-    /// were on the server, something else may be staged before their turn comes.
-    pub(super) fn seal_frozen(&mut self, fs: &Fs, ino: Ino) {
-        if let Some((Content::Local { spool, generation, hash: Some(hash) }, size)) = self.content(ino) {
-            let (spool, generation, hash) = (*spool, *generation, *hash);
-            self.seal_remote(fs, (ino, hash), spool, generation, size);
-        }
-    }
-
-    /// [`seal_frozen`](Self::seal_frozen) where the file's own bytes may change from now on: by a copy, which goes when
-    /// it is done with. Says whether there was anything to seal.
-    pub(super) fn seal_frozen_by_copy(
-        &mut self,
-        fs: &Fs,
-        ino: Ino,
-        hash: ContentHash,
-        copy: SpoolId,
-        size: u64,
-    ) -> bool {
-        // No generation of the file's.
-        let generation = self.fresh_generation();
-        self.seal_remote(fs, (ino, hash), copy, generation, size);
-        let hold = self.held.get_mut(&copy);
-        hold.map(|hold| (hold.orphan, hold.counted) = (true, size)).is_some()
-    }
-
-    /// Whether a commit waits for content of a file that is on the server.
-    pub(super) fn awaits(&self, ino: Ino, hash: ContentHash) -> bool {
-        let frozen = self.frozen.as_ref().map(HashMap::values).into_iter().flatten();
-        frozen.into_iter().any(|capture| capture.want.is_remote(ino, hash))
-    }
-
-    fn seal_remote(
-        &mut self,
-        fs: &Fs,
-        (ino, hash): (Ino, ContentHash),
-        spool: SpoolId,
-        generation: Generation,
-        size: u64,
-    ) {
-        let Some(mut frozen) = self.frozen.take() else { return };
-        for capture in frozen.values_mut().filter(|capture| capture.want.is_remote(ino, hash)) {
-            let held = self.hold(fs, spool, None);
-            capture.want = Want::Sealed { ino, generation, hash: Some(hash), size, held };
-        }
-        self.frozen = Some(frozen);
-    }
-
     fn hold(&mut self, fs: &Fs, spool: SpoolId, file: Option<Arc<File>>) -> Arc<Held> {
+        self.hold_for(fs, spool, file, false)
+    }
+
+    /// A hold of a commit's: very many, so their files are not open.
+    pub(super) fn hold_for_cut(&mut self, fs: &Fs, spool: SpoolId) -> Arc<Held> {
+        self.hold_for(fs, spool, None, true)
+    }
+
+    fn hold_for(&mut self, fs: &Fs, spool: SpoolId, file: Option<Arc<File>>, by_cut: bool) -> Arc<Held> {
         let hold = self.held.entry(spool).or_insert_with(|| Hold {
             count: 0,
+            by_cut: 0,
             cancel: CancellationToken::new(),
             orphan: false,
             counted: 0,
         });
         hold.count += 1;
-        Arc::new(Held { fs: fs.this.clone(), spool, file, cancel: hold.cancel.clone() })
+        hold.by_cut += u32::from(by_cut);
+        Arc::new(Held { fs: fs.this.clone(), spool, file, by_cut, cancel: hold.cancel.clone() })
+    }
+
+    /// A copy of a file's content as something to be staged; it goes when it is let go of.
+    pub(super) fn hold_copy(&mut self, fs: &Fs, ino: Ino, copied: Copied, by_cut: bool) -> Want {
+        // No generation of the file's: its bytes may be others by now.
+        let generation = self.fresh_generation();
+        self.was_copied(ino, &copied);
+        let held = self.hold_for(fs, copied.id, Some(copied.file).filter(|_| !by_cut), by_cut);
+        if let Some(hold) = self.held.get_mut(&copied.id) {
+            (hold.orphan, hold.counted) = (true, copied.size);
+        }
+        Want::Sealed { ino, generation, hash: None, size: copied.size, held }
+    }
+
+    /// What it takes to fix a file's content of now.
+    pub(super) fn fixable(&mut self, fs: &Fs, ino: Ino, urgency: Urgency) -> Fixable {
+        if self.unseen_spool(ino).is_some() {
+            return Fixable::Unseen;
+        }
+        loop {
+            let (spool, generation, hash, size) = match self.content(ino) {
+                None => return Fixable::NoFile,
+                Some((Content::Remote { hash, .. }, size)) => {
+                    let object = Object { hash: *hash, size };
+                    return Fixable::Remote { object, source: self.source(ino) };
+                }
+                Some((Content::Local { spool, generation, hash }, size)) => (*spool, *generation, *hash, size),
+            };
+            let rested = self.open.get(&ino).is_none_or(|open| open.handles == 0);
+            if rested && self.live.contains_key(&ino) && matches!(self.ask_after(ino, fs), Asked::Still(_)) {
+                continue;
+            }
+            let open = self.open.get(&ino);
+            let written = open.is_some_and(|open| open.writers > 0);
+            let seal = Sealing {
+                way: self.way(ino),
+                live: self.live.contains_key(&ino),
+                written,
+                large: size > COPY_LIMIT_BYTES,
+                urgency,
+            };
+            let writing = open.is_some_and(|open| open.writing > 0);
+            return Fixable::Local { spool, generation, hash, size, how: seal.how(), writing, written };
+        }
+    }
+}
+
+/// What it takes to fix a file's content.
+pub(super) enum Fixable {
+    /// It is no regular file.
+    NoFile,
+    /// Nothing has looked at its spool file since the mount.
+    Unseen,
+    /// Nothing: the server has it.
+    Remote { object: Object, source: Option<Source> },
+    /// Its spool file has to be sealed.
+    Local {
+        spool: SpoolId,
+        generation: Generation,
+        hash: Option<ContentHash>,
+        size: u64,
+        how: Seal,
+        /// A write is under way this instant.
+        writing: bool,
+        /// Programs have it open for writing.
+        written: bool,
+    },
+}
+
+/// The length of the file at a path, in bytes.
+pub(super) fn length_at(tree: &Namespace, path: &RepoPath) -> u64 {
+    match tree.resolve(path) {
+        Resolved::Inode(ino) => match tree.get(ino).map(|inode| &inode.body) {
+            Some(Body::File { size, .. }) => *size,
+            _ => 0,
+        },
+        _ => 0,
     }
 }
 
@@ -310,10 +330,10 @@ impl Fs {
         let paths = {
             let mut state = self.lock();
             let state = &mut *state;
-            match &state.frozen {
-                None => state.queue.take_due(Instant::now(), limit),
+            match &state.cut {
                 // Not through all that is due: writers go on meanwhile, and what they write is not looked at.
-                Some(frozen) => state.queue.take_of(frozen.keys(), Instant::now(), limit),
+                Some(Cut::Made(made)) => state.queue.take_of(made.paths(), Instant::now(), limit),
+                _ => state.queue.take_due(Instant::now(), limit),
             }
         };
         let mut captures: Vec<Capture> = paths.iter().filter_map(|path| self.capture(path)).collect();
@@ -322,7 +342,7 @@ impl Fs {
         let lingering = state.lingering.first().map(|(at, _)| *at);
         // While a commit waits, the paths that are not part of it are not due, however long ago they were.
         let soon = Instant::now() + RECHECK;
-        let next = state.queue.next_due().map(|due| if state.frozen.is_some() { due.max(soon) } else { due });
+        let next = state.queue.next_due().map(|due| if state.made_cut().is_some() { due.max(soon) } else { due });
         (captures, next.into_iter().chain(lingering).min())
     }
 
@@ -344,11 +364,10 @@ impl Fs {
     }
 
     fn capture(&self, path: &RepoPath) -> Option<Capture> {
-        let frozen = {
-            let mut state = self.lock();
-            let state = &mut *state;
+        let in_cut = {
+            let state = self.lock();
             let alone = state.queue.get(path).is_some_and(|entry| entry.alone);
-            let capture = state.frozen.as_ref().and_then(|frozen| frozen.get(path).cloned());
+            let capture = state.made_cut().and_then(|made| made.get(path).cloned());
             capture.map(|capture| Capture {
                 account: state.ledger.get(path).unwrap_or_default(),
                 upload: state.uploads.get(path).cloned(),
@@ -356,9 +375,9 @@ impl Fs {
                 ..capture
             })
         };
-        let captured = match frozen {
-            Some(frozen) => self.opened(frozen).map(Some),
-            None => self.capture_now(path, true),
+        let captured = match in_cut {
+            Some(capture) => self.opened(capture).map(Some),
+            None => self.capture_now(path),
         };
         match captured {
             Ok(capture) => capture,
@@ -398,7 +417,7 @@ impl Fs {
         self.failed(path, &what, None);
     }
 
-    /// What a commit froze, with its bytes open.
+    /// What a commit holds for a path, with its bytes open.
     fn opened(&self, capture: Capture) -> Result<Capture, Miss> {
         let Want::Sealed { ino, generation, hash, size, held } = capture.want else {
             return Ok(capture);
@@ -409,18 +428,22 @@ impl Fs {
         Ok(Capture { want: Want::Sealed { ino, generation, hash, size, held }, ..capture })
     }
 
-    /// What a path should be now; its bytes are opened if they are wanted `open`.
-    fn capture_now(&self, path: &RepoPath, open: bool) -> Result<Option<Capture>, Miss> {
-        let bytes = open;
-        'again: loop {
-            let missing = 'locked: {
+    /// What a path should be now, with its bytes open.
+    fn capture_now(&self, path: &RepoPath) -> Result<Option<Capture>, Miss> {
+        loop {
+            let unopened = {
                 let mut state = self.lock();
                 let state = &mut *state;
                 let Some(entry) = state.queue.get(path) else {
                     return Ok(None);
                 };
-                let (seq, forced, alone) = (entry.seq, entry.forced, entry.alone);
+                let (seq, alone) = (entry.seq, entry.alone);
                 let overdue = state.queue.is_overdue(entry, self.options.settle);
+                let urgency = match (entry.forced, overdue) {
+                    (true, _) => Urgency::Barrier,
+                    (false, true) => Urgency::Overdue,
+                    (false, false) => Urgency::None,
+                };
                 let account = state.ledger.get(path).unwrap_or_default();
                 let upload = state.uploads.get(path).cloned();
                 let capture = |want| Capture { path: path.clone(), seq, account, want, alone, upload };
@@ -429,58 +452,33 @@ impl Fs {
                     Resolved::AsBase => return Ok(Some(capture(Want::AsBase))),
                     Resolved::Inode(ino) => ino,
                 };
-                let Some((content, size)) = state.content(ino) else {
-                    return Ok(Some(capture(Want::Absent)));
-                };
-                if state.unseen_spool(ino).is_some() {
-                    break 'locked Err(ino);
-                }
-                match content {
-                    Content::Remote { hash, .. } => {
-                        let object = Object { hash: *hash, size };
-                        let source = state.source(ino);
+                match state.fixable(self, ino, urgency) {
+                    Fixable::NoFile => return Ok(Some(capture(Want::Absent))),
+                    Fixable::Remote { object, source } => {
                         return Ok(Some(capture(Want::Remote { ino, object, source })));
                     }
-                    Content::Local { spool, generation, hash } => {
-                        let (spool, generation, hash) = (*spool, *generation, *hash);
-                        let rested = state.open.get(&ino).is_none_or(|open| open.handles == 0);
-                        if rested
-                            && state.live.contains_key(&ino)
-                            && matches!(state.ask_after(ino, self), Asked::Still(_))
-                        {
-                            continue 'again;
-                        }
-                        let seal = Sealing {
-                            way: state.way(ino),
-                            live: state.live.contains_key(&ino),
-                            written: state.open.get(&ino).is_some_and(|open| open.writers > 0),
-                            forced,
-                            overdue,
-                        };
-                        match seal.how() {
-                            Seal::Later => return Err(Miss::Writing),
-                            _ if state.open.get(&ino).is_some_and(|open| open.writing > 0) => {
-                                return Err(Miss::Instant);
-                            }
-                            Seal::Copy => return Err(Miss::Copy(ino, spool)),
-                            Seal::InPlace => {}
-                        }
-                        let open = state.open.get_mut(&ino);
-                        let file = open.and_then(|open| {
+                    Fixable::Unseen => Err(ino),
+                    Fixable::Local { how: Seal::Later, .. } => return Err(Miss::Writing),
+                    Fixable::Local { spool, how, writing, .. } if writing || how == Seal::Copy => {
+                        let reshaped = state.open.get(&ino).is_some_and(|open| open.reshaping > 0);
+                        // A barrier ends also beside a program that writes without pause.
+                        let by_copy = !reshaped && (how == Seal::Copy || urgency == Urgency::Barrier);
+                        return Err(if by_copy { Miss::Copy(ino, spool) } else { Miss::Instant });
+                    }
+                    Fixable::Local { spool, generation, hash, size, .. } => {
+                        let file = state.open.get_mut(&ino).and_then(|open| {
                             open.modified = false;
                             open.file.clone()
                         });
-                        match file {
-                            file if file.is_some() || !bytes => {
-                                let held = state.hold(self, spool, file.filter(|_| bytes));
-                                return Ok(Some(capture(Want::Sealed { ino, generation, hash, size, held })));
-                            }
-                            _ => Ok((ino, spool, generation, hash, size, seq, account, alone)),
+                        if file.is_some() {
+                            let held = state.hold(self, spool, file);
+                            return Ok(Some(capture(Want::Sealed { ino, generation, hash, size, held })));
                         }
+                        Ok((ino, spool, generation, hash, size, seq, account, alone))
                     }
                 }
             };
-            let (ino, spool, generation, hash, size, seq, account, alone) = match missing {
+            let (ino, spool, generation, hash, size, seq, account, alone) = match unopened {
                 Ok(unopened) => unopened,
                 Err(unseen) => {
                     self.look_at(unseen).map_err(Miss::Lost)?;
@@ -557,14 +555,7 @@ impl Fs {
         let state = &mut *state;
         let account = state.ledger.get(path).unwrap_or_default();
         let upload = state.uploads.get(path).cloned();
-        // No generation of the file's: its bytes may be others by now.
-        let generation = state.fresh_generation();
-        state.was_copied(ino, &copied);
-        let held = state.hold(self, copied.id, Some(copied.file));
-        if let Some(hold) = state.held.get_mut(&copied.id) {
-            (hold.orphan, hold.counted) = (true, copied.size);
-        }
-        let want = Want::Sealed { ino, generation, hash: None, size: copied.size, held };
+        let want = state.hold_copy(self, ino, copied, false);
         Ok(Some(Capture { path: path.clone(), seq, account, want, alone, upload }))
     }
 
@@ -573,11 +564,12 @@ impl Fs {
         self.wanted_back.swap(false, Ordering::AcqRel)
     }
 
-    fn let_go(&self, spool: SpoolId) {
+    fn let_go(&self, spool: SpoolId, by_cut: bool) {
         let remove = {
             let mut state = self.lock();
             let Some(hold) = state.held.get_mut(&spool) else { return };
             hold.count -= 1;
+            hold.by_cut -= u32::from(by_cut);
             let ended = if hold.count == 0 { state.held.remove(&spool) } else { None };
             ended.is_some_and(|hold| {
                 self.spool.release(hold.counted);
@@ -653,15 +645,15 @@ impl Fs {
     pub fn confirmed(&self, steps: &[(Capture, Step)]) -> Result<(), FsError> {
         let mut adopt = Vec::new();
         // Letting go of a spool file takes the lock, so captures are dropped when it is free again.
-        let mut thawed = Vec::new();
+        let mut staged = Vec::new();
         let done = self.change(|state| {
             for (capture, step) in steps {
                 adopt.extend(state.confirm(capture, *step));
-                thawed.extend(state.thaw(capture));
+                staged.extend(state.take_from_cut(capture));
             }
             Ok(())
         });
-        drop(thawed);
+        drop(staged);
         adopt.into_iter().for_each(|confirmed| self.keep(confirmed));
         self.progress.notify_waiters();
         into_plain(done)
@@ -688,8 +680,8 @@ impl Fs {
         let path = &capture.path;
         {
             let mut state = self.lock();
-            let frozen = state.frozen.as_ref().and_then(|frozen| frozen.get(path));
-            let awaited = frozen.is_some_and(|frozen| frozen.seq == capture.seq);
+            let in_cut = state.made_cut().and_then(|made| made.get(path));
+            let awaited = in_cut.is_some_and(|in_cut| in_cut.seq == capture.seq);
             let stale = state.queue.get(path).is_some_and(|entry| entry.seq != capture.seq);
             if stale && !awaited {
                 tracing::debug!(%path, error, "not staged, and changed since");
@@ -801,7 +793,12 @@ impl Fs {
             let above = std::iter::successors(file.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
             for dir in above {
                 let is_clear = *clear.entry(dir.clone()).or_insert_with(|| {
-                    state.is_vacant(&dir, &mut known) && state.ledger.shown_below(&dir).all(|path| files.contains(path))
+                    // A commit removes what was vacant at its cut, whatever came into the tree since.
+                    let vacant = match state.made_cut() {
+                        Some(made) => made.is_vacant(&dir),
+                        None => state.is_vacant(&dir, &mut known),
+                    };
+                    vacant && state.ledger.shown_below(&dir).all(|path| files.contains(path))
                 });
                 if !is_clear {
                     break;
@@ -830,100 +827,41 @@ impl Fs {
         }
     }
 
-    /// Makes every pending path of `chosen` due now, and lets the caller wait for them.
-    pub fn barrier(&self, chosen: impl Fn(&RepoPath) -> bool) -> Option<Waiting> {
+    /// Makes everything that is pending due now, and lets the caller wait for it.
+    pub fn barrier(&self) -> Option<Waiting> {
+        self.barrier_below(HashSet::from([RepoPath::root()]))
+    }
+
+    /// Makes every pending path of `dirs` and below due now, and lets the caller wait for them, under their new names
+    /// where they are renamed meanwhile.
+    pub fn barrier_below(&self, dirs: HashSet<RepoPath>) -> Option<Waiting> {
         self.barrier_among(|state| {
+            let chosen = |path: &RepoPath| path.is_in_any(&dirs);
             state.stir(&chosen, self);
             let pending = state.queue.iter().map(|(path, _)| path);
-            pending.filter(|path| chosen(path)).cloned().collect()
+            let pending = pending.filter(|path| chosen(path)).cloned().collect();
+            (pending, Scope::Below(dirs))
         })
     }
 
-    /// Makes those of `paths` that are pending due now, and lets the caller wait for them. Takes no longer when many
-    /// others are.
+    /// Makes those of `paths` that are pending due now, and lets the caller wait for them, under their new names where
+    /// they are renamed meanwhile. Takes no longer when many others are pending.
     pub fn barrier_on(&self, paths: Vec<RepoPath>) -> Option<Waiting> {
         self.barrier_among(|state| {
             state.stir_at(&paths, self);
-            paths
+            (paths, Scope::Waited)
         })
     }
 
-    fn barrier_among(&self, paths: impl FnOnce(&mut State) -> Vec<RepoPath>) -> Option<Waiting> {
+    fn barrier_among(&self, paths: impl FnOnce(&mut State) -> (Vec<RepoPath>, Scope)) -> Option<Waiting> {
         let fs = self.this.upgrade()?;
-        let id = {
+        let waiting = {
             let mut state = self.lock();
-            let state = &mut *state;
-            let paths = paths(state);
-            let (tree, queue) = (&state.tree, &mut state.queue);
-            queue.barrier(&paths, |path| match tree.resolve(path) {
-                Resolved::Inode(ino) => match tree.get(ino).map(|inode| &inode.body) {
-                    Some(Body::File { size, .. }) => *size,
-                    _ => 0,
-                },
-                _ => 0,
-            })
+            let (paths, scope) = paths(&mut state);
+            state.barrier(fs, &paths, scope)
         };
         self.wake.notify_one();
-        Some(Waiting { fs, id })
-    }
-
-    /// Fixes what every pending path should be, for a commit. Only those are staged until this is dropped.
-    ///
-    /// # Errors
-    /// When a file's bytes cannot be opened, or a commit is under way already.
-    pub async fn freeze(&self) -> Result<Frozen, FsError> {
-        let Some(fs) = self.this.upgrade() else {
-            return Err(FsError::Stale);
-        };
-        {
-            let mut state = self.lock();
-            if state.frozen.is_some() {
-                return Err(FsError::Exists);
-            }
-            state.frozen = Some(HashMap::new());
-        }
-        let Some(waiting) = self.barrier(|_| true) else {
-            return Err(FsError::Stale);
-        };
-        let frozen = Frozen { fs, waiting };
-        let mut todo: Vec<RepoPath> = self.lock().queue.iter().map(|(path, _)| path.clone()).collect();
-        while let Some(path) = todo.pop() {
-            match self.capture_now(&path, false) {
-                Ok(Some(capture)) => {
-                    let mut state = self.lock();
-                    // A writer may have come since, and taken the bytes that it was to have: he did not find it here.
-                    if let Want::Remote { ino, object, .. } = &capture.want
-                        && !state.is_remote(*ino, object.hash)
-                    {
-                        todo.push(path);
-                        continue;
-                    }
-                    if let Some(frozen) = &mut state.frozen {
-                        frozen.insert(path, capture);
-                    }
-                }
-                // What is waited for is taken whoever writes to it: this came after, or has been given up.
-                Ok(None) | Err(Miss::Writing) => {}
-                Err(Miss::Instant) => {
-                    tokio::time::sleep(RECHECK).await;
-                    todo.push(path);
-                }
-                Err(Miss::Copy(ino, spool)) => {
-                    let of = path.clone();
-                    let copied = self.blocking(move |fs| fs.capture_copy(&of, ino, spool)).await?;
-                    match (copied, &mut self.lock().frozen) {
-                        (Some(capture), Some(frozen)) => {
-                            frozen.insert(path, capture);
-                        }
-                        _ => todo.push(path),
-                    }
-                }
-                Err(Miss::Lost(error)) if is_passing(&error) => return Err(FsError::Io(error)),
-                Err(Miss::Lost(error)) => self.lost(&path, &error),
-            }
-        }
-        self.wake.notify_one();
-        Ok(frozen)
+        Some(waiting)
     }
 
     /// Staged files that stand where the base has a directory: no server commits such a change as one (0.65.2, tried in
@@ -1053,6 +991,14 @@ pub enum Frees {
 }
 
 impl State {
+    /// Makes those of `paths` that are pending due now, and lets the caller wait for them.
+    pub(super) fn barrier(&mut self, fs: Arc<Fs>, paths: &[RepoPath], scope: Scope) -> Waiting {
+        let (tree, queue) = (&self.tree, &mut self.queue);
+        let first_new = tree.next_ino();
+        let id = queue.barrier(paths, scope, first_new, |path| length_at(tree, path));
+        Waiting { fs, id }
+    }
+
     /// Whether a file's bytes are read at `path` of the workspace.
     fn is_pinned(&self, ino: Ino, path: &RepoPath) -> bool {
         self.content(ino).is_some_and(|(content, _)| content.origin_in_workspace() == Some(path))
@@ -1073,7 +1019,7 @@ impl State {
             if waiting.contains(&path) || waiting.len() > DEEPEST {
                 return false;
             }
-            let has_its_turn = self.frozen.as_ref().is_none_or(|frozen| frozen.contains_key(&path));
+            let has_its_turn = self.made_cut().is_none_or(|made| made.get(&path).is_some());
             let is_owed = self.queue.get(&path).is_some_and(|entry| !entry.is_parked());
             let coming = has_its_turn && is_owed && self.is_clear_for_put(&path);
             waiting.push(path.clone());
@@ -1136,13 +1082,6 @@ impl State {
             self.apply(Change::Account { path: path.clone(), account: None });
         }
         adopted
-    }
-
-    /// Takes a confirmed path out of the set that a commit waits for; a confirmation of an older state leaves it there.
-    fn thaw(&mut self, confirmed: &Capture) -> Option<Capture> {
-        let frozen = self.frozen.as_mut()?;
-        let same = frozen.get(&confirmed.path).is_some_and(|capture| capture.seq == confirmed.seq);
-        if same { frozen.remove(&confirmed.path) } else { None }
     }
 
     /// What never travels, and why: files as such, and what Oxen does not store of those that do. Times are left out: no

@@ -27,7 +27,7 @@ pub(super) async fn commit(
         owed: !daemon.fs.is_drained(),
     };
     let frozen = loop {
-        let frozen = match daemon.fs.freeze().await {
+        let frozen = match daemon.fs.cut().await {
             Ok(frozen) => frozen,
             Err(FsError::Exists) => {
                 return Ok(Err(failed(
@@ -81,7 +81,7 @@ pub(super) async fn commit(
             return Ok(Err(failure));
         }
         drop(frozen);
-        let again = match daemon.fs.freeze().await {
+        let again = match daemon.fs.cut().await {
             Ok(again) => again,
             Err(error) => return Ok(Err(failed(error.to_string(), None))),
         };

@@ -247,13 +247,10 @@ async fn sync(paths: &[String], daemon: &Daemon, listener: &mut Listener) -> io:
             }
         }
     }
-    // By what is above a path, not by all that is wanted: there may be very many of both.
-    let is_wanted = |path: &RepoPath| {
-        let mut above = std::iter::successors(Some(path.clone()), RepoPath::parent);
-        above.any(|dir| wanted.contains(&dir))
-    };
-    let chosen = |path: &RepoPath| wanted.is_empty() || is_wanted(path);
-    let Some(waiting) = daemon.fs.barrier(chosen) else { return Ok(Event::Done) };
+    if wanted.is_empty() {
+        wanted.insert(RepoPath::root());
+    }
+    let Some(waiting) = daemon.fs.barrier_below(wanted) else { return Ok(Event::Done) };
     let progress = follow(daemon, &waiting, listener).await?;
     Ok(match unstaged(daemon, &progress) {
         Some(failure) => Event::Failed(failure),
@@ -304,7 +301,7 @@ impl Drop for Taking<'_> {
 /// Stages everything; the failure of what could not be.
 async fn drain(daemon: &Daemon, listener: &mut Listener) -> io::Result<Option<Failure>> {
     loop {
-        let Some(waiting) = daemon.fs.barrier(|_| true) else { return Ok(None) };
+        let Some(waiting) = daemon.fs.barrier() else { return Ok(None) };
         let progress = follow(daemon, &waiting, listener).await?;
         if let Some(failure) = unstaged(daemon, &progress) {
             return Ok(Some(failure));
@@ -357,7 +354,7 @@ async fn drain_and_unmount(daemon: &Arc<Daemon>, listener: &mut Listener) -> io:
 
 /// Stages what was written up to now; writers may go on.
 async fn drain_once(daemon: &Daemon, listener: &mut Listener) -> io::Result<Option<Failure>> {
-    let Some(waiting) = daemon.fs.barrier(|_| true) else { return Ok(None) };
+    let Some(waiting) = daemon.fs.barrier() else { return Ok(None) };
     let progress = follow(daemon, &waiting, listener).await?;
     Ok(unstaged(daemon, &progress))
 }

@@ -132,7 +132,7 @@ fn a_commit_that_waits_for_what_is_read_gets_its_own_copy_when_a_writer_comes() 
         let ino = mount.find("old").await;
         let (old, new) = (Name::new(b"old").unwrap(), Name::new(b"new").unwrap());
         mount.fs.rename(ROOT, &old, ROOT, &new, RenameMode::Replace).unwrap();
-        let frozen = mount.fs.freeze().await.unwrap();
+        let frozen = mount.fs.cut().await.unwrap();
         let reader = mount.past(ino, READ).await;
         let writer = mount.past(ino, WRITE).await;
         mount.store(0, "HERE");
@@ -265,7 +265,7 @@ fn a_copy_that_a_writer_overtakes_is_not_taken_for_the_content_it_was_begun_with
             let copied = tokio::task::spawn_blocking(move || fs.copy_range((reader, 0), (to, 0), 100)).await.unwrap();
             assert_eq!(copied.unwrap(), CONTENT.len() as u64);
             mount.fs.release(to);
-            let _all = mount.fs.barrier(|_| true);
+            let _all = mount.fs.barrier();
             let (captures, _) = mount.fs.due(10);
             let found = captures.iter().find(|capture| capture.path.as_str() == name).unwrap();
             assert_eq!(found.want.object().is_none(), overtaken, "{found:?}");

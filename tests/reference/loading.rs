@@ -60,7 +60,7 @@ async fn seen<T>(fs: &Fs, op: impl Fn(&Fs) -> Op<T>) -> T {
 
 /// Stages all that waits.
 async fn stage(fs: &Arc<Fs>) -> Progress {
-    let waiting = fs.barrier(|_| true).unwrap();
+    let waiting = fs.barrier().unwrap();
     let stager = tokio::spawn(Stager::new(fs.clone(), Arc::new(Meter::default()), Delays::default()).run());
     let staged = waiting.settled().await.unwrap();
     stager.abort();

@@ -2,6 +2,7 @@
 //! is compared, and after every drain the workspace. Faults, commits, crashes and remounts are operations too.
 
 mod borrowed;
+mod commits;
 mod disks;
 mod loading;
 mod model;
@@ -43,6 +44,25 @@ fn attribute() -> impl Strategy<Value = &'static str> {
     prop_oneof![Just("user.a"), Just("user.b"), Just("trusted.a")]
 }
 
+/// What programs do to names and content, and no more.
+fn change() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        3 => (path(), 0u64..40, "[a-z]{0,30}").prop_map(|(path, at, text)| Op::Write { path, at, text }),
+        3 => (path(), "[a-c]{0,3}").prop_map(|(path, text)| Op::Replace { path, text }),
+        2 => path().prop_map(Op::Unlink),
+        2 => path().prop_map(Op::Mkdir),
+        1 => path().prop_map(Op::Rmdir),
+        1 => path().prop_map(Op::RemoveAll),
+        6 => (path(), path(), 0u8..4).prop_map(|(from, to, mode)| Op::Rename { from, to, mode }),
+        3 => (path(), path()).prop_map(|(from, to)| Op::Link { from, to }),
+        1 => (path(), path()).prop_map(|(from, to)| Op::Copy { from, to }),
+    ]
+}
+
+fn changes() -> impl Strategy<Value = Vec<Op>> {
+    proptest::collection::vec(change(), 0..6)
+}
+
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => (path(), 0u64..40, "[a-z]{0,30}").prop_map(|(path, at, text)| Op::Write { path, at, text }),
@@ -67,6 +87,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (path(), attribute()).prop_map(|(path, name)| Op::Removexattr { path, name }),
         4 => Just(Op::Drain),
         2 => Just(Op::Commit),
+        2 => (changes(), changes()).prop_map(|(staging, answering)| Op::CommitAmid { staging, answering }),
+        1 => changes().prop_map(Op::SyncAmid),
         2 => Just(Op::Crash),
         1 => Just(Op::Compact),
         3 => (0u32..4, prop_oneof![Just(Fault::Lost), Just(Fault::AnswerLost), Just(Fault::Late)])

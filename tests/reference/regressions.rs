@@ -197,7 +197,7 @@ fn a_file_that_is_renamed_before_its_copy_is_begun_is_not_staged_under_its_old_n
         let (old, new) = (Name::new(b"old").unwrap(), Name::new(b"new").unwrap());
         let (_, handle) = fs.create(ROOT, &old, crate::world::attrs(), both).unwrap();
         fs.write(handle, 0, b"content").unwrap();
-        let _all = fs.barrier(|_| true);
+        let _all = fs.barrier();
         // What copies is kept busy until the rename is done.
         let (go, wait) = std::sync::mpsc::channel();
         let busy = tokio::task::spawn_blocking(move || wait.recv().unwrap());
@@ -253,7 +253,7 @@ fn a_write_to_the_original_while_another_writer_gets_a_copy_is_kept() {
         let both = OpenFlags { read: true, write: true, truncate: false, execute: false };
         let (_, handle) = fs.create(ROOT, &Name::new(b"file").unwrap(), attrs, both).unwrap();
         fs.write(handle, 0, b"......").unwrap();
-        let _all = fs.barrier(|_| true);
+        let _all = fs.barrier();
         let (in_hand, _) = fs.due(10);
         assert_eq!(in_hand.len(), 1);
         // The copy is made and not in place yet; the stager lets go of the original, and somebody else writes to it.
@@ -285,7 +285,7 @@ fn what_is_staged_under_its_new_name_needs_the_old_one_no_longer_whichever_was_c
         let object = Object { hash: ContentHash::of(HashKind::Xxh3, b"content"), size: 7 };
         // Both are under way when the first is confirmed.
         let take = || {
-            let _all = fs.barrier(|_| true);
+            let _all = fs.barrier();
             let taken = fs.due(10).0.into_iter().find(|capture| matches!(capture.want, Want::Sealed { .. }));
             let mut capture = taken.expect("the file is due");
             let Want::Sealed { hash, .. } = &mut capture.want else { unreachable!("found by that") };
@@ -314,7 +314,7 @@ fn what_is_removed_while_a_commit_is_under_way_stays_removed() {
         let shows = |fs: &Arc<Fs>| runtime.block_on(fs.run(Need::List(ROOT), |fs| fs.lookup(ROOT, &removed))).is_ok();
         let fs = start();
         assert!(shows(&fs));
-        let frozen = runtime.block_on(fs.freeze()).unwrap();
+        let frozen = runtime.block_on(fs.cut()).unwrap();
         fs.unlink(ROOT, &removed).unwrap();
         let committed = runtime.block_on(memory.commit(&commit_request())).unwrap();
         runtime.block_on(fs.rebased(committed.id, alone)).unwrap();
@@ -369,14 +369,14 @@ fn a_file_that_is_closed_while_it_is_cut_is_not_staged_until_that_is_done() {
     let (other, (taken, took)) = (fs.clone(), channel());
     let now = move || {
         other.release(handle);
-        let _all = other.barrier(|_| true);
+        let _all = other.barrier();
         taken.send(other.due(10).0.len()).unwrap();
     };
     *witness.then.lock().unwrap() = Some((0, Box::new(now)));
     let cut = SetAttr { size: Some(3), ..SetAttr::default() };
     assert_eq!(fs.setattr(stat.ino, &cut).unwrap().size, 3);
     assert_eq!(took.recv().unwrap(), 0, "nothing is taken in hand while the file changes");
-    let _all = fs.barrier(|_| true);
+    let _all = fs.barrier();
     let deadline = std::time::Instant::now() + crate::world::STUCK;
     let sizes = loop {
         let sizes: Vec<u64> = fs.due(10).0.iter().map(|capture| capture.want.size()).collect();
@@ -504,7 +504,7 @@ fn a_file_is_open_for_writing_when_its_spool_file_is_on_record_whoever_put_it_th
 }
 
 /// A filesystem in `dir` on `memory`, as an earlier one left it, with its root listed. Without a stager.
-async fn listed(disk: &Disk, dir: &Path, memory: &Arc<Memory>) -> Arc<Fs> {
+pub async fn listed(disk: &Disk, dir: &Path, memory: &Arc<Memory>) -> Arc<Fs> {
     let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
     let limits = Limits { spool: None, cache: 1 << 20 };
     let fs = Fs::recover_on(disk, dir, RepoPath::root(), options, limits, memory.clone()).unwrap();
@@ -713,7 +713,7 @@ fn whoever_waits_for_a_file_hears_of_its_removal() {
         // Without a stager: nothing else ends the wait.
         let (fs, _dir) = unstaged().await;
         large_file(&fs, "file");
-        let waiting = fs.barrier(|_| true).unwrap();
+        let waiting = fs.barrier().unwrap();
         let mut reached = std::pin::pin!(waiting.reached());
         assert!(reached.as_mut().now_or_never().is_none());
         fs.unlink(ROOT, &Name::new(b"file").unwrap()).unwrap();
@@ -734,7 +734,7 @@ fn a_commit_does_not_wait_for_a_writer_whose_file_was_given_up() {
         let cut = large_file(&fs, "cut");
 
         // The one is cut meanwhile, and the commit waits for that; the other is given up.
-        let _all = fs.barrier(|_| true);
+        let _all = fs.barrier();
         let in_hand = fs.due(10).0;
         let given_up = in_hand.iter().find(|capture| capture.path.as_str() == "written").expect("it is due").clone();
         drop(in_hand);
@@ -749,7 +749,7 @@ fn a_commit_does_not_wait_for_a_writer_whose_file_was_given_up() {
         let size = SetAttr { size: Some(3), ..SetAttr::default() };
         let cut = tokio::task::spawn_blocking(move || other.setattr(cut, &size).map(|_| ()));
         tokio::task::block_in_place(|| cuts.recv()).unwrap();
-        let mut freezing = std::pin::pin!(fs.freeze());
+        let mut freezing = std::pin::pin!(fs.cut());
         assert!(freezing.as_mut().now_or_never().is_none(), "it waits for the cut");
         fs.step_failed(&given_up, "refused", None);
         drop(given_up);
@@ -772,7 +772,7 @@ fn what_a_commit_waits_for_waits_for_nothing_that_comes_after_it() {
         *hash = Some(object.hash);
         fs.hashed(*ino, *generation, object.hash);
         fs.confirmed(&[(capture, Step::Put(object))]).unwrap();
-        let frozen = fs.freeze().await.unwrap();
+        let frozen = fs.cut().await.unwrap();
         let (old, new) = (Name::new(b"old").unwrap(), Name::new(b"new").unwrap());
         fs.rename(ROOT, &old, ROOT, &new, RenameMode::Replace).unwrap();
         let path = RepoPath::parse("old").unwrap();
@@ -897,7 +897,7 @@ fn what_others_changed_meanwhile_is_not_taken_for_what_a_file_was_given_back() {
         new_file(&fs, "file", 0, b"ours");
         let delay = Duration::from_millis(1);
         let stager = tokio::spawn(Stager::new(fs.clone(), Arc::default(), Delays { first: delay, last: delay }).run());
-        let settled = async { fs.barrier(|_| true).unwrap().settled().await.unwrap() };
+        let settled = async { fs.barrier().unwrap().settled().await.unwrap() };
         assert_eq!(crate::world::in_time("staging", settled).await.files_failed, 0);
         assert_eq!(memory.view(), only_file(Some("ours")));
         stager.abort();

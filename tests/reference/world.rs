@@ -1,6 +1,6 @@
 //! The filesystem under test beside its model, and how each operation is done on both.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use oxenfs::disk::{Act, Disk};
 use oxenfs::fs::{
-    Fs, FsError, Lender, Limits, OpenFlags, Options, Passthrough, RangeChange, RenameMode, SetAttr, Stop, XattrMode,
+    CommitCut, Fs, FsError, Lender, Limits, OpenFlags, Options, Passthrough, RangeChange, RenameMode, SetAttr, Stop,
+    XattrMode,
 };
 use oxenfs::namespace::{Attrs, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
@@ -68,6 +69,14 @@ pub enum Op {
         from: Path,
         to: Path,
     },
+    /// A commit is made while programs change the tree: what it holds is what the tree held at its cut. Some happen while
+    /// it is staged, some after the server has made it and before anybody knows.
+    CommitAmid {
+        staging: Vec<Op>,
+        answering: Vec<Op>,
+    },
+    /// Everything that was there when a barrier began is staged, under its new name or with its newer content.
+    SyncAmid(Vec<Op>),
     /// Some of a file becomes zeros.
     Punch {
         path: Path,
@@ -601,7 +610,14 @@ impl World {
                 self.fs.release(handle);
                 flushed.map(|_| ())
             }
-            Op::Drain | Op::Commit | Op::Crash | Op::Compact | Op::Fault { .. } | Op::Foreign { .. } => Ok(()),
+            Op::Drain
+            | Op::Commit
+            | Op::CommitAmid { .. }
+            | Op::SyncAmid(_)
+            | Op::Crash
+            | Op::Compact
+            | Op::Fault { .. }
+            | Op::Foreign { .. } => Ok(()),
         }
     }
 
@@ -695,6 +711,14 @@ impl World {
         assert_eq!(real, modelled, "{op:?}");
         match op {
             Op::Drain | Op::Commit | Op::Compact => self.keep(op).await,
+            Op::CommitAmid { staging, answering } => {
+                let committed = tokio::time::timeout(UNDRAINED, Box::pin(self.commit_amid(staging, answering))).await;
+                committed.unwrap_or_else(|_| panic!("never committed: {:?}", self.fs.report()));
+            }
+            Op::SyncAmid(meanwhile) => {
+                let synced = tokio::time::timeout(UNDRAINED, Box::pin(self.sync_amid(meanwhile))).await;
+                synced.unwrap_or_else(|_| panic!("never synced: {:?}", self.fs.report()));
+            }
             Op::Crash => self.crash().await,
             Op::Fault { after, fault } => {
                 let left = AtomicI64::new(i64::from(*after));
@@ -732,7 +756,7 @@ impl World {
 
     async fn stage_until_nothing_differs(&self) -> u64 {
         loop {
-            let progress = self.fs.barrier(|_| true).unwrap().settled().await.unwrap();
+            let progress = self.fs.barrier().unwrap().settled().await.unwrap();
             let come = self.memory.come_late();
             match self.fs.audit().await {
                 // Whatever comes late, while it is looked or after, is found in the end.
@@ -768,30 +792,109 @@ impl World {
     }
 
     async fn commit_at_last(&self) {
-        let frozen = loop {
-            let frozen = self.fs.freeze().await.unwrap();
-            let progress = frozen.waiting.reached().await;
-            assert_eq!(progress.files_failed, 0, "{:?}", self.report());
-            // What is late comes before this look or after the commit.
-            self.memory.part_late();
-            match self.fs.audit().await {
-                Ok(false) => break frozen,
-                Ok(true) => {}
-                Err(FsError::Remote(error)) if error.is_transient() => {}
-                Err(error) => panic!("{error}"),
+        let (cut, held) = self.staged_cut().await;
+        self.publish().await;
+        self.assert_committed(&held);
+        drop(cut);
+    }
+
+    async fn commit_amid(&mut self, staging: &[Op], answering: &[Op]) {
+        let mut amid = staging.iter();
+        let (cut, held) = loop {
+            let cut = self.fs.cut().await.unwrap();
+            let held = self.model.files();
+            for op in amid.by_ref() {
+                Box::pin(self.unseen_step(op)).await;
+            }
+            assert_eq!(cut.waiting.reached().await.files_failed, 0, "{:?}", self.report());
+            if self.is_as_confirmed().await {
+                break (cut, held);
             }
         };
         self.fs.flush().await.unwrap();
         let committed = self.memory.commit(&commit_request()).await.unwrap();
+        for op in answering {
+            Box::pin(self.unseen_step(op)).await;
+        }
         self.fs.rebased(committed.id, true).await.unwrap();
-        drop(frozen);
+        self.assert_committed(&held);
+        drop(cut);
+    }
+
+    /// A cut of what the tree holds now, all of it staged.
+    async fn staged_cut(&self) -> (CommitCut, BTreeMap<String, Vec<u8>>) {
+        loop {
+            let cut = self.fs.cut().await.unwrap();
+            assert_eq!(cut.waiting.reached().await.files_failed, 0, "{:?}", self.report());
+            if self.is_as_confirmed().await {
+                return (cut, self.model.files());
+            }
+        }
+    }
+
+    async fn is_as_confirmed(&self) -> bool {
+        // What is late comes before this look or after the commit.
+        self.memory.part_late();
+        match self.fs.audit().await {
+            Ok(differs) => !differs,
+            Err(FsError::Remote(error)) if error.is_transient() => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    async fn publish(&self) {
+        self.fs.flush().await.unwrap();
+        let committed = self.memory.commit(&commit_request()).await.unwrap();
+        self.fs.rebased(committed.id, true).await.unwrap();
+    }
+
+    fn assert_committed(&self, expected: &BTreeMap<String, Vec<u8>>) {
         let tree: BTreeMap<String, Vec<u8>> = self
             .memory
             .base_tree()
             .into_iter()
             .map(|(path, content)| (path.as_str().to_owned(), content.to_vec()))
             .collect();
-        assert_eq!(tree, self.model.files(), "the commit differs from the tree");
+        assert!(tree == *expected, "the commit differs from the tree: {}", unequal(&tree, expected));
+    }
+
+    /// Renames, replacements and removals while a barrier waits: what it waited for is staged under the names that it has
+    /// at the end, and what was removed is not.
+    async fn sync_amid(&mut self, meanwhile: &[Op]) {
+        let before: HashSet<Ino> = self.inodes().await.into_values().collect();
+        let waiting = self.fs.barrier().unwrap();
+        for op in meanwhile {
+            Box::pin(self.unseen_step(op)).await;
+        }
+        assert_eq!(waiting.reached().await.files_failed, 0, "{:?}", self.report());
+        let staged = self.view();
+        let after = self.inodes().await;
+        for (path, ino) in &after {
+            // A name that was made by a link meanwhile is not waited for, where the file has its old one.
+            let linked = after.values().filter(|other| *other == ino).count() > 1;
+            if before.contains(ino) && !linked {
+                let path = path.join("/");
+                assert!(staged.contains_key(&path), "{path} was there when the barrier began, and is not staged");
+            }
+        }
+    }
+
+    /// The inodes of the regular files, by path.
+    async fn inodes(&self) -> BTreeMap<Path, Ino> {
+        let mut all = BTreeMap::new();
+        let mut todo: Vec<(Path, Ino)> = vec![(Vec::new(), ROOT)];
+        while let Some((path, dir)) = todo.pop() {
+            for (name, ino, format, _) in self.list(dir).await {
+                let mut below = path.clone();
+                below.push(String::from_utf8(name.as_bytes().to_vec()).unwrap());
+                match format {
+                    libc::S_IFDIR => todo.push((below, ino)),
+                    libc::S_IFREG => drop(all.insert(below, ino)),
+                    _ => {}
+                }
+            }
+        }
+        all
     }
 
     async fn crash(&mut self) {
@@ -942,6 +1045,13 @@ pub fn on_model(model: &mut Model, op: &Op) -> Result<(), Refusal> {
         Op::Setxattr { path, name, value, mode } => model.set_xattr(path, name, value.as_bytes(), *mode),
         Op::Removexattr { path, name } => model.remove_xattr(path, name),
         Op::Fsync(path) => model.flush(path),
-        Op::Drain | Op::Commit | Op::Crash | Op::Compact | Op::Fault { .. } | Op::Foreign { .. } => Ok(()),
+        Op::Drain
+        | Op::Commit
+        | Op::CommitAmid { .. }
+        | Op::SyncAmid(_)
+        | Op::Crash
+        | Op::Compact
+        | Op::Fault { .. }
+        | Op::Foreign { .. } => Ok(()),
     }
 }

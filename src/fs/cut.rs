@@ -1,0 +1,402 @@
+//! The cut of a commit: one map of paths to pinned content, made at one instant.
+//!
+//! A commit takes it in two steps. First it **gathers**: it fixes the content of files that programs have open for
+//! writing, by copies where need be. Then, under one hold of the lock, it maps every pending path to what that path is to
+//! hold: a closed file's present content, an open file's content from before, or nothing. Whatever a file in the commit
+//! can refer to because it was closed earlier is therefore in the commit too.
+//!
+//! Nothing that happens to the tree later changes the map. The content in it is pinned: a writer who comes gets a copy of
+//! his own, and what is only on the server is pinned once it comes into the spool. A path that is renamed, replaced or
+//! removed keeps its place in the queue until the map's content is staged; then the queue brings it to what the tree holds.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::passthrough::{Seal, Urgency, Way};
+use super::queue::Scope;
+use super::staging::{Fixable, RECHECK, Waiting};
+use super::{Capture, Fs, FsError, Held, State, Want};
+use crate::hash::ContentHash;
+use crate::namespace::{Content, Ino, Resolved, SpoolId};
+use crate::path::RepoPath;
+
+/// How often a file is looked at again because a program writes to it just then, before it is copied instead.
+const LOOKS: u32 = 5;
+
+/// How far the cut of a commit is.
+pub(super) enum Cut {
+    /// The instant is yet to come.
+    Gathering(Gathering),
+    /// It is made.
+    Made(Made),
+}
+
+/// What is fixed before the instant.
+pub(super) struct Gathering {
+    /// Every inode from this number on was made after the gathering began.
+    first_new: Ino,
+    /// Content of files that are or may be open for writing at the instant, by inode; each a [`Want::Sealed`].
+    fixed: HashMap<Ino, Want>,
+}
+
+/// What the commit is to hold.
+#[derive(Default)]
+pub(super) struct Made {
+    /// What is not staged yet, by path.
+    wanted: HashMap<RepoPath, Capture>,
+    /// Of `wanted`, the paths whose content was on the server alone, by inode. Some entries may be out of date.
+    remote: HashMap<Ino, Vec<RepoPath>>,
+    /// The directories around removed files in which the tree had nothing that travels, at the instant.
+    vacant: HashSet<RepoPath>,
+}
+
+impl Made {
+    /// What a path is to hold, until that is staged.
+    pub fn get(&self, path: &RepoPath) -> Option<&Capture> {
+        self.wanted.get(path)
+    }
+
+    /// The paths that are not staged yet.
+    pub fn paths(&self) -> impl Iterator<Item = &RepoPath> {
+        self.wanted.keys()
+    }
+
+    /// Whether nothing that travels was below a directory, which is around a path that the commit removes.
+    pub fn is_vacant(&self, dir: &RepoPath) -> bool {
+        self.vacant.contains(dir)
+    }
+
+    fn remote_paths(&self, ino: Ino, hash: ContentHash) -> impl Iterator<Item = &RepoPath> {
+        let paths = self.remote.get(&ino).into_iter().flatten();
+        paths.filter(move |path| self.wanted.get(*path).is_some_and(|capture| capture.want.is_remote(ino, hash)))
+    }
+}
+
+impl State {
+    /// The cut, once it is made.
+    pub(super) fn made_cut(&self) -> Option<&Made> {
+        match &self.cut {
+            Some(Cut::Made(made)) => Some(made),
+            _ => None,
+        }
+    }
+
+    /// Whether the cut of a commit holds something for a path that is not staged yet.
+    pub(super) fn is_in_cut(&self, path: &RepoPath) -> bool {
+        self.made_cut().is_some_and(|made| made.wanted.contains_key(path))
+    }
+
+    /// Whether a commit pins a spool file.
+    pub(super) fn is_pinned_by_cut(&self, spool: SpoolId) -> bool {
+        self.held.get(&spool).is_some_and(|hold| hold.by_cut > 0)
+    }
+
+    /// Whether a commit waits for content of a file that is on the server.
+    pub(super) fn awaits(&self, ino: Ino, hash: ContentHash) -> bool {
+        self.made_cut().is_some_and(|made| made.remote_paths(ino, hash).next().is_some())
+    }
+
+    /// Pins a file's bytes that came into the spool, for the paths of a commit that want just these: where they were on
+    /// the server, something else may be staged before their turn comes.
+    pub(super) fn pin_for_cut(&mut self, fs: &Fs, ino: Ino) {
+        if let Some((Content::Local { spool, generation, hash: Some(hash) }, size)) = self.content(ino) {
+            let (spool, generation, hash) = (*spool, *generation, *hash);
+            self.pin_remote(
+                fs,
+                (ino, hash),
+                |held| Want::Sealed { ino, generation, hash: Some(hash), size, held },
+                spool,
+            );
+        }
+    }
+
+    /// [`pin_for_cut`](Self::pin_for_cut) where the file's own bytes may change from now on: by a copy, which goes when
+    /// it is done with. Says whether there was anything to pin.
+    pub(super) fn pin_copy_for_cut(&mut self, fs: &Fs, ino: Ino, hash: ContentHash, copy: SpoolId, size: u64) -> bool {
+        // No generation of the file's.
+        let generation = self.fresh_generation();
+        self.pin_remote(fs, (ino, hash), |held| Want::Sealed { ino, generation, hash: Some(hash), size, held }, copy);
+        let hold = self.held.get_mut(&copy);
+        hold.map(|hold| (hold.orphan, hold.counted) = (true, size)).is_some()
+    }
+
+    fn pin_remote(
+        &mut self,
+        fs: &Fs,
+        (ino, hash): (Ino, ContentHash),
+        want: impl Fn(Arc<Held>) -> Want,
+        spool: SpoolId,
+    ) {
+        let Some(made) = self.made_cut() else { return };
+        let paths: Vec<RepoPath> = made.remote_paths(ino, hash).cloned().collect();
+        for path in paths {
+            let held = self.hold_for_cut(fs, spool);
+            if let Some(Cut::Made(made)) = &mut self.cut
+                && let Some(capture) = made.wanted.get_mut(&path)
+            {
+                capture.want = want(held);
+            }
+        }
+    }
+
+    /// Before a closed file is opened for writing, or cut by name, while a commit gathers: the commit gets its content of
+    /// now, unless it is closed again at the instant.
+    pub(super) fn keep_closed_for_cut(&mut self, fs: &Fs, ino: Ino) {
+        let Some(Cut::Gathering(gathering)) = &self.cut else { return };
+        let busy = self.open.get(&ino).is_some_and(|open| open.writers > 0 || open.writing > 0);
+        if busy || gathering.fixed.contains_key(&ino) || self.live.contains_key(&ino) {
+            return;
+        }
+        let Some((Content::Local { spool, generation, hash }, size)) = self.content(ino) else { return };
+        let (spool, generation, hash) = (*spool, *generation, *hash);
+        if self.unseen_spool(ino).is_some() || self.way(ino) == Some(Way::Past) {
+            return;
+        }
+        let held = self.hold_for_cut(fs, spool);
+        if let Some(Cut::Gathering(gathering)) = &mut self.cut {
+            gathering.fixed.insert(ino, Want::Sealed { ino, generation, hash, size, held });
+        }
+    }
+
+    /// Takes a confirmed path out of the cut; a confirmation of an older state leaves it there. The caller drops what is
+    /// returned when the lock is free.
+    pub(super) fn take_from_cut(&mut self, confirmed: &Capture) -> Option<Capture> {
+        let Some(Cut::Made(made)) = &mut self.cut else { return None };
+        let same = made.get(&confirmed.path).is_some_and(|capture| capture.seq == confirmed.seq);
+        if same { made.wanted.remove(&confirmed.path) } else { None }
+    }
+
+    /// What a pending path is to hold, as of this instant. `None`: nothing is fixed for it, as it was made since the
+    /// gathering began and was never closed. The error is an inode whose content has to be fixed first.
+    fn want_of(&mut self, fs: &Fs, path: &RepoPath) -> Result<Option<Want>, Ino> {
+        let ino = match self.tree.resolve(path) {
+            Resolved::Absent => return Ok(Some(Want::Absent)),
+            Resolved::AsBase => return Ok(Some(Want::AsBase)),
+            Resolved::Inode(ino) => ino,
+        };
+        match self.fixable(fs, ino, Urgency::Barrier) {
+            Fixable::NoFile => Ok(Some(Want::Absent)),
+            Fixable::Remote { object, source } => Ok(Some(Want::Remote { ino, object, source })),
+            Fixable::Local { spool, generation, hash, size, how: Seal::InPlace, writing: false, written: false } => {
+                let held = self.hold_for_cut(fs, spool);
+                Ok(Some(Want::Sealed { ino, generation, hash, size, held }))
+            }
+            Fixable::Unseen => Err(ino),
+            Fixable::Local { .. } => {
+                let Some(Cut::Gathering(gathering)) = &self.cut else { return Err(ino) };
+                match gathering.fixed.get(&ino) {
+                    Some(fixed) => Ok(Some(fixed.clone())),
+                    None if ino >= gathering.first_new => Ok(None),
+                    None => Err(ino),
+                }
+            }
+        }
+    }
+
+    /// What a commit holds, if it is made now. The error has the inodes whose content has to be fixed first, and what was
+    /// collected, to be dropped when the lock is free.
+    fn collect(&mut self, fs: &Fs) -> Result<Made, (Vec<Ino>, Made)> {
+        self.stir(&|_| true, fs);
+        let paths: Vec<(RepoPath, u64, bool)> =
+            self.queue.iter().map(|(path, entry)| (path.clone(), entry.seq, entry.alone)).collect();
+        let (mut made, mut unfixed) = (Made::default(), Vec::new());
+        let mut known = HashMap::new();
+        for (path, seq, alone) in paths {
+            let want = match self.want_of(fs, &path) {
+                Ok(Some(want)) => want,
+                Ok(None) => continue,
+                Err(ino) => {
+                    unfixed.push(ino);
+                    continue;
+                }
+            };
+            match &want {
+                Want::Absent => {
+                    let above = std::iter::successors(path.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
+                    for dir in above {
+                        if made.vacant.contains(&dir) || !self.is_vacant(&dir, &mut known) {
+                            break;
+                        }
+                        made.vacant.insert(dir);
+                    }
+                }
+                Want::Remote { ino, .. } => made.remote.entry(*ino).or_default().push(path.clone()),
+                Want::AsBase | Want::Sealed { .. } => {}
+            }
+            let account = self.ledger.get(&path).unwrap_or_default();
+            made.wanted.insert(path.clone(), Capture { path, seq, account, want, alone, upload: None });
+        }
+        if unfixed.is_empty() { Ok(made) } else { Err((unfixed, made)) }
+    }
+}
+
+/// What a commit is to hold; writers go on meanwhile, and what they write waits for the next one. Only this is staged
+/// until it is dropped.
+pub struct CommitCut {
+    _guard: Guard,
+    /// The barrier that tells when all of it is staged.
+    pub waiting: Waiting,
+}
+
+/// Ends the cut when dropped.
+struct Guard(Arc<Fs>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Captures hold spool files, and letting go of them takes the lock.
+        let cut = self.0.lock().cut.take();
+        drop(cut);
+        self.0.wake.notify_one();
+    }
+}
+
+impl Fs {
+    /// Makes the cut of a commit: fixes what every pending path is to hold.
+    ///
+    /// # Errors
+    /// [`FsError::Exists`] when a commit is under way already; the local filesystem's when the content of an open file
+    /// cannot be copied.
+    pub async fn cut(&self) -> Result<CommitCut, FsError> {
+        let Some(fs) = self.this.upgrade() else {
+            return Err(FsError::Stale);
+        };
+        let (open, pending) = {
+            let mut state = self.lock();
+            if state.cut.is_some() {
+                return Err(FsError::Exists);
+            }
+            let first_new = state.tree.next_ino();
+            state.cut = Some(Cut::Gathering(Gathering { first_new, fixed: HashMap::new() }));
+            state.stir(&|_| true, self);
+            (state.open_for_writing(), state.queue.len())
+        };
+        let guard = Guard(fs.clone());
+        tracing::debug!(pending, open = open.len(), "a commit gathers what is open for writing");
+        for ino in open {
+            self.fix(ino).await?;
+        }
+        loop {
+            let waiting = match self.make_cut() {
+                Ok(waiting) => waiting,
+                Err(unfixed) => {
+                    for ino in unfixed {
+                        self.fix(ino).await?;
+                    }
+                    continue;
+                }
+            };
+            self.wake.notify_one();
+            return Ok(CommitCut { _guard: guard, waiting });
+        }
+    }
+
+    /// The instant. The error has the inodes whose content has to be fixed before.
+    fn make_cut(&self) -> Result<Waiting, Vec<Ino>> {
+        let fs = self.this.upgrade();
+        let mut state = self.lock();
+        // Spool files are let go of when the lock is free.
+        let (done, _left) = match (state.collect(self), fs) {
+            (Ok(made), Some(fs)) => {
+                let paths: Vec<RepoPath> = made.paths().cloned().collect();
+                let old = state.cut.replace(Cut::Made(made));
+                (Ok(state.barrier(fs, &paths, Scope::Fixed)), old)
+            }
+            (Ok(made), None) => (Err(Vec::new()), Some(Cut::Made(made))),
+            (Err((unfixed, made)), _) => (Err(unfixed), Some(Cut::Made(made))),
+        };
+        drop(state);
+        done
+    }
+
+    /// Fixes the content that a file has now, for the commit that gathers. Does nothing where that needs no fixing.
+    async fn fix(&self, ino: Ino) -> Result<(), FsError> {
+        let mut looks = 0;
+        loop {
+            let fixing = self.lock().fixing(self, ino, looks >= LOOKS);
+            match fixing {
+                Fixing::Nothing => return Ok(()),
+                Fixing::Look => self.blocking(move |fs| Ok(fs.look_at(ino)?)).await?,
+                Fixing::Wait => tokio::time::sleep(RECHECK).await,
+                Fixing::Copy(spool) => {
+                    if self.blocking(move |fs| fs.fix_by_copy(ino, spool)).await? {
+                        return Ok(());
+                    }
+                }
+            }
+            looks += 1;
+        }
+    }
+
+    /// Fixes a file's content by a copy. `false`: it has another spool file by now.
+    fn fix_by_copy(&self, ino: Ino, spool: SpoolId) -> Result<bool, FsError> {
+        {
+            let mut state = self.lock();
+            state.look(ino, self);
+            if !state.is_spooled(ino, spool) {
+                return Ok(false);
+            }
+        }
+        let Some(copied) = self.copy_live(ino, spool)? else { return Ok(false) };
+        let mut state = self.lock();
+        let want = state.hold_copy(self, ino, copied, true);
+        // One that came too late is let go of when the lock is free.
+        let _late = state.fixed(ino, want);
+        drop(state);
+        Ok(true)
+    }
+}
+
+/// What the content of a file lacks to be fixed.
+enum Fixing {
+    /// Nothing, or there is none.
+    Nothing,
+    /// A look at the spool file that an earlier daemon left.
+    Look,
+    /// A change of it ends soon.
+    Wait,
+    /// A copy of its spool file.
+    Copy(SpoolId),
+}
+
+impl State {
+    /// What the content of a file lacks to be fixed for the commit that gathers; fixes it where that takes no wait.
+    /// `at_once`: writes to it have been waited for in vain.
+    fn fixing(&mut self, fs: &Fs, ino: Ino, at_once: bool) -> Fixing {
+        let Some(Cut::Gathering(gathering)) = &self.cut else { return Fixing::Nothing };
+        if gathering.fixed.contains_key(&ino) {
+            return Fixing::Nothing;
+        }
+        match self.fixable(fs, ino, Urgency::Barrier) {
+            Fixable::NoFile | Fixable::Remote { .. } => Fixing::Nothing,
+            Fixable::Unseen => Fixing::Look,
+            Fixable::Local { spool, generation, hash, size, how: Seal::InPlace, writing: false, .. } => {
+                let held = self.hold_for_cut(fs, spool);
+                // Nothing was fixed before.
+                let _none = self.fixed(ino, Want::Sealed { ino, generation, hash, size, held });
+                Fixing::Nothing
+            }
+            Fixable::Local { spool, how, writing, .. } => {
+                let reshaped = self.open.get(&ino).is_some_and(|open| open.reshaping > 0);
+                let waits = reshaped || writing && how == Seal::InPlace && !at_once;
+                if waits { Fixing::Wait } else { Fixing::Copy(spool) }
+            }
+        }
+    }
+
+    /// Keeps fixed content for the instant; returns it where no commit gathers any more.
+    fn fixed(&mut self, ino: Ino, want: Want) -> Option<Want> {
+        match &mut self.cut {
+            Some(Cut::Gathering(gathering)) => gathering.fixed.insert(ino, want),
+            _ => Some(want),
+        }
+    }
+
+    /// The files of the spool that programs may be writing to, and of which a pending path is a name.
+    fn open_for_writing(&self) -> Vec<Ino> {
+        let written = self.open.iter().filter(|(_, open)| open.writers > 0).map(|(ino, _)| *ino);
+        let all: HashSet<Ino> = written.chain(self.live.keys().copied()).collect();
+        let pending = |ino: &Ino| self.tree.file_paths(*ino).iter().any(|path| self.queue.get(path).is_some());
+        let local = |ino: &Ino| matches!(self.content(*ino), Some((Content::Local { .. }, _)));
+        all.into_iter().filter(|ino| local(ino) && pending(ino)).collect()
+    }
+}
