@@ -49,6 +49,12 @@ fn one(
     environment: &Environment,
 ) -> Result<u8, Failure> {
     if commit {
+        // First all that is there is staged, whatever it is called by then; the cut that is committed comes after that.
+        match follow(connected(known)?, &Request::Sync { paths: Vec::new() }, args.timeout)? {
+            End::Done | End::Committed(_) => {}
+            End::Refused(refusal) => return Err(refusal.into()),
+            End::GaveUp(why) => return Err(gave_up(format_args!("{why}; nothing was committed"), &args.dir)),
+        }
         let message = args.message.clone().unwrap_or_default();
         sync::commit_at(known, connected(known)?, &args.author, message, None, environment)
             .map_err(|failure| failure.doing(format_args!("cannot commit {}", quoted(&args.dir))))?;
@@ -74,11 +80,13 @@ fn one(
             Ok(0)
         }
         End::Refused(refusal) => Err(refusal.into()),
-        End::GaveUp(why) => Err(Failure::owed(format_args!(
-            "{why}; the rest is safe on this disk, and staging goes on in the background"
-        ))
-        .hint(format_args!("wait for it again with: oxenfs unmount {}", quoted(&args.dir)))),
+        End::GaveUp(why) => Err(gave_up(why, &args.dir)),
     }
+}
+
+fn gave_up(why: impl std::fmt::Display, dir: &Path) -> Failure {
+    Failure::owed(format_args!("{why}; the rest is safe on this disk, and staging goes on in the background"))
+        .hint(format_args!("wait for it again with: oxenfs unmount {}", quoted(dir)))
 }
 
 fn detach(args: &UnmountArgs, known: &Known, before: &Status) -> Result<u8, Failure> {

@@ -10,6 +10,7 @@ mod clocks;
 mod commits;
 mod copies;
 mod crashes;
+mod cuts;
 mod dataset;
 mod differences;
 mod disks;
