@@ -13,6 +13,7 @@ mod find;
 mod follow;
 mod import;
 mod interrupt;
+mod log_level;
 mod mount;
 mod output;
 mod progress;
@@ -75,7 +76,8 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Repo(args::RepoCommand::Create(args)) => repo::create(args, environment),
         Command::Branches(args) => repo::branches(args, environment),
         Command::Workspaces(args) => repo::workspaces(args, environment),
-        Command::DevServer(args) => dev_server::serve(args),
+        Command::LogLevel(args) => log_level::log_level(args, &find()?),
+        Command::DevServer(args) => dev_server::serve(args, environment),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "oxenfs", &mut script);

@@ -21,6 +21,7 @@ pub use credentials::{Author, CredentialSource, OxenConfig};
 pub use environment::Environment;
 pub use secret::Secret;
 
+use crate::log::Filter;
 use crate::path::RepoPath;
 
 /// How long a path must have been left alone before it is staged, unless `--settle` says otherwise: long enough for
@@ -118,6 +119,8 @@ pub struct MountInput {
     pub read_only: bool,
     /// `--foreground`.
     pub foreground: bool,
+    /// `--log`.
+    pub log: Option<String>,
     /// `--state-dir`.
     pub state_dir: Option<PathBuf>,
     /// `--spool-limit`.
@@ -167,6 +170,8 @@ pub struct MountSettings {
     pub read_only: bool,
     /// Stay in the foreground, log to standard error.
     pub foreground: bool,
+    /// What is logged.
+    pub log: Filter,
     /// The directory with one state directory a mount.
     pub state_root: PathBuf,
     /// Most bytes that wait for the server before writes get ENOSPC; 0 is none but the disk's.
@@ -391,6 +396,7 @@ impl MountSettings {
             subdir,
             read_only: input.read_only,
             foreground: input.foreground,
+            log: log_filter(input.log.as_deref(), environment)?,
             state_root,
             spool_limit_bytes: bytes("--spool-limit", &input.spool_limit, 0)?,
             cache_limit_bytes: bytes("--cache-limit", &input.cache_limit, DEFAULT_CACHE_LIMIT_BYTES)?,
@@ -408,6 +414,18 @@ impl MountSettings {
             },
         })
     }
+}
+
+/// What `--log` says is logged, else `OXENFS_LOG`.
+///
+/// # Errors
+/// When it says no levels.
+pub fn log_filter(option: Option<&str>, environment: &Environment) -> Result<Filter, ConfigError> {
+    let said = option.map(|text| ("--log", text));
+    let Some((what, text)) = said.or_else(|| Some(("OXENFS_LOG", environment.log.as_deref()?))) else {
+        return Ok(Filter::default());
+    };
+    text.parse().map_err(|_| ConfigError::Invalid { what, value: text.to_owned(), expected: Filter::EXPECTED })
 }
 
 /// `path` from the root; the daemon's working directory is not the command's.

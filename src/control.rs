@@ -14,6 +14,11 @@ use crate::path::Name;
 pub enum Request {
     /// One [`Event::Status`].
     Status,
+    /// What is logged: one [`Event::LogLevel`].
+    LogLevel {
+        /// What is to be logged from now on; `None` leaves it.
+        level: Option<String>,
+    },
     /// What the next commit would change: [`Event::Differences`], as often as it takes, then [`Event::Done`].
     Diff,
     /// Stage what was written up to now: all of it, or what lies at these paths (repository paths, relative to the
@@ -52,6 +57,11 @@ pub enum Request {
 pub enum Event {
     /// The state of the mount.
     Status(Box<Status>),
+    /// What is logged now.
+    LogLevel {
+        /// As `--log` takes it.
+        level: String,
+    },
     /// Some of what the next commit would change.
     Differences {
         /// In tree order.

@@ -155,6 +155,16 @@ pub enum FsError {
     Io(io::Error),
 }
 
+impl FsError {
+    /// In words, without what differs each time: two that have the same are one and the same trouble.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Remote(error) => error.reason(),
+            error => error.to_string(),
+        }
+    }
+}
+
 impl From<io::Error> for FsError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
@@ -773,7 +783,7 @@ impl Fs {
         self.blocking(move |fs| {
             fs.keep_fetched(fetched, hash, (length, size))?.map_err(|found| {
                 let detail = format!("{} has content {found} of {length} bytes, not {hash} of {size}", source.path);
-                WorkspaceError::Protocol { detail }.into()
+                WorkspaceError::Protocol { detail, request: None }.into()
             })
         })
         .await

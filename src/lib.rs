@@ -39,6 +39,7 @@
 //! | [`stager`] | the write-back queue: hash, ask, send, confirm |
 //! | [`workspace`] | the backend seam: trait, values, errors |
 //! | [`oxen`] | its HTTP implementation, dialects, retry |
+//! | [`log`] | the log: where its lines go, what is let through, and that all of it is safe to show |
 //! | [`hash`], [`path`], [`table`] | content hashes; names and paths that are valid once built; very many things by number |
 //! | [`dev_server`] | an embedded Oxen-compatible server for trying and for tests |
 //!
@@ -48,11 +49,11 @@
 //! cli ▸ mount ▸ { fuse, control, oxen }      fuse ▸ fs      control ▸ (types only)
 //! fs ▸ { namespace, ledger, spool, journal }      stager ▸ { fs, workspace, hash }
 //! namespace, ledger, spool, journal ▸ { path, hash, workspace (values) }      spool, journal ▸ disk
-//! leaves: path, hash, disk, table
+//! leaves: path, hash, disk, table, log
 //! ```
 //!
 //! Only `mount` names both `oxen` and `fs`; only `fuse` and `mount` name `fuser`; only `oxen` names `reqwest`; only
-//! `cli` prints. `scripts/check-layers` greps for it.
+//! `log` names `tracing_subscriber`; only `cli` prints. `scripts/check-layers` greps for it.
 
 pub mod cli;
 pub mod config;
@@ -64,6 +65,7 @@ pub mod fuse;
 pub mod hash;
 pub mod journal;
 pub mod ledger;
+pub mod log;
 pub mod mount;
 pub mod namespace;
 pub mod oxen;

@@ -25,6 +25,7 @@ use crate::fs::{BaseAccess, Fs, FsError, Limits, Need, Options};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
 use crate::journal::JournalError;
+use crate::log::{Said, Trouble};
 use crate::namespace::ROOT;
 use crate::oxen;
 /// The server's side, for commands that need no mount.
@@ -210,6 +211,16 @@ fn raise_open_files() {
 }
 
 async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &Notifier) -> Result<Ended, MountError> {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        process = std::process::id(),
+        server = %settings.server,
+        repo = %settings.repo,
+        branch = settings.branch,
+        workspace = settings.workspace,
+        state = %state.path().display(),
+        "starting"
+    );
     let (workspace, created) = connect(settings).await?;
     let info = workspace.info().clone();
     let options = Options {
@@ -272,7 +283,7 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     if let Err(error) = notifier.ready(ready) {
         tracing::warn!(%error, "nobody waits for the mount any more");
     }
-    tracing::info!(mountpoint = %settings.mountpoint.display(), repo = %settings.repo, "mounted");
+    tracing::info!(mountpoint = %settings.mountpoint.display(), base = %fs.base(), resumed, "mounted");
 
     tokio::select! {
         () = phase_is(&mut phases, Phase::Ending) => {}
@@ -310,6 +321,7 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     if *daemon.phase.borrow() != Phase::Draining && !served.is_over() {
         detach(&settings.mountpoint, How::Lazily).await;
         let _ = tokio::time::timeout(Duration::from_secs(2), served.ended()).await;
+        tracing::info!("unmounted");
     }
     stager.abort();
     housekeeping.abort();
@@ -469,30 +481,40 @@ async fn keep_house(fs: Arc<Fs>) {
     })
     .await;
     let mut compaction = Instant::now() + COMPACTION_CHECK;
-    let mut well = true;
+    let (disk, compacting) = (Trouble::default(), Arc::new(Trouble::default()));
     loop {
         tokio::time::sleep(TIDY_EVERY).await;
         let done = fs.clone();
         let done = tokio::task::spawn_blocking(move || done.heal().and_then(|()| done.tidy())).await;
         match done {
-            // Told once, not every second: the log may be on the disk that is full.
-            Ok(Err(error)) if well => {
-                tracing::warn!(%error, "the local disk fails; it is tried again and again");
-                well = false;
+            // Not told every second: the log may be on the disk that is full.
+            Ok(Err(error)) => match disk.met(&error.reason()) {
+                Some(Said::GoesOn(so_long)) => tracing::warn!(%error, ?so_long, "the local disk still fails"),
+                Some(_) => tracing::warn!(%error, "the local disk fails; it is tried again and again"),
+                None => {}
+            },
+            Ok(Ok(())) => {
+                if let Some(Said::Ends(after)) = disk.over() {
+                    tracing::info!(?after, "the local disk works again");
+                }
             }
-            Ok(Ok(())) if !well => {
-                tracing::info!("the local disk works again");
-                well = true;
-            }
-            _ => {}
+            Err(error) => tracing::error!(%error, "housekeeping was cut short"),
         }
         if Instant::now() < compaction {
             continue;
         }
         compaction = Instant::now() + COMPACTION_CHECK;
-        let _ = work(&fs, |fs| {
-            if let Err(error) = fs.compact(false) {
-                tracing::warn!(%error, "the journal could not be compacted");
+        let (done, compacting) = (fs.clone(), compacting.clone());
+        let _ = tokio::task::spawn_blocking(move || match done.compact(false) {
+            Ok(_) => {
+                if let Some(Said::Ends(after)) = compacting.over() {
+                    tracing::info!(?after, "the journal can be compacted again");
+                }
+            }
+            Err(error) => {
+                if compacting.met(&error.to_string()).is_some() {
+                    tracing::warn!(%error, "the journal could not be compacted");
+                }
             }
         })
         .await;

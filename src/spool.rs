@@ -427,7 +427,7 @@ impl Cache {
             if whole && self.name(hash, &from).is_ok() {
                 return Some(file);
             }
-            tracing::info!(%hash, "a cached file did not survive the machine's last end");
+            tracing::debug!(%hash, "a cached file did not survive the machine's last end");
             let _ = self.disk.remove(&from);
         }
         None

@@ -19,6 +19,7 @@ use crate::fs::{Capture, Frees, Fs, FsError, Held, Phase, Want, quarter_of_descr
 use crate::hash::ContentHash;
 use crate::journal::PathUpload;
 use crate::ledger::{Staged, Step};
+use crate::log::{Said, Trouble};
 use crate::namespace::Ino;
 use crate::path::RepoPath;
 use crate::workspace::{ByHash, Outcome, Over, Put, Upload, UploadProgress, Workspace, WorkspaceError};
@@ -78,12 +79,22 @@ impl Delays {
     }
 }
 
+/// Why nothing goes on.
+#[derive(Debug)]
+struct Stall {
+    /// In words, with the request that told.
+    shown: String,
+    /// The same without it.
+    reason: String,
+}
+
 /// What the engine tells a status.
 #[derive(Debug, Default)]
 pub struct Meter {
     sent_bytes: AtomicU64,
     deduplicated_bytes: AtomicU64,
-    stalled: Mutex<Option<String>>,
+    stalled: Mutex<Option<Stall>>,
+    trouble: Trouble,
     pace: Mutex<VecDeque<(Instant, u64)>>,
 }
 
@@ -100,11 +111,30 @@ impl Meter {
 
     /// Why nothing goes on, if nothing does.
     pub fn stalled(&self) -> Option<String> {
-        self.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
+        stalled.as_ref().map(|stall| stall.shown.clone())
     }
 
-    fn stall(&self, why: Option<String>) {
-        *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    /// Nothing goes on for a while. What was shown stays as long as the reason is the same.
+    fn stall(&self, why: Stall, delay: Duration) {
+        let shown = &why.shown;
+        match self.trouble.met(&why.reason) {
+            Some(Said::Begins) => tracing::warn!(why = shown, "staging pauses; it is tried again and again"),
+            Some(Said::GoesOn(so_long)) => tracing::warn!(why = shown, ?so_long, "staging still pauses"),
+            Some(_) => tracing::warn!(why = shown, "staging pauses for another reason"),
+            None => tracing::debug!(why = shown, ?delay, "staging pauses again"),
+        }
+        let mut stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
+        if stalled.as_ref().is_none_or(|before| before.reason != why.reason) {
+            *stalled = Some(why);
+        }
+    }
+
+    fn goes_on(&self) {
+        *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if let Some(Said::Ends(after)) = self.trouble.over() {
+            tracing::info!(?after, "staging goes on");
+        }
     }
 
     fn progressed(&self, bytes: u64) {
@@ -578,7 +608,8 @@ impl Stager {
 
     /// Nothing is sent without a record of it: a crash could leave the server in a state that nobody knows of.
     fn unrecorded(&mut self, items: Vec<Item>, error: &FsError) {
-        let why = format!("the record on the local disk cannot be written: {error}");
+        let why = |error: String| format!("the record on the local disk cannot be written: {error}");
+        let why = Stall { shown: why(error.to_string()), reason: why(error.reason()) };
         self.pause(items, why, self.delays.after(self.failures, None).min(LOCAL_PAUSE));
     }
 
@@ -600,10 +631,11 @@ impl Stager {
                 self.unrescued.remove(&ino);
                 if let Err(error) = rescued {
                     let gone = matches!(&error, FsError::Remote(error) if !error.is_transient());
-                    tracing::warn!(%error, ino = ino.0, gone, "bytes that are only on the server were not fetched");
                     if gone {
+                        tracing::warn!(%error, ino = ino.0, "bytes that were only on the server are gone");
                         self.lost.insert(ino);
                     } else {
+                        tracing::debug!(%error, ino = ino.0, "bytes that are only on the server were not fetched yet");
                         self.unrescued.insert(ino, error.to_string());
                     }
                 }
@@ -731,7 +763,7 @@ impl Stager {
             Err(error) => return self.refused(items, &error),
         };
         self.failures = 0;
-        self.meter.stall(None);
+        self.meter.goes_on();
         let mut confirmed = Vec::new();
         let mut outcomes = outcomes.into_iter();
         for item in items {
@@ -804,7 +836,8 @@ impl Stager {
             );
         if everywhere {
             let delay = self.delays.after(self.failures, error.retry_after());
-            return self.pause(items, error.to_string(), delay);
+            let why = Stall { shown: error.to_string(), reason: error.reason() };
+            return self.pause(items, why, delay);
         }
         let alone = items.len() == 1;
         for item in items {
@@ -818,11 +851,10 @@ impl Stager {
     }
 
     /// Nothing can be sent just now, whatever it is.
-    fn pause(&mut self, items: Vec<Item>, why: String, delay: Duration) {
+    fn pause(&mut self, items: Vec<Item>, why: Stall, delay: Duration) {
         self.failures += 1;
         self.quiet_until = Some(Instant::now() + delay);
-        tracing::warn!(why, ?delay, "staging pauses");
-        self.meter.stall(Some(why));
+        self.meter.stall(why, delay);
         for item in items {
             self.drop_item(&item);
             self.fs.put_back(&item.capture.path, delay);

@@ -277,71 +277,118 @@ pub trait Workspace: Send + Sync + 'static {
     fn commit<'a>(&'a self, request: &'a CommitRequest) -> Fut<'a, Committed>;
 }
 
-/// Why the server or the way to it said no.
+/// One attempt at a request, as the server's log and ours name it: 32 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestId(u128);
+
+impl RequestId {
+    /// Another than any before.
+    pub fn random() -> Self {
+        Self(fastrand::u128(..))
+    }
+}
+
+impl std::fmt::Display for RequestId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// What an error says of its request, behind everything else.
+struct OfRequest<'a>(&'a Option<RequestId>);
+
+impl std::fmt::Display for OfRequest<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.map_or(Ok(()), |request| write!(f, " (request {request})"))
+    }
+}
+
+/// Why the server or the way to it said no. Where one request was refused, its id stands at the end of the text.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkspaceError {
     /// No connection, or it broke before an answer came.
-    #[error("cannot reach {server}: {cause}")]
+    #[error("cannot reach {server}: {cause}{}", OfRequest(.request))]
     Unreachable {
         /// Scheme, host and port.
         server: String,
         /// The last link of the error chain, in words.
         cause: String,
+        /// The request, where it was one.
+        request: Option<RequestId>,
     },
     /// No answer in time.
-    #[error("no answer within {} s", .after.as_secs())]
+    #[error("no answer within {} s{}", .after.as_secs(), OfRequest(.request))]
     TimedOut {
         /// The deadline that passed.
         after: Duration,
+        /// The request, where it was one.
+        request: Option<RequestId>,
     },
     /// 429, or 503 with `Retry-After`.
-    #[error("the server is busy")]
+    #[error("the server is busy{}", OfRequest(.request))]
     Busy {
         /// What `Retry-After` asked for.
         retry_after: Option<Duration>,
+        /// The request, where it was one.
+        request: Option<RequestId>,
     },
     /// 5xx.
-    #[error("the server failed: {status} {message}")]
+    #[error("the server failed: {status} {message}{}", OfRequest(.request))]
     Server {
         /// HTTP status.
         status: u16,
         /// Its own words.
         message: String,
+        /// The request, where it was one.
+        request: Option<RequestId>,
     },
     /// 401: no token, or one that is not accepted.
-    #[error("the server does not accept the credentials")]
-    Unauthorized,
+    #[error("the server does not accept the credentials{}", OfRequest(.request))]
+    Unauthorized {
+        /// The request, where it was one.
+        request: Option<RequestId>,
+    },
     /// 403.
-    #[error("access denied: {message}")]
+    #[error("access denied: {message}{}", OfRequest(.request))]
     Forbidden {
         /// Its own words.
         message: String,
+        /// The request, where it was one.
+        request: Option<RequestId>,
     },
     /// 404 for the repository, the branch, the workspace or the file that the request named.
-    #[error("not found: {what}")]
+    #[error("not found: {what}{}", OfRequest(.request))]
     NotFound {
         /// What was looked for.
         what: String,
+        /// The request, where it was one.
+        request: Option<RequestId>,
     },
     /// 409: something is there that excludes it, or the branch moved on.
-    #[error("conflict: {message}")]
+    #[error("conflict: {message}{}", OfRequest(.request))]
     Conflict {
         /// Its own words.
         message: String,
+        /// The request, where it was one.
+        request: Option<RequestId>,
     },
     /// 413 or 507: too large, or the server's storage is used up.
-    #[error("the server has no room: {message}")]
+    #[error("the server has no room: {message}{}", OfRequest(.request))]
     NoSpace {
         /// Its own words.
         message: String,
+        /// The request, where it was one.
+        request: Option<RequestId>,
     },
     /// Any other 4xx: repeating it will not help.
-    #[error("the server refused: {status} {message}")]
+    #[error("the server refused: {status} {message}{}", OfRequest(.request))]
     Refused {
         /// HTTP status.
         status: u16,
         /// Its own words.
         message: String,
+        /// The request, where it was one.
+        request: Option<RequestId>,
     },
     /// A 200 whose body does not confirm the effect. Repeating is safe.
     #[error("the server did not confirm {what}")]
@@ -350,10 +397,12 @@ pub enum WorkspaceError {
         what: String,
     },
     /// An answer that is no answer: bad JSON, a short body, content that does not have its hash.
-    #[error("unexpected answer: {detail}")]
+    #[error("unexpected answer: {detail}{}", OfRequest(.request))]
     Protocol {
         /// What was wrong.
         detail: String,
+        /// The request, where it was one.
+        request: Option<RequestId>,
     },
     /// This dialect cannot do it.
     #[error("this server cannot {what}")]
@@ -375,7 +424,7 @@ impl WorkspaceError {
             | Self::TimedOut { .. }
             | Self::Busy { .. }
             | Self::Server { .. }
-            | Self::Unauthorized
+            | Self::Unauthorized { .. }
             | Self::Unconfirmed { .. }
             | Self::Protocol { .. } => true,
             Self::Forbidden { .. }
@@ -388,11 +437,71 @@ impl WorkspaceError {
         }
     }
 
+    /// The request that it is about, where it is about one.
+    pub fn request(&self) -> Option<RequestId> {
+        match self {
+            Self::Unreachable { request, .. }
+            | Self::TimedOut { request, .. }
+            | Self::Busy { request, .. }
+            | Self::Server { request, .. }
+            | Self::Unauthorized { request }
+            | Self::Forbidden { request, .. }
+            | Self::NotFound { request, .. }
+            | Self::Conflict { request, .. }
+            | Self::NoSpace { request, .. }
+            | Self::Refused { request, .. }
+            | Self::Protocol { request, .. } => *request,
+            Self::Unconfirmed { .. } | Self::Unsupported { .. } | Self::Io(_) => None,
+        }
+    }
+
+    /// The same without the request's id: two that differ in it alone are one and the same trouble.
+    pub fn reason(&self) -> String {
+        let mut text = self.to_string();
+        // Each variant that has it has it at the end.
+        let end = OfRequest(&self.request()).to_string().len();
+        text.truncate(text.len() - end);
+        text
+    }
+
     /// How long the server asked to be left alone.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Busy { retry_after } => *retry_after,
+            Self::Busy { retry_after, .. } => *retry_after,
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_two_requests_have_one_reason() {
+        let errors = |request| {
+            let message = || "no".to_owned();
+            [
+                WorkspaceError::Unreachable { server: "s".into(), cause: "c".into(), request },
+                WorkspaceError::TimedOut { after: Duration::from_secs(3), request },
+                WorkspaceError::Busy { retry_after: None, request },
+                WorkspaceError::Server { status: 500, message: message(), request },
+                WorkspaceError::Unauthorized { request },
+                WorkspaceError::Forbidden { message: message(), request },
+                WorkspaceError::NotFound { what: "w".into(), request },
+                WorkspaceError::Conflict { message: message(), request },
+                WorkspaceError::NoSpace { message: message(), request },
+                WorkspaceError::Refused { status: 400, message: message(), request },
+                WorkspaceError::Protocol { detail: "d".into(), request },
+            ]
+        };
+        let (one, other) = (RequestId::random(), RequestId::random());
+        for ((one_of, other_of), of_none) in errors(Some(one)).iter().zip(&errors(Some(other))).zip(&errors(None)) {
+            assert_eq!(one_of.to_string(), format!("{of_none} (request {one})"));
+            assert_ne!(one_of.to_string(), other_of.to_string());
+            assert_eq!(one_of.reason(), other_of.reason());
+            assert_eq!(one_of.reason(), of_none.to_string());
+        }
+        assert_eq!(RequestId(0x3f2a).to_string().len(), 32);
     }
 }

@@ -50,6 +50,8 @@ pub enum Command {
     Sync(SyncArgs),
     /// Stage what was written up to now, and commit it
     Commit(CommitArgs),
+    /// Show or change what a running mount logs
+    LogLevel(LogLevelArgs),
     /// Look for what may keep a mount from working, and say what to do
     Doctor(DoctorArgs),
     /// Work with repositories on a server
@@ -118,6 +120,11 @@ pub struct MountArgs {
     /// Stay in the foreground and log to standard error
     #[arg(long, short = 'f')]
     pub foreground: bool,
+
+    /// What is logged: error, warn, info, debug, trace, or a list such as warn,oxenfs::oxen=debug [default: $OXENFS_LOG,
+    /// else info]; oxenfs log-level changes it later
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
 
     /// Most bytes that may wait for the server before writes fail with "no space left", for example 10G [default: as
     /// much as the disk has]
@@ -188,6 +195,7 @@ impl MountArgs {
             subdir: self.subdir,
             read_only: self.read_only,
             foreground: self.foreground,
+            log: self.log,
             state_dir,
             spool_limit: self.spool_limit,
             cache_limit: self.cache_limit,
@@ -293,6 +301,17 @@ pub struct StatusArgs {
     /// Again every second
     #[arg(long)]
     pub watch: bool,
+}
+
+/// `oxenfs log-level`.
+#[derive(Debug, Args)]
+pub struct LogLevelArgs {
+    /// The mount point, or a directory on the mount
+    pub dir: PathBuf,
+
+    /// What is to be logged from now on: error, warn, info, debug, trace, or a list such as warn,oxenfs::oxen=debug
+    /// [default: only show what is logged]
+    pub level: Option<String>,
 }
 
 /// `oxenfs doctor`.
@@ -441,6 +460,11 @@ pub struct DevServerArgs {
     /// Demand the token that this environment variable holds
     #[arg(long, value_name = "VARIABLE")]
     pub token_env: Option<String>,
+
+    /// What is logged to standard error: error, warn, info, debug, trace [default: $OXENFS_LOG, else info]; debug has a
+    /// line for each request
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
 }
 
 fn time(text: &str) -> Result<Duration, &'static str> {

@@ -5,13 +5,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::args::DevServerArgs;
 use super::failure::{Doing, Failure, quoted};
 use super::output::{data, note};
+use crate::config::{self, Environment};
 use crate::dev_server::{Dialect, Options, Server};
+use crate::log;
 
 /// `oxenfs dev-server`: serves until it is told to end. Prints its URL once it listens, so that a script which asked
 /// for port 0 can read it.
-pub fn serve(args: DevServerArgs) -> Result<u8, Failure> {
+pub fn serve(args: DevServerArgs, environment: &Environment) -> Result<u8, Failure> {
     let failed = || format!("cannot serve {}", quoted(&args.dir));
     let options = options(&args).doing(failed)?;
+    let filter = config::log_filter(args.log.as_deref(), environment).doing(failed)?;
+    let _log = log::install(&filter, log::Destination::StandardError);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::new).doing(failed)?;
     runtime.block_on(until_told(options)).doing(failed)?;
@@ -22,7 +26,10 @@ fn options(args: &DevServerArgs) -> Result<Options, Failure> {
     let token = match &args.token_env {
         None => None,
         Some(name) => match std::env::var(name) {
-            Ok(token) if !token.trim().is_empty() => Some(token.trim().to_owned()),
+            Ok(token) if !token.trim().is_empty() => {
+                log::conceal(token.trim());
+                Some(token.trim().to_owned())
+            }
             _ => {
                 let cause = format!("the environment variable {name} holds no token");
                 return Err(Failure::usage(cause).hint(format_args!("export {name}, or leave out --token-env")));

@@ -199,7 +199,7 @@ impl From<WorkspaceError> for Failure {
         let hint = match &error {
             E::Unreachable { server, .. } => format!("is it running? curl {server}/api/health"),
             E::TimedOut { .. } | E::Busy { .. } | E::Server { .. } => "try again in a while".into(),
-            E::Unauthorized => "set OXEN_API_KEY to a valid token, or: oxen config --auth HOST TOKEN".into(),
+            E::Unauthorized { .. } => "set OXEN_API_KEY to a valid token, or: oxen config --auth HOST TOKEN".into(),
             E::Forbidden { .. } => "use a token that may write there: set OXEN_API_KEY".into(),
             E::NotFound { .. } => "check the names: oxenfs branches REPO, oxenfs workspaces REPO".into(),
             E::Protocol { .. } => "check the address: --server http://HOST:PORT".into(),

@@ -99,6 +99,7 @@ pub fn follow(stream: UnixStream, request: &Request, timeout: Option<Duration>) 
                 return Ok(End::Refused(refusal));
             }
             Event::Status(_)
+            | Event::LogLevel { .. }
             | Event::Differences { .. }
             | Event::Importing
             | Event::Copied { .. }

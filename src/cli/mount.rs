@@ -11,6 +11,7 @@ use super::seams;
 use crate::config::{Environment, MountInput, MountSettings};
 use crate::control::Request;
 use crate::control::client::Client;
+use crate::log;
 use crate::mount::daemon::{self, Fork, Notifier, Outcome, Ready};
 use crate::mount::preflight::{self, mountinfo};
 use crate::mount::state_dir::{self, Identity, StateDir, StateError};
@@ -66,12 +67,13 @@ fn start(input: MountInput, environment: &Environment, fake: bool) -> Result<u8,
     let unused = state.unused();
     let said = format!("mounted {} at {}", settings.repo, quoted(&settings.mountpoint));
     if settings.foreground {
+        let _log = log::install(&settings.log, log::Destination::StandardError);
         announce(&state, environment);
         let ended = seams::run(&settings, state, &Notifier::foreground(move |ready| welcome(&ready, &said)));
         return ended.map(|()| 0).inspect_err(|_| unused.remove());
     }
     let log = state.log_path();
-    drop(state.open_log()?); // makes it, closed to others, and sets a long one aside
+    drop(state.open_log()?); // makes it, closed to others
     match daemon::daemonize(&log).map_err(|error| Failure::new(format_args!("cannot start a daemon: {error}")))? {
         Fork::Parent(outcome) => {
             match &outcome {
@@ -88,13 +90,17 @@ fn start(input: MountInput, environment: &Environment, fake: bool) -> Result<u8,
 
 /// The daemon's whole life; its failures reach the command while that waits, and the log afterwards.
 fn serve(settings: MountSettings, mut state: StateDir, notifier: &Notifier) -> u8 {
+    let _log = log::install(&settings.log, log::Destination::File(state.log_path()));
     let what = format!("cannot mount {}", settings.repo);
     let served = state.claim().map_err(Failure::from).and_then(|()| seams::run(&settings, state, notifier));
     let Err(failure) = served else { return 0 };
     let exit = failure.exit;
     if notifier.is_waited_for() {
+        tracing::error!(cause = %failure.cause, hint = failure.hint.as_deref(), "there is no mount");
         // When nobody waits any more there is nobody to tell.
         let _ = notifier.failed(failure.doing(what).into());
+    } else if exit == super::failure::OWED {
+        tracing::warn!(cause = %failure.cause, hint = failure.hint.as_deref(), "the mount ended");
     } else {
         tracing::error!(cause = %failure.cause, hint = failure.hint.as_deref(), "the mount ended");
     }

@@ -1,9 +1,9 @@
 //! Where words go: data to standard output, everything else to standard error; neither ever panics.
 
-use std::borrow::Cow;
 use std::io::{self, Write};
 
 use super::failure::Failure;
+pub use crate::log::printable;
 
 /// Writes data to standard output, with a newline.
 ///
@@ -32,18 +32,6 @@ pub fn note_exact(text: impl std::fmt::Display) {
 /// Warns the user.
 pub fn warn(text: impl std::fmt::Display) {
     note(format_args!("warning: {text}"));
-}
-
-/// `text` without characters that a terminal obeys: names and messages come from servers and other users.
-pub fn printable(text: &str) -> Cow<'_, str> {
-    if text.chars().any(char::is_control) {
-        let escape = |c: char| {
-            if c.is_control() { c.escape_default().to_string() } else { c.to_string() }
-        };
-        Cow::Owned(text.chars().map(escape).collect())
-    } else {
-        Cow::Borrowed(text)
-    }
 }
 
 /// A REPO argument as it may be shown: what stands before an `@` in it could be a password.
@@ -114,12 +102,6 @@ mod tests {
         assert_eq!(bytes(u64::MAX), "16.0 EiB");
         assert_eq!(seconds(200), "3 min 20 s");
         assert_eq!(seconds(7500), "2 h 5 min");
-    }
-
-    #[test]
-    fn a_name_cannot_command_the_terminal() {
-        assert_eq!(printable("a\x1b[2Jb"), "a\\u{1b}[2Jb");
-        assert_eq!(printable("Größe"), "Größe");
     }
 
     #[test]

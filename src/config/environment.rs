@@ -12,6 +12,8 @@ pub struct Environment {
     pub server: Option<String>,
     /// `OXEN_API_KEY`.
     pub api_key: Option<Secret>,
+    /// `OXENFS_LOG`.
+    pub log: Option<String>,
     /// `OXEN_CONFIG_DIR`.
     pub oxen_config_dir: Option<PathBuf>,
     /// `XDG_STATE_HOME`.
@@ -43,6 +45,7 @@ impl Environment {
         Self {
             server: text("OXEN_SERVER"),
             api_key: text("OXEN_API_KEY").map(|token| Secret::new(token.trim())),
+            log: text("OXENFS_LOG"),
             oxen_config_dir: std::env::var_os("OXEN_CONFIG_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from),
             state_home: path("XDG_STATE_HOME"),
             home: path("HOME").or(pw_home),

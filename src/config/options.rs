@@ -93,6 +93,7 @@ impl MountInput {
             "uid" => &mut self.uid,
             "gid" => &mut self.gid,
             "umask" => &mut self.umask,
+            "log" => &mut self.log,
             "state-dir" => {
                 let dir = required(key, value)?;
                 self.state_dir.get_or_insert_with(|| dir.into());

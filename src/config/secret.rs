@@ -7,9 +7,11 @@ use std::fmt;
 pub struct Secret(String);
 
 impl Secret {
-    /// Wraps a token.
+    /// Wraps a token. From here on the log hides it.
     pub fn new(token: impl Into<String>) -> Self {
-        Self(token.into())
+        let token = token.into();
+        crate::log::conceal(&token);
+        Self(token)
     }
 
     /// The token itself: for a request's header and nothing else.

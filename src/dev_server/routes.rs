@@ -29,6 +29,9 @@ const GATHERED_BYTES: usize = 64 << 20;
 /// The header that names the server's version on every answer.
 const VERSION_HEADER: HeaderName = HeaderName::from_static("oxen-version");
 
+/// What a client calls its request.
+const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-oxen-request-id");
+
 /// Path parameters that name a repository.
 #[derive(Debug, Deserialize)]
 pub(super) struct Repo {
@@ -104,7 +107,8 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .fallback(missing)
         .method_not_allowed_fallback(missing)
         .layer(middleware::from_fn_with_state(Arc::clone(&app), faults::intercept))
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), name_version));
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), name_version))
+        .layer(middleware::from_fn(log_request));
     Router::new()
         .route("/_faults", post(faults::arm).delete(faults::disarm))
         .route("/_traffic", get(faults::traffic).delete(faults::forget_traffic))
@@ -150,6 +154,21 @@ async fn health(State(app): State<Arc<App>>) -> Answer {
 async fn name_version(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     response.headers_mut().insert(VERSION_HEADER, HeaderValue::from_static(app.dialect.version()));
+    response
+}
+
+/// Logs the request under the id that the client gave it, and gives that back, as released servers do (0.65.2, tried).
+async fn log_request(request: Request, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let id = request.headers().get(REQUEST_ID_HEADER).cloned();
+    let started = std::time::Instant::now();
+    let mut response = next.run(request).await;
+    let (status, took) = (response.status().as_u16(), started.elapsed());
+    let shown = id.as_ref().map(|id| String::from_utf8_lossy(id.as_bytes()));
+    tracing::debug!(request = shown.as_deref(), %method, path, status, ?took, "answered");
+    if let Some(id) = id {
+        response.headers_mut().insert(REQUEST_ID_HEADER, id);
+    }
     response
 }
 

@@ -484,7 +484,7 @@ impl Fs {
         match lender.lend(file) {
             Ok(number) => Some(Arc::new(Loan { lender, number })),
             Err(error) => {
-                tracing::warn!(%error, "a file is served by requests: the kernel does not take it");
+                tracing::debug!(%error, "a file is served by requests: the kernel does not take it");
                 None
             }
         }

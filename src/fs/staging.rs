@@ -694,7 +694,10 @@ impl Fs {
 
     /// A path cannot be staged: tried again after `retry`, or parked.
     fn failed(&self, path: &RepoPath, error: &str, retry: Option<Duration>) {
-        tracing::warn!(%path, error, ?retry, "not staged");
+        match retry {
+            Some(_) => tracing::debug!(%path, error, ?retry, "not staged; it is tried again"),
+            None => tracing::warn!(%path, error, "not staged; it waits for somebody"),
+        }
         {
             let mut state = self.lock();
             match retry {

@@ -35,7 +35,7 @@ pub(super) fn errno(error: &FsError) -> Errno {
 
 fn remote(error: &WorkspaceError) -> Errno {
     match error {
-        WorkspaceError::Unauthorized | WorkspaceError::Forbidden { .. } => Errno::EACCES,
+        WorkspaceError::Unauthorized { .. } | WorkspaceError::Forbidden { .. } => Errno::EACCES,
         // The file was there when it was listed.
         WorkspaceError::NotFound { .. } | WorkspaceError::Conflict { .. } => Errno::ESTALE,
         WorkspaceError::NoSpace { .. } => Errno::EDQUOT,

@@ -286,6 +286,8 @@ fn tail(log: &Path, start: u64) -> io::Result<Vec<String>> {
     const BYTES: u64 = 16 << 10;
     let mut file = File::open(log)?;
     let end = file.metadata()?.len();
+    // A long log was set aside meanwhile, and this is another.
+    let start = if start > end { 0 } else { start };
     file.seek(SeekFrom::Start(start.max(end.saturating_sub(BYTES))))?;
     let mut text = Vec::new();
     file.take(BYTES).read_to_end(&mut text)?;

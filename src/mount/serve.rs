@@ -16,6 +16,7 @@ use super::preflight::{How, UnmountError};
 use super::{Daemon, Phase, commit, detach};
 use crate::control::{Event, Failure, Progress, Request};
 use crate::fs::{FsError, Stop, Waiting};
+use crate::log;
 use crate::path::{Name, RepoPath};
 use crate::workspace::CommitRequest;
 
@@ -107,12 +108,13 @@ async fn answer(stream: UnixStream, daemon: &Arc<Daemon>) -> io::Result<()> {
 }
 
 async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listener) -> io::Result<()> {
-    if request != Request::Detach {
+    if !matches!(request, Request::Detach | Request::LogLevel { .. }) {
         // All others tell bytes. What takes longer to be looked at is counted as a file alone.
         let _ = tokio::time::timeout(LOAD_PATIENCE, daemon.fs.load()).await;
     }
     match request {
         Request::Status => listener.tell(&Event::Status(Box::new(daemon.status()))).await,
+        Request::LogLevel { level } => listener.tell(&log_level(level.as_deref())).await,
         Request::Diff => {
             let fs = daemon.fs.clone();
             let differences = tokio::task::spawn_blocking(move || fs.differences()).await?;
@@ -142,6 +144,7 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
             let mounted = taking.otherwise.replace(Phase::Ending) == Some(Phase::Mounted);
             if mounted {
                 detach(&daemon.mountpoint, How::Lazily).await;
+                tracing::info!("unmounted; what is left is sent by the next mount");
             }
             let told = listener.tell(&Event::Done).await;
             drop(taking);
@@ -151,11 +154,38 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
             let branch = branch.unwrap_or_else(|| daemon.branch.clone());
             let request = CommitRequest { branch, message, author, email };
             let done = match commit::commit(daemon, &request, listener).await? {
-                Ok(id) => Event::Committed { id: id.map(|id| id.to_string()) },
-                Err(failure) => Event::Failed(failure),
+                Ok(id) => {
+                    if let Some(id) = &id {
+                        tracing::info!(%id, branch = request.branch, base = %daemon.fs.base(), "committed");
+                    }
+                    Event::Committed { id: id.map(|id| id.to_string()) }
+                }
+                Err(failure) => {
+                    tracing::warn!(branch = request.branch, error = failure.message, "not committed");
+                    Event::Failed(failure)
+                }
             };
             listener.tell(&done).await
         }
+    }
+}
+
+/// Changes what is logged, if that is asked for; says what is.
+fn log_level(level: Option<&str>) -> Event {
+    let failed = |message: String| Event::Failed(Failure { message, hint: None, owed: false });
+    if let Some(level) = level {
+        let filter: log::Filter = match level.parse() {
+            Ok(filter) => filter,
+            Err(error) => return failed(format!("the level {error}")),
+        };
+        let shown = filter.to_string();
+        if log::set_filter(filter) {
+            tracing::info!(level = shown, "logging changes");
+        }
+    }
+    match log::filter() {
+        Some(filter) => Event::LogLevel { level: filter.to_string() },
+        None => failed("the mount has no log".to_owned()),
     }
 }
 
@@ -344,6 +374,7 @@ async fn drain_and_unmount(daemon: &Arc<Daemon>, listener: &mut Listener) -> io:
             return Ok(Event::Failed(Failure { message, hint, owed: !daemon.fs.is_drained() }));
         }
         taking.otherwise = Some(Phase::Draining);
+        tracing::info!("unmounted");
     }
     if let Some(failure) = drain(daemon, listener).await? {
         return Ok(Event::Failed(failure));

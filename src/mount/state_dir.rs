@@ -4,7 +4,7 @@
 //! <root>/                        0700, ours
 //!   README
 //!   <name>-<hash of server, repository, workspace, subdirectory>/
-//!     README  meta.json  lock  log  control.sock      ... and what spool and journal keep
+//!     README  meta.json  lock  log  log.1 ...  control.sock      ... and what spool and journal keep
 //!   <such a name> -> /elsewhere/<such a name>         a mount with another root, so that `status` finds it
 //! ```
 
@@ -33,9 +33,6 @@ const LOCK: &str = "lock";
 const LOG: &str = "log";
 const README: &str = "README";
 const SOCKET: &str = "control.sock";
-
-/// A log past this length is set aside when the next daemon starts: one old log and one new stay under 32 MiB.
-const LOG_LIMIT_BYTES: u64 = 16 << 20;
 
 /// How long a lock may be held by somebody who only looks, or by a daemon that is just ending.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
@@ -422,16 +419,12 @@ impl StateDir {
         self.path.join(LOG)
     }
 
-    /// The log, to be appended to; a long one is set aside first.
+    /// The log, to be appended to.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn open_log(&self) -> Result<File, StateError> {
         let path = self.log_path();
-        if std::fs::metadata(&path).is_ok_and(|log| log.len() > LOG_LIMIT_BYTES) {
-            let old = self.path.join("log.1");
-            std::fs::rename(&path, &old).map_err(io_error("set aside", &path))?;
-        }
         OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(io_error("open", &path))
     }
 

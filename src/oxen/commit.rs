@@ -49,7 +49,7 @@ impl OxenWorkspace {
     async fn compare_with(&self, branch: &str) -> Result<Vec<RepoPath>, WorkspaceError> {
         let base = self.standing().await?.commit_id();
         let head = self.repo.branch(branch).await?;
-        let head = head.ok_or_else(|| WorkspaceError::NotFound { what: format!("branch {branch}") })?;
+        let head = head.ok_or_else(|| WorkspaceError::NotFound { what: format!("branch {branch}"), request: None })?;
         if *head.commit_id == *base.0 {
             return Ok(Vec::new());
         }
@@ -71,11 +71,12 @@ impl OxenWorkspace {
                 "{path} was a directory and is a file now, which this server loses in one commit; \
                  move the file away, commit, move it back, and commit again"
             );
-            return Err(WorkspaceError::Refused { status: 0, message });
+            return Err(WorkspaceError::Refused { status: 0, message, request: None });
         }
         let before = self.standing().await?.commit_id();
         let head = self.repo.branch(&request.branch).await?;
-        let head = head.ok_or_else(|| WorkspaceError::NotFound { what: format!("branch {}", request.branch) })?;
+        let head =
+            head.ok_or_else(|| WorkspaceError::NotFound { what: format!("branch {}", request.branch), request: None })?;
         let body = wire::NewCommit { author: &request.author, email: &request.email, message: &request.message };
         let post = self.merge_request(Method::POST, &request.branch).json(&body)?;
         let mut attempt = 1;

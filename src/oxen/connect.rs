@@ -40,7 +40,10 @@ pub async fn connect(settings: &MountSettings) -> Result<Option<(Arc<dyn Workspa
         }
     };
     if !found.is_empty && !created && repository.branch(&settings.branch).await?.is_none() {
-        return Err(WorkspaceError::NotFound { what: format!("branch {} of {}", settings.branch, settings.repo) });
+        return Err(WorkspaceError::NotFound {
+            what: format!("branch {} of {}", settings.branch, settings.repo),
+            request: None,
+        });
     }
     let workspace = repository.open_workspace(&settings.workspace, &settings.branch).await?;
     Ok(Some((Arc::new(workspace), created)))
@@ -58,6 +61,7 @@ pub async fn create(repository: &Repository, new: NewRepository) -> Result<Repos
         (Some(wanted), Some(got)) if wanted != got => Err(WorkspaceError::Refused {
             status: 200,
             message: format!("{}/{} was made, but keeps its content in {got}, not {wanted}", made.namespace, made.name),
+            request: None,
         }),
         _ => Ok(made),
     }

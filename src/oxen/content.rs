@@ -95,16 +95,16 @@ impl OxenWorkspace {
                 {
                     clamped = true;
                     let Some(meta) = self.meta(commit, at).await? else {
-                        return Err(WorkspaceError::NotFound { what: at.to_string() });
+                        return Err(WorkspaceError::NotFound { what: at.to_string(), request: None });
                     };
                     let EntryKind::File(object) = meta.kind else {
-                        return Err(WorkspaceError::NotFound { what: format!("a file at {at}") });
+                        return Err(WorkspaceError::NotFound { what: format!("a file at {at}"), request: None });
                     };
                     end = end.min(object.size);
                 }
                 Ok(chunk) => {
                     let detail = format!("{at} gave {} of {len} bytes at {start}", chunk.len());
-                    return Err(WorkspaceError::Protocol { detail });
+                    return Err(WorkspaceError::Protocol { detail, request: None });
                 }
                 Err(error) => return Err(error),
             }
@@ -125,13 +125,14 @@ impl OxenWorkspace {
             while let Some(piece) = answer.piece().await? {
                 if (bytes.len() + piece.len()) as u64 > len {
                     let detail = format!("{at} gave more than the {len} bytes asked for");
-                    return Err(WorkspaceError::Protocol { detail });
+                    return Err(WorkspaceError::Protocol { detail, request: Some(answer.id()) });
                 }
                 bytes.extend_from_slice(&piece);
             }
             Ok(Some(bytes.freeze()))
         };
-        let beyond = || WorkspaceError::Server { status: 500, message: format!("cannot read {at} at {start}") };
+        let beyond =
+            || WorkspaceError::Server { status: 500, message: format!("cannot read {at} at {start}"), request: None };
         retry(Patience::Several, read).await?.ok_or_else(beyond)
     }
 

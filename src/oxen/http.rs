@@ -15,15 +15,17 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::body::Body;
-use super::retry::{Patience, retry};
+use super::retry::{Patience, attempt_number, retry};
 use super::wire;
 use crate::config::Secret;
 use crate::path::RepoPath;
-use crate::workspace::WorkspaceError;
+use crate::workspace::{RequestId, WorkspaceError};
 
 /// The token as it is now; asked again after the server refused one.
 pub type Credentials = Arc<dyn Fn() -> Option<Secret> + Send + Sync>;
 
+/// Servers log what it says, and give it back (oxen-server 0.65.2, tried).
+const REQUEST_ID: &str = "x-oxen-request-id";
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long a server may be silent: before an answer to a small request, and between two pieces of a body.
@@ -98,8 +100,10 @@ impl Request {
 
     /// With `value` as JSON. The media type is exact: oxen-server 0.65.2 takes no other (tried).
     pub(super) fn json(mut self, value: &impl Serialize) -> Result<Self, WorkspaceError> {
-        let json = serde_json::to_vec(value)
-            .map_err(|error| WorkspaceError::Protocol { detail: format!("cannot write a request: {error}") })?;
+        let json = serde_json::to_vec(value).map_err(|error| WorkspaceError::Protocol {
+            detail: format!("cannot write a request: {error}"),
+            request: None,
+        })?;
         self.body = Some(("application/json".to_owned(), json.into()));
         Ok(self)
     }
@@ -126,6 +130,22 @@ impl Request {
         Some(Self::get(self.path[..end].to_owned(), self.what.clone()))
     }
 
+    /// Its path without what is different for each repository, workspace and file.
+    fn shape(&self) -> String {
+        let path = self.path.split('?').next().unwrap_or_default();
+        if !path.starts_with("api/repos/") {
+            return path.to_owned();
+        }
+        let is_word =
+            |part| matches!(part, "uploads" | "parts" | "files" | "changes" | "merge" | "create" | "complete");
+        let parts = path.split('/').take(9).enumerate().map(|(at, part)| match at {
+            0 | 1 | 4 => part,
+            5.. if is_word(part) => part,
+            _ => "*",
+        });
+        parts.collect::<Vec<_>>().join("/")
+    }
+
     fn deadline(&self) -> Duration {
         let bytes = self.body.as_ref().map_or(0, |(_, body)| body.len());
         self.patience + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SEC)
@@ -140,6 +160,7 @@ pub(super) struct Answer {
     server: Arc<str>,
     length: Option<u64>,
     read: u64,
+    id: RequestId,
 }
 
 impl std::fmt::Debug for Answer {
@@ -159,13 +180,18 @@ impl Answer {
         httpdate::parse_http_date(self.response.headers().get("date")?.to_str().ok()?).ok()
     }
 
+    /// The request that it answers.
+    pub(super) fn id(&self) -> RequestId {
+        self.id
+    }
+
     /// The next piece of the body.
     ///
     /// # Errors
     /// [`WorkspaceError::Protocol`] when the body ends early, [`WorkspaceError::TimedOut`] when nothing comes.
     pub(super) async fn piece(&mut self) -> Result<Option<Bytes>, WorkspaceError> {
         match tokio::time::timeout(SILENCE, self.response.chunk()).await {
-            Err(_) => Err(WorkspaceError::TimedOut { after: SILENCE }),
+            Err(_) => Err(WorkspaceError::TimedOut { after: SILENCE, request: Some(self.id) }),
             Ok(Err(error)) => Err(self.broke_off(&deepest(&error))),
             Ok(Ok(Some(piece))) => {
                 self.read += piece.len() as u64;
@@ -181,7 +207,7 @@ impl Answer {
     fn broke_off(&self, cause: &str) -> WorkspaceError {
         let of = self.length.map(|length| format!(" of {length}")).unwrap_or_default();
         let detail = format!("{} ended after {}{of} bytes: {cause}", self.what, self.read);
-        WorkspaceError::Protocol { detail }
+        WorkspaceError::Protocol { detail, request: Some(self.id) }
     }
 
     /// The whole body.
@@ -190,7 +216,7 @@ impl Answer {
         while let Some(piece) = self.piece().await? {
             if whole.len() + piece.len() > ANSWER_BYTES {
                 let detail = format!("the answer for {} is longer than {ANSWER_BYTES} bytes", self.what);
-                return Err(WorkspaceError::Protocol { detail });
+                return Err(WorkspaceError::Protocol { detail, request: Some(self.id) });
             }
             whole.extend_from_slice(&piece);
         }
@@ -203,10 +229,10 @@ impl Answer {
     /// [`WorkspaceError::Protocol`] when it is something else; [`WorkspaceError::Unreachable`] when it broke off: to
     /// whoever changed something, that is a lost answer.
     pub(super) async fn json<T: DeserializeOwned + Send + 'static>(self) -> Result<T, WorkspaceError> {
-        let (what, server) = (self.what.clone(), self.server.clone());
+        let (what, server, request) = (self.what.clone(), self.server.clone(), Some(self.id));
         let bytes = self.bytes().await.map_err(|error| match error {
-            WorkspaceError::Protocol { detail } => {
-                WorkspaceError::Unreachable { server: server.to_string(), cause: detail }
+            WorkspaceError::Protocol { detail, .. } => {
+                WorkspaceError::Unreachable { server: server.to_string(), cause: detail, request }
             }
             error => error,
         })?;
@@ -214,7 +240,7 @@ impl Answer {
         let parse = move || {
             serde_json::from_slice(&bytes).map_err(|error| {
                 let detail = format!("the answer for {what} is not what was asked for: {error}");
-                WorkspaceError::Protocol { detail }
+                WorkspaceError::Protocol { detail, request }
             })
         };
         if small { parse() } else { blocking(parse).await? }
@@ -249,7 +275,8 @@ impl Http {
     /// [`WorkspaceError::Refused`] when `base` is no HTTP address, [`WorkspaceError::Unreachable`] when the system's
     /// certificates cannot be read.
     pub(super) fn new(base: &str, user_agent: &str, credentials: Credentials) -> Result<Self, WorkspaceError> {
-        let invalid = |why: &str| WorkspaceError::Refused { status: 0, message: format!("{base}: {why}") };
+        let invalid =
+            |why: &str| WorkspaceError::Refused { status: 0, message: format!("{base}: {why}"), request: None };
         let url = reqwest::Url::parse(base).map_err(|error| invalid(&error.to_string()))?;
         let (scheme, Some(host)) = (url.scheme(), url.host_str()) else {
             return Err(invalid("no host"));
@@ -279,9 +306,11 @@ impl Http {
         if loopback {
             builder = builder.no_proxy();
         }
-        let client = builder
-            .build()
-            .map_err(|error| WorkspaceError::Unreachable { server: server.to_string(), cause: deepest(&error) })?;
+        let client = builder.build().map_err(|error| WorkspaceError::Unreachable {
+            server: server.to_string(),
+            cause: deepest(&error),
+            request: None,
+        })?;
         Ok(Self { client, base, server, credentials, token: Mutex::new(None), loopback, unanswered: AtomicU64::new(0) })
     }
 
@@ -316,18 +345,18 @@ impl Http {
         if matches!(result, Err(WorkspaceError::Unreachable { .. }))
             && request.is_long()
             && let Some(question) = request.question()
-            && let Err(error @ (WorkspaceError::Unauthorized | WorkspaceError::Forbidden { .. })) =
+            && let Err(error @ (WorkspaceError::Unauthorized { .. } | WorkspaceError::Forbidden { .. })) =
                 self.attempt(&question, token.as_ref()).await
         {
             // Refused before the body was read: with the connection closed on it, the answer is mostly lost.
             result = Err(error);
         }
         match result {
-            Err(WorkspaceError::Unauthorized) => {
+            Err(refused @ WorkspaceError::Unauthorized { .. }) => {
                 let fresh = (self.credentials)();
                 *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(fresh.clone());
                 if fresh.is_none() || fresh == token {
-                    return Err(WorkspaceError::Unauthorized);
+                    return Err(refused);
                 }
                 self.attempt(request, fresh.as_ref()).await
             }
@@ -368,12 +397,40 @@ impl Http {
         token.get_or_insert_with(|| (self.credentials)()).clone()
     }
 
+    /// Sends the request, under an id of its own that the server logs and gives back; says in the log how it went.
     async fn attempt(&self, request: &Request, token: Option<&Secret>) -> Result<Answer, WorkspaceError> {
+        let (id, method, shape) = (RequestId::random(), &request.method, request.shape());
+        let attempt = attempt_number();
+        tracing::trace!(request = %id, %method, path = request.path, "sending a request");
+        let started = std::time::Instant::now();
+        let result = self.exchange(request, id, token).await;
+        let took = started.elapsed();
+        match &result {
+            Ok(answer) => {
+                let status = answer.status.as_u16();
+                tracing::debug!(request = %id, %method, path = shape, status, ?took, attempt, "a request was answered");
+            }
+            Err(error) => {
+                let error = error.reason();
+                tracing::debug!(request = %id, %method, path = shape, ?took, attempt, error, "a request failed");
+            }
+        }
+        result
+    }
+
+    async fn exchange(
+        &self,
+        request: &Request,
+        id: RequestId,
+        token: Option<&Secret>,
+    ) -> Result<Answer, WorkspaceError> {
         let deadline = request.deadline();
         let mut builder = self.client.request(request.method.clone(), format!("{}/{}", self.base, request.path));
+        builder = builder.header(REQUEST_ID, id.to_string());
         if let Some(token) = token {
             let Ok(mut value) = reqwest::header::HeaderValue::from_str(&format!("Bearer {}", token.expose())) else {
-                return Err(WorkspaceError::Unauthorized);
+                // Not sent.
+                return Err(WorkspaceError::Unauthorized { request: None });
             };
             value.set_sensitive(true);
             builder = builder.header(AUTHORIZATION, value);
@@ -382,63 +439,73 @@ impl Http {
             // With the length set, the stream is not sent in chunks.
             builder = builder.header(CONTENT_TYPE, media_type).header(CONTENT_LENGTH, body.len()).body(body.open());
         }
-        let started = std::time::Instant::now();
         let response = match tokio::time::timeout(deadline, builder.send()).await {
             Err(_) => {
                 self.goes_unanswered(request);
-                return Err(WorkspaceError::TimedOut { after: deadline });
+                return Err(WorkspaceError::TimedOut { after: deadline, request: Some(id) });
             }
             Ok(Err(error)) => {
                 if !error.is_connect() {
                     self.goes_unanswered(request);
                 }
-                return Err(WorkspaceError::Unreachable { server: self.server.to_string(), cause: deepest(&error) });
+                let (server, cause) = (self.server.to_string(), deepest(&error));
+                return Err(WorkspaceError::Unreachable { server, cause, request: Some(id) });
             }
             Ok(Ok(response)) => response,
         };
         let status = response.status();
-        tracing::trace!(method = %request.method, path = request.path, %status, took = ?started.elapsed(), "request");
         if matches!(status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT) {
             self.goes_unanswered(request);
         }
         if !status.is_success() {
-            return Err(self.refusal(request, response, token).await);
+            return Err(refusal(request, id, response, token).await);
         }
         if let Some(encoding) = response.headers().get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {
             let detail = format!("{} came encoded as {encoding:?}, which was not asked for", request.what);
-            return Err(WorkspaceError::Protocol { detail });
+            return Err(WorkspaceError::Protocol { detail, request: Some(id) });
         }
         let length = content_length(response.headers());
-        Ok(Answer { status, response, what: request.what.clone(), server: self.server.clone(), length, read: 0 })
+        Ok(Answer { status, response, what: request.what.clone(), server: self.server.clone(), length, read: 0, id })
     }
+}
 
-    /// What an answer other than 2xx means.
-    async fn refusal(
-        &self,
-        request: &Request,
-        mut response: reqwest::Response,
-        token: Option<&Secret>,
-    ) -> WorkspaceError {
-        let status = response.status();
-        let retry_after = retry_after(response.headers());
-        let target = response.headers().get(LOCATION).and_then(|url| url.to_str().ok()).map(str::to_owned);
-        let mut body = Vec::new();
-        let read = async {
-            while body.len() < REFUSAL_BYTES
-                && let Ok(Some(piece)) = response.chunk().await
-            {
-                body.extend_from_slice(&piece);
-            }
-        };
-        // What has come by then is enough to tell.
-        let _ = tokio::time::timeout(CONNECT, read).await;
-        body.truncate(REFUSAL_BYTES);
-        let mut message = wire::refusal_message(&body)
-            .unwrap_or_else(|| status.canonical_reason().unwrap_or("no reason given").to_owned());
-        if let Some(token) = token.map(Secret::expose).filter(|token| !token.is_empty()) {
-            message = message.replace(token, "(token)");
+/// What an answer other than 2xx means.
+async fn refusal(
+    request: &Request,
+    id: RequestId,
+    mut response: reqwest::Response,
+    token: Option<&Secret>,
+) -> WorkspaceError {
+    let status = response.status();
+    let retry_after = retry_after(response.headers());
+    let target = response.headers().get(LOCATION).and_then(|url| url.to_str().ok()).map(place);
+    let mut body = Vec::new();
+    let read = async {
+        while body.len() < REFUSAL_BYTES
+            && let Ok(Some(piece)) = response.chunk().await
+        {
+            body.extend_from_slice(&piece);
         }
-        classify(status, retry_after, message, &request.what, target.as_deref())
+    };
+    // What has come by then is enough to tell.
+    let _ = tokio::time::timeout(CONNECT, read).await;
+    body.truncate(REFUSAL_BYTES);
+    let message = wire::refusal_message(&body, token)
+        .unwrap_or_else(|| status.canonical_reason().unwrap_or("no reason given").to_owned());
+    classify(status, retry_after, message, &request.what, target.as_deref(), id)
+}
+
+/// Where a redirect leads, without what may be a credential: a user, a query.
+fn place(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) =
+                rest.split_once('/').map_or((rest, None), |(authority, path)| (authority, Some(path)));
+            let host = authority.rsplit('@').next().unwrap_or_default();
+            format!("{scheme}://{host}{}{}", if path.is_some() { "/" } else { "" }, path.unwrap_or_default())
+        }
+        None => url.to_owned(),
     }
 }
 
@@ -449,22 +516,24 @@ fn classify(
     message: String,
     what: &str,
     target: Option<&str>,
+    id: RequestId,
 ) -> WorkspaceError {
+    let request = Some(id);
     match status.as_u16() {
         300..=399 => {
-            let target = target.unwrap_or("another address");
-            WorkspaceError::Refused { status: status.as_u16(), message: format!("the server sends on to {target}") }
+            let message = format!("the server sends on to {}", target.unwrap_or("another address"));
+            WorkspaceError::Refused { status: status.as_u16(), message, request }
         }
-        401 => WorkspaceError::Unauthorized,
-        403 => WorkspaceError::Forbidden { message },
-        404 => WorkspaceError::NotFound { what: what.to_owned() },
-        408 => WorkspaceError::Server { status: 408, message },
-        409 => WorkspaceError::Conflict { message },
-        413 | 507 => WorkspaceError::NoSpace { message },
-        429 => WorkspaceError::Busy { retry_after },
-        503 if retry_after.is_some() => WorkspaceError::Busy { retry_after },
-        500.. => WorkspaceError::Server { status: status.as_u16(), message },
-        _ => WorkspaceError::Refused { status: status.as_u16(), message },
+        401 => WorkspaceError::Unauthorized { request },
+        403 => WorkspaceError::Forbidden { message, request },
+        404 => WorkspaceError::NotFound { what: what.to_owned(), request },
+        408 => WorkspaceError::Server { status: 408, message, request },
+        409 => WorkspaceError::Conflict { message, request },
+        413 | 507 => WorkspaceError::NoSpace { message, request },
+        429 => WorkspaceError::Busy { retry_after, request },
+        503 if retry_after.is_some() => WorkspaceError::Busy { retry_after, request },
+        500.. => WorkspaceError::Server { status: status.as_u16(), message, request },
+        _ => WorkspaceError::Refused { status: status.as_u16(), message, request },
     }
 }
 
@@ -490,4 +559,35 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 fn is_loopback(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']');
     address == "localhost" || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shape_of_a_path_names_no_repository_and_no_file() {
+        for (path, shape) in [
+            ("api/version", "api/version"),
+            ("api/repos/ox/cats", "api/repos/*/*"),
+            ("api/repos/ox/cats/dir/c0ffee/a/b/c/d/e/f?page=1", "api/repos/*/*/dir/*/*/*/*"),
+            ("api/repos/ox/cats/workspaces/w/changes?page=1", "api/repos/*/*/workspaces/*/changes"),
+            ("api/repos/ox/cats/workspaces/w/files/a/b.txt", "api/repos/*/*/workspaces/*/files/*/*"),
+            ("api/repos/ox/cats/versions/uploads/u/parts/3", "api/repos/*/*/versions/uploads/*/parts/*"),
+        ] {
+            assert_eq!(Request::get(path.into(), "it").shape(), shape);
+        }
+    }
+
+    #[test]
+    fn where_a_redirect_leads_is_shown_without_what_may_be_a_credential() {
+        for (url, shown) in [
+            ("https://u:p@host:8/login?token=x#y", "https://host:8/login"),
+            ("https://host", "https://host"),
+            ("/login?token=x", "/login"),
+            ("http://u:p@host/a@b", "http://host/a@b"),
+        ] {
+            assert_eq!(place(url), shown);
+        }
+    }
 }

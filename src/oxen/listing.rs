@@ -28,7 +28,7 @@ impl OxenWorkspace {
     /// The commit the workspace stands on.
     pub(super) async fn standing(&self) -> Result<wire::Commit, WorkspaceError> {
         let info = self.repo.workspace(&self.id).await?;
-        let info = info.ok_or_else(|| WorkspaceError::NotFound { what: self.what() })?;
+        let info = info.ok_or_else(|| WorkspaceError::NotFound { what: self.what(), request: None })?;
         self.know(&info.commit.commit_id());
         Ok(info.commit)
     }
@@ -70,8 +70,8 @@ impl OxenWorkspace {
             return Ok(());
         }
         match self.repo.get().await? {
-            Some(_) => Err(WorkspaceError::NotFound { what: format!("commit {commit}") }),
-            None => Err(WorkspaceError::NotFound { what: self.repo.what() }),
+            Some(_) => Err(WorkspaceError::NotFound { what: format!("commit {commit}"), request: None }),
+            None => Err(WorkspaceError::NotFound { what: self.repo.what(), request: None }),
         }
     }
 
@@ -155,7 +155,7 @@ impl OxenWorkspace {
             return Ok(object);
         }
         if change.kind == ChangeKind::Removed {
-            return Err(WorkspaceError::NotFound { what: format!("staged content of {}", change.path) });
+            return Err(WorkspaceError::NotFound { what: format!("staged content of {}", change.path), request: None });
         }
         self.hash_staged(&change.path).await
     }
@@ -184,6 +184,7 @@ fn kind(found: &DirEntry) -> Result<EntryKind, WorkspaceError> {
     }
     let hash = wire::hash(&found.hash).ok_or_else(|| WorkspaceError::Protocol {
         detail: format!("{} is listed with {:?} for a hash", found.filename, found.hash),
+        request: None,
     })?;
     Ok(EntryKind::File(Object { hash, size: found.size }))
 }

@@ -288,7 +288,7 @@ impl OxenWorkspace {
 /// A path that nobody uses.
 fn aside() -> Result<RepoPath, WorkspaceError> {
     let name = format!("{ASIDE}{:016x}", fastrand::u64(..));
-    RepoPath::parse(&name).map_err(|error| WorkspaceError::Protocol { detail: error.to_string() })
+    RepoPath::parse(&name).map_err(|error| WorkspaceError::Protocol { detail: error.to_string(), request: None })
 }
 
 fn unconfirmed(what: &str, path: &RepoPath) -> Outcome {

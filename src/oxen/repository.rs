@@ -199,7 +199,7 @@ impl Repository {
         .await?;
         answer.oxen_version.or(header).ok_or_else(|| {
             let detail = format!("{} answers, but not as an Oxen server", self.http.server());
-            WorkspaceError::Protocol { detail }
+            WorkspaceError::Protocol { detail, request: None }
         })
     }
 
@@ -232,10 +232,10 @@ impl Repository {
         } else {
             match self.create_by_json(new, ContentsForm::Released).await {
                 // Nothing was made; the documented form is the other one there is.
-                Err(WorkspaceError::Refused { status: 400, message }) if !new.files.is_empty() => {
+                Err(refused @ WorkspaceError::Refused { status: 400, .. }) if !new.files.is_empty() => {
                     let documented = self.create_by_json(new, ContentsForm::Documented).await;
                     documented.map_err(|error| match error {
-                        WorkspaceError::Refused { status: 400, .. } => WorkspaceError::Refused { status: 400, message },
+                        WorkspaceError::Refused { status: 400, .. } => refused,
                         error => error,
                     })
                 }
@@ -253,7 +253,7 @@ impl Repository {
             None if lost_answer => {
                 Err(WorkspaceError::Unconfirmed { what: format!("the creation of {}", self.what()) })
             }
-            None => Err(WorkspaceError::NotFound { what: self.what() }),
+            None => Err(WorkspaceError::NotFound { what: self.what(), request: None }),
         }
     }
 
@@ -275,8 +275,10 @@ impl Repository {
 
     /// The user comes before the files, or they have no author (0.65.2, tried).
     async fn create_by_form(&self, new: &NewRepository) -> Result<(), WorkspaceError> {
-        let json = serde_json::to_vec(&self.body(new))
-            .map_err(|error| WorkspaceError::Protocol { detail: format!("cannot write a request: {error}") })?;
+        let json = serde_json::to_vec(&self.body(new)).map_err(|error| WorkspaceError::Protocol {
+            detail: format!("cannot write a request: {error}"),
+            request: None,
+        })?;
         let mut form = Form::new();
         form.field("new_repo", &json);
         if let Some(user) = &new.user {
@@ -286,7 +288,7 @@ impl Repository {
         for file in &new.files {
             let Some(name) = quoted(&file.path) else {
                 let message = format!("{:?} cannot be sent: a line break or control character is in it", file.path);
-                return Err(WorkspaceError::Refused { status: 0, message });
+                return Err(WorkspaceError::Refused { status: 0, message, request: None });
             };
             let bytes = match &file.contents {
                 Contents::Text(text) => Bytes::copy_from_slice(text.as_bytes()),
@@ -454,7 +456,7 @@ impl Repository {
                     // Of a branch that is not there, too.
                     let missing = self.branch(branch).await?.is_none();
                     return Err(match missing {
-                        true => WorkspaceError::NotFound { what: format!("branch {branch}") },
+                        true => WorkspaceError::NotFound { what: format!("branch {branch}"), request: None },
                         false => error,
                     });
                 }
@@ -462,9 +464,9 @@ impl Repository {
             }
         }
         if self.get().await?.is_some() && self.branch(branch).await?.is_none() {
-            return Err(WorkspaceError::NotFound { what: format!("branch {branch}") });
+            return Err(WorkspaceError::NotFound { what: format!("branch {branch}"), request: None });
         }
-        Err(refused.unwrap_or_else(|| WorkspaceError::NotFound { what: self.what() }))
+        Err(refused.unwrap_or_else(|| WorkspaceError::NotFound { what: self.what(), request: None }))
     }
 
     /// Which routes the server has: asked with requests that change nothing.

@@ -33,9 +33,19 @@ impl Patience {
     fn goes_on(self, attempt: u32, error: &WorkspaceError) -> bool {
         let pause_is_for_the_caller = self == Self::Quick && matches!(error, WorkspaceError::Busy { .. });
         // A fresh token was tried already where there was one.
-        let refused = matches!(error, WorkspaceError::Unauthorized);
+        let refused = matches!(error, WorkspaceError::Unauthorized { .. });
         attempt < self.attempts() && error.is_transient() && !refused && !pause_is_for_the_caller
     }
+}
+
+tokio::task_local! {
+    /// Which attempt this task is at.
+    static ATTEMPT: u32;
+}
+
+/// Which attempt at a request is being made, from 1.
+pub(super) fn attempt_number() -> u32 {
+    ATTEMPT.try_with(|attempt| *attempt).unwrap_or(1)
 }
 
 /// Runs `request` until it succeeds, fails for good, or `patience` ends.
@@ -48,7 +58,7 @@ where
 {
     let mut attempt = 1;
     loop {
-        match request().await {
+        match ATTEMPT.scope(attempt, request()).await {
             Err(error) if patience.goes_on(attempt, &error) => {
                 let pause = pause(attempt, &error);
                 tracing::debug!(attempt, ?pause, %error, "repeating a request");
@@ -77,7 +87,7 @@ mod tests {
     use std::cell::Cell;
 
     fn broken() -> WorkspaceError {
-        WorkspaceError::Server { status: 500, message: "broken".into() }
+        WorkspaceError::Server { status: 500, message: "broken".into(), request: None }
     }
 
     async fn attempts(patience: Patience, error: fn() -> WorkspaceError) -> u32 {
@@ -95,13 +105,16 @@ mod tests {
     async fn transient_failures_are_repeated_and_others_are_not() {
         assert_eq!(attempts(Patience::Several, broken).await, 4);
         assert_eq!(attempts(Patience::Quick, broken).await, 2);
-        assert_eq!(attempts(Patience::Several, || WorkspaceError::NotFound { what: "x".into() }).await, 1);
-        assert_eq!(attempts(Patience::Several, || WorkspaceError::Unauthorized).await, 1);
+        assert_eq!(
+            attempts(Patience::Several, || WorkspaceError::NotFound { what: "x".into(), request: None }).await,
+            1
+        );
+        assert_eq!(attempts(Patience::Several, || WorkspaceError::Unauthorized { request: None }).await, 1);
     }
 
     #[test]
     fn a_busy_server_is_left_to_the_queue_or_waited_for() {
-        let busy = WorkspaceError::Busy { retry_after: Some(Duration::from_secs(7)) };
+        let busy = WorkspaceError::Busy { retry_after: Some(Duration::from_secs(7)), request: None };
         assert!(!Patience::Quick.goes_on(1, &busy));
         assert!(Patience::Several.goes_on(1, &busy));
         assert_eq!(pause(1, &busy), Duration::from_secs(7));
@@ -112,7 +125,7 @@ mod tests {
         for attempt in 1..40 {
             assert!(pause(attempt, &broken()) <= LAST);
         }
-        let busy = WorkspaceError::Busy { retry_after: Some(Duration::from_secs(86_400)) };
+        let busy = WorkspaceError::Busy { retry_after: Some(Duration::from_secs(86_400)), request: None };
         assert_eq!(pause(1, &busy), LONGEST_ASKED);
     }
 }

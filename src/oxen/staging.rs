@@ -339,7 +339,7 @@ fn concerns_all(error: &WorkspaceError) -> bool {
         WorkspaceError::Unreachable { .. }
             | WorkspaceError::TimedOut { .. }
             | WorkspaceError::Busy { .. }
-            | WorkspaceError::Unauthorized
+            | WorkspaceError::Unauthorized { .. }
             | WorkspaceError::Forbidden { .. }
             | WorkspaceError::NotFound { .. }
     )
@@ -364,18 +364,22 @@ fn is_about_one(error: &WorkspaceError) -> bool {
 pub(super) fn again(error: &WorkspaceError) -> WorkspaceError {
     use WorkspaceError::*;
     match error {
-        Unreachable { server, cause } => Unreachable { server: server.clone(), cause: cause.clone() },
-        TimedOut { after } => TimedOut { after: *after },
-        Busy { retry_after } => Busy { retry_after: *retry_after },
-        Server { status, message } => Server { status: *status, message: message.clone() },
-        Unauthorized => Unauthorized,
-        Forbidden { message } => Forbidden { message: message.clone() },
-        NotFound { what } => NotFound { what: what.clone() },
-        Conflict { message } => Conflict { message: message.clone() },
-        NoSpace { message } => NoSpace { message: message.clone() },
-        Refused { status, message } => Refused { status: *status, message: message.clone() },
+        Unreachable { server, cause, request } => {
+            Unreachable { server: server.clone(), cause: cause.clone(), request: *request }
+        }
+        TimedOut { after, request } => TimedOut { after: *after, request: *request },
+        Busy { retry_after, request } => Busy { retry_after: *retry_after, request: *request },
+        Server { status, message, request } => Server { status: *status, message: message.clone(), request: *request },
+        Unauthorized { request } => Unauthorized { request: *request },
+        Forbidden { message, request } => Forbidden { message: message.clone(), request: *request },
+        NotFound { what, request } => NotFound { what: what.clone(), request: *request },
+        Conflict { message, request } => Conflict { message: message.clone(), request: *request },
+        NoSpace { message, request } => NoSpace { message: message.clone(), request: *request },
+        Refused { status, message, request } => {
+            Refused { status: *status, message: message.clone(), request: *request }
+        }
         Unconfirmed { what } => Unconfirmed { what: what.clone() },
-        Protocol { detail } => Protocol { detail: detail.clone() },
+        Protocol { detail, request } => Protocol { detail: detail.clone(), request: *request },
         Unsupported { what } => Unsupported { what },
         Io(error) => Io(std::io::Error::new(error.kind(), error.to_string())),
     }
@@ -422,7 +426,7 @@ mod tests {
 
     #[test]
     fn an_error_of_all_items_is_the_batchs() {
-        let gone = || Outcome::Failed(WorkspaceError::NotFound { what: "workspace w".into() });
+        let gone = || Outcome::Failed(WorkspaceError::NotFound { what: "workspace w".into(), request: None });
         assert!(matches!(all_or_error(vec![gone(), gone()]), Err(WorkspaceError::NotFound { .. })));
         assert!(all_or_error(vec![gone(), DONE]).is_ok());
         assert!(all_or_error(vec![]).is_ok());

@@ -85,7 +85,7 @@ impl OxenWorkspace {
             }
             // An earlier client may have left chunks under this hash that are not its bytes. They cannot be listed or
             // taken away, and are used instead of ours (read): so the file goes by a way that does not look at them.
-            tracing::warn!(path = %put.path, "its chunks on the server are not its own; it is sent in one request");
+            tracing::debug!(path = %put.path, "its chunks on the server are not its own; it is sent in one request");
         }
         self.send_whole(put, progress).await
     }
@@ -158,7 +158,7 @@ impl OxenWorkspace {
                             "{} parts of {} bytes for the {} bytes of {}",
                             begun.num_parts, begun.part_size, put.object.size, put.path
                         );
-                        return Err(WorkspaceError::Protocol { detail });
+                        return Err(WorkspaceError::Protocol { detail, request: None });
                     }
                     let upload = Upload { id: begun.upload_id, part_bytes: begun.part_size, parts: Vec::new() };
                     progress.checkpoint(&upload);
@@ -171,7 +171,7 @@ impl OxenWorkspace {
                 Ok(Round::Over) => {}
                 // A part that is there from before need not be ours, and is not taken twice.
                 Err(WorkspaceError::Refused { .. }) if resumed => {
-                    tracing::warn!(path = %put.path, "what was sent of it before is not its own; it is sent again");
+                    tracing::debug!(path = %put.path, "what was sent of it before is not its own; it is sent again");
                 }
                 Err(error) => return Err(error),
             }
@@ -337,7 +337,8 @@ fn stretch(put: &Put, offset: u64, len: u64) -> Result<(Body, u64), WorkspaceErr
 /// How many stretches of `part_bytes` a file has.
 fn part_count(size: u64, part_bytes: u64) -> Result<u32, WorkspaceError> {
     let count = size.div_ceil(part_bytes.max(1));
-    u32::try_from(count).map_err(|_| WorkspaceError::Protocol { detail: format!("{size} bytes in {count} parts") })
+    u32::try_from(count)
+        .map_err(|_| WorkspaceError::Protocol { detail: format!("{size} bytes in {count} parts"), request: None })
 }
 
 #[cfg(test)]

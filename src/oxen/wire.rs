@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Secret;
 use crate::hash::ContentHash;
 use crate::path::RepoPath;
 use crate::workspace::CommitId;
@@ -333,7 +334,7 @@ pub(super) struct Anything {}
 ///
 /// Two shapes (tried): `{"status_message", "status_description"}` and `{"error": {"title", "detail"}}`; extractors of
 /// the framework answer plain text (tried: `Json deserialize error: ...`), gateways HTML.
-pub(super) fn refusal_message(body: &[u8]) -> Option<String> {
+pub(super) fn refusal_message(body: &[u8], token: Option<&Secret>) -> Option<String> {
     const SHOWN_CHARS: usize = 300;
     let text = match serde_json::from_slice::<serde_json::Value>(body) {
         Ok(json) => [
@@ -353,7 +354,12 @@ pub(super) fn refusal_message(body: &[u8]) -> Option<String> {
     if line.is_empty() || line.starts_with(['<', '{', '[']) {
         return None;
     }
-    let line: String = line.chars().filter(|char| !char.is_control()).collect();
+    let mut line: String = line.chars().filter(|char| !char.is_control()).collect();
+    // Before the cut: the beginning of a token is none that would be found.
+    if let Some(token) = token.map(Secret::expose).filter(|token| !token.is_empty()) {
+        line = line.replace(token, "(token)");
+    }
+    let line = crate::log::hide(&line).into_owned();
     Some(match line.char_indices().nth(SHOWN_CHARS) {
         Some((end, _)) => format!("{}...", &line[..end]),
         None => line,
@@ -483,10 +489,15 @@ mod tests {
             ("", None),
         ];
         for (body, message) in table {
-            assert_eq!(refusal_message(body.as_bytes()).as_deref(), message, "{body}");
+            assert_eq!(refusal_message(body.as_bytes(), None).as_deref(), message, "{body}");
         }
-        let long = refusal_message("é".repeat(1000).as_bytes()).unwrap();
+        let long = refusal_message("é".repeat(1000).as_bytes(), None).unwrap();
         assert_eq!(long.chars().count(), 303);
+        // A token that the cut goes through is hidden as a whole.
+        let token = Secret::new("sesame-0123456789");
+        let body = format!("{} {} rest", "x".repeat(290), token.expose());
+        let message = refusal_message(body.as_bytes(), Some(&token)).unwrap();
+        assert_eq!(message, format!("{} (token) r...", "x".repeat(290)));
     }
 
     #[test]

@@ -289,7 +289,7 @@ impl Drop for Underway<'_> {
 }
 
 fn lost() -> WorkspaceError {
-    WorkspaceError::Unreachable { server: "memory".into(), cause: "scripted".into() }
+    WorkspaceError::Unreachable { server: "memory".into(), cause: "scripted".into(), request: None }
 }
 
 impl State {
@@ -339,7 +339,7 @@ impl State {
                 if object(&whole).hash != hash {
                     self.uploads.remove(&upload);
                     let detail = format!("the parts of {path} are not its content");
-                    return vec![Outcome::Failed(WorkspaceError::Protocol { detail })];
+                    return vec![Outcome::Failed(WorkspaceError::Protocol { detail, request: None })];
                 }
                 self.store.insert(hash, whole.clone());
                 self.put(&path, whole);
@@ -391,7 +391,7 @@ impl State {
             Revision::Commit(id) => self.commits.get(&*id.0).and_then(|tree| tree.get(&source.path)).cloned(),
             Revision::Workspace => self.view().remove(&source.path),
         };
-        found.ok_or_else(|| WorkspaceError::NotFound { what: source.path.to_string() })
+        found.ok_or_else(|| WorkspaceError::NotFound { what: source.path.to_string(), request: None })
     }
 }
 
@@ -402,7 +402,7 @@ fn bytes_of(put: &Put) -> Result<Bytes, Outcome> {
     file.read_exact_at(&mut content, 0).map_err(|error| Outcome::Failed(error.into()))?;
     if ContentHash::of(HashKind::Xxh3, &content) != put.object.hash {
         let detail = format!("{} changed while it was sent", put.path);
-        return Err(Outcome::Failed(WorkspaceError::Protocol { detail }));
+        return Err(Outcome::Failed(WorkspaceError::Protocol { detail, request: None }));
     }
     Ok(content.into())
 }
@@ -454,7 +454,7 @@ impl Workspace for Memory {
     fn staged_object<'a>(&'a self, change: &'a Change) -> Fut<'a, Object> {
         self.request("staged_object", move |state| match state.staged.get(&change.path) {
             Some(Some(content)) => Ok(object(content)),
-            _ => Err(WorkspaceError::NotFound { what: change.path.to_string() }),
+            _ => Err(WorkspaceError::NotFound { what: change.path.to_string(), request: None }),
         })
     }
 

@@ -89,12 +89,63 @@ fn an_import_wants_a_source_and_a_directory_on_a_mount() {
 }
 
 #[test]
+fn a_level_in_the_environment_is_checked_too_and_an_option_goes_before_it() {
+    let user = User::new();
+    let dir = user.dir("mnt");
+    // What is wrong after the level is checked tells that the option was taken.
+    let arguments = ["mount", "ox/cats", text(&dir), "--server", "h", "--log", "debug", "--umask", "9"];
+    let right = said(user.command(arguments).env("OXENFS_LOG", "loud"));
+    assert_eq!(right.exit, 2);
+    assert!(right.err.contains("--umask") && !right.err.contains("OXENFS_LOG"), "{}", right.err);
+    let arguments = ["mount", "ox/cats", text(&dir), "--server", "h"];
+    let wrong = said(user.command(arguments).env("OXENFS_LOG", "loud"));
+    assert_eq!(wrong.exit, 2);
+    assert!(wrong.err.contains("OXENFS_LOG \"loud\" is not error, warn, info, debug, trace"), "{}", wrong.err);
+}
+
+#[test]
+fn the_level_of_a_mount_is_shown_and_changed_by_its_daemon() {
+    let user = User::new();
+    let dir = user.dir("mnt");
+    let daemon = Daemon::start(&user.state(), &dir, |request| match request {
+        Request::LogLevel { level } => {
+            (vec![Event::LogLevel { level: level.clone().unwrap_or_else(|| "warn".into()) }], Then::HangUp)
+        }
+        _ => (vec![], Then::HangUp),
+    });
+    let shown = user.run(["log-level", text(&dir)]);
+    assert_eq!((shown.exit, shown.out.as_str(), shown.err.as_str()), (0, "warn\n", ""));
+    assert_eq!(daemon.requests.recv().unwrap(), Request::LogLevel { level: None });
+    let changed = user.run(["log-level", text(&dir), "DEBUG"]);
+    let said = format!("{} logs debug from now on\n", text(&dir));
+    assert_eq!((changed.exit, changed.out.as_str(), changed.err), (0, "", said));
+    assert_eq!(daemon.requests.recv().unwrap(), Request::LogLevel { level: Some("debug".into()) });
+    let nowhere = user.run(["log-level", text(&user.dir("other"))]);
+    assert_eq!(nowhere.exit, 1);
+    assert!(nowhere.err.contains("no oxenfs mount is there"), "{}", nowhere.err);
+}
+
+#[test]
 fn wrong_settings_are_named_with_exit_code_2() {
     let user = User::new();
     let dir = user.dir("mnt");
     let dir = text(&dir);
     let help = "hint: oxenfs --help, or oxenfs mount --help\n";
-    let cases: [(&[&str], String); 9] = [
+    let levels = "is not error, warn, info, debug, trace, or a list such as warn,oxenfs::oxen=debug";
+    let cases: [(&[&str], String); 13] = [
+        (
+            &["mount", "ox/cats", dir, "--server", "h", "--log", "loud"],
+            format!("error: cannot mount ox/cats: --log \"loud\" {levels}\n{help}"),
+        ),
+        (
+            &["mount", "ox/cats", dir, "--server", "h", "-o", "log=info=debug=x"],
+            format!("error: cannot mount ox/cats: --log \"info=debug=x\" {levels}\n{help}"),
+        ),
+        (&["dev-server", dir, "--log", "9"], format!("error: cannot serve {dir}: --log \"9\" {levels}\n{help}")),
+        (
+            &["log-level", dir, "info,oxenfs"],
+            format!("error: cannot change what {dir} logs: LEVEL \"info,oxenfs\" {levels}\n{help}"),
+        ),
         (
             &["mount", "cats", dir],
             format!(

@@ -20,6 +20,7 @@ mod gateway;
 mod http;
 mod import;
 mod listings;
+mod logs;
 mod memory;
 mod metadata;
 mod mounted;

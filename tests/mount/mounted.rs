@@ -125,7 +125,7 @@ impl TestMount {
     /// With nothing of the tester's own environment.
     fn at_home(&self, mut command: Command) -> Command {
         command.env("HOME", self.temp.path()).env("OXEN_CONFIG_DIR", self.temp.path().join("oxen"));
-        for name in ["OXEN_SERVER", "OXEN_API_KEY", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "RUST_LOG"] {
+        for name in ["OXEN_SERVER", "OXEN_API_KEY", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "OXENFS_LOG"] {
             command.env_remove(name);
         }
         command
