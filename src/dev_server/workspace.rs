@@ -491,6 +491,10 @@ mod tests {
             self.staging.rename(&base, Dialect::V0_65, &path(from), &path(to))
         }
 
+        fn is_empty(&self) -> bool {
+            self.staging.files.is_empty() && self.staging.dirs.is_empty()
+        }
+
         fn staged(&self) -> Vec<(String, Staged)> {
             let entries = self.staging.files().iter();
             entries.map(|(path, staged)| (path.as_str().to_owned(), *staged)).collect()
@@ -570,7 +574,7 @@ mod tests {
         assert!(world.staging.unstage(&path("d/e")).unwrap());
         assert_eq!(left(&world), ["d"]);
         assert!(world.staging.unstage(&path("d")).unwrap());
-        assert!(world.staging.is_empty());
+        assert!(world.is_empty());
     }
 
     #[test]
@@ -578,12 +582,12 @@ mod tests {
         let mut world = World::new();
         world.put("n/deep/1", "1");
         assert!(world.staging.unstage(&path("n/deep/1")).unwrap());
-        assert!(!world.staging.is_empty());
+        assert!(!world.is_empty());
         assert!(world.remove("n"));
-        assert!(world.staging.is_empty());
+        assert!(world.is_empty());
         world.put("n/deep/1", "1");
         assert!(world.remove("n/deep/1"));
-        assert!(world.staging.is_empty(), "removal takes the directories along");
+        assert!(world.is_empty(), "removal takes the directories along");
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! description, "guess" none of them. Fields that are not used here are ignored, and missing ones are forgiven where
 //! an answer makes sense without them.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::hash::ContentHash;
@@ -180,7 +182,8 @@ pub(super) struct MetaAnswer {
     pub entry: DirEntry,
 }
 
-/// `GET workspaces/{id}/changes`: three lists, paged alike (tried; hashes and sizes in it are empty).
+/// `GET workspaces/{id}/changes`: three lists, paged alike (tried; hashes and sizes in it are empty), and all directories
+/// on every page.
 #[derive(Debug, Deserialize)]
 pub(super) struct ChangesAnswer {
     pub staged: Staged,
@@ -190,6 +193,8 @@ pub(super) struct ChangesAnswer {
 #[derive(Debug, Deserialize)]
 pub(super) struct Staged {
     #[serde(default)]
+    pub added_dirs: StagedDirs,
+    #[serde(default)]
     pub added_files: ChangesPage,
     #[serde(default)]
     pub modified_files: ChangesPage,
@@ -197,7 +202,23 @@ pub(super) struct Staged {
     pub removed_files: ChangesPage,
 }
 
-/// A page of one of them; `filename` is the whole path (tried).
+/// The directories with something staged in them, by their first components. One that is marked and holds nothing that
+/// is staged is there with no files (0.53.4, 0.58.0 and 0.65.2, read: `status_from_dir_entries`).
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct StagedDirs {
+    #[serde(default)]
+    pub paths: HashMap<String, Vec<StagedDir>>,
+}
+
+/// One of them; `path` is the whole path.
+#[derive(Debug, Deserialize)]
+pub(super) struct StagedDir {
+    pub path: String,
+    #[serde(default)]
+    pub num_files_staged: Option<u64>,
+}
+
+/// A page of one of the lists; `filename` is the whole path (tried).
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct ChangesPage {
     #[serde(default)]
