@@ -12,7 +12,7 @@ use reqwest::{Method, StatusCode};
 
 use super::OxenWorkspace;
 use super::http::{Request, SILENCE, workspace_path};
-use super::marks::{aside, marked_above};
+use super::marks::{aside, dirs_above, marked_above};
 use super::retry::{Patience, retry};
 use super::staging::{BACKSLASH, DONE, QUESTIONS, again, all_or_error, lists};
 use super::wire;
@@ -141,10 +141,12 @@ impl OxenWorkspace {
 
     /// Unstages files, and the directories above them: the removal of a directory stays staged when a file below it is
     /// unstaged, and takes the file along at the commit, and so does its mark. Unstaging a directory drops its own entry
-    /// and no other (0.65.2, tried). Where that must wait, directories whose removal may be staged are marked anew.
+    /// and no other (0.65.2, tried). Where that must wait, or cannot be, those whose removal may be staged are marked anew.
     async fn drop_some(&self, paths: &[RepoPath]) -> Result<Vec<Outcome>, WorkspaceError> {
         let mut all: Vec<RepoPath> = if self.completes_marks() {
-            marked_above(paths).into_iter().collect()
+            let in_table = |path: &&RepoPath| dirs_above(path).any(|dir| is_table(&dir));
+            let asides = self.mark_anew(&paths.iter().filter(in_table).cloned().collect::<Vec<_>>()).await?;
+            marked_above(paths).into_iter().chain(asides).collect()
         } else {
             let staged = self.kinds_staged().await?;
             let is_removed = |path: &&RepoPath| staged.get(*path) == Some(&ChangeKind::Removed);

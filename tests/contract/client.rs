@@ -663,6 +663,11 @@ async fn directories_named_like_tables_are_kept(target: &Target) {
         bring(&workspace, at, Some(at.as_bytes())).await;
     }
     commit_and_compare(&workspace, &expected, "removed and brought back").await;
+    // And some of it stays removed.
+    done(workspace.remove(&[path("d")]).await.expect("an answer"));
+    bring(&workspace, back[0], Some(back[0].as_bytes())).await;
+    expected.remove(back[1]);
+    commit_and_compare(&workspace, &expected, "half of it brought back").await;
 }
 
 /// As a client leaves them that was killed in the middle of putting a table back.

@@ -322,6 +322,7 @@ fn random_tables_and_directories_are_committed_as_the_tree_has_them() {
 
 #[test]
 #[ignore = "takes minutes: run it by hand, as the head of this file says"]
+#[expect(clippy::print_stderr, reason = "whoever runs it by hand watches")]
 fn random_work_by_hand() {
     let seeds = std::env::var("OXENFS_TEST_SEEDS").unwrap_or_else(|_| "1..21".into());
     let (from, to) = seeds.split_once("..").expect("OXENFS_TEST_SEEDS is FROM..TO");
@@ -329,7 +330,7 @@ fn random_work_by_hand() {
     let mut wrong = Vec::new();
     for seed in from..to {
         let result = random_work(seed, 20);
-        println!("seed {seed}: {}", if result.is_ok() { "20 commits are right" } else { "WRONG" });
+        eprintln!("seed {seed}: {}", if result.is_ok() { "20 commits are right" } else { "WRONG" });
         wrong.extend(result.err());
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
