@@ -192,7 +192,7 @@ pub(super) struct ChangesAnswer {
 /// The lists of [`ChangesAnswer`].
 #[derive(Debug, Deserialize)]
 pub(super) struct Staged {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "known_dirs")]
     pub added_dirs: StagedDirs,
     #[serde(default)]
     pub added_files: ChangesPage,
@@ -208,6 +208,20 @@ pub(super) struct Staged {
 pub(super) struct StagedDirs {
     #[serde(default)]
     pub paths: HashMap<String, Vec<StagedDir>>,
+}
+
+/// Directories in any other form are none: no description says what they look like.
+fn known_dirs<'de, D: serde::Deserializer<'de>>(dirs: D) -> Result<StagedDirs, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        Known(StagedDirs),
+        Other(serde::de::IgnoredAny),
+    }
+    Ok(match Form::deserialize(dirs)? {
+        Form::Known(dirs) => dirs,
+        Form::Other(_) => StagedDirs::default(),
+    })
 }
 
 /// One of them; `path` is the whole path.
@@ -508,6 +522,22 @@ mod tests {
         }
         let long = refusal_message("é".repeat(1000).as_bytes()).unwrap();
         assert_eq!(long.chars().count(), 303);
+    }
+
+    #[test]
+    fn staged_directories_in_a_form_that_nobody_described_are_none() {
+        let dirs = |added_dirs: &str| {
+            let answer: ChangesAnswer =
+                serde_json::from_str(&format!(r#"{{"staged": {{"added_dirs": {added_dirs}}}}}"#)).unwrap();
+            answer.staged.added_dirs.paths.into_values().flatten().map(|dir| (dir.path, dir.num_files_staged)).collect()
+        };
+        let known: Vec<_> =
+            dirs(r#"{"num_files_staged": 1, "paths": {"d": [{"path": "d/s", "num_files_staged": 0}]}}"#);
+        assert_eq!(known, [("d/s".to_owned(), Some(0))]);
+        for other in ["null", "[]", r#"["d"]"#, "{}", r#"{"paths": {"d": 7}}"#, r#"{"paths": {"d": [{"name": "d"}]}}"#]
+        {
+            assert!(dirs(other).is_empty(), "{other}");
+        }
     }
 
     #[test]
