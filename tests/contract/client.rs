@@ -46,6 +46,7 @@ contract! {
         marks_that_others_left_drop_no_directory,
         directories_named_like_tables_are_kept,
         names_for_a_moment_are_neither_shown_nor_committed,
+        tables_are_put_back_by_two_clients_at_once,
         a_workspace_with_nothing_staged_moves_to_the_branchs_head,
         two_thousand_small_files_arrive_in_batches,
         three_thousand_files_of_one_directory_are_listed,
@@ -698,6 +699,34 @@ async fn names_for_a_moment_are_neither_shown_nor_committed(target: &Target) {
     done(workspace.unstage(&[path("d/s/table.csv")]).await.expect("an answer"));
     assert!(changes(&workspace).await.is_empty());
     commit_and_compare(&workspace, &expected, "after a table").await;
+}
+
+/// Each takes away what the other has under a name for a moment, and neither minds.
+async fn tables_are_put_back_by_two_clients_at_once(target: &Target) {
+    let (one, two, third) = (open(target).await, open(target).await, open(target).await);
+    let mut expected = base_tree();
+    let names: Vec<String> = (0..12).map(|at| format!("t/{}/{at}.csv", at % 3)).collect();
+    for name in &names {
+        bring(&one, name, Some(b"a,b\n1,2\n")).await;
+        expected.insert(name.clone(), b"a,b\n1,2\n".to_vec());
+    }
+    commit(&one, "tables").await;
+    for (at, name) in names.iter().enumerate() {
+        bring(&one, name, (at % 4 > 0).then_some(b"a,b\n3,4\n5,6\n".as_slice())).await;
+    }
+    let paths: Vec<RepoPath> = names.iter().map(|name| path(name)).collect();
+    let watch = async {
+        for _ in 0..5 {
+            for change in third.changes().await.expect("the staged changes") {
+                assert!(paths.contains(&change.path), "{change:?}");
+            }
+        }
+    };
+    let (first, second, ()) = tokio::join!(one.unstage(&paths[..6]), two.unstage(&paths[6..]), watch);
+    done(first.expect("an answer"));
+    done(second.expect("an answer"));
+    assert!(changes(&one).await.is_empty());
+    commit_and_compare(&two, &expected, "put back").await;
 }
 
 async fn a_workspace_with_nothing_staged_moves_to_the_branchs_head(target: &Target) {
