@@ -13,7 +13,7 @@
 //! A directory named like a table cannot be unstaged. A file staged at its own path takes its mark's place; moved away
 //! under a name for a moment, it leaves none (0.65.2, tried).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
@@ -109,19 +109,25 @@ impl OxenWorkspace {
     }
 
     /// Marks the directories of these files anew, where their removal may be staged: that would take the files along
-    /// once they are unstaged. Returns files for a moment, to be unstaged with them.
-    pub(super) async fn mark_anew(&self, files: &[RepoPath]) -> Result<Vec<RepoPath>, WorkspaceError> {
+    /// once they are unstaged. Returns files for a moment, to be unstaged with them, and the directories in which no
+    /// request can stage one.
+    pub(super) async fn mark_anew(
+        &self,
+        files: &[RepoPath],
+    ) -> Result<(Vec<RepoPath>, HashMap<RepoPath, WorkspaceError>), WorkspaceError> {
         let dirs: BTreeSet<RepoPath> = files.iter().filter_map(RepoPath::parent).filter(|dir| !dir.is_root()).collect();
-        let asides = dirs.iter().map(aside).collect::<Result<Vec<_>, _>>()?;
+        let (mut asides, mut unmarked) = (dirs.iter().map(aside).collect::<Result<Vec<_>, _>>()?, HashMap::new());
         if asides.is_empty() {
-            return Ok(asides);
+            return Ok((asides, unmarked));
         }
-        for outcome in self.put_fillers(&asides, b"-").await? {
+        let outcomes = self.put_fillers(&asides, b"-").await?;
+        for (dir, outcome) in dirs.into_iter().zip(outcomes) {
             if let Outcome::Failed(error) = outcome {
-                return Err(error);
+                unmarked.insert(dir, error);
             }
         }
-        Ok(asides)
+        asides.retain(|aside| aside.parent().is_none_or(|dir| !unmarked.contains_key(&dir)));
+        Ok((asides, unmarked))
     }
 
     /// Stages some content of no meaning.

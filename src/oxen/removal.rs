@@ -1,6 +1,6 @@
 //! Removals, and going back to what the base has.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -143,16 +143,21 @@ impl OxenWorkspace {
     /// unstaged, and takes the file along at the commit, and so does its mark. Unstaging a directory drops its own entry
     /// and no other (0.65.2, tried). Where that must wait, or cannot be, those whose removal may be staged are marked anew.
     async fn drop_some(&self, paths: &[RepoPath]) -> Result<Vec<Outcome>, WorkspaceError> {
-        let mut all: Vec<RepoPath> = if self.completes_marks() {
+        let doubtful: Vec<RepoPath> = if self.completes_marks() {
             let in_table = |path: &&RepoPath| dirs_above(path).any(|dir| is_table(&dir));
-            let asides = self.mark_anew(&paths.iter().filter(in_table).cloned().collect::<Vec<_>>()).await?;
-            marked_above(paths).into_iter().chain(asides).collect()
+            paths.iter().filter(in_table).cloned().collect()
         } else {
             let staged = self.kinds_staged().await?;
             let is_removed = |path: &&RepoPath| staged.get(*path) == Some(&ChangeKind::Removed);
-            self.mark_anew(&paths.iter().filter(is_removed).cloned().collect::<Vec<_>>()).await?
+            paths.iter().filter(is_removed).cloned().collect()
         };
-        all.extend_from_slice(paths);
+        let (mut all, unmarked) = self.mark_anew(&doubtful).await?;
+        let in_unmarked = |path: &RepoPath| path.parent().and_then(|dir| unmarked.get(&dir)).map(again);
+        let kept: HashSet<&RepoPath> = doubtful.iter().filter(|path| in_unmarked(path).is_some()).collect();
+        if self.completes_marks() {
+            all.extend(marked_above(paths));
+        }
+        all.extend(paths.iter().filter(|path| !kept.contains(path)).cloned());
         let mut is_sure = true;
         for range in lists(all.len(), |at| all[at].as_str().len()) {
             match self.delete("changes", &all[range]).await {
@@ -163,13 +168,11 @@ impl OxenWorkspace {
                 Err(error) => return Err(error),
             }
         }
-        if is_sure {
-            return Ok(paths.iter().map(|_| DONE).collect());
-        }
-        let staged = self.kinds_staged().await?;
-        let outcome = |path: &RepoPath| match staged.contains_key(path) {
-            true => unconfirmed("unstaging", path),
-            false => DONE,
+        let staged = if is_sure { BTreeMap::new() } else { self.kinds_staged().await? };
+        let outcome = |path: &RepoPath| match in_unmarked(path).filter(|_| kept.contains(path)) {
+            Some(why) => Outcome::Failed(why),
+            None if staged.contains_key(path) => unconfirmed("unstaging", path),
+            None => DONE,
         };
         Ok(paths.iter().map(outcome).collect())
     }
