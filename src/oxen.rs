@@ -14,6 +14,7 @@
 //! | `content` | reading files |
 //! | `staging` | content by hash, small files |
 //! | `removal` | removals, unstaging, moves |
+//! | `marks` | what a change that was taken back leaves, and names for a moment |
 //! | `upload` | large files |
 //! | `commit` | conflicts and commits |
 
@@ -24,6 +25,7 @@ mod content;
 mod dialect;
 mod http;
 mod listing;
+mod marks;
 mod multipart;
 mod overlooked;
 mod removal;

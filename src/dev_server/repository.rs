@@ -397,16 +397,11 @@ impl Repository {
             return Err(Refusal::behind(&id, branch, &state.base(&id)?.view.id, head));
         }
         let staging = state.staged.get(&id).ok_or_else(|| Refusal::no_workspace(&id))?;
-        if staging.is_empty() {
+        let head = Base { trees: &self.trees, root: &state.head(branch)?.root };
+        let Some(changes) = staging.changes(self.dialect, &head)? else {
             return Err(Refusal::no_changes());
-        }
-        let files = staging.files().iter().map(|(path, staged)| {
-            let change = staged.content().map_or(Change::Remove, Change::Put);
-            (committed_path(path), change)
-        });
-        let dirs = staging.removed_dirs().chain(staging.left_dirs());
-        let dirs = dirs.map(|path| (path.clone(), Change::RemoveDir));
-        let changes = files.chain(dirs).collect();
+        };
+        let changes = changes.into_iter().map(|(path, change)| (committed_path(&path), change)).collect();
         let commit = self.write_commit(Some(state.head(branch)?), author, message, &changes)?;
         let mut record = state.record.clone();
         record.branches.insert(branch.to_owned(), commit.view.id.clone());

@@ -18,7 +18,7 @@ use super::repositories::refused;
 use super::repository::{Author, Repository};
 use super::routes::{Repo, from_json, on_disk, path_behind, staged_path};
 use super::versions::{Arriving, Content, blocking, inflate};
-use super::workspace::{Base, Staged, Staging, is_table};
+use super::workspace::{Base, Staged, Staging, goes_back_to_base, is_table};
 use super::{App, Dialect};
 use crate::hash::ContentHash;
 use crate::path::RepoPath;
@@ -122,7 +122,7 @@ async fn staged_in(app: Arc<App>, repo: Repo, workspace: String, dir: RepoPath, 
     on_disk(move || {
         let repository = repo.find(&app)?;
         let mut lists: [Vec<RepoPath>; 3] = Default::default();
-        repository.staging(&workspace, |staging, _| {
+        let left = repository.staging(&workspace, |staging, _| {
             for (path, staged) in staging.under(&dir) {
                 let list = match staged {
                     Staged::Added(_) => 0,
@@ -131,14 +131,14 @@ async fn staged_in(app: Arc<App>, repo: Repo, workspace: String, dir: RepoPath, 
                 };
                 lists[list].push(path.clone());
             }
-            Ok(())
+            Ok(staging.left_dirs().into_iter().filter(|left| left.is_in(&dir)).collect::<Vec<_>>())
         })?;
         if app.dialect != Dialect::Documented {
             // Released servers list in an order that changes from one request to the next, so that pages overlap.
             lists.iter_mut().for_each(|list| fastrand::shuffle(list));
         }
         let mut staged = Map::new();
-        staged.insert("added_dirs".to_owned(), dirs_of(&lists));
+        staged.insert("added_dirs".to_owned(), dirs_of(&lists, &left));
         for (name, paths) in ["added_files", "modified_files", "removed_files"].into_iter().zip(&lists) {
             let page = Page::new(listing.page, listing.page_size, paths.len());
             // Neither hash nor size is told here.
@@ -153,9 +153,10 @@ async fn staged_in(app: Arc<App>, repo: Repo, workspace: String, dir: RepoPath, 
     .await
 }
 
-/// How many files are staged in each directory, grouped by the directory's first component.
-fn dirs_of([added, modified, removed]: &[Vec<RepoPath>; 3]) -> Value {
-    let mut counts: BTreeMap<(RepoPath, &str), u64> = BTreeMap::new();
+/// How many files are staged in each directory, grouped by the directory's first component. Those that are marked and
+/// hold nothing that is staged are there with none (0.53.4, 0.58.0 and 0.65.2, read: `status_from_dir_entries`).
+fn dirs_of([added, modified, removed]: &[Vec<RepoPath>; 3], left: &[RepoPath]) -> Value {
+    let mut counts: BTreeMap<(RepoPath, &str), u64> = left.iter().map(|dir| ((dir.clone(), "Added"), 0)).collect();
     for (paths, status) in [(added, "Added"), (modified, "Added"), (removed, "Removed")] {
         for path in paths {
             *counts.entry((path.parent().unwrap_or_default(), status)).or_default() += 1;
@@ -180,13 +181,17 @@ enum Unstaged {
 }
 
 /// Drops what is staged at a path. Released servers take tables for something else: instead of being unstaged, a table
-/// that the base has is silently left as it is, and one that it does not have is refused.
+/// that the base has is silently left as it is, or as the base has it, and one that it does not have is refused; a
+/// directory of such a name too.
 fn unstage_one(dialect: Dialect, staging: &mut Staging, base: &Base<'_>, path: &RepoPath) -> Result<Unstaged, Refusal> {
     if is_table(dialect, path) {
-        return Ok(match base.file(path)? {
-            Some(_) => Unstaged::Done,
-            None => Unstaged::NewTable,
-        });
+        if base.file(path)?.is_none() {
+            return Ok(Unstaged::NewTable);
+        }
+        if goes_back_to_base(path) {
+            staging.index(path)?;
+        }
+        return Ok(Unstaged::Done);
     }
     let found = staging.unstage(path)?;
     Ok(if found { Unstaged::Done } else { Unstaged::NothingStaged })

@@ -60,7 +60,7 @@ pub(super) enum Change {
     Put(Content),
     /// The file is gone; its directory stays, empty perhaps.
     Remove,
-    /// The directory is gone, once the files below it are.
+    /// The directory is gone, whatever is below it.
     RemoveDir,
 }
 
@@ -166,18 +166,18 @@ impl Trees {
             let inside: Vec<_> = inside.map(|(path, change)| (&path[name.len() + 1..], *change)).collect();
             rest = &rest[length..];
             match (direct, entries.get(name)) {
+                (Some(Change::RemoveDir), Some(Node::Dir(_))) => {
+                    entries.remove(name);
+                }
                 (_, there) if !inside.is_empty() => {
                     let before = match there {
                         Some(Node::Dir(dir)) => Some((*self.load(&dir.id)?).clone()),
                         _ => None,
                     };
-                    let stays = before.is_some() && direct != Some(Change::RemoveDir);
-                    let goes = before.is_some();
+                    let stays = before.is_some();
                     let after = self.changed(before.unwrap_or_default(), &inside, commit)?;
                     if stays || !after.is_empty() {
                         entries.insert(name.to_owned(), Node::Dir(self.save(after, commit)?));
-                    } else if goes {
-                        entries.remove(name);
                     }
                 }
                 (Some(Change::Put(_)), Some(Node::Dir(_))) => {}
@@ -185,7 +185,7 @@ impl Trees {
                     let commit = commit.to_owned();
                     entries.insert(name.to_owned(), Node::File(FileNode { content, commit }));
                 }
-                (Some(Change::Remove), Some(Node::File(_))) | (Some(Change::RemoveDir), Some(Node::Dir(_))) => {
+                (Some(Change::Remove), Some(Node::File(_))) => {
                     entries.remove(name);
                 }
                 _ => {}

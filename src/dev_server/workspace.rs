@@ -3,7 +3,9 @@
 //! Each change is appended to the workspace's log, so that staging costs the same however much is staged already; a
 //! commit begins a new log.
 
-use std::collections::BTreeMap;
+mod marks;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
@@ -16,6 +18,7 @@ use super::tree::{DirNode, FileNode, Node, Trees};
 use super::versions::{Content, Versions};
 use crate::hash::ContentHash;
 use crate::path::RepoPath;
+pub(super) use marks::goes_back_to_base;
 
 /// What is staged at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,8 +78,12 @@ enum Record {
     Stage { path: RepoPath, staged: Staged },
     /// Nothing is staged at this path any more.
     Unstage { path: RepoPath },
+    /// Something is staged below this directory.
+    Mark { path: RepoPath },
     /// The removal of a directory is staged, beside that of its files.
     RemoveDir { path: RepoPath },
+    /// The base's table at this path is in a database, and committed from there.
+    Index { path: RepoPath },
 }
 
 /// What is staged of a directory itself.
@@ -95,6 +102,8 @@ enum Mark {
 pub(super) struct Staging {
     files: BTreeMap<RepoPath, Staged>,
     dirs: BTreeMap<RepoPath, Mark>,
+    /// Tables that are committed as the base has them, whatever is staged.
+    indexed: BTreeSet<RepoPath>,
     log: File,
 }
 
@@ -102,7 +111,7 @@ impl Staging {
     /// Reads the log at `path`, or begins it.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let log = File::options().create(true).append(true).open(path)?;
-        let mut staging = Self { files: BTreeMap::new(), dirs: BTreeMap::new(), log };
+        let mut staging = Self { files: BTreeMap::new(), dirs: BTreeMap::new(), indexed: BTreeSet::new(), log };
         let bytes = fs::read(path)?;
         // A line without its end was cut off by the end of the process, and was never acknowledged.
         let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
@@ -122,19 +131,6 @@ impl Staging {
     pub(super) fn removed_dirs(&self) -> impl Iterator<Item = &RepoPath> {
         let removed = self.dirs.iter().filter(|(_, mark)| **mark == Mark::Removed);
         removed.map(|(path, _)| path)
-    }
-
-    /// Directories that something was staged in, of which nothing is left. Released servers commit them as if they were
-    /// removed, with all the base has in them. A client unstages such a directory itself.
-    pub(super) fn left_dirs(&self) -> impl Iterator<Item = &RepoPath> {
-        let touched = self.dirs.iter().filter(|(_, mark)| **mark == Mark::Touched);
-        let left = touched.filter(|(path, _)| self.under(path).next().is_none() && self.dirs_under(path).count() == 1);
-        left.map(|(path, _)| path)
-    }
-
-    /// Whether there is nothing to commit. A directory that something was staged in, if only for a time, is something.
-    pub(super) fn is_empty(&self) -> bool {
-        self.files.is_empty() && self.dirs.is_empty()
     }
 
     /// Files staged at `dir` or below it.
@@ -181,8 +177,8 @@ impl Staging {
         self.write(records)
     }
 
-    /// Stages the removal of a file, or of a directory with all its files; what is only staged is unstaged, but for the
-    /// dialect of 0.50, which does not see it (0.53.4, tried). Says whether there was anything.
+    /// Stages the removal of a file, or of a directory with all its files; what is only staged is unstaged, but for
+    /// releases before 0.64, which do not see it (0.53.4, tried; 0.58.0, read). Says whether there was anything.
     pub(super) fn remove(&mut self, base: &Base<'_>, dialect: Dialect, path: &RepoPath) -> io::Result<bool> {
         let dir = match base.find(path)? {
             Some(Node::File(_)) => {
@@ -193,7 +189,7 @@ impl Staging {
             Some(Node::Dir(dir)) => Some(dir),
             None => None,
         };
-        let sees_staged = dialect != Dialect::V0_50;
+        let sees_staged = !matches!(dialect, Dialect::V0_50 | Dialect::V0_58);
         if dir.is_none() && !(sees_staged && self.touches(path)) {
             return Ok(false);
         }
@@ -243,6 +239,11 @@ impl Staging {
         Ok(true)
     }
 
+    /// What becomes of a table of the base that is to be unstaged: see [`goes_back_to_base`].
+    pub(super) fn index(&mut self, path: &RepoPath) -> io::Result<()> {
+        self.write(vec![Record::Index { path: path.clone() }])
+    }
+
     /// Moves a file, and where the dialect can, a directory with all below it.
     pub(super) fn rename(
         &mut self,
@@ -251,9 +252,11 @@ impl Staging {
         from: &RepoPath,
         to: &RepoPath,
     ) -> Result<(), Refusal> {
-        let in_base = base.find(from)?;
+        // A file that is staged in a directory's place is moved alone.
+        let in_place = self.files.get(from).is_some_and(|staged| staged.content().is_some());
+        let in_base = base.find(from)?.filter(|node| !in_place || matches!(node, Node::File(_)));
         let staged_below = self.dirs.contains_key(from) || self.under(from).any(|(path, _)| path != from);
-        let is_dir = matches!(in_base, Some(Node::Dir(_))) || staged_below;
+        let is_dir = !in_place && (matches!(in_base, Some(Node::Dir(_))) || staged_below);
         let taken = base.find(to)?.is_some();
         if !is_dir && taken {
             return Err(Refusal::bad_request("new_path already exists in the repository"));
@@ -371,12 +374,18 @@ impl Staging {
                     self.dirs.insert(dir, Mark::Touched);
                 }
                 self.dirs.remove(&path);
+                if staged == Staged::Removed {
+                    self.indexed.remove(&path);
+                }
                 self.files.insert(path, staged);
             }
             Record::Unstage { path } => {
                 self.files.remove(&path);
                 self.dirs.remove(&path);
+                self.indexed.remove(&path);
             }
+            Record::Mark { path } => drop(self.dirs.insert(path, Mark::Touched)),
+            Record::Index { path } => drop(self.indexed.insert(path)),
             Record::RemoveDir { path } => {
                 self.files.remove(&path);
                 self.dirs.insert(path, Mark::Removed);
@@ -402,13 +411,15 @@ fn moving(from: &RepoPath, to: &RepoPath, content: Content, removes: bool) -> [R
     [stage(to, Staged::Added(content)), left]
 }
 
-/// Removes every file below a committed directory, then every directory, itself included.
+/// Removes every file below a committed directory, then every directory, itself included; those above it are marked.
 fn removal(base: &Base<'_>, path: &RepoPath, dir: DirNode) -> io::Result<Vec<Record>> {
     let (mut files, mut dirs) = (Vec::new(), Vec::new());
     base.trees.walk(path, &Node::Dir(dir), &mut |path, node| match node {
         Node::File(_) => files.push(Record::Stage { path: path.clone(), staged: Staged::Removed }),
         Node::Dir(_) => dirs.push(Record::RemoveDir { path: path.clone() }),
     })?;
+    let above = std::iter::successors(path.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
+    files.extend(above.map(|path| Record::Mark { path }));
     files.extend(dirs);
     Ok(files)
 }
@@ -480,6 +491,10 @@ mod tests {
             self.staging.rename(&base, Dialect::V0_65, &path(from), &path(to))
         }
 
+        fn is_empty(&self) -> bool {
+            self.staging.files.is_empty() && self.staging.dirs.is_empty()
+        }
+
         fn staged(&self) -> Vec<(String, Staged)> {
             let entries = self.staging.files().iter();
             entries.map(|(path, staged)| (path.as_str().to_owned(), *staged)).collect()
@@ -548,18 +563,18 @@ mod tests {
     #[test]
     fn a_directory_that_nothing_is_left_in_is_known() {
         let mut world = World::new();
-        let left = |world: &World| world.staging.left_dirs().map(ToString::to_string).collect::<Vec<_>>();
+        let left = |world: &World| world.staging.left_dirs().iter().map(ToString::to_string).collect::<Vec<_>>();
         world.put("d/e/1", "1");
         world.put("d/2", "2");
         assert!(left(&world).is_empty());
         assert!(world.staging.unstage(&path("d/e/1")).unwrap());
         assert_eq!(left(&world), ["d/e"]);
         assert!(world.staging.unstage(&path("d/2")).unwrap());
-        assert_eq!(left(&world), ["d/e"]);
+        assert_eq!(left(&world), ["d/e"], "which is a mark in d");
         assert!(world.staging.unstage(&path("d/e")).unwrap());
         assert_eq!(left(&world), ["d"]);
         assert!(world.staging.unstage(&path("d")).unwrap());
-        assert!(world.staging.is_empty());
+        assert!(world.is_empty());
     }
 
     #[test]
@@ -567,12 +582,12 @@ mod tests {
         let mut world = World::new();
         world.put("n/deep/1", "1");
         assert!(world.staging.unstage(&path("n/deep/1")).unwrap());
-        assert!(!world.staging.is_empty());
+        assert!(!world.is_empty());
         assert!(world.remove("n"));
-        assert!(world.staging.is_empty());
+        assert!(world.is_empty());
         world.put("n/deep/1", "1");
         assert!(world.remove("n/deep/1"));
-        assert!(world.staging.is_empty(), "removal takes the directories along");
+        assert!(world.is_empty(), "removal takes the directories along");
     }
 
     #[test]

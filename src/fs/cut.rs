@@ -193,9 +193,9 @@ impl State {
         }
     }
 
-    /// What a commit holds, if it is made now. The error has the inodes whose content has to be fixed first, and what was
-    /// collected, to be dropped when the lock is free.
-    fn collect(&mut self, fs: &Fs) -> Result<Made, (Vec<Ino>, Made)> {
+    /// What a commit holds, if it is made now, and the inodes whose content has to be fixed first. Where there are any,
+    /// what was collected is to be dropped, when the lock is free.
+    fn collect(&mut self, fs: &Fs) -> (Made, Vec<Ino>) {
         self.stir(&|_| true, fs);
         let paths: Vec<(RepoPath, u64, bool)> =
             self.queue.iter().map(|(path, entry)| (path.clone(), entry.seq, entry.alone)).collect();
@@ -226,7 +226,7 @@ impl State {
             let account = self.ledger.get(&path).unwrap_or_default();
             made.wanted.insert(path.clone(), Capture { path, seq, account, want, alone, upload: None });
         }
-        if unfixed.is_empty() { Ok(made) } else { Err((unfixed, made)) }
+        (made, unfixed)
     }
 }
 
@@ -295,14 +295,14 @@ impl Fs {
         let fs = self.this.upgrade();
         let mut state = self.lock();
         // Spool files are let go of when the lock is free.
-        let (done, _left) = match (state.collect(self), fs) {
-            (Ok(made), Some(fs)) => {
+        let (made, unfixed) = state.collect(self);
+        let (done, _left) = match fs.filter(|_| unfixed.is_empty()) {
+            Some(fs) => {
                 let paths: Vec<RepoPath> = made.paths().cloned().collect();
                 let old = state.cut.replace(Cut::Made(made));
                 (Ok(state.barrier(fs, &paths, Scope::Fixed)), old)
             }
-            (Ok(made), None) => (Err(Vec::new()), Some(Cut::Made(made))),
-            (Err((unfixed, made)), _) => (Err(unfixed), Some(Cut::Made(made))),
+            None => (Err(unfixed), Some(Cut::Made(made))),
         };
         drop(state);
         done

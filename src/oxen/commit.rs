@@ -1,6 +1,6 @@
 //! Conflicts with a branch, and commits to it.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use reqwest::Method;
@@ -66,7 +66,11 @@ impl OxenWorkspace {
     // ---- commits
 
     pub(super) async fn commit_staged(&self, request: &CommitRequest) -> Result<Committed, WorkspaceError> {
-        if let Some(path) = lost_by_commit(&self.staged_changes().await?) {
+        let head = self.repo.branch(&request.branch).await?;
+        let head =
+            head.ok_or_else(|| WorkspaceError::NotFound { what: format!("branch {}", request.branch), request: None })?;
+        let staged = self.staged_for_commit(&CommitId(head.commit_id.as_str().into())).await?;
+        if let Some(path) = lost_by_commit(&staged) {
             let message = format!(
                 "{path} was a directory and is a file now, which this server loses in one commit; \
                  move the file away, commit, move it back, and commit again"
@@ -74,9 +78,6 @@ impl OxenWorkspace {
             return Err(WorkspaceError::Refused { status: 0, message, request: None });
         }
         let before = self.standing().await?.commit_id();
-        let head = self.repo.branch(&request.branch).await?;
-        let head =
-            head.ok_or_else(|| WorkspaceError::NotFound { what: format!("branch {}", request.branch), request: None })?;
         let body = wire::NewCommit { author: &request.author, email: &request.email, message: &request.message };
         let post = self.merge_request(Method::POST, &request.branch).json(&body)?;
         let mut attempt = 1;
@@ -158,13 +159,10 @@ impl OxenWorkspace {
 
 /// A staged file where the base has a directory whose files are staged as removed: a commit keeps the emptied directory
 /// and loses the file (0.65.2, tried, in any order of the requests). The other way round works.
-fn lost_by_commit(changes: &[Change]) -> Option<RepoPath> {
-    let files: HashSet<&RepoPath> =
-        changes.iter().filter(|change| change.kind != ChangeKind::Removed).map(|change| &change.path).collect();
-    changes.iter().filter(|change| change.kind == ChangeKind::Removed).find_map(|change| {
-        let above = std::iter::successors(change.path.parent(), RepoPath::parent);
-        above.into_iter().find(|dir| files.contains(dir))
-    })
+fn lost_by_commit(changes: &BTreeMap<RepoPath, ChangeKind>) -> Option<RepoPath> {
+    let is_file = |path: &RepoPath| changes.get(path).is_some_and(|kind| *kind != ChangeKind::Removed);
+    let mut removed = changes.iter().filter(|(_, kind)| **kind == ChangeKind::Removed);
+    removed.find_map(|(path, _)| std::iter::successors(path.parent(), RepoPath::parent).find(is_file))
 }
 
 fn committed(commit: &Commit) -> Committed {
@@ -229,9 +227,9 @@ mod tests {
     #[test]
     fn a_file_over_a_removed_directory_is_noticed() {
         let path = |text| RepoPath::parse(text).unwrap();
-        let change = |text, kind| Change { path: path(text), kind };
+        let change = |text, kind| (path(text), kind);
         let lost = [change("data/sub/deep/c.txt", ChangeKind::Removed), change("data/sub", ChangeKind::Added)];
-        assert_eq!(lost_by_commit(&lost), Some(path("data/sub")));
+        assert_eq!(lost_by_commit(&lost.into()), Some(path("data/sub")));
         let kept = [
             change("data/sub/c.txt", ChangeKind::Removed),
             change("data/sub.txt", ChangeKind::Added),
@@ -239,6 +237,6 @@ mod tests {
             change("a", ChangeKind::Removed),
             change("a/b", ChangeKind::Added),
         ];
-        assert_eq!(lost_by_commit(&kept), None);
+        assert_eq!(lost_by_commit(&kept.into()), None);
     }
 }

@@ -1,10 +1,11 @@
 //! What is committed and what is staged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
 use super::OxenWorkspace;
 use super::http::{Request, path, segment};
+use super::marks::is_aside;
 use super::retry::Patience;
 use super::wire::{self, ChangesPage, DirEntry};
 use crate::path::RepoPath;
@@ -22,6 +23,19 @@ pub(super) struct Meta {
     pub removed: bool,
     /// The workspace asked for has other content for it than the base.
     pub put: bool,
+}
+
+/// What a listing of the staged changes shows.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    /// What is staged where, but for the asides.
+    pub changes: BTreeMap<RepoPath, ChangeKind>,
+    /// Files of a moment's work that ended before it was done, or has not ended yet.
+    pub asides: Vec<RepoPath>,
+    /// Directories that are marked and hold nothing that is staged: a commit drops them.
+    pub left_dirs: BTreeSet<RepoPath>,
+    /// Whether all of it is of one moment, as far as the totals tell.
+    pub of_one_moment: bool,
 }
 
 impl OxenWorkspace {
@@ -79,33 +93,44 @@ impl OxenWorkspace {
         self.known_commits.lock().unwrap_or_else(PoisonError::into_inner).insert(commit.clone());
     }
 
+    /// Everything staged. What a moment's work of some client of ours has left is taken away by the way: whoever is at
+    /// it does so next, and finds that it is done.
     pub(super) async fn staged_changes(&self) -> Result<Vec<Change>, WorkspaceError> {
-        let (changes, _) = self.read_changes().await?;
-        Ok(changes.into_iter().map(|(path, kind)| Change { path, kind }).collect())
+        let listed = self.read_changes().await?;
+        if let Err(error) = self.drop_asides(&listed.asides).await {
+            tracing::warn!(%error, "files that were staged for a moment are there still; a commit takes them away first");
+        }
+        Ok(listed.changes.into_iter().map(|(path, kind)| Change { path, kind }).collect())
     }
 
     /// What is staged, for whom the absence of a path must mean something.
     pub(super) async fn kinds_staged(&self) -> Result<BTreeMap<RepoPath, ChangeKind>, WorkspaceError> {
-        match self.read_changes().await? {
-            (changes, true) => Ok(changes),
-            (_, false) => Err(WorkspaceError::Unconfirmed { what: "what is staged: it changes all the time".into() }),
+        Ok(self.listed_staged().await?.changes)
+    }
+
+    /// The same, with what is staged beside.
+    pub(super) async fn listed_staged(&self) -> Result<Listed, WorkspaceError> {
+        let listed = self.read_changes().await?;
+        match listed.of_one_moment {
+            true => Ok(listed),
+            false => Err(WorkspaceError::Unconfirmed { what: "what is staged: it changes all the time".into() }),
         }
     }
 
-    /// The staged changes, and whether they are of one moment.
-    async fn read_changes(&self) -> Result<(BTreeMap<RepoPath, ChangeKind>, bool), WorkspaceError> {
-        let mut changes = BTreeMap::new();
+    async fn read_changes(&self) -> Result<Listed, WorkspaceError> {
+        let mut listed = Listed::default();
         for _ in 0..RESTARTS {
-            changes.clear();
-            if self.page_changes(&mut changes).await? {
-                return Ok((changes, true));
+            listed = self.page_changes().await?;
+            if listed.of_one_moment {
+                break;
             }
         }
-        Ok((changes, false))
+        Ok(listed)
     }
 
-    /// Reads all pages; says whether they are of one moment, as far as their totals tell.
-    async fn page_changes(&self, changes: &mut BTreeMap<RepoPath, ChangeKind>) -> Result<bool, WorkspaceError> {
+    /// Reads all pages, as long as they are of one moment.
+    async fn page_changes(&self) -> Result<Listed, WorkspaceError> {
+        let mut listed = Listed::default();
         let mut totals = None;
         for page in 1.. {
             let request =
@@ -118,18 +143,20 @@ impl OxenWorkspace {
                 (staged.removed_files, ChangeKind::Removed),
             ];
             let these = lists.each_ref().map(|(list, _)| list.total_entries);
-            if *totals.get_or_insert(these) != these {
-                return Ok(false);
-            }
+            let is_of_first_moment = *totals.get_or_insert(these) == these;
             let last = lists.iter().all(|(list, _)| page >= list.total_pages || list.entries.is_empty());
             for (list, kind) in lists {
-                note(changes, list, kind);
+                note(&mut listed.changes, list, kind);
             }
-            if last {
+            if !is_of_first_moment || last {
+                listed.left_dirs = left_dirs(&staged.added_dirs);
+                listed.of_one_moment = is_of_first_moment;
                 break;
             }
         }
-        Ok(true)
+        listed.asides = listed.changes.keys().filter(|path| is_aside(path)).cloned().collect();
+        listed.changes.retain(|path, _| !is_aside(path));
+        Ok(listed)
     }
 
     /// What `meta/` says about a path, in a commit or in the workspace.
@@ -170,6 +197,11 @@ fn note(changes: &mut BTreeMap<RepoPath, ChangeKind>, list: ChangesPage, kind: C
             _ => tracing::warn!(path = entry.filename, "a staged path that is none is left alone"),
         }
     }
+}
+
+fn left_dirs(dirs: &wire::StagedDirs) -> BTreeSet<RepoPath> {
+    let left = dirs.paths.values().flatten().filter(|dir| dir.num_files_staged == Some(0));
+    left.filter_map(|dir| wire::normalized(&dir.path)).filter(|dir| !dir.is_root()).collect()
 }
 
 fn entry(found: DirEntry) -> Result<Entry, WorkspaceError> {

@@ -1,25 +1,23 @@
 //! Removals, and going back to what the base has.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 use reqwest::{Method, StatusCode};
 
 use super::OxenWorkspace;
-use super::dialect::HashRoute;
-use super::http::{Request, SILENCE, blocking, workspace_path};
+use super::http::{Request, SILENCE, workspace_path};
+use super::marks::{aside, dirs_above, marked_above};
 use super::retry::{Patience, retry};
 use super::staging::{BACKSLASH, DONE, QUESTIONS, again, all_or_error, lists};
 use super::wire;
-use crate::hash::ContentHash;
 use crate::path::RepoPath;
-use crate::workspace::{ChangeKind, CommitId, EntryKind, Object, Outcome, Over, Put, WorkspaceError};
+use crate::workspace::{ChangeKind, CommitId, EntryKind, Outcome, WorkspaceError};
 
 /// What a path of a list may take the server: ten times what was seen in a directory of 3,000 files.
 const EACH_PATH: Duration = Duration::from_millis(200);
@@ -30,16 +28,13 @@ const TABLES: [&str; 6] = ["csv", "tsv", "parquet", "arrow", "ndjson", "jsonl"];
 /// Tables on their way back to the base at once.
 const MOVES: usize = 4;
 
-/// What names of staged files begin with that only a moment's work puts there.
-const ASIDE: &str = ".workspace-mount-aside-";
-
 /// What no request can name, in [`WorkspaceError::Unsupported`].
 const ESCAPE: &str = "move a staged file, or unstage a table, with % and two hexadecimal digits in its path";
 
 /// Whether unstaging is not to be trusted with this path (0.65.2, tried): instead of dropping the change the server
 /// puts the committed table into a database, answers 200, keeps the change staged, and at the next commit replaces
 /// whatever is staged there by what the database has.
-fn is_table(path: &RepoPath) -> bool {
+pub(super) fn is_table(path: &RepoPath) -> bool {
     let extension = Path::new(path.file_name()).extension().and_then(OsStr::to_str).map(str::to_lowercase);
     extension.is_some_and(|extension| TABLES.contains(&extension.as_str()))
 }
@@ -48,6 +43,8 @@ impl OxenWorkspace {
     /// Stages removals; of a directory too, which takes along all that is committed or staged below it. Only that
     /// removes the directory itself: without its files alone it stays in the commit, empty (0.65.2, tried).
     pub(super) async fn remove_files(&self, paths: &[RepoPath]) -> Result<Vec<Outcome>, WorkspaceError> {
+        // Which of them are only staged, and leave marks, the answer does not tell.
+        self.unmark_above(paths).await?;
         let mut outcomes = Vec::with_capacity(paths.len());
         for share in paths.chunks(wire::REMOVED_PATHS) {
             match self.remove_some(share).await {
@@ -61,7 +58,7 @@ impl OxenWorkspace {
     async fn remove_some(&self, paths: &[RepoPath]) -> Result<Vec<Outcome>, WorkspaceError> {
         let (status, listed) = self.delete("files", paths).await?;
         // Releases before 0.64 leave what is only staged as it is, at the paths and below them (0.53.4, tried).
-        let takes_staged = self.dialect.hash_route == HashRoute::Uploads;
+        let takes_staged = self.completes_marks();
         let partial = status == StatusCode::PARTIAL_CONTENT;
         if takes_staged && !partial {
             return Ok(paths.iter().map(|_| DONE).collect());
@@ -117,7 +114,7 @@ impl OxenWorkspace {
         // tried).
         let mut kept = HashMap::new();
         for table in tables {
-            let aside = aside()?;
+            let aside = aside(&RepoPath::root())?;
             match self.patch(&table, &aside).await {
                 Ok(()) => drop(self.delete("changes", &[aside]).await?),
                 Err(error) => drop(kept.insert(table, error)),
@@ -143,28 +140,39 @@ impl OxenWorkspace {
     }
 
     /// Unstages files, and the directories above them: the removal of a directory stays staged when a file below it is
-    /// unstaged, and takes the file along at the commit; a directory made for a staged file stays, and is an empty one
-    /// in the commit. Unstaging a directory drops its own entry and no other (0.65.2, tried).
+    /// unstaged, and takes the file along at the commit, and so does its mark. Unstaging a directory drops its own entry
+    /// and no other (0.65.2, tried). Where that must wait, or cannot be, those whose removal may be staged are marked anew.
     async fn drop_some(&self, paths: &[RepoPath]) -> Result<Vec<Outcome>, WorkspaceError> {
-        let mut all: BTreeSet<RepoPath> = paths.iter().cloned().collect();
-        if self.dialect.hash_route == HashRoute::Uploads {
-            for path in paths {
-                let dirs = std::iter::successors(path.parent(), RepoPath::parent);
-                all.extend(dirs.take_while(|dir| !dir.is_root()));
+        let doubtful: Vec<RepoPath> = if self.completes_marks() {
+            let in_table = |path: &&RepoPath| dirs_above(path).any(|dir| is_table(&dir));
+            paths.iter().filter(in_table).cloned().collect()
+        } else {
+            let staged = self.kinds_staged().await?;
+            let is_removed = |path: &&RepoPath| staged.get(*path) == Some(&ChangeKind::Removed);
+            paths.iter().filter(is_removed).cloned().collect()
+        };
+        let (mut all, unmarked) = self.mark_anew(&doubtful).await?;
+        let in_unmarked = |path: &RepoPath| path.parent().and_then(|dir| unmarked.get(&dir)).map(again);
+        let kept: HashSet<&RepoPath> = doubtful.iter().filter(|path| in_unmarked(path).is_some()).collect();
+        if self.completes_marks() {
+            all.extend(marked_above(paths));
+        }
+        all.extend(paths.iter().filter(|path| !kept.contains(path)).cloned());
+        let mut is_sure = true;
+        for range in lists(all.len(), |at| all[at].as_str().len()) {
+            match self.delete("changes", &all[range]).await {
+                Ok((StatusCode::PARTIAL_CONTENT, _)) => is_sure = false,
+                Ok(_) => {}
+                // Nothing staged, or no workspace: the listing below tells.
+                Err(WorkspaceError::NotFound { .. }) => is_sure = false,
+                Err(error) => return Err(error),
             }
         }
-        let all: Vec<RepoPath> = all.into_iter().collect();
-        match self.delete("changes", &all).await {
-            Ok((StatusCode::PARTIAL_CONTENT, _)) => {}
-            Ok(_) => return Ok(paths.iter().map(|_| DONE).collect()),
-            // Nothing staged, or no workspace: the listing below tells.
-            Err(WorkspaceError::NotFound { .. }) => {}
-            Err(error) => return Err(error),
-        }
-        let staged = self.kinds_staged().await?;
-        let outcome = |path: &RepoPath| match staged.contains_key(path) {
-            true => unconfirmed("unstaging", path),
-            false => DONE,
+        let staged = if is_sure { BTreeMap::new() } else { self.kinds_staged().await? };
+        let outcome = |path: &RepoPath| match in_unmarked(path).filter(|_| kept.contains(path)) {
+            Some(why) => Outcome::Failed(why),
+            None if staged.contains_key(path) => unconfirmed("unstaging", path),
+            None => DONE,
         };
         Ok(paths.iter().map(outcome).collect())
     }
@@ -174,10 +182,13 @@ impl OxenWorkspace {
     /// (0.65.2, tried). Servers that treat tables like any other file stage the old path as removed by that; there,
     /// unstaging works.
     async fn restore_tables(&self, paths: &[RepoPath]) -> Result<Vec<Outcome>, WorkspaceError> {
-        let staged = self.kinds_staged().await?;
+        // Also where nothing is staged any more: a process may have ended before it came to that.
+        self.unmark_above(paths).await?;
+        let listed = self.listed_staged().await?;
+        let staged = listed.changes;
         // Left behind by a process that ended between moving and removing.
-        let aside: Vec<RepoPath> = staged.keys().filter(|path| path.as_str().starts_with(ASIDE)).cloned().collect();
-        let (mut added, mut changed) = (aside, Vec::new());
+        self.drop_asides(&listed.asides).await?;
+        let (mut added, mut changed) = (Vec::new(), Vec::new());
         for path in paths {
             match staged.get(path) {
                 None => {}
@@ -226,16 +237,15 @@ impl OxenWorkspace {
                 _ => 0,
             };
             let filler: &[u8] = if size == 1 { b"--" } else { b"-" };
-            let object = Object { hash: ContentHash::of(self.info.hash_kind, filler), size: filler.len() as u64 };
-            let file = blocking(move || nameless_file(filler)).await??;
-            let put = Put { path: at.clone(), object, file: Some(Arc::new(file)), over: Over::Other };
-            match self.send_batch(&[put]).await?.pop() {
+            match self.put_fillers(std::slice::from_ref(at), filler).await?.pop() {
                 Some(Outcome::Done { .. }) => {}
                 Some(Outcome::Failed(error)) => return Err(error),
                 _ => return Err(WorkspaceError::Unconfirmed { what: at.to_string() }),
             }
+            // It has marked the directories.
+            self.unmark_above(std::slice::from_ref(at)).await?;
         }
-        let aside = aside()?;
+        let aside = aside(&RepoPath::root())?;
         match self.patch(at, &aside).await {
             Ok(()) => {}
             // Nothing was moved, or by an attempt before; the listing tells.
@@ -251,7 +261,11 @@ impl OxenWorkspace {
     }
 
     /// `DELETE` with a list of paths: the status, and the paths in the answer.
-    async fn delete(&self, route: &str, paths: &[RepoPath]) -> Result<(StatusCode, HashSet<RepoPath>), WorkspaceError> {
+    pub(super) async fn delete(
+        &self,
+        route: &str,
+        paths: &[RepoPath],
+    ) -> Result<(StatusCode, HashSet<RepoPath>), WorkspaceError> {
         let patience = SILENCE + EACH_PATH * u32::try_from(paths.len()).unwrap_or(u32::MAX);
         let request = Request::new(Method::DELETE, self.url(route), self.what()).patience(patience).json(&paths)?;
         retry(Patience::Quick, || async {
@@ -271,11 +285,12 @@ impl OxenWorkspace {
             // Where the base has it, the old path shows the base again instead of nothing (0.65.2, tried).
             return Err(WorkspaceError::Unsupported { what: "move a table" });
         }
+        self.unmark_above(std::slice::from_ref(from)).await?;
         self.patch(from, to).await
     }
 
     /// Not repeated: after a lost answer the source is gone, which would look like a failure.
-    async fn patch(&self, from: &RepoPath, to: &RepoPath) -> Result<(), WorkspaceError> {
+    pub(super) async fn patch(&self, from: &RepoPath, to: &RepoPath) -> Result<(), WorkspaceError> {
         let Some(at) = workspace_path(from) else {
             return Err(WorkspaceError::Unsupported { what: ESCAPE });
         };
@@ -283,12 +298,6 @@ impl OxenWorkspace {
             .json(&wire::Rename { new_path: to.as_str() })?;
         self.repo.http.json::<wire::Anything>(&request).await.map(drop)
     }
-}
-
-/// A path that nobody uses.
-fn aside() -> Result<RepoPath, WorkspaceError> {
-    let name = format!("{ASIDE}{:016x}", fastrand::u64(..));
-    RepoPath::parse(&name).map_err(|error| WorkspaceError::Protocol { detail: error.to_string(), request: None })
 }
 
 fn unconfirmed(what: &str, path: &RepoPath) -> Outcome {
@@ -305,7 +314,7 @@ fn each(
 }
 
 /// A file that is gone when it is closed.
-fn nameless_file(content: &[u8]) -> std::io::Result<File> {
+pub(super) fn nameless_file(content: &[u8]) -> std::io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).open(std::env::temp_dir())?;
     file.write_all_at(content, 0)?;
     Ok(file)

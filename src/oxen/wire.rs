@@ -4,6 +4,8 @@
 //! description, "guess" none of them. Fields that are not used here are ignored, and missing ones are forgiven where
 //! an answer makes sense without them.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::Secret;
@@ -181,7 +183,8 @@ pub(super) struct MetaAnswer {
     pub entry: DirEntry,
 }
 
-/// `GET workspaces/{id}/changes`: three lists, paged alike (tried; hashes and sizes in it are empty).
+/// `GET workspaces/{id}/changes`: three lists, paged alike (tried; hashes and sizes in it are empty), and all directories
+/// on every page.
 #[derive(Debug, Deserialize)]
 pub(super) struct ChangesAnswer {
     pub staged: Staged,
@@ -190,6 +193,8 @@ pub(super) struct ChangesAnswer {
 /// The lists of [`ChangesAnswer`].
 #[derive(Debug, Deserialize)]
 pub(super) struct Staged {
+    #[serde(default, deserialize_with = "known_dirs")]
+    pub added_dirs: StagedDirs,
     #[serde(default)]
     pub added_files: ChangesPage,
     #[serde(default)]
@@ -198,7 +203,37 @@ pub(super) struct Staged {
     pub removed_files: ChangesPage,
 }
 
-/// A page of one of them; `filename` is the whole path (tried).
+/// The directories with something staged in them, by their first components. One that is marked and holds nothing that
+/// is staged is there with no files (0.53.4, 0.58.0 and 0.65.2, read: `status_from_dir_entries`).
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct StagedDirs {
+    #[serde(default)]
+    pub paths: HashMap<String, Vec<StagedDir>>,
+}
+
+/// Directories in any other form are none: no description says what they look like.
+fn known_dirs<'de, D: serde::Deserializer<'de>>(dirs: D) -> Result<StagedDirs, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        Known(StagedDirs),
+        Other(serde::de::IgnoredAny),
+    }
+    Ok(match Form::deserialize(dirs)? {
+        Form::Known(dirs) => dirs,
+        Form::Other(_) => StagedDirs::default(),
+    })
+}
+
+/// One of them; `path` is the whole path.
+#[derive(Debug, Deserialize)]
+pub(super) struct StagedDir {
+    pub path: String,
+    #[serde(default)]
+    pub num_files_staged: Option<u64>,
+}
+
+/// A page of one of the lists; `filename` is the whole path (tried).
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct ChangesPage {
     #[serde(default)]
@@ -498,6 +533,22 @@ mod tests {
         let body = format!("{} {} rest", "x".repeat(290), token.expose());
         let message = refusal_message(body.as_bytes(), Some(&token)).unwrap();
         assert_eq!(message, format!("{} (token) r...", "x".repeat(290)));
+    }
+
+    #[test]
+    fn staged_directories_in_a_form_that_nobody_described_are_none() {
+        let dirs = |added_dirs: &str| {
+            let answer: ChangesAnswer =
+                serde_json::from_str(&format!(r#"{{"staged": {{"added_dirs": {added_dirs}}}}}"#)).unwrap();
+            answer.staged.added_dirs.paths.into_values().flatten().map(|dir| (dir.path, dir.num_files_staged)).collect()
+        };
+        let known: Vec<_> =
+            dirs(r#"{"num_files_staged": 1, "paths": {"d": [{"path": "d/s", "num_files_staged": 0}]}}"#);
+        assert_eq!(known, [("d/s".to_owned(), Some(0))]);
+        for other in ["null", "[]", r#"["d"]"#, "{}", r#"{"paths": {"d": 7}}"#, r#"{"paths": {"d": [{"name": "d"}]}}"#]
+        {
+            assert!(dirs(other).is_empty(), "{other}");
+        }
     }
 
     #[test]

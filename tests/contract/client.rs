@@ -40,6 +40,13 @@ contract! {
         empty_files_are_staged,
         tables_are_unstaged_like_other_files,
         a_removed_directory_takes_along_what_is_only_staged_in_it,
+        a_file_unstaged_in_a_removed_directory_stays,
+        no_way_of_taking_changes_back_drops_a_directory,
+        a_directory_with_nothing_else_staged_beside_it_is_kept,
+        marks_that_others_left_drop_no_directory,
+        directories_named_like_tables_are_kept,
+        names_for_a_moment_are_neither_shown_nor_committed,
+        tables_are_put_back_by_two_clients_at_once,
         a_workspace_with_nothing_staged_moves_to_the_branchs_head,
         two_thousand_small_files_arrive_in_batches,
         three_thousand_files_of_one_directory_are_listed,
@@ -55,10 +62,12 @@ contract! {
         compressed_files_arrive_whole,
     ];
     current: [
-        a_file_unstaged_in_a_removed_directory_stays,
         a_part_that_an_earlier_client_left_with_other_bytes_is_made_good,
     ];
-    only_documented: [a_directory_with_an_escape_in_its_name_is_refused_where_no_request_can_name_it];
+    only_documented: [
+        a_directory_with_an_escape_in_its_name_is_refused_where_no_request_can_name_it,
+        content_that_such_a_server_cannot_tell_from_the_bases_is_refused_for_good,
+    ];
     only_0_58: [
         content_is_never_staged_by_hash,
         a_chunk_that_an_earlier_client_left_with_other_bytes_is_made_good,
@@ -529,6 +538,197 @@ async fn a_file_unstaged_in_a_removed_directory_stays(target: &Target) {
     assert!(root.iter().all(|entry| entry.name != "gone"), "{root:?}");
 }
 
+/// Files of every kind that a server treats in a way of its own, in directories three deep, and committed.
+async fn of_every_kind(workspace: &dyn Workspace) -> BTreeMap<String, Vec<u8>> {
+    let mut expected = base_tree();
+    let mut puts = Vec::new();
+    for dir in ["d", "d/s", "d/s/t", "e/s"] {
+        for name in ["base.txt", "table.csv", "table.jsonl", "table.parquet", "other.csv", "other.txt"] {
+            let (at, bytes) = (format!("{dir}/{name}"), format!("a,b\n1,\"{dir}/{name}\"\n").into_bytes());
+            puts.push(put(workspace, &at, &bytes));
+            expected.insert(at, bytes);
+        }
+    }
+    done(workspace.send_small(&puts).await.expect("an answer"));
+    commit(workspace, "of every kind").await;
+    expected
+}
+
+/// Commits something else, and compares the whole branch.
+async fn commit_and_compare(workspace: &dyn Workspace, expected: &BTreeMap<String, Vec<u8>>, what: &str) {
+    let mut expected = expected.clone();
+    bring(workspace, "something else.txt", Some(what.as_bytes())).await;
+    expected.insert("something else.txt".into(), what.as_bytes().to_vec());
+    let committed = commit(workspace, what).await;
+    let found = tree(workspace, &committed.id).await;
+    let missing: Vec<_> = expected.keys().filter(|path| !found.contains_key(*path)).collect();
+    assert!(missing.is_empty(), "{what}: missing {missing:?}");
+    same(found, &expected);
+}
+
+async fn no_way_of_taking_changes_back_drops_a_directory(target: &Target) {
+    let workspace = open(target).await;
+    let expected = of_every_kind(&workspace).await;
+    let dirs = ["d/s/t", "e/s"];
+    let tables = ["csv", "jsonl", "parquet", "txt"];
+    for dir in dirs {
+        let new: Vec<String> = tables.iter().map(|kind| format!("{dir}/new.{kind}")).collect();
+        let new_paths: Vec<RepoPath> = new.iter().map(|at| path(at)).collect();
+        for way in ["unstaged", "removed", "removed and unstaged"] {
+            for at in &new {
+                bring(&workspace, at, Some(b"a\n1\n")).await;
+            }
+            if way != "unstaged" {
+                done(workspace.remove(&new_paths).await.expect("an answer"));
+            }
+            if way != "removed" {
+                done(workspace.unstage(&new_paths).await.expect("an answer"));
+            }
+            assert!(changes(&workspace).await.is_empty(), "{way}");
+            commit_and_compare(&workspace, &expected, &format!("new ones in {dir}, {way}")).await;
+        }
+        let there: Vec<String> = ["table.csv", "table.jsonl", "table.parquet", "base.txt"]
+            .iter()
+            .map(|name| format!("{dir}/{name}"))
+            .collect();
+        let there_paths: Vec<RepoPath> = there.iter().map(|at| path(at)).collect();
+        for way in ["changed", "removed"] {
+            for at in &there {
+                bring(&workspace, at, (way == "changed").then_some(b"a\n1\n2\n".as_slice())).await;
+            }
+            done(workspace.unstage(&there_paths).await.expect("an answer"));
+            assert!(changes(&workspace).await.is_empty(), "{way}");
+            commit_and_compare(&workspace, &expected, &format!("what was there in {dir}, {way}")).await;
+        }
+    }
+    // Moved to another directory, on the server and by staging it there.
+    bring(&workspace, "d/s/t/only staged.txt", Some(b"x")).await;
+    workspace.rename(&path("d/s/t/only staged.txt"), &path("e/moved.txt")).await.expect("a move");
+    let mut expected = expected;
+    expected.insert("e/moved.txt".into(), b"x".to_vec());
+    bring(&workspace, "d/s/new.csv", Some(b"a\n1\n")).await;
+    bring(&workspace, "e/s/new.csv", Some(b"a\n1\n")).await;
+    bring(&workspace, "d/s/new.csv", None).await;
+    expected.insert("e/s/new.csv".into(), b"a\n1\n".to_vec());
+    commit_and_compare(&workspace, &expected, "moved").await;
+}
+
+/// No release before 0.64 finds its way to it without the marks of the directories around it.
+async fn a_directory_with_nothing_else_staged_beside_it_is_kept(target: &Target) {
+    let workspace = open(target).await;
+    let mut expected = of_every_kind(&workspace).await;
+    for name in ["d/s/t/new.txt", "d/s/t/new.csv", "d/s/new.txt", "fresh/deep/new.txt", "fresh/other.txt"] {
+        bring(&workspace, name, Some(b"a\n1\n")).await;
+    }
+    for name in ["d/s/t/new.txt", "d/s/t/new.csv", "fresh/other.txt"] {
+        bring(&workspace, name, None).await;
+    }
+    let committed = commit(&workspace, "nothing in the root").await;
+    for name in ["d/s/new.txt", "fresh/deep/new.txt"] {
+        expected.insert(name.into(), b"a\n1\n".to_vec());
+    }
+    same(tree(&workspace, &committed.id).await, &expected);
+}
+
+async fn marks_that_others_left_drop_no_directory(target: &Target) {
+    let workspace = open(target).await;
+    let expected = of_every_kind(&workspace).await;
+    for at in ["d/s/t/x.txt", "e/s/x.txt", "empty/x.txt"] {
+        bring(&workspace, at, Some(b"x")).await;
+    }
+    for list in [vec!["d/s/t/x.txt", "d"], vec!["e/s/x.txt", "e/s"], vec!["empty/x.txt"]] {
+        let list: Vec<RepoPath> = list.into_iter().map(path).collect();
+        let request = target.http.delete(target.url(&format!("workspaces/{}/changes", workspace.id())));
+        assert_eq!(request.json(&list).send().await.expect("an answer").status().as_u16(), 200);
+    }
+    assert!(changes(&workspace).await.is_empty());
+    commit_and_compare(&workspace, &expected, "marks").await;
+}
+
+async fn directories_named_like_tables_are_kept(target: &Target) {
+    let workspace = open(target).await;
+    let mut expected = base_tree();
+    for at in ["d/out.parquet/part-0", "d/out.parquet/sub.csv/part-1"] {
+        bring(&workspace, at, Some(at.as_bytes())).await;
+        expected.insert(at.into(), at.as_bytes().to_vec());
+    }
+    commit(&workspace, "named like tables").await;
+    for at in ["d/out.parquet/sub.csv/x.txt", "d/out.parquet/sub.csv/x.csv"] {
+        bring(&workspace, at, Some(b"a\n1\n")).await;
+        bring(&workspace, at, None).await;
+        commit_and_compare(&workspace, &expected, at).await;
+    }
+    let back = ["d/out.parquet/part-0", "d/out.parquet/sub.csv/part-1"];
+    done(workspace.remove(&[path("d/out.parquet")]).await.expect("an answer"));
+    for at in back {
+        bring(&workspace, at, Some(at.as_bytes())).await;
+    }
+    commit_and_compare(&workspace, &expected, "removed and brought back").await;
+    // And some of it stays removed.
+    done(workspace.remove(&[path("d")]).await.expect("an answer"));
+    bring(&workspace, back[0], Some(back[0].as_bytes())).await;
+    expected.remove(back[1]);
+    commit_and_compare(&workspace, &expected, "half of it brought back").await;
+}
+
+/// As a client leaves them that was killed in the middle of putting a table back.
+async fn names_for_a_moment_are_neither_shown_nor_committed(target: &Target) {
+    let workspace = open(target).await;
+    let expected = of_every_kind(&workspace).await;
+    let leave = async |names: &[&str]| {
+        for name in names {
+            bring(&workspace, name, Some(b"left behind")).await;
+        }
+    };
+    let names = [
+        ".workspace-mount-aside-0123456789abcdef",
+        "d/s/.workspace-mount-aside-fedcba9876543210",
+        ".workspace-mount-aside",
+    ];
+    leave(&names).await;
+    assert_eq!(changes(&workspace).await, BTreeMap::from([(names[2].to_owned(), ChangeKind::Added)]));
+    let listed = target.get_json(&format!("workspaces/{}/changes?page_size=1000", workspace.id())).await;
+    assert_eq!(listed["staged"]["added_files"]["total_entries"], 1, "whoever lists them takes them away");
+    bring(&workspace, names[2], None).await;
+
+    leave(&names[..2]).await;
+    commit_and_compare(&workspace, &expected, "with names for a moment").await;
+    // Putting a table back does so too.
+    leave(&names[..2]).await;
+    bring(&workspace, "d/s/table.csv", Some(b"a\n1\n2\n")).await;
+    done(workspace.unstage(&[path("d/s/table.csv")]).await.expect("an answer"));
+    assert!(changes(&workspace).await.is_empty());
+    commit_and_compare(&workspace, &expected, "after a table").await;
+}
+
+/// Each takes away what the other has under a name for a moment, and neither minds.
+async fn tables_are_put_back_by_two_clients_at_once(target: &Target) {
+    let (one, two, third) = (open(target).await, open(target).await, open(target).await);
+    let mut expected = base_tree();
+    let names: Vec<String> = (0..12).map(|at| format!("t/{}/{at}.csv", at % 3)).collect();
+    for name in &names {
+        bring(&one, name, Some(b"a,b\n1,2\n")).await;
+        expected.insert(name.clone(), b"a,b\n1,2\n".to_vec());
+    }
+    commit(&one, "tables").await;
+    for (at, name) in names.iter().enumerate() {
+        bring(&one, name, (at % 4 > 0).then_some(b"a,b\n3,4\n5,6\n".as_slice())).await;
+    }
+    let paths: Vec<RepoPath> = names.iter().map(|name| path(name)).collect();
+    let watch = async {
+        for _ in 0..5 {
+            for change in third.changes().await.expect("the staged changes") {
+                assert!(paths.contains(&change.path), "{change:?}");
+            }
+        }
+    };
+    let (first, second, ()) = tokio::join!(one.unstage(&paths[..6]), two.unstage(&paths[6..]), watch);
+    done(first.expect("an answer"));
+    done(second.expect("an answer"));
+    assert!(changes(&one).await.is_empty());
+    commit_and_compare(&two, &expected, "put back").await;
+}
+
 async fn a_workspace_with_nothing_staged_moves_to_the_branchs_head(target: &Target) {
     let idle = named(target, "idle").await;
     let busy = named(target, "busy").await;
@@ -856,6 +1056,32 @@ async fn content_as_long_as_the_bases_and_as_old_is_staged(target: &Target) {
     for name in names {
         assert!(tree.get(name) == Some(wanted), "{name} has other bytes");
     }
+}
+
+/// Nothing stores content anew there, however often it is sent.
+async fn content_that_such_a_server_cannot_tell_from_the_bases_is_refused_for_good(target: &Target) {
+    let workspace = open(target).await;
+    let (x, y) = (noise(200, 1000), noise(201, 1000));
+    bring(&workspace, "x", Some(&x)).await;
+    bring(&workspace, "y", Some(&y)).await;
+    commit(&workspace, "files of one length").await;
+    let hash = |bytes: &[u8]| ContentHash::of(workspace.info().hash_kind, bytes).to_string();
+    target.store_together(&hash(&x), &hash(&y));
+    let known = Put { file: None, over: Over::SameLength { staged: false }, ..put(&workspace, "x", &y) };
+    let outcomes = workspace.stage_by_hash(&[known]).await.expect("an answer");
+    assert!(matches!(outcomes[..], [Outcome::NeedsBytes]), "{outcomes:?}");
+    let sent = Put { over: Over::SameLength { staged: false }, ..put(&workspace, "x", &y) };
+    let outcomes = workspace.send_small(&[sent.clone(), put(&workspace, "z", b"z")]).await.expect("an answer");
+    let [Outcome::Failed(error), Outcome::Done { .. }] = &outcomes[..] else { panic!("{outcomes:?}") };
+    assert!(!error.is_transient() && error.to_string().contains("move it back"), "{error}");
+    let outcome = workspace.send_large(&sent, None, &Recorded::default()).await.expect("an answer");
+    assert!(matches!(&outcome, Outcome::Failed(error) if !error.is_transient()), "{outcome:?}");
+    // The way round that the error names.
+    bring(&workspace, "x", None).await;
+    commit(&workspace, "without").await;
+    bring(&workspace, "x", Some(&y)).await;
+    let committed = commit(&workspace, "with").await;
+    assert!(content_at(&workspace, &committed.id, "x").await == Some(y));
 }
 
 async fn content_is_never_staged_by_hash(target: &Target) {

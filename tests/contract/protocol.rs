@@ -15,6 +15,7 @@ mod adding;
 mod by_hash;
 mod committing;
 mod embedded;
+mod marks;
 mod reading;
 mod removing;
 mod repositories;

@@ -34,6 +34,7 @@ mod scripted;
 mod server;
 mod soak;
 mod suites;
+mod tables;
 mod tools;
 mod twin;
 mod uncached;

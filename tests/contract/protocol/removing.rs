@@ -67,9 +67,10 @@ async fn removing_a_directory_removes_what_is_in_it(target: &Target) {
     assert_eq!(changes, [left, strings([]), removed]);
 }
 
-/// Whether removing does anything to files that the base does not have; 0.53.4 does not find them.
+/// Whether removing does anything to files that the base does not have; 0.53.4 does not find them (tried), nor does
+/// 0.58.0 (read).
 fn takes_what_is_only_staged(target: &Target) -> bool {
-    target.dialect != Dialect::V0_50
+    !matches!(target.dialect, Dialect::V0_50 | Dialect::V0_58)
 }
 
 async fn removing_what_is_only_staged_unstages_it(target: &Target) {
