@@ -545,7 +545,7 @@ fn ctrl_c_leaves_the_rest_queued_and_says_so() {
 }
 
 #[test]
-fn unmount_with_commit_commits_first() {
+fn unmount_with_commit_drains_then_commits_what_is_there_then() {
     let user = User::new();
     let dir = user.dir("mnt");
     let script = |request: &Request| match request {
@@ -553,7 +553,7 @@ fn unmount_with_commit_commits_first() {
             let id = Some("abc123".to_owned());
             (vec![Event::Committed { id }], Then::HangUp)
         }
-        Request::Unmount => (vec![Event::Done], Then::HangUp),
+        Request::Sync { .. } | Request::Unmount => (vec![Event::Done], Then::HangUp),
         other => mounted(other),
     };
     let daemon = Daemon::start(&user.state(), &dir, script);
@@ -562,7 +562,10 @@ fn unmount_with_commit_commits_first() {
     assert_eq!((said.exit, said.out.as_str()), (0, "abc123\n"), "{}", said.err);
     assert_eq!(said.err, format!("unmounted {}; everything is on the server\n", dir.display()));
     let asked: Vec<Request> = daemon.requests.try_iter().collect();
-    assert!(matches!(&asked[..], [Request::Status, Request::Commit { .. }, Request::Unmount]), "{asked:?}");
+    assert!(
+        matches!(&asked[..], [Request::Status, Request::Sync { paths }, Request::Commit { .. }, Request::Unmount] if paths.is_empty()),
+        "{asked:?}"
+    );
 }
 
 #[test]
