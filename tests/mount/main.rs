@@ -19,6 +19,7 @@ mod gateway;
 mod http;
 mod import;
 mod listings;
+mod mapped;
 mod memory;
 mod metadata;
 mod mounted;
