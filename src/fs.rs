@@ -18,6 +18,7 @@ mod layers;
 mod listing;
 mod live;
 mod local;
+mod mapped;
 mod ops;
 mod passthrough;
 mod queue;
@@ -54,6 +55,7 @@ pub use import::{Arrival, Arrived, Spooled};
 pub use listing::{GRANTED, Keep, OpenedDir};
 pub use live::Lender;
 pub use local::quarter_of_descriptors;
+pub use mapped::Unflushed;
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat};
 pub use passthrough::{Passthrough, Reach};
 pub use queue::Phase;
@@ -246,6 +248,8 @@ pub struct Fs {
     wanted_back: AtomicBool,
     /// Told what the kernel must look up anew.
     watcher: Mutex<Option<std::sync::mpsc::Sender<Told>>>,
+    /// Has the kernel write back a file; set when the mount is served.
+    write_back: OnceLock<Arc<mapped::WriteBack>>,
     /// Spool files that no file has any more. Each is removed when the record of that is on stable storage: after a
     /// power loss an older record may count, which still names them.
     leaving: Mutex<Vec<SpoolId>>,
@@ -299,6 +303,8 @@ struct State {
     /// Files of the spool that may take more or less room than their length says, each with the bytes behind its end
     /// that are counted for it.
     uneven: HashMap<Ino, u64>,
+    /// Files of which mapped pages could not be written, and why, until somebody is told.
+    lost: HashMap<Ino, String>,
     /// Files of the spool that nobody may have looked at since the mount; `None` once all have been.
     unseen: Option<Vec<Ino>>,
 }
@@ -560,6 +566,7 @@ impl State {
             _ => None,
         };
         self.uneven.remove(&ino);
+        self.lost.remove(&ino);
         if self.tree.get(ino).is_some_and(|inode| inode.recorded) {
             self.apply(Change::Drop { ino });
         } else {

@@ -350,9 +350,13 @@ impl Serving {
 
     /// Answers a write. What is not cached the kernel does not flush either: of a file that was opened so, or for a call
     /// that asks for it, it says so in the flags (`fuse_write_flags` in fs/fuse/file.c of Linux) and leaves it to us.
-    fn wrote(&self, handle: u64, flags: FuseOpenFlags, result: Result<usize, FsError>, reply: ReplyWrite) {
+    fn wrote(&self, write: &Write, result: Result<usize, FsError>, reply: ReplyWrite) {
+        let handle = write.handle;
+        if write.mapped {
+            self.fs.wrote_mapped(write.ino, write.length, &result);
+        }
         match result {
-            Ok(written) if flags.0 & libc::O_DSYNC != 0 && self.fs.reach(handle) == Reach::Uncached => {
+            Ok(written) if write.flags.0 & libc::O_DSYNC != 0 && self.fs.reach(handle) == Reach::Uncached => {
                 self.when_flushed(handle, move |flushed| match flushed {
                     Ok(()) => reply.written(written as u32),
                     Err(errno) => reply.error(errno),
@@ -361,6 +365,16 @@ impl Serving {
             result => reply.answer(result.map(|written| written as u32)),
         }
     }
+}
+
+/// A write, but for its bytes.
+struct Write {
+    ino: Ino,
+    handle: u64,
+    length: usize,
+    flags: FuseOpenFlags,
+    /// The kernel writes back what was stored through a mapping.
+    mapped: bool,
 }
 
 fn empty(reply: ReplyEmpty) -> impl FnOnce(Result<(), Errno>) + Send + 'static {
@@ -634,20 +648,22 @@ impl fuser::Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let mapped = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let asked = Write { ino: ino(inode), handle: handle.0, length: data.len(), flags, mapped };
         if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
             && let Err(Stop::Error(error)) = self.serving.fs.clear_set_ids(ino(inode), self.set_ids(request, inode))
         {
-            return reply.answer(Err(error));
+            return self.serving.wrote(&asked, Err(error), reply);
         }
         self.awake.iter().for_each(|awake| awake.request());
         match self.serving.fs.write(handle.0, offset, data) {
-            Ok(written) => self.serving.wrote(handle.0, flags, Ok(written), reply),
-            Err(Stop::Error(error)) => reply.answer(Err(error)),
+            Ok(written) => self.serving.wrote(&asked, Ok(written), reply),
+            Err(Stop::Error(error)) => self.serving.wrote(&asked, Err(error), reply),
             Err(Stop::Need(need)) => {
                 let (serving, data) = (self.serving.clone(), data.to_vec());
                 self.serving.runtime.spawn(async move {
                     let done = serving.fs.run(need, move |fs| fs.write(handle.0, offset, &data)).await;
-                    serving.wrote(handle.0, flags, done, reply);
+                    serving.wrote(&asked, done, reply);
                 });
             }
         }

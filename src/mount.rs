@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use crate::config::{FsyncPolicy, MountSettings};
 use crate::control::{Difference, Status};
-use crate::fs::{BaseAccess, Fs, FsError, Limits, Need, Options};
+use crate::fs::{BaseAccess, Fs, FsError, Limits, Need, Options, Stale};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
 use crate::journal::JournalError;
@@ -382,6 +382,9 @@ fn start_serving(settings: &MountSettings, fs: &Arc<Fs>, daemon: Arc<Daemon>) ->
     let (started, start) = std::sync::mpsc::channel();
     std::thread::Builder::new().name("fuse".into()).spawn(move || {
         let ready = |notifier: fuse::Notifier| {
+            let notifier = Arc::new(notifier);
+            let to_write_back = notifier.clone();
+            daemon.fs.write_back_by(move |ino| to_write_back.tell(&Stale::Content(ino)));
             daemon.fs.watch_staleness(move |stale| notifier.tell(&stale));
             let _ = started.send(());
         };
@@ -430,6 +433,9 @@ async fn stalled_for(meter: &Meter, patience: Duration) {
 /// Completes when nothing is owed.
 async fn drained(fs: &Arc<Fs>) {
     loop {
+        if let Err(error) = fs.flush_mapped(|_| true, serve::WRITE_BACK_PATIENCE).await {
+            tracing::error!(%error, "staging what is left without it");
+        }
         let Some(waiting) = fs.barrier() else { return };
         let failed = waiting.reached().await.files_failed;
         match fs.audit().await {

@@ -19,14 +19,15 @@ const FEW: u64 = 4;
 /// Paths that are asked after at a time.
 const AT_ONCE: usize = 20;
 
-struct World {
-    fs: Arc<Fs>,
+pub(super) struct World {
+    pub(super) fs: Arc<Fs>,
+    pub(super) runtime: tokio::runtime::Runtime,
     _dir: tempfile::TempDir,
 }
 
 impl World {
     /// On a base of these files; nothing is staged from it.
-    fn on(base: &[&str]) -> Self {
+    pub(super) fn on(base: &[&str]) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let options = Options { read_only: false, settle: Duration::from_secs(600), uid: 0, gid: 0, umask: 0o022 };
@@ -37,7 +38,7 @@ impl World {
         let fs = Fs::recover(dir.path(), RepoPath::root(), options, limits, Arc::new(memory)).unwrap();
         runtime.block_on(fs.reconcile()).unwrap();
         runtime.block_on(fs.satisfy(Need::ListAll(ROOT))).unwrap();
-        Self { fs, _dir: dir }
+        Self { fs, runtime, _dir: dir }
     }
 
     /// A directory of new files in another.
@@ -56,15 +57,15 @@ fn file(at: usize) -> String {
     format!("file {at:06}")
 }
 
-fn name_of(text: &str) -> Name {
+pub(super) fn name_of(text: &str) -> Name {
     Name::new(text.as_bytes()).unwrap()
 }
 
-fn path_of(text: &str) -> RepoPath {
+pub(super) fn path_of(text: &str) -> RepoPath {
     RepoPath::parse(text).unwrap()
 }
 
-fn attrs() -> Attrs {
+pub(super) fn attrs() -> Attrs {
     let zero = Timestamp(0, 0);
     Attrs { mode: 0o755, uid: 0, gid: 0, atime: zero, mtime: zero, ctime: zero }
 }

@@ -100,6 +100,7 @@ impl Fs {
             unheld: Notify::new(),
             wanted_back: AtomicBool::new(false),
             watcher: Mutex::new(None),
+            write_back: OnceLock::new(),
             leaving: Mutex::new(strays),
             unnamed: Mutex::default(),
             fetching: Mutex::new(HashMap::new()),
@@ -430,6 +431,7 @@ impl State {
             stale: Vec::new(),
             pinned: HashMap::new(),
             uneven: HashMap::new(),
+            lost: HashMap::new(),
             unseen: None,
         }
     }

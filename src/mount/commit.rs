@@ -3,7 +3,7 @@
 use std::io;
 
 use super::Daemon;
-use super::serve::{Listener, follow, unstaged};
+use super::serve::{Listener, flush_mapped, follow, unstaged};
 use crate::control::Failure;
 use crate::fs::FsError;
 use crate::path::RepoPath;
@@ -27,6 +27,9 @@ pub(super) async fn commit(
         owed: !daemon.fs.is_drained(),
     };
     let frozen = loop {
+        if let Some(failure) = flush_mapped(daemon, |_| true).await {
+            return Ok(Err(failure));
+        }
         let frozen = match daemon.fs.cut().await {
             Ok(frozen) => frozen,
             Err(FsError::Exists) => {

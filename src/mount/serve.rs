@@ -15,7 +15,7 @@ use super::import::{self, Peer};
 use super::preflight::{How, UnmountError};
 use super::{Daemon, Phase, commit, detach};
 use crate::control::{Event, Failure, Progress, Request};
-use crate::fs::{FsError, Stop, Waiting};
+use crate::fs::{FsError, Stop, Unflushed, Waiting};
 use crate::log;
 use crate::path::{Name, RepoPath};
 use crate::workspace::CommitRequest;
@@ -24,6 +24,9 @@ use crate::workspace::CommitRequest;
 const TELL_EVERY: Duration = Duration::from_millis(200);
 /// How long a command waits for what an earlier mount left to be looked at.
 const LOAD_PATIENCE: Duration = Duration::from_secs(5);
+/// How long nothing may arrive of what programs stored through mappings before a barrier gives up: a page may have to
+/// wait for a copy of its whole file.
+pub(super) const WRITE_BACK_PATIENCE: Duration = Duration::from_secs(30);
 /// The longest request: a list of paths.
 const REQUEST_BYTES: u64 = 16 << 20;
 
@@ -280,12 +283,30 @@ async fn sync(paths: &[String], daemon: &Daemon, listener: &mut Listener) -> io:
     if wanted.is_empty() {
         wanted.insert(RepoPath::root());
     }
+    if let Some(failure) = flush_mapped(daemon, |path| path.is_in_any(&wanted)).await {
+        return Ok(Event::Failed(failure));
+    }
     let Some(waiting) = daemon.fs.barrier_below(wanted) else { return Ok(Event::Done) };
     let progress = follow(daemon, &waiting, listener).await?;
     Ok(match unstaged(daemon, &progress) {
         Some(failure) => Event::Failed(failure),
         None => Event::Done,
     })
+}
+
+/// Before a barrier: what programs stored through mappings comes here first. The failure where it does not.
+pub(super) async fn flush_mapped(daemon: &Daemon, chosen: impl Fn(&RepoPath) -> bool + Send) -> Option<Failure> {
+    let error = daemon.fs.flush_mapped(chosen, WRITE_BACK_PATIENCE).await.err()?;
+    let status = format!("oxenfs status {}", daemon.mountpoint.display());
+    let (hint, owed) = match &error {
+        // What is lost is not owed.
+        Unflushed::Lost { .. } => {
+            ("mend that, have the program store it again, and repeat the command".to_owned(), !daemon.fs.is_drained())
+        }
+        Unflushed::Stuck { .. } => (format!("repeat the command when this says that nothing is amiss: {status}"), true),
+        Unflushed::NoThread(_) => ("repeat the command".to_owned(), true),
+    };
+    Some(Failure { message: error.to_string(), hint: Some(hint), owed })
 }
 
 /// The failure of a barrier that some paths did not reach.
@@ -331,6 +352,9 @@ impl Drop for Taking<'_> {
 /// Stages everything; the failure of what could not be.
 async fn drain(daemon: &Daemon, listener: &mut Listener) -> io::Result<Option<Failure>> {
     loop {
+        if let Some(failure) = flush_mapped(daemon, |_| true).await {
+            return Ok(Some(failure));
+        }
         let Some(waiting) = daemon.fs.barrier() else { return Ok(None) };
         let progress = follow(daemon, &waiting, listener).await?;
         if let Some(failure) = unstaged(daemon, &progress) {
@@ -385,6 +409,9 @@ async fn drain_and_unmount(daemon: &Arc<Daemon>, listener: &mut Listener) -> io:
 
 /// Stages what was written up to now; writers may go on.
 async fn drain_once(daemon: &Daemon, listener: &mut Listener) -> io::Result<Option<Failure>> {
+    if let Some(failure) = flush_mapped(daemon, |_| true).await {
+        return Ok(Some(failure));
+    }
     let Some(waiting) = daemon.fs.barrier() else { return Ok(None) };
     let progress = follow(daemon, &waiting, listener).await?;
     Ok(unstaged(daemon, &progress))

@@ -21,6 +21,7 @@ mod http;
 mod import;
 mod listings;
 mod logs;
+mod mapped;
 mod memory;
 mod metadata;
 mod mounted;

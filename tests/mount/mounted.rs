@@ -1,7 +1,8 @@
 //! A mount of the real binary in a directory of its own, and nothing left of it afterwards.
 
 use std::ffi::OsStr;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -56,8 +57,15 @@ pub struct TestMount {
     /// `NAMESPACE/NAME`.
     pub repo: String,
     server: String,
+    /// The binary.
+    binary: PathBuf,
+    /// Who mounts and runs commands, where that is not who tests.
+    user: Option<u32>,
     temp: tempfile::TempDir,
 }
+
+/// A user and group that own nothing (`nobody` of most systems).
+const NOBODY: u32 = 65534;
 
 impl TestMount {
     /// Mounts a new repository of the test server.
@@ -90,7 +98,33 @@ impl TestMount {
         let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let repo = format!("test/mount-{}-{now}-{number}", std::process::id());
-        Self { dir, state, repo, server: server.to_owned(), temp }
+        let binary = env!("CARGO_BIN_EXE_oxenfs").into();
+        Self { dir, state, repo, server: server.to_owned(), binary, user: None, temp }
+    }
+
+    /// Mounts a new repository by way of `server` as a user without privileges: another one where this one is root.
+    #[track_caller]
+    pub fn unprivileged(server: &str, options: &[&str]) -> Self {
+        let mut test = Self::unmounted(server);
+        if rustix::process::geteuid().is_root() {
+            // Where that user can reach it: the one that was built may be in a home directory.
+            let binary = test.beside("bin").join("oxenfs");
+            std::fs::copy(&test.binary, &binary).unwrap();
+            for path in [test.temp.path(), &test.dir, binary.parent().unwrap()] {
+                chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+            }
+            std::fs::set_permissions(&binary, PermissionsExt::from_mode(0o755)).unwrap();
+            (test.binary, test.user) = (binary, Some(NOBODY));
+        }
+        test.mount(&[&["--create"], options].concat()).ok();
+        test
+    }
+
+    /// Has a command run as who mounted.
+    pub fn as_its_user(&self, command: &mut Command) {
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
     }
 
     /// A directory beside the mount.
@@ -117,8 +151,9 @@ impl TestMount {
     }
 
     fn command<S: AsRef<OsStr>>(&self, state: &Path, arguments: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_oxenfs"));
+        let mut command = Command::new(&self.binary);
         command.args(arguments).arg("--state-dir").arg(state);
+        self.as_its_user(&mut command);
         self.at_home(command)
     }
 
@@ -306,7 +341,7 @@ impl TestMount {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
             let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command);
-            if command.starts_with(env!("CARGO_BIN_EXE_oxenfs")) && command.contains(mark) {
+            if command.starts_with(self.binary.to_str().unwrap()) && command.contains(mark) {
                 found.push(pid);
             }
         }
