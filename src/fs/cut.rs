@@ -300,7 +300,9 @@ impl Fs {
             Some(fs) => {
                 let paths: Vec<RepoPath> = made.paths().cloned().collect();
                 let old = state.cut.replace(Cut::Made(made));
-                (Ok(state.barrier(fs, &paths, Scope::Fixed)), old)
+                let waiting = state.barrier(fs, &paths, Scope::Fixed);
+                state.owe_what_came_since(self, old.as_ref());
+                (Ok(waiting), old)
             }
             None => (Err(unfixed), Some(Cut::Made(made))),
         };
@@ -335,6 +337,7 @@ impl Fs {
             if !state.is_spooled(ino, spool) {
                 return Ok(false);
             }
+            state.begin_fixing(ino);
         }
         let Some(copied) = self.copy_live(ino, spool)? else { return Ok(false) };
         let mut state = self.lock();
@@ -370,6 +373,7 @@ impl State {
             Fixable::NoFile | Fixable::Remote { .. } => Fixing::Nothing,
             Fixable::Unseen => Fixing::Look,
             Fixable::Local { spool, generation, hash, size, how: Seal::InPlace, writing: false, .. } => {
+                self.begin_fixing(ino);
                 let held = self.hold_for_cut(fs, spool);
                 // Nothing was fixed before.
                 let _none = self.fixed(ino, Want::Sealed { ino, generation, hash, size, held });
@@ -379,6 +383,24 @@ impl State {
                 let reshaped = self.open.get(&ino).is_some_and(|open| open.reshaping > 0);
                 let waits = reshaped || writing && how == Seal::InPlace && !at_once;
                 if waits { Fixing::Wait } else { Fixing::Copy(spool) }
+            }
+        }
+    }
+
+    /// A file's content of now is being fixed: what is written from here on is a change.
+    fn begin_fixing(&mut self, ino: Ino) {
+        if let Some(open) = self.open.get_mut(&ino) {
+            open.modified = false;
+        }
+    }
+
+    /// At the instant: what was written to a file since its content was fixed is for the next, and is owed beside what the
+    /// commit has of it. A program that has it open since then may close it much later.
+    fn owe_what_came_since(&mut self, fs: &Fs, gathered: Option<&Cut>) {
+        let Some(Cut::Gathering(gathering)) = gathered else { return };
+        for ino in gathering.fixed.keys() {
+            if self.open.get(ino).is_some_and(|open| open.modified) {
+                self.touch_file(*ino, fs.options.settle);
             }
         }
     }
