@@ -55,9 +55,11 @@ async fn kept(target: &Target, workspace: &str) -> Vec<String> {
     target.add(workspace, "other.txt", &unique()).await;
     target.commit(workspace).await.ok();
     assert!(target.names("main", "").await.contains(&"other.txt".to_owned()));
-    let mut kept = Vec::new();
+    let mut kept: Vec<String> = Vec::new();
     for (above, name) in [("", "d"), ("d", "s"), ("d/s", "t"), ("", "e")] {
-        if target.names("main", above).await.contains(&name.to_owned()) {
+        // A directory that was dropped is listed by its own path yet (0.65.2, tried): what is not reached is gone.
+        let is_reached = above.is_empty() || kept.iter().any(|dir| dir == above);
+        if is_reached && target.names("main", above).await.contains(&name.to_owned()) {
             let dir = format!("{above}/{name}").trim_start_matches('/').to_owned();
             assert!(target.names("main", &dir).await.contains(&"base".to_owned()), "{dir} is listed, and empty");
             kept.push(dir);
@@ -187,7 +189,10 @@ async fn marked(target: &Target) -> Vec<(String, u64)> {
     let mut found = Vec::new();
     for (first, path, files) in dirs {
         assert!(path == first || path.starts_with(&format!("{first}/")), "{path} is below {first}");
-        found.push((path, files.expect("a number")));
+        // The root's own mark does no harm.
+        if !path.is_empty() {
+            found.push((path, files.expect("a number")));
+        }
     }
     found.sort();
     found
@@ -246,7 +251,9 @@ async fn unstaging_a_table_gives_a_csv_its_base_content_and_leaves_others(target
     target.commit(&workspace).await.ok();
     for (path, _, changed) in tables {
         target.add(&workspace, path, changed).await;
-        unstage(target, &[path]).await.ok();
+        // A jsonl is answered 206 by real servers.
+        let status = unstage(target, &[path]).await.status;
+        assert!(status == 200 || (status == 206 && path.ends_with("jsonl")), "{path}: {status}");
     }
     target.add(&workspace, "other.txt", "something else\n").await;
     target.commit(&workspace).await.ok();
@@ -282,7 +289,7 @@ async fn a_table_goes_back_by_way_of_a_name_never_used(target: &Target) {
                 _ => target.add(&workspace, &path, "a\n3\n4\n").await,
             }
             if state == "unstaged" {
-                unstage(target, &[&path]).await.ok();
+                unstage(target, &[&path]).await;
             }
             let aside = format!("aside-{at}-{state}");
             target.add(&workspace, &path, "another content\n").await;
