@@ -168,19 +168,20 @@ impl OxenWorkspace {
         Err(WorkspaceError::Refused { status: 0, message, request: None })
     }
 
-    /// The left directories in which the branch has something.
+    /// The left directories in which the branch has something, and those that it does not have: where one of these stays
+    /// marked, the commit makes those above it, empty (0.65.2, tried).
     async fn dropped_dirs(&self, listed: &Listed, head: &CommitId) -> Result<Vec<RepoPath>, WorkspaceError> {
-        let questions: Vec<_> = listed.left_dirs.iter().map(|dir| self.holds_something(head, dir)).collect();
+        let questions: Vec<_> = listed.left_dirs.iter().map(|dir| self.is_spoilt(head, dir)).collect();
         let answers: Vec<bool> = stream::iter(questions).buffered(QUESTIONS).try_collect().await?;
         let dropped = listed.left_dirs.iter().zip(answers).filter(|(_, holds)| *holds);
         Ok(dropped.map(|(dir, _)| dir.clone()).collect())
     }
 
-    async fn holds_something(&self, commit: &CommitId, dir: &RepoPath) -> Result<bool, WorkspaceError> {
+    async fn is_spoilt(&self, commit: &CommitId, dir: &RepoPath) -> Result<bool, WorkspaceError> {
         let place = format!("dir/{}/{}?page=1&page_size=1", segment(&commit.0), path(dir));
         let request = Request::get(self.repo.url(&place), format!("directory {dir} of commit {commit}"));
         let page: Option<wire::DirPage> = self.repo.http.find(&request).await?;
-        Ok(page.is_some_and(|page| !page.entries.is_empty()))
+        Ok(page.is_none_or(|page| !page.entries.is_empty()))
     }
 
     async fn unmark_left(&self, left: &[RepoPath], listed: &Listed) -> Result<(), WorkspaceError> {
