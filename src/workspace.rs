@@ -4,6 +4,7 @@
 //! the caller would need after a crash: what must survive is returned, and the caller writes it down.
 
 pub mod memory;
+pub mod verify;
 
 use std::collections::BTreeMap;
 use std::fs::File;
