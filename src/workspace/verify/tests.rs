@@ -235,7 +235,7 @@ proptest! {
             verdict.deviations.iter().map(|deviation| deviation.path.clone()).collect()
         };
         prop_assert_eq!(&found(&by_everything), &lost);
-        let dirs = touched(&staged.into_iter().map(|(at, _)| (at, Expected::Gone)).collect());
+        let dirs = touched(&staged.into_keys().map(|at| (at, Expected::Gone)).collect());
         // A directory that is listed above stands for all below it; what changed deeper in one that is still there was
         // no effect of this commit.
         let gone_whole = |at: &RepoPath| {
