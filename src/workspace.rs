@@ -186,7 +186,7 @@ pub struct ServerInfo {
 }
 
 /// A commit to be made of everything staged.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommitRequest {
     /// The branch it goes to.
     pub branch: String,

@@ -105,6 +105,8 @@ impl Fs {
             unnamed: Mutex::default(),
             fetching: Mutex::new(HashMap::new()),
             learning: tokio::sync::Mutex::default(),
+            presence: tokio::sync::Mutex::default(),
+            branch: OnceLock::new(),
             lender: OnceLock::new(),
             passthrough: OnceLock::new(),
             worthwhile: OnceLock::new(),
@@ -119,6 +121,7 @@ impl Fs {
     /// # Errors
     /// The server's, or the journal's.
     pub async fn reconcile(&self) -> Result<(), FsError> {
+        self.meet_workspace().await?;
         let base = self.workspace.base().await?;
         let known = self.base();
         let staged: HashMap<RepoPath, StagedChange> =
@@ -243,7 +246,8 @@ impl Fs {
             compaction.start_segment()?;
             let inodes: Vec<Ino> = state.tree.iter().filter(|(_, i)| i.recorded).map(|(ino, _)| ino).collect();
             let paths: Vec<RepoPath> = state.ledger.iter().map(|(path, _)| path.clone()).collect();
-            self.journal.append(&[Change::Base { commit: state.base.clone() }]);
+            let intent = Change::Intent { intent: state.intent.clone() };
+            self.journal.append(&[Change::Base { commit: state.base.clone() }, intent]);
             (inodes, paths)
         };
         // First all inodes, then all names, so that no name is replayed before what it stands for.
@@ -414,6 +418,7 @@ impl State {
             ledger: Ledger::default(),
             queue: super::queue::Queue::default(),
             base: CommitId("".into()),
+            intent: None,
             uploads: HashMap::new(),
             handles: HashMap::new(),
             open: HashMap::new(),

@@ -907,6 +907,9 @@ impl Fs {
     pub async fn rebased(&self, commit: CommitId, alone: bool) -> Result<(), FsError> {
         into_plain(self.change(|state| {
             state.apply(Change::Rebase { commit, alone });
+            if state.intent.is_some() {
+                state.apply(Change::Intent { intent: None });
+            }
             state.record_hidden();
             state.record_pending_accounts();
             Ok(())
