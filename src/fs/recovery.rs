@@ -199,6 +199,7 @@ impl Fs {
             }
             Ok(())
         }))?;
+        self.note_uncommitted();
         self.wake.notify_one();
         Ok(())
     }
@@ -376,6 +377,7 @@ pub struct BaseAccess {
 pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, CommitId), JournalError> {
     let (state, options) = recorded(dir, shown)?;
     let mut counts = Counts::default();
+    let mut staged = Vec::new();
     for (path, account) in state.ledger.iter() {
         let (found, size) = match state.tree.resolve(path) {
             Resolved::AsBase => (account.base.is_some(), 0),
@@ -386,7 +388,13 @@ pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, Comm
                 None => (false, 0),
             },
         };
-        let tally = match (state.owes(path, &account), found, account.staged) {
+        let owes = state.owes(path, &account);
+        if let (false, Staged::Put(object)) = (owes, account.staged)
+            && object.size > 0
+        {
+            staged.push(object);
+        }
+        let tally = match (owes, found, account.staged) {
             (true, true, _) => &mut counts.dirty,
             (true, false, _) => &mut counts.removals,
             (false, _, Staged::Put(_) | Staged::Removed) => &mut counts.staged,
@@ -394,6 +402,11 @@ pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, Comm
         };
         tally.files += 1;
         tally.bytes += size;
+    }
+    let lacking = Cache::lacking_in(&dir.join("cache"), staged.iter().map(|object| object.hash));
+    for object in staged.iter().filter(|object| lacking.contains(&object.hash)) {
+        counts.remote.files += 1;
+        counts.remote.bytes += object.size;
     }
     let local = state.local_paths(&options, &mut counts.local);
     Ok((counts, local, state.base))
