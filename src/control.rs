@@ -276,6 +276,8 @@ pub struct Counts {
     pub uploading: Tally,
     /// Confirmed by the server, not committed.
     pub staged: Tally,
+    /// Of these, the ones whose bytes are not here any more: they are on the server alone.
+    pub remote: Tally,
     /// Parked with an error.
     pub failed: Tally,
     /// Removals and moves that the server does not know of yet; no bytes.

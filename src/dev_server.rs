@@ -48,7 +48,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::hash::HashKind;
 
-pub use faults::{Action, Fault, Faults, Logged, Traffic};
+pub use faults::{Action, Fault, Faults, Logged, Meanwhile, Traffic};
 
 /// How long [`Server::start`] waits for the directory's lock: an earlier server that was just killed lets go of it
 /// when the requests it was working on are through.

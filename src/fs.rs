@@ -21,6 +21,7 @@ mod local;
 mod mapped;
 mod ops;
 mod passthrough;
+mod presence;
 mod queue;
 mod ranges;
 mod recovery;
@@ -41,7 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::disk::Act;
 use crate::hash::{ContentHash, HashKind};
-use crate::journal::{Change, Journal, PathUpload};
+use crate::journal::{Change, CommitIntent, Journal, PathUpload};
 use crate::ledger::{Account, Ledger};
 use crate::namespace::{Attrs, Body, Content, Dir, Generation, Ino, Inode, Namespace, Resolved, SpoolId, Timestamp};
 use crate::path::{Name, RepoPath};
@@ -259,6 +260,10 @@ pub struct Fs {
     fetching: Mutex<HashMap<ContentHash, Weak<tokio::sync::Mutex<()>>>>,
     /// Held by whoever lists a directory for what is to be staged: the next finds it listed.
     learning: tokio::sync::Mutex<()>,
+    /// The workspace, as it was when it was last looked at.
+    presence: tokio::sync::Mutex<presence::Presence>,
+    /// The branch that the workspace is made on, where it has to be made again.
+    branch: OnceLock<String>,
     /// The kernel, where it can go past the daemon; set before anything is served.
     lender: OnceLock<Option<Arc<dyn Lender>>>,
     passthrough: OnceLock<Passthrough>,
@@ -274,6 +279,8 @@ struct State {
     ledger: Ledger,
     queue: queue::Queue,
     base: CommitId,
+    /// A commit that was asked for, and of which it is not known what became.
+    intent: Option<CommitIntent>,
     uploads: HashMap<RepoPath, PathUpload>,
     handles: HashMap<u64, Handle>,
     open: HashMap<Ino, OpenFile>,
@@ -406,6 +413,7 @@ impl State {
             Change::Base { commit } if self.base == *commit => {}
             Change::Base { commit } => self.move_base(commit),
             Change::Rebase { commit, alone } => self.rebase(commit, *alone),
+            Change::Intent { intent } => self.intent.clone_from(intent),
             Change::Complete => {}
         }
     }

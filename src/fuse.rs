@@ -341,8 +341,13 @@ impl Serving {
 
     /// Answers `done` when the paths of an open file are staged.
     fn when_staged(&self, paths: Vec<crate::path::RepoPath>, done: impl FnOnce(Result<(), Errno>) + Send + 'static) {
-        let Some(waiting) = self.fs.barrier_on(paths) else { return done(Err(Errno::EIO)) };
+        let fs = self.fs.clone();
         self.runtime.spawn(async move {
+            // What was staged in a workspace that is gone is owed again.
+            if let Err(error) = fs.look_at_workspace().await {
+                tracing::debug!(%error, "it is not known whether the workspace is still there");
+            }
+            let Some(waiting) = fs.barrier_on(paths) else { return done(Err(Errno::EIO)) };
             let staged = waiting.settled().await.is_ok_and(|progress| progress.files_failed == 0);
             done(if staged { Ok(()) } else { Err(Errno::EIO) });
         });

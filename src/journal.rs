@@ -44,7 +44,7 @@ use crate::disk::{Act, Disk};
 use crate::ledger::Account;
 use crate::namespace::{Ino, InodeRecord};
 use crate::path::{Name, RepoPath};
-use crate::workspace::{CommitId, Upload};
+use crate::workspace::{CommitId, CommitRequest, Upload};
 
 /// What this code writes. A reader refuses anything newer.
 const FORMAT: u32 = 1;
@@ -178,9 +178,30 @@ pub enum Change {
         #[serde(rename = "o")]
         alone: bool,
     },
+    /// A commit is about to be asked for, and until `None` follows it is not known what became of it.
+    #[serde(rename = "intent")]
+    Intent {
+        /// Which.
+        #[serde(rename = "t")]
+        intent: Option<CommitIntent>,
+    },
     /// This segment holds the whole state: older ones are not needed.
     #[serde(rename = "complete")]
     Complete,
+}
+
+/// A commit that was asked for, as far as is needed to find it on the branch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitIntent {
+    /// What the branch stood on just before.
+    #[serde(rename = "h")]
+    pub head: CommitId,
+    /// Branch, message and author.
+    #[serde(rename = "r")]
+    pub request: CommitRequest,
+    /// The [digest](crate::workspace::verify::digest) of what was staged here.
+    #[serde(rename = "d")]
+    pub digest: String,
 }
 
 /// A large upload under way.

@@ -34,6 +34,7 @@ pub use crate::oxen::{
 };
 use crate::stager::{Delays, Meter, Stager};
 use crate::workspace::{ServerInfo, Workspace, WorkspaceError};
+use commit::finish::Finished;
 use daemon::{Notifier, Ready};
 use preflight::{How, unmount};
 use state_dir::{StateDir, StateError};
@@ -237,7 +238,17 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     let access = BaseAccess { uid: options.uid, gid: options.gid, umask: options.umask };
     state.note_access(access)?;
     let fs = Fs::recover(state.path(), settings.subdir.clone(), options, limits, workspace)?;
+    fs.set_branch(&settings.branch);
+    // What a daemon of before asked for and did not see the end of.
+    match commit::finish::resume(&fs).await {
+        Ok(Some((_, Finished::Broken { what, .. }))) => tracing::error!(what, "a commit of before is not whole"),
+        Ok(Some((_, Finished::Whole(id)))) => tracing::info!(%id, "a commit of before was made, and is whole"),
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%error, "it could not be looked at what became of a commit of before"),
+    }
+    // What a commit moved without this record's knowing, the comparison finds out path by path.
     fs.reconcile().await?;
+    fs.drop_intent()?;
     // So that new files can be made at the root even if the server goes away at once.
     fs.satisfy(Need::List(ROOT)).await?;
     if fs.spool().limit().is_some() {
@@ -432,7 +443,9 @@ async fn stalled_for(meter: &Meter, patience: Duration) {
 
 /// Completes when nothing is owed.
 async fn drained(fs: &Arc<Fs>) {
-    loop {
+    for pause in std::iter::once(Duration::ZERO).chain(std::iter::repeat(STALL_CHECK)) {
+        // Only where what was staged is gone again.
+        tokio::time::sleep(pause).await;
         if let Err(error) = fs.flush_mapped(|_| true, serve::WRITE_BACK_PATIENCE).await {
             tracing::error!(%error, "staging what is left without it");
         }

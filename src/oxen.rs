@@ -17,12 +17,15 @@
 //! | `marks` | what a change that was taken back leaves, and names for a moment |
 //! | `upload` | large files |
 //! | `commit` | conflicts and commits |
+//! | `history` | commits that exist, and where two of them differ |
+//! | `stored` | which contents the server has |
 
 mod body;
 mod commit;
 mod connect;
 mod content;
 mod dialect;
+mod history;
 mod http;
 mod listing;
 mod marks;
@@ -32,14 +35,15 @@ mod removal;
 mod repository;
 mod retry;
 mod staging;
+mod stored;
 mod upload;
 mod wire;
 
 use std::collections::HashSet;
 use std::fs::File;
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use futures_util::FutureExt;
 
@@ -50,10 +54,11 @@ pub use self::repository::{
 };
 pub use self::wire::{Branch, Commit, WorkspaceInfo};
 pub use crate::config::Secret;
+use crate::hash::ContentHash;
 use crate::path::RepoPath;
 use crate::workspace::{
-    Change, CommitId, CommitRequest, Committed, Entry, Fut, Object, Outcome, Put, ServerInfo, Source, Upload,
-    UploadProgress, Workspace, WorkspaceError,
+    Change, CommitId, CommitInfo, CommitRequest, Committed, Differences, Entry, Fut, InHistory, Object, Outcome, Put,
+    Reopened, Scope, ServerInfo, Source, Upload, UploadProgress, Workspace, WorkspaceError, WorkspaceIdentity,
 };
 
 /// What this program calls itself. Servers take an agent with "oxen" in it, in any case, for their official client and
@@ -104,7 +109,8 @@ impl std::fmt::Debug for Endpoint {
 /// A workspace on a server.
 pub struct OxenWorkspace {
     repo: Repository,
-    id: String,
+    /// Another one once the workspace was made anew by somebody else under the same name.
+    id: RwLock<Arc<str>>,
     name: String,
     created: bool,
     dialect: dialect::Dialect,
@@ -117,6 +123,9 @@ pub struct OxenWorkspace {
     /// How many changes there were when all were listed last.
     listed_changes: AtomicUsize,
     in_parts: upload::InParts,
+    stored: stored::Questions,
+    /// Set once the server turned out to have no route that compares commits.
+    no_compare: AtomicBool,
 }
 
 impl OxenWorkspace {
@@ -129,9 +138,9 @@ impl OxenWorkspace {
         Repository::connect(endpoint)?.open_workspace(name, branch).await
     }
 
-    /// Its id on the server, which names it for ever.
-    pub fn id(&self) -> &str {
-        &self.id
+    /// Its id on the server.
+    pub fn id(&self) -> Arc<str> {
+        self.id.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Its name.
@@ -151,7 +160,7 @@ impl OxenWorkspace {
 
     /// A path below this workspace's own.
     fn url(&self, rest: &str) -> String {
-        self.repo.url(&format!("workspaces/{}/{rest}", http::segment(&self.id)))
+        self.repo.url(&format!("workspaces/{}/{rest}", http::segment(&self.id())))
     }
 
     /// What is missing when a request to the workspace as such is answered 404.
@@ -171,6 +180,39 @@ impl Workspace for OxenWorkspace {
 
     fn base(&self) -> Fut<'_, CommitId> {
         async { Ok(self.standing().await?.commit_id()) }.boxed()
+    }
+
+    fn identity(&self) -> Fut<'_, Option<WorkspaceIdentity>> {
+        self.identity_now().boxed()
+    }
+
+    fn reopen<'a>(&'a self, branch: &'a str) -> Fut<'a, Reopened> {
+        self.open_again(branch).boxed()
+    }
+
+    fn head<'a>(&'a self, branch: &'a str) -> Fut<'a, CommitId> {
+        self.head_of(branch).boxed()
+    }
+
+    fn commit_info<'a>(&'a self, commit: &'a CommitId) -> Fut<'a, Option<CommitInfo>> {
+        self.look_up(commit).boxed()
+    }
+
+    fn in_history<'a>(
+        &'a self,
+        branch: &'a str,
+        commit: &'a CommitId,
+        since: Option<&'a CommitId>,
+    ) -> Fut<'a, InHistory> {
+        self.look_in_history(branch, commit, since).boxed()
+    }
+
+    fn compare<'a>(&'a self, old: &'a CommitId, new: &'a CommitId, scope: Scope<'a>) -> Fut<'a, Differences> {
+        self.compare_commits(old, new, scope).boxed()
+    }
+
+    fn missing<'a>(&'a self, hashes: &'a [ContentHash]) -> Fut<'a, Option<Vec<ContentHash>>> {
+        self.not_stored(hashes).boxed()
     }
 
     fn list<'a>(&'a self, commit: &'a CommitId, dir: &'a RepoPath) -> Fut<'a, Vec<Entry>> {

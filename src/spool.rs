@@ -14,7 +14,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
@@ -308,8 +308,9 @@ pub struct Cache {
     current: PathBuf,
     older: Vec<PathBuf>,
     limit: u64,
-    /// Bytes in all, and the length of each, least recently used first out.
-    known: Mutex<(u64, LruCache<Key, u64>)>,
+    known: Mutex<KnownFiles>,
+    /// Set once all that earlier mounts left is known.
+    learned: AtomicBool,
     /// What does not have its name yet, and where it is meanwhile.
     arriving: Mutex<HashMap<ContentHash, Place>>,
     /// What is lent. Its bytes are not among those that are known: it is not evicted.
@@ -348,7 +349,7 @@ impl Cache {
                 older.push(entry.path());
             }
         }
-        let known = Mutex::new((0, LruCache::unbounded()));
+        let known = Mutex::new(KnownFiles::new());
         Ok(Self {
             disk: disk.clone(),
             dir: dir.to_owned(),
@@ -356,6 +357,7 @@ impl Cache {
             older,
             limit,
             known,
+            learned: AtomicBool::new(false),
             arriving: Mutex::default(),
             lent: Mutex::default(),
             naming: Mutex::default(),
@@ -393,18 +395,15 @@ impl Cache {
         found.sort_by_key(|(accessed, ..)| std::cmp::Reverse(*accessed));
         let mut known = self.lock();
         for (_, key, size) in found {
-            if !known.1.contains(&key) {
-                known.1.put(key, size);
-                known.1.demote(&key);
-                known.0 += size;
-            }
+            known.put_oldest(key, size);
         }
         drop(known);
+        self.learned.store(true, Ordering::Release);
         self.evict();
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, (u64, LruCache<Key, u64>)> {
+    fn lock(&self) -> MutexGuard<'_, KnownFiles> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -456,7 +455,7 @@ impl Cache {
         }
         match File::open(self.path(hash)) {
             Ok(file) if !self.is_lent(hash, &file) => {
-                self.lock().1.promote(&Key::of(hash));
+                self.lock().promote(&Key::of(hash));
                 Found::Here(file)
             }
             _ => lent().unwrap_or(Found::Nowhere),
@@ -665,30 +664,48 @@ impl Cache {
     }
 
     fn know(&self, hash: ContentHash, size: u64) {
-        let mut known = self.lock();
-        let before = known.1.put(Key::of(hash), size).unwrap_or(0);
-        known.0 = (known.0 + size).saturating_sub(before);
+        self.lock().put(Key::of(hash), size);
     }
 
     fn unknow(&self, hash: ContentHash) {
-        let mut known = self.lock();
-        let before = known.1.pop(&Key::of(hash)).unwrap_or(0);
-        known.0 = known.0.saturating_sub(before);
+        self.lock().remove(&Key::of(hash));
     }
 
-    /// Removes the least recently used files over the limit; never the newest, which its reader is about to open.
+    /// This content is staged and not committed: as long as the limit lets, it stays when others go.
+    pub fn note_staged(&self, hash: ContentHash) {
+        self.lock().note_staged(Key::of(hash));
+    }
+
+    /// Only this content is staged and not committed.
+    pub fn note_all_staged(&self, hashes: impl Iterator<Item = ContentHash>) {
+        self.lock().note_all_staged(hashes.map(Key::of).collect());
+    }
+
+    /// Whether content is not here, as far as all that is here is known.
+    pub fn lacks(&self, hash: ContentHash) -> bool {
+        self.learned.load(Ordering::Acquire)
+            && !self.arriving().contains_key(&hash)
+            && !self.lent().contains_key(&Key::of(hash))
+            && !self.lock().has(&Key::of(hash))
+    }
+
+    /// Which of these contents a cache that no daemon has open does not hold: a look at the names alone.
+    pub fn lacking_in(dir: &Path, hashes: impl Iterator<Item = ContentHash>) -> HashSet<ContentHash> {
+        let boots = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        let boots: Vec<PathBuf> = boots.collect();
+        hashes.filter(|hash| !boots.iter().any(|boot| boot.join(Key::of(*hash).name()).exists())).collect()
+    }
+
+    /// Removes the least recently used files over the limit, first those that are committed. Never the newest of these,
+    /// which its reader is about to open.
     pub fn evict(&self) {
-        while self.evict_one(|bytes, files| bytes > self.limit && files > 1) {}
+        while self.evict_one(|known| known.over(self.limit)) {}
     }
 
-    /// Removes the least recently used file, if `wanted` says so of the bytes and files that there are; whether it did.
-    fn evict_one(&self, wanted: impl Fn(u64, usize) -> bool) -> bool {
+    /// Removes the file that `choice` names, and says whether there was one.
+    fn evict_one(&self, choice: impl Fn(&KnownFiles) -> Option<Class>) -> bool {
         let mut known = self.lock();
-        if !wanted(known.0, known.1.len()) {
-            return false;
-        }
-        let Some((key, size)) = known.1.pop_lru() else { return false };
-        known.0 = known.0.saturating_sub(size);
+        let Some(key) = choice(&known).and_then(|class| known.pop(class)) else { return false };
         drop(known);
         let _naming = self.naming();
         // Known again when it is given back.
@@ -710,7 +727,7 @@ impl Cache {
     pub fn make_room(&self, bytes: u64) -> bool {
         let lacking = || rustix::fs::statvfs(&self.dir).is_ok_and(|disk| is_lacking(&disk, bytes));
         let mut removed = false;
-        while lacking() && self.evict_one(|_, _| true) {
+        while lacking() && self.evict_one(KnownFiles::first) {
             removed = true;
         }
         removed
@@ -726,6 +743,136 @@ impl Cache {
     /// Whether the disk has as much room as copies leave free.
     pub fn has_some_free(&self) -> bool {
         rustix::fs::statvfs(&self.dir).is_ok_and(|disk| !is_lacking(&disk, least_free(&disk)))
+    }
+}
+
+/// Which of the files of a cache go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// Copies of what a commit has.
+    Committed,
+    /// Of what is staged alone: whoever deletes the workspace, or prunes, takes it from the server.
+    Staged,
+}
+
+/// The files that a cache has, by name and length, least recently used first out.
+struct KnownFiles {
+    committed: LruCache<Key, u64>,
+    staged: LruCache<Key, u64>,
+    /// Bytes of each.
+    committed_bytes: u64,
+    staged_bytes: u64,
+    /// What is staged and not committed, here or not.
+    uncommitted: HashSet<Key>,
+}
+
+impl KnownFiles {
+    fn new() -> Self {
+        Self {
+            committed: LruCache::unbounded(),
+            staged: LruCache::unbounded(),
+            committed_bytes: 0,
+            staged_bytes: 0,
+            uncommitted: HashSet::new(),
+        }
+    }
+
+    fn class(&mut self, class: Class) -> (&mut LruCache<Key, u64>, &mut u64) {
+        match class {
+            Class::Committed => (&mut self.committed, &mut self.committed_bytes),
+            Class::Staged => (&mut self.staged, &mut self.staged_bytes),
+        }
+    }
+
+    fn class_of(&self, key: &Key) -> Class {
+        if self.uncommitted.contains(key) { Class::Staged } else { Class::Committed }
+    }
+
+    fn has(&self, key: &Key) -> bool {
+        self.committed.contains(key) || self.staged.contains(key)
+    }
+
+    fn put(&mut self, key: Key, size: u64) {
+        self.remove(&key);
+        let (files, bytes) = self.class(self.class_of(&key));
+        files.put(key, size);
+        *bytes += size;
+    }
+
+    /// [`put`](Self::put) of a file that was used before all others, if it is new.
+    fn put_oldest(&mut self, key: Key, size: u64) {
+        if !self.has(&key) {
+            let class = self.class_of(&key);
+            self.put(key, size);
+            self.class(class).0.demote(&key);
+        }
+    }
+
+    fn promote(&mut self, key: &Key) {
+        self.committed.promote(key);
+        self.staged.promote(key);
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<u64> {
+        for class in [Class::Committed, Class::Staged] {
+            let (files, bytes) = self.class(class);
+            if let Some(size) = files.pop(key) {
+                *bytes -= size;
+                return Some(size);
+            }
+        }
+        None
+    }
+
+    fn pop(&mut self, class: Class) -> Option<Key> {
+        let (files, bytes) = self.class(class);
+        let (key, size) = files.pop_lru()?;
+        *bytes -= size;
+        Some(key)
+    }
+
+    fn note_staged(&mut self, key: Key) {
+        if self.uncommitted.insert(key)
+            && let Some(size) = self.remove(&key)
+        {
+            self.put(key, size);
+        }
+    }
+
+    /// What was committed is newer than what is: it goes last of those.
+    fn note_all_staged(&mut self, uncommitted: HashSet<Key>) {
+        self.uncommitted = uncommitted;
+        let mut moved = Vec::new();
+        for (key, _) in self.committed.iter().filter(|(key, _)| self.uncommitted.contains(*key)) {
+            moved.push(*key);
+        }
+        for (key, _) in self.staged.iter().rev().filter(|(key, _)| !self.uncommitted.contains(*key)) {
+            moved.push(*key);
+        }
+        for key in moved {
+            if let Some(size) = self.remove(&key) {
+                self.put(key, size);
+            }
+        }
+    }
+
+    /// What goes first.
+    fn first(&self) -> Option<Class> {
+        let class = if self.committed.is_empty() { Class::Staged } else { Class::Committed };
+        (!self.committed.is_empty() || !self.staged.is_empty()).then_some(class)
+    }
+
+    /// What goes because there is more than `limit`.
+    fn over(&self, limit: u64) -> Option<Class> {
+        if self.committed_bytes + self.staged_bytes <= limit {
+            None
+        } else if self.committed.len() > 1 {
+            Some(Class::Committed)
+        } else {
+            // The one committed file is the newest. What is staged keeps its place beside it, within the limit.
+            let files = self.committed.len() + self.staged.len();
+            (self.staged_bytes > limit && files > 1 && !self.staged.is_empty()).then_some(Class::Staged)
+        }
     }
 }
 
@@ -1157,6 +1304,39 @@ mod tests {
         assert!(cache.file(a).is_some() && cache.file(c).is_some());
         let big = fetched(&cache, &"x".repeat(50));
         assert!(cache.file(big).is_some());
+    }
+
+    #[test]
+    fn staged_content_goes_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path(), 10).unwrap();
+        cache.learn().unwrap();
+        let hash = |text: &str| ContentHash::of(HashKind::Xxh3, text.as_bytes());
+        cache.note_staged(hash("aaaa"));
+        let a = fetched(&cache, "aaaa");
+        let b = fetched(&cache, "bbbb");
+        cache.note_staged(b);
+        // Committed content comes and goes beside it, and the newest stays for its reader.
+        let (c, d) = (fetched(&cache, "cccc"), fetched(&cache, "dddd"));
+        let has = |hash| cache.file(hash).is_some();
+        assert!(has(a) && has(b) && !has(c) && has(d));
+        assert_eq!([a, b, c, d].map(|hash| cache.lacks(hash)), [false, false, true, false]);
+        assert_eq!(Cache::lacking_in(dir.path(), [a, c].into_iter()), HashSet::from([c]));
+        // Staged content keeps to the limit too.
+        cache.note_staged(hash("eeee"));
+        fetched(&cache, "eeee");
+        assert!(cache.lacks(a) && !cache.lacks(b), "the first of them was used before the other");
+        // Once committed, it is like any other.
+        cache.note_all_staged([hash("eeee")].into_iter());
+        fetched(&cache, "ffff");
+        assert!(cache.lacks(b) && cache.lacks(d) && !cache.lacks(hash("eeee")));
+        // What is known for staged before all that is here is known.
+        let again = Cache::open(dir.path(), 10).unwrap();
+        assert!(!again.lacks(c), "nobody has looked yet");
+        again.note_all_staged([hash("eeee")].into_iter());
+        again.learn().unwrap();
+        fetched(&again, "gggg");
+        assert!(!again.lacks(hash("eeee")) && again.lacks(hash("ffff")));
     }
 
     #[test]

@@ -926,10 +926,37 @@ async fn request(
             _ => Ok(Vec::new()),
         },
     };
+    let result = look_for_workspace(&fs, result).await;
     // What a writer wanted back was dropped in the middle.
     let dropped = items.iter().any(|item| item.capture.is_wanted_back());
     let unanswered = dropped || workspace.unanswered() != unanswered;
     Done::Request { kind, items, dirs, unanswered, at_once, took: begun.elapsed(), result }
+}
+
+/// Where something was not found it may be the workspace: then it is made again, all that was staged in it is owed again,
+/// and the request told nothing.
+async fn look_for_workspace(
+    fs: &Fs,
+    result: Result<Vec<Outcome>, WorkspaceError>,
+) -> Result<Vec<Outcome>, WorkspaceError> {
+    let is_missing = |error: &WorkspaceError| matches!(error, WorkspaceError::NotFound { .. });
+    let missing = match &result {
+        Err(error) => is_missing(error),
+        Ok(outcomes) => outcomes.iter().any(|outcome| matches!(outcome, Outcome::Failed(error) if is_missing(error))),
+    };
+    if !missing {
+        return result;
+    }
+    match fs.find_workspace().await {
+        Ok(true) => {
+            Err(WorkspaceError::Unconfirmed { what: "what it staged: the workspace was made again".to_owned() })
+        }
+        Ok(false) => result,
+        Err(error) => {
+            tracing::debug!(%error, "it is not known whether the workspace is still there");
+            result
+        }
+    }
 }
 
 async fn send_large(

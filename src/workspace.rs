@@ -4,7 +4,9 @@
 //! the caller would need after a crash: what must survive is returned, and the caller writes it down.
 
 pub mod memory;
+pub mod verify;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::future::Future;
 use std::ops::Range;
@@ -184,7 +186,7 @@ pub struct ServerInfo {
 }
 
 /// A commit to be made of everything staged.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommitRequest {
     /// The branch it goes to.
     pub branch: String,
@@ -205,6 +207,82 @@ pub struct Committed {
     pub parents: Vec<CommitId>,
 }
 
+/// What tells a workspace from another one of the same name. A commit moves a workspace and leaves the rest of this as
+/// it was; a workspace that was deleted and made anew has another time of creation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkspaceIdentity {
+    /// The server's id for it.
+    pub id: Arc<str>,
+    /// The commit it stands on.
+    pub commit: CommitId,
+    /// When it was made, as the server prints it. `None`: an old server, or a workspace from before it recorded this.
+    pub created_at: Option<Arc<str>>,
+}
+
+impl WorkspaceIdentity {
+    /// Whether `other` is this workspace, perhaps on another commit. Where the server does not record when workspaces
+    /// are made, one that was made anew is taken for the old one: its staged changes tell then.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        (&self.id, &self.created_at) == (&other.id, &other.created_at)
+    }
+}
+
+/// A workspace that was asked for again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reopened {
+    /// What it is now.
+    pub identity: WorkspaceIdentity,
+    /// Whether this call made it. Nothing is staged in it then.
+    pub made: bool,
+}
+
+/// A commit without its tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommitInfo {
+    /// Its id.
+    pub id: CommitId,
+    /// The commits it follows.
+    pub parents: Vec<CommitId>,
+    /// Its author's name.
+    pub author: String,
+    /// Its author's address.
+    pub email: String,
+    /// Its message.
+    pub message: String,
+}
+
+/// Whether a branch has a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InHistory {
+    /// It has.
+    Yes,
+    /// It has not: its history was looked through.
+    No,
+    /// The history is too long to be looked through, or the server does not show it.
+    Unknown,
+}
+
+/// What two commits have at one path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sides {
+    /// What the old one has.
+    pub old: Option<EntryKind>,
+    /// What the new one has.
+    pub new: Option<EntryKind>,
+}
+
+/// The paths at which two commits differ. A directory that both have is no difference, whatever differs in it.
+pub type Differences = BTreeMap<RepoPath, Sides>;
+
+/// How much of two commits is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope<'a> {
+    /// The entries of these directories, without what is below them: two requests a directory.
+    Directories(&'a [RepoPath]),
+    /// Everything, in one request that costs the server a walk over both trees.
+    Everything,
+}
+
 /// A workspace and the repository around it.
 pub trait Workspace: Send + Sync + 'static {
     /// What connecting found out.
@@ -216,6 +294,40 @@ pub trait Workspace: Send + Sync + 'static {
 
     /// The commit the workspace stands on now; asks the server.
     fn base(&self) -> Fut<'_, CommitId>;
+
+    /// The workspace as it is now; `None` when there is none any more.
+    fn identity(&self) -> Fut<'_, Option<WorkspaceIdentity>>;
+
+    /// The workspace as it is now, made on `branch` where there is none any more: by the request that opening one makes,
+    /// so two clients that do it at once get the same. Later requests go to what is found, also where another client
+    /// made it under another id.
+    fn reopen<'a>(&'a self, branch: &'a str) -> Fut<'a, Reopened>;
+
+    /// The commit that `branch` stands on.
+    fn head<'a>(&'a self, branch: &'a str) -> Fut<'a, CommitId>;
+
+    /// A commit's parents, author and message; `None` when the repository has no such commit.
+    fn commit_info<'a>(&'a self, commit: &'a CommitId) -> Fut<'a, Option<CommitInfo>>;
+
+    /// Whether `branch` has `commit`, looked for from its head down to `since`, which itself counts as not looked at:
+    /// a commit made after `since` was the head is above it.
+    fn in_history<'a>(
+        &'a self,
+        branch: &'a str,
+        commit: &'a CommitId,
+        since: Option<&'a CommitId>,
+    ) -> Fut<'a, InHistory>;
+
+    /// Where two commits differ within `scope`.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::Unsupported`] for [`Scope::Everything`] on a server that cannot compare; as
+    /// [`list`](Workspace::list) else.
+    fn compare<'a>(&'a self, old: &'a CommitId, new: &'a CommitId, scope: Scope<'a>) -> Fut<'a, Differences>;
+
+    /// Which of these contents the server does not have, whatever its commits and workspaces refer to; no content
+    /// travels. `None`: this server cannot tell.
+    fn missing<'a>(&'a self, hashes: &'a [ContentHash]) -> Fut<'a, Option<Vec<ContentHash>>>;
 
     /// The entries of a directory of `commit`, unordered; empty when it is not there (a directory without committed
     /// files does not exist on the server).
@@ -273,7 +385,10 @@ pub trait Workspace: Send + Sync + 'static {
     fn conflicts<'a>(&'a self, branch: &'a str) -> Fut<'a, Vec<RepoPath>>;
 
     /// Commits everything staged. Never repeated blindly: after a lost answer the branch's head tells whether it
-    /// happened.
+    /// happened. The commit that is returned was found in the branch, above what its head was before.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::Protocol`] when the server names a commit that the branch does not have.
     fn commit<'a>(&'a self, request: &'a CommitRequest) -> Fut<'a, Committed>;
 }
 

@@ -145,6 +145,9 @@ fn table(known: &Known, status: &Status) -> String {
             _ => format!("{}, not committed", tally(&counts.staged)),
         },
     );
+    if counts.remote.files > 0 {
+        row("", on_the_server_alone(&counts.remote));
+    }
     if counts.local.files > 0 {
         let paths = count(counts.local.files, "path");
         row("local", format!("{paths}, which Oxen cannot store in full"));
@@ -189,6 +192,12 @@ fn table(known: &Known, status: &Status) -> String {
         let _ = writeln!(text, "  to send it: {}", mount_command(known));
     }
     text
+}
+
+/// What is staged and not committed, and not here any more: whoever deletes the workspace, or prunes, takes it away.
+pub(super) fn on_the_server_alone(remote: &Tally) -> String {
+    let are = if remote.files == 1 { "is" } else { "are" };
+    format!("{} {are} on the server alone, staged and not committed", count(remote.files, "file"))
 }
 
 fn to_send(status: &Status) -> String {

@@ -71,6 +71,9 @@ fn one(
                 files => format!(", {} staged and not committed", count(files, "change")),
             };
             note(format_args!("unmounted {}; everything is on the server{staged}", quoted(&args.dir)));
+            if left.remote.files > 0 {
+                note(format_args!("{}: commit to keep them", super::status::on_the_server_alone(&left.remote)));
+            }
             if left.local.files > 0 {
                 let paths = count(left.local.files, "path");
                 note(format_args!(

@@ -86,6 +86,16 @@ impl Refusal {
         Self::detailed(StatusCode::NOT_FOUND, "resource_not_found", "Path does not exist", detail)
     }
 
+    /// 404 of a list of contents of which some are not there.
+    pub(super) fn versions_missing(hashes: &[String]) -> Self {
+        let detail =
+            format!("Server is missing {} content blob(s). Missing hashes: {}", hashes.len(), hashes.join(", "));
+        let title = "Version blobs missing on server";
+        let mut refusal = Self::detailed(StatusCode::NOT_FOUND, "version_blobs_missing", title, detail);
+        refusal.body["error"]["missing_hashes"] = json!(hashes);
+        refusal
+    }
+
     /// 400 of a handler.
     pub(super) fn bad_request(detail: impl Into<String>) -> Self {
         Self::detailed(StatusCode::BAD_REQUEST, "bad_request", "Bad Request", detail.into())

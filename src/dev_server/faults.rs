@@ -16,11 +16,17 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt};
 use http_body_util::BodyExt;
+use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 
 use super::App;
+use super::answers::Refusal;
+use super::repository::Repository;
+use super::routes::on_disk;
+use super::tree::Change;
 use super::uploads::drain;
 use super::wire::Connection;
+use crate::path::RepoPath;
 
 /// How many requests the log keeps. Tests look at the last few; a server that runs for days must not grow.
 const LOG_LENGTH: usize = 10_000;
@@ -75,6 +81,23 @@ pub enum Action {
         /// Part of a path; everything is left out when empty.
         containing: String,
     },
+    /// A commit is made, and its answer names another id.
+    NameCommit {
+        /// Any text.
+        id: String,
+    },
+    /// A commit leaves out what is staged at and below this path.
+    LeaveOut {
+        /// A file or directory.
+        path: RepoPath,
+    },
+    /// A commit drops what its parent has at this path, with all below, and what is staged there.
+    DropFromCommit {
+        /// A file or directory.
+        path: RepoPath,
+    },
+    /// Another client does something just before the request is served.
+    Meanwhile(Meanwhile),
     /// Sends only the start of the answer's body, then drops the connection.
     Truncate {
         /// Bytes of the body that get through.
@@ -85,6 +108,21 @@ pub enum Action {
         /// Bytes a second, at least 1.
         bytes_per_second: u64,
     },
+}
+
+/// What another client does, to the workspace that the request's path names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Meanwhile {
+    /// Deletes it with all that is staged in it.
+    DeleteWorkspace,
+    /// Deletes it and makes it anew under the same name.
+    RemakeWorkspace {
+        /// On which branch.
+        branch: String,
+    },
+    /// Removes all content that no commit refers to.
+    Prune,
 }
 
 fn first() -> u32 {
@@ -275,6 +313,47 @@ impl Omitted {
     }
 }
 
+/// What is done to a commit besides what it says, handed to its handler with the request.
+#[derive(Debug, Clone, Default)]
+pub(super) struct OddCommit {
+    /// What the answer calls the commit.
+    pub(super) names: Option<String>,
+    left_out: Vec<RepoPath>,
+    dropped: Vec<RepoPath>,
+}
+
+impl OddCommit {
+    /// Makes of a commit's changes what the fault says.
+    pub(super) fn apply(&self, changes: &mut BTreeMap<RepoPath, Change>) {
+        let touched = |path: &RepoPath| self.left_out.iter().chain(&self.dropped).any(|odd| path.is_in(odd));
+        changes.retain(|path, _| !touched(path));
+        for path in &self.dropped {
+            // One of the two takes effect: that of its kind.
+            changes.insert(path.clone(), Change::Drop);
+        }
+    }
+}
+
+/// Does what another client does to the workspace that a path names.
+fn meanwhile(app: &App, path: &str, what: &Meanwhile) -> Result<(), Refusal> {
+    let names: Vec<String> =
+        path.split(['/', '?']).map(|name| percent_decode_str(name).decode_utf8_lossy().into_owned()).collect();
+    let [_, _, _, namespace, repo, rest @ ..] = &names[..] else { return Err(Refusal::not_found()) };
+    let repository = Repository::find(app, namespace, repo)?;
+    let workspace = match rest {
+        [workspaces, id, ..] if workspaces == "workspaces" => Ok(id),
+        _ => Err(Refusal::not_found()),
+    };
+    match what {
+        Meanwhile::DeleteWorkspace => repository.delete_workspace(workspace?).map(drop),
+        Meanwhile::RemakeWorkspace { branch } => {
+            let gone = repository.delete_workspace(workspace?)?;
+            repository.workspace_or_new(&gone.id, gone.name.as_deref(), branch).map(drop)
+        }
+        Meanwhile::Prune => repository.prune().map(drop),
+    }
+}
+
 /// Counts each request and does to it what is armed.
 pub(super) async fn intercept(
     State(app): State<Arc<App>>,
@@ -293,8 +372,18 @@ pub(super) async fn intercept(
     let mut truncate = None;
     let mut throttle = None;
     let mut omitted = Omitted::default();
+    let mut odd = OddCommit::default();
     for action in actions {
         match action {
+            Action::NameCommit { id } => odd.names = Some(id),
+            Action::LeaveOut { path } => odd.left_out.push(path),
+            Action::DropFromCommit { path } => odd.dropped.push(path),
+            Action::Meanwhile(what) => {
+                let (app, path) = (Arc::clone(&app), path.clone());
+                if let Err(refusal) = on_disk(move || meanwhile(&app, &path, &what)).await {
+                    tracing::warn!(?refusal, "a scripted client could not do its work");
+                }
+            }
             Action::Latency { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
             Action::Status { code, retry_after, body } => {
                 app.faults.traffic.log_answer(Logged { method, path, status: code });
@@ -310,6 +399,7 @@ pub(super) async fn intercept(
         }
     }
     request.extensions_mut().insert(omitted);
+    request.extensions_mut().insert(odd);
     if let Some(bytes_per_second) = throttle {
         request = request.map(|body| Body::from_stream(throttled(body.into_data_stream(), bytes_per_second)));
     }

@@ -14,13 +14,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio_util::io::ReaderStream;
 
-use super::App;
 use super::answers::{Answer, ChangesView, EntryView, Page, Refusal, ResourceView, kind_of, success};
 use super::repository::{Repository, Revision};
 use super::routes::{Repo, on_disk, path_behind};
 use super::tree::{DirNode, FileNode, Node};
 use super::versions::Content;
 use super::workspace::Staged;
+use super::{App, Dialect};
 use crate::hash::ContentHash;
 use crate::path::RepoPath;
 
@@ -116,6 +116,59 @@ pub(super) async fn meta(
             },
         };
         success("resource_found", json!({"entry": entry}))
+    })
+    .await
+}
+
+/// `GET compare/entries/{old}..{new}`: where two commits differ, directories first; a directory that vanished is listed,
+/// and all that was in it.
+pub(super) async fn compare_entries(
+    State(app): State<Arc<App>>,
+    Path(repo): Path<Repo>,
+    Path(parameters): Path<BTreeMap<String, String>>,
+    Query(listing): Query<Listing>,
+) -> Answer {
+    on_disk(move || {
+        let repository = repo.find(&app)?;
+        let range = parameters.get("range").map_or("", String::as_str);
+        let (old, new) = range.split_once("..").ok_or_else(|| Refusal::bad_request("not base..head"))?;
+        let ((old, _), (new, _)) = (repository.resolve(old)?, repository.resolve(new)?);
+        let differences = repository.trees.differences(&old.commit.root, &new.commit.root)?;
+        let [old, new] = [&old, &new].map(|revision| Look { repository: &repository, revision });
+        let mut entries = Vec::with_capacity(differences.len());
+        for (path, sides) in &differences {
+            let [before, after] = [(&old, &sides[0]), (&new, &sides[1])]
+                .map(|(look, side)| side.as_ref().map(|node| look.entry(path, path.file_name(), node)));
+            let is_dir = sides.iter().flatten().all(|node| matches!(node, Node::Dir(_)));
+            let status = match sides {
+                [None, _] => "added",
+                [_, None] => "removed",
+                _ => "modified",
+            };
+            entries.push((!is_dir, status, path, before, after));
+        }
+        entries.sort_by_key(|(is_file, ..)| *is_file);
+        let page = Page::new(listing.page, listing.page_size, entries.len());
+        let shown: Vec<_> = page.of(&entries).iter().collect();
+        let shown: Vec<_> = shown
+            .into_iter()
+            .map(|(is_file, status, path, before, after)| {
+                let (filename, is_dir) = (path.as_str(), !is_file);
+                json!({"filename": filename, "status": status, "is_dir": is_dir, "base_entry": before, "head_entry": after})
+            })
+            .collect();
+        let mut body = page.fields();
+        body.insert("compare".to_owned(), json!({"entries": shown}));
+        success("resource_found", body)
+    })
+    .await
+}
+
+/// `POST prune`: removes all content that no commit refers to, also what is staged (0.65.2, tried).
+pub(super) async fn prune(State(app): State<Arc<App>>, Path(repo): Path<Repo>) -> Answer {
+    on_disk(move || {
+        let removed = repo.find(&app)?.prune()?;
+        success("Prune completed successfully.", json!({"stats": {"versions_removed": removed}}))
     })
     .await
 }
@@ -328,12 +381,19 @@ pub(super) async fn many_versions(
         flate2::read::GzDecoder::new(&body[..])
             .read_to_string(&mut list)
             .map_err(|error| Refusal::bad_request(error.to_string()))?;
-        let mut contents = Vec::new();
+        let (mut contents, mut missing) = (Vec::new(), Vec::new());
         for line in list.lines().filter(|line| !line.is_empty()) {
             let hash: ContentHash = line.parse().map_err(|_| Refusal::bad_request("not a hash"))?;
-            contents.push(repository.versions.find(&hash).ok_or_else(Refusal::not_found)?);
+            match repository.versions.find(&hash) {
+                Some(content) => contents.push(content),
+                None => missing.push(line.to_owned()),
+            }
         }
-        Ok((repository, contents))
+        match (missing.is_empty(), app.dialect) {
+            (true, _) => Ok((repository, contents)),
+            (false, Dialect::V0_65) => Err(Refusal::versions_missing(&missing)),
+            (false, Dialect::Documented | Dialect::V0_50 | Dialect::V0_58) => Err(Refusal::not_found()),
+        }
     })
     .await?;
     let (reader, writer) = tokio::io::duplex(SENT_BYTES);

@@ -10,7 +10,7 @@
 //!   staged/{number}   logs of staged changes
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::answers::{CommitView, Refusal, now, random_id};
+use super::faults::OddCommit;
 use super::tree::{Change, DirNode, Node, Trees};
 use super::versions::{Content, Versions, write_whole};
 use super::workspace::{Base, Staged, Staging, collides};
@@ -378,14 +379,28 @@ impl Repository {
         Ok(Mergeability { conflicts: self.conflicts(&state, &id, branch)?, commits })
     }
 
-    /// Commits everything staged to `branch`. A workspace with a name then stands on the new commit; one without is
-    /// gone.
+    /// Removes all content that no commit refers to; says how many contents there were.
+    pub(super) fn prune(&self) -> Result<u64, Refusal> {
+        // Nothing is committed meanwhile.
+        let state = self.state();
+        let mut kept = HashSet::new();
+        for commit in state.commits.values() {
+            for (_, file) in self.trees.files(&RepoPath::root(), &Node::Dir(commit.root.clone()))? {
+                kept.insert(file.content.hash);
+            }
+        }
+        Ok(self.versions.retain(&kept)?)
+    }
+
+    /// Commits everything staged to `branch`, but for what `odd` does to it. A workspace with a name then stands on the
+    /// new commit; one without is gone.
     pub(super) fn merge(
         &self,
         id: &str,
         branch: &str,
         author: Author<'_>,
         message: &str,
+        odd: &OddCommit,
     ) -> Result<Arc<CommitView>, Refusal> {
         let mut state = self.state();
         let id = state.workspace_id(id)?;
@@ -401,7 +416,8 @@ impl Repository {
         let Some(changes) = staging.changes(self.dialect, &head)? else {
             return Err(Refusal::no_changes());
         };
-        let changes = changes.into_iter().map(|(path, change)| (committed_path(&path), change)).collect();
+        let mut changes = changes.into_iter().map(|(path, change)| (committed_path(&path), change)).collect();
+        odd.apply(&mut changes);
         let commit = self.write_commit(Some(state.head(branch)?), author, message, &changes)?;
         let mut record = state.record.clone();
         record.branches.insert(branch.to_owned(), commit.view.id.clone());

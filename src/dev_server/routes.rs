@@ -81,6 +81,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
             .route("/workspaces/{workspace}/files/batch/{*dir}", one_file().post(staging::add_by_hash)),
         Dialect::V0_50 | Dialect::V0_58 | Dialect::V0_65 => below
             .route("/workspaces", workspaces.put(staging::workspace_or_new).post(staging::workspace_or_new))
+            .route("/compare/entries/{*range}", get(reading::compare_entries))
             .route("/versions/{hash}/create", post(uploads::create))
             .route("/versions/{hash}/chunks", put(uploads::chunk))
             .route("/versions/{hash}/complete", post(uploads::complete)),
@@ -90,6 +91,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
             .route("/workspaces/{workspace}/versions/", post(staging::add_by_hash))
             .route("/workspaces/{workspace}/versions/{*dir}", post(staging::add_by_hash)),
         Dialect::V0_65 => below
+            .route("/prune", post(reading::prune))
             .route("/versions/uploads", post(uploads::begin))
             .route("/versions/uploads/{upload}/parts/{part}", put(uploads::part)),
         Dialect::Documented | Dialect::V0_58 => below,

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::answers::{Answer, EntryView, Page, Refusal, nothing, partly, success};
-use super::faults::Omitted;
+use super::faults::{OddCommit, Omitted};
 use super::multipart::{Head, Multipart, boundary};
 use super::reading::Listing;
 use super::repositories::refused;
@@ -468,14 +468,19 @@ pub(super) async fn merge(
     Path(repo): Path<Repo>,
     Path(InWorkspace { workspace }): Path<InWorkspace>,
     Path(parameters): Path<BTreeMap<String, String>>,
+    Extension(odd): Extension<OddCommit>,
     body: Bytes,
 ) -> Answer {
     on_disk(move || {
         let repository = repo.find(&app)?;
         let new: NewCommit = from_json(&body)?;
         let author = Author { name: &new.author, email: &new.email };
-        let commit = repository.merge(&workspace, &branch_of(&parameters), author, &new.message)?;
-        success("resource_created", json!({"commit": commit}))
+        let commit = repository.merge(&workspace, &branch_of(&parameters), author, &new.message, &odd)?;
+        let mut answer = json!({"commit": commit});
+        if let Some(id) = &odd.names {
+            answer["commit"]["id"] = id.as_str().into();
+        }
+        success("resource_created", answer)
     })
     .await
 }

@@ -62,6 +62,8 @@ pub(super) enum Change {
     Remove,
     /// The directory is gone, whatever is below it.
     RemoveDir,
+    /// Whatever is there is gone, with all below it: what a server does that loses something.
+    Drop,
 }
 
 /// The directories of one repository.
@@ -119,6 +121,40 @@ impl Trees {
             }
         }
         Ok(())
+    }
+
+    /// The paths at which two trees differ, with what each has there; a directory in which something differs is one.
+    pub(super) fn differences(
+        &self,
+        old: &DirNode,
+        new: &DirNode,
+    ) -> io::Result<BTreeMap<RepoPath, [Option<Node>; 2]>> {
+        let mut found = BTreeMap::new();
+        let mut open = vec![(RepoPath::root(), Some(old.id), Some(new.id))];
+        while let Some((dir, old, new)) = open.pop() {
+            let load = |id: Option<DirId>| id.map_or_else(|| Ok(Arc::default()), |id| self.load(&id));
+            let (old, new) = (load(old)?, load(new)?);
+            for name in old.keys().chain(new.keys().filter(|name| !old.contains_key(*name))) {
+                let sides = [old.get(name).cloned(), new.get(name).cloned()];
+                let same = match &sides {
+                    [Some(Node::File(old)), Some(Node::File(new))] => old.content == new.content,
+                    [old, new] => old == new,
+                };
+                if same {
+                    continue;
+                }
+                let path = dir.concat(&RepoPath::parse(name).map_err(io::Error::other)?);
+                let below = sides.each_ref().map(|side| match side {
+                    Some(Node::Dir(dir)) => Some(dir.id),
+                    _ => None,
+                });
+                if below[0] != below[1] {
+                    open.push((path.clone(), below[0], below[1]));
+                }
+                found.insert(path, sides);
+            }
+        }
+        Ok(found)
     }
 
     /// Every file below `node`, which is at `path`; `node` itself when it is a file.
@@ -185,6 +221,7 @@ impl Trees {
                     let commit = commit.to_owned();
                     entries.insert(name.to_owned(), Node::File(FileNode { content, commit }));
                 }
+                (Some(Change::Drop), _) => drop(entries.remove(name)),
                 (Some(Change::Remove), Some(Node::File(_))) => {
                     entries.remove(name);
                 }

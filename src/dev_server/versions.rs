@@ -1,5 +1,6 @@
 //! Immutable file contents, each in a file named by its hash.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -49,6 +50,22 @@ impl Versions {
         }
         let size = fs::metadata(self.path(hash)).ok()?.len();
         Some(Content { hash: *hash, size })
+    }
+
+    /// Removes every content but these; says how many there were.
+    pub(super) fn retain(&self, kept: &HashSet<ContentHash>) -> io::Result<u64> {
+        let kept: HashSet<PathBuf> = kept.iter().map(|hash| self.path(hash)).collect();
+        let mut removed = 0;
+        for shelf in fs::read_dir(&self.dir).into_iter().flatten() {
+            for file in fs::read_dir(shelf?.path())? {
+                let path = file?.path();
+                if !kept.contains(&path) {
+                    fs::remove_file(path)?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
     }
 
     /// Whether contents have one length, and one time at which they were stored.

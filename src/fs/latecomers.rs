@@ -17,6 +17,7 @@ use super::{Fs, FsError, State, now_secs};
 use crate::journal::Change;
 use crate::ledger::{Account, Staged};
 use crate::path::RepoPath;
+use crate::workspace::verify::{Expected, StagedSet};
 use crate::workspace::{Change as StagedChange, ChangeKind, Object, WorkspaceError};
 
 /// How long a request is expected: longer than gateways, which give up after a minute or a few, and servers under load
@@ -51,28 +52,41 @@ impl Fs {
         self.lock().ledger.expects_latecomers()
     }
 
-    /// Compares what the server has staged with the record, as long as a request may come late. Queues what differs; says
-    /// whether there was any.
+    /// Compares all that the server has staged with the record. Queues what differs, as where others emptied the workspace
+    /// or made it anew; says whether there was any.
     ///
     /// # Errors
     /// The server's, or the journal's.
     pub async fn audit(&self) -> Result<bool, FsError> {
+        Ok(self.audit_for_commit().await?.is_none())
+    }
+
+    /// [`audit`](Self::audit), and what is staged; `None`: something differed, and was queued.
+    ///
+    /// # Errors
+    /// As [`audit`](Self::audit).
+    pub async fn audit_for_commit(&self) -> Result<Option<StagedSet>, FsError> {
+        if self.find_workspace().await? {
+            return Ok(None);
+        }
         self.compare(|_| true).await
     }
 
-    /// [`audit`](Self::audit), but not while a commit is under way, which does so itself and stages nothing else.
+    /// Compares what the server has staged with the record as long as a request may come late, but not while a commit is
+    /// under way, which does so itself and stages nothing else. Says whether anything differed.
     ///
     /// # Errors
     /// As [`audit`](Self::audit).
     pub async fn audit_between_commits(&self) -> Result<bool, FsError> {
-        self.compare(|state| state.cut.is_none()).await
+        let may = |state: &State| state.cut.is_none() && state.ledger.expects_latecomers();
+        Ok(self.compare(may).await?.is_none())
     }
 
-    async fn compare(&self, may: impl Fn(&State) -> bool) -> Result<bool, FsError> {
+    async fn compare(&self, may: impl Fn(&State) -> bool) -> Result<Option<StagedSet>, FsError> {
         let (accounts, base): (Vec<(RepoPath, Account)>, _) = {
             let state = self.lock();
-            if !may(&state) || !state.ledger.expects_latecomers() {
-                return Ok(false);
+            if !may(&state) {
+                return Ok(Some(StagedSet::new()));
             }
             // What waits is settled by its turn. A late removal of a directory takes along what was not part of it.
             let looked_at = |path: &RepoPath, account: &Account| {
@@ -83,9 +97,12 @@ impl Fs {
             let accounts = state.ledger.iter().filter(|(path, account)| looked_at(path, account));
             (accounts.map(|(path, account)| (path.clone(), account)).collect(), state.base.clone())
         };
+        if accounts.is_empty() {
+            return Ok(Some(StagedSet::new()));
+        }
         if self.workspace.base().await? != base {
             // Somebody else moved the workspace, and the changes over its base tell nothing: the next mount compares.
-            return Ok(false);
+            return Ok(Some(StagedSet::new()));
         }
         let changes = self.workspace.changes().await?;
         let staged: HashMap<&RepoPath, &StagedChange> = changes.iter().map(|change| (&change.path, change)).collect();
@@ -139,7 +156,28 @@ impl Fs {
             Ok(any)
         }))?;
         self.wake.notify_one();
-        Ok(found)
+        Ok((!found).then(|| self.expected_of(&changes)))
+    }
+
+    /// What is staged, as the server lists it, and what a commit of it should hold.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn list_staged(&self) -> Result<StagedSet, FsError> {
+        let changes = self.workspace.changes().await?;
+        Ok(self.expected_of(&changes))
+    }
+
+    /// What a commit of these staged changes should hold.
+    fn expected_of(&self, changes: &[StagedChange]) -> StagedSet {
+        let state = self.lock();
+        let expected = |change: &StagedChange| match (change.kind, state.ledger.get(&change.path)) {
+            (ChangeKind::Removed, _) => Expected::Gone,
+            (_, Some(Account { staged: Staged::Put(object), .. })) => Expected::File(object),
+            // Somebody else's, in the same workspace.
+            _ => Expected::SomeFile,
+        };
+        changes.iter().map(|change| (change.path.clone(), expected(change))).collect()
     }
 
     /// What is staged there at this moment.
@@ -169,7 +207,7 @@ impl State {
 
     /// A path is staged otherwise than it should be: it is brought to that again in its turn.
     fn doubt(&mut self, path: &RepoPath, account: Account) {
-        tracing::warn!(%path, "staged otherwise than confirmed: an earlier request came late");
+        tracing::warn!(%path, "staged otherwise than confirmed: by a request that came late, or by somebody else");
         let account = Account { staged: Staged::Doubt, late: Some(now_secs()), ..account };
         self.apply(Change::Account { path: path.clone(), account: Some(account) });
         self.queue.touch(path, Duration::ZERO);

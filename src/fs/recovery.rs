@@ -105,6 +105,8 @@ impl Fs {
             unnamed: Mutex::default(),
             fetching: Mutex::new(HashMap::new()),
             learning: tokio::sync::Mutex::default(),
+            presence: tokio::sync::Mutex::default(),
+            branch: OnceLock::new(),
             lender: OnceLock::new(),
             passthrough: OnceLock::new(),
             worthwhile: OnceLock::new(),
@@ -119,6 +121,7 @@ impl Fs {
     /// # Errors
     /// The server's, or the journal's.
     pub async fn reconcile(&self) -> Result<(), FsError> {
+        self.meet_workspace().await?;
         let base = self.workspace.base().await?;
         let known = self.base();
         let staged: HashMap<RepoPath, StagedChange> =
@@ -196,6 +199,7 @@ impl Fs {
             }
             Ok(())
         }))?;
+        self.note_uncommitted();
         self.wake.notify_one();
         Ok(())
     }
@@ -243,7 +247,8 @@ impl Fs {
             compaction.start_segment()?;
             let inodes: Vec<Ino> = state.tree.iter().filter(|(_, i)| i.recorded).map(|(ino, _)| ino).collect();
             let paths: Vec<RepoPath> = state.ledger.iter().map(|(path, _)| path.clone()).collect();
-            self.journal.append(&[Change::Base { commit: state.base.clone() }]);
+            let intent = Change::Intent { intent: state.intent.clone() };
+            self.journal.append(&[Change::Base { commit: state.base.clone() }, intent]);
             (inodes, paths)
         };
         // First all inodes, then all names, so that no name is replayed before what it stands for.
@@ -372,6 +377,7 @@ pub struct BaseAccess {
 pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, CommitId), JournalError> {
     let (state, options) = recorded(dir, shown)?;
     let mut counts = Counts::default();
+    let mut staged = Vec::new();
     for (path, account) in state.ledger.iter() {
         let (found, size) = match state.tree.resolve(path) {
             Resolved::AsBase => (account.base.is_some(), 0),
@@ -382,7 +388,13 @@ pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, Comm
                 None => (false, 0),
             },
         };
-        let tally = match (state.owes(path, &account), found, account.staged) {
+        let owes = state.owes(path, &account);
+        if let (false, Staged::Put(object)) = (owes, account.staged)
+            && object.size > 0
+        {
+            staged.push(object);
+        }
+        let tally = match (owes, found, account.staged) {
             (true, true, _) => &mut counts.dirty,
             (true, false, _) => &mut counts.removals,
             (false, _, Staged::Put(_) | Staged::Removed) => &mut counts.staged,
@@ -390,6 +402,11 @@ pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, Comm
         };
         tally.files += 1;
         tally.bytes += size;
+    }
+    let lacking = Cache::lacking_in(&dir.join("cache"), staged.iter().map(|object| object.hash));
+    for object in staged.iter().filter(|object| lacking.contains(&object.hash)) {
+        counts.remote.files += 1;
+        counts.remote.bytes += object.size;
     }
     let local = state.local_paths(&options, &mut counts.local);
     Ok((counts, local, state.base))
@@ -414,6 +431,7 @@ impl State {
             ledger: Ledger::default(),
             queue: super::queue::Queue::default(),
             base: CommitId("".into()),
+            intent: None,
             uploads: HashMap::new(),
             handles: HashMap::new(),
             open: HashMap::new(),

@@ -654,6 +654,12 @@ impl Fs {
             Ok(())
         });
         drop(staged);
+        // Before it comes into the cache, where what is committed makes way for it.
+        for (_, step) in steps {
+            if let Step::Put(object) = step {
+                self.cache.note_staged(object.hash);
+            }
+        }
         adopt.into_iter().for_each(|confirmed| self.keep(confirmed));
         self.progress.notify_waiters();
         into_plain(done)
@@ -907,11 +913,28 @@ impl Fs {
     pub async fn rebased(&self, commit: CommitId, alone: bool) -> Result<(), FsError> {
         into_plain(self.change(|state| {
             state.apply(Change::Rebase { commit, alone });
+            if state.intent.is_some() {
+                state.apply(Change::Intent { intent: None });
+            }
             state.record_hidden();
             state.record_pending_accounts();
             Ok(())
         }))?;
+        self.note_uncommitted();
         self.flush().await
+    }
+
+    /// Tells the cache which content is staged and not committed.
+    pub(super) fn note_uncommitted(&self) {
+        let staged: Vec<ContentHash> = {
+            let state = self.lock();
+            let put = |(_, account): (&RepoPath, Account)| match account.staged {
+                Staged::Put(object) => Some(object.hash),
+                Staged::Nothing | Staged::Removed | Staged::Doubt => None,
+            };
+            state.ledger.iter().filter_map(put).collect()
+        };
+        self.cache.note_all_staged(staged.into_iter());
     }
 
     /// Whether nothing is owed to the server.
@@ -966,11 +989,13 @@ impl Fs {
                 ));
             }
         }
+        let mut staged = Vec::new();
         for (path, account) in state.ledger.iter() {
             if let Staged::Put(object) = account.staged
                 && state.queue.get(path).is_none()
             {
                 add(&mut counts.staged, object.size);
+                staged.push(object);
             } else if account.staged == Staged::Removed && state.queue.get(path).is_none() {
                 add(&mut counts.staged, 0);
             }
@@ -978,7 +1003,13 @@ impl Fs {
         errors.sort_by_key(|(since, _)| std::cmp::Reverse(*since));
         let errors = errors.into_iter().map(|(_, error)| error).take(SHOWN_ERRORS).collect();
         let local = state.local_paths(&self.options, &mut counts.local);
-        (counts, oldest.map(|oldest| state.queue.instant(oldest).elapsed().as_secs()), errors, local)
+        let oldest = oldest.map(|oldest| state.queue.instant(oldest).elapsed().as_secs());
+        drop(state);
+        // What is empty is never lost.
+        for object in staged.iter().filter(|object| object.size > 0 && self.cache.lacks(object.hash)) {
+            add(&mut counts.remote, object.size);
+        }
+        (counts, oldest, errors, local)
     }
 }
 

@@ -1,16 +1,24 @@
-//! A commit: freeze what was written, stage it, look for conflicts, commit, stand on the new base.
+//! A commit: make a cut of what was written, stage it, look for conflicts, commit, look whether the commit is whole, stand on it.
+
+pub(super) mod finish;
 
 use std::io;
 
 use super::Daemon;
 use super::serve::{Listener, flush_mapped, follow, unstaged};
 use crate::control::Failure;
-use crate::fs::FsError;
+use crate::fs::{CommitCut, FsError};
+use crate::journal::CommitIntent;
 use crate::path::RepoPath;
-use crate::workspace::{CommitId, CommitRequest, WorkspaceError};
+use crate::workspace::verify::{self, StagedSet};
+use crate::workspace::{CommitId, CommitInfo, CommitRequest, WorkspaceError};
+use finish::Finished;
 
 /// How many conflicting paths an error names.
 const SHOWN_CONFLICTS: usize = 5;
+/// How often what is staged is staged again because the server does not list it.
+const STAGINGS: u32 = 5;
+const NEXT_HINT: &str = "the next commit, or the next mount, looks for it and tells";
 const CONFLICT_HINT: &str =
     "mount the branch in a fresh workspace (--workspace NAME), copy your versions there, commit that";
 
@@ -21,60 +29,36 @@ pub(super) async fn commit(
     request: &CommitRequest,
     listener: &mut Listener,
 ) -> io::Result<Result<Option<CommitId>, Failure>> {
-    let failed = |message: String, hint: Option<&str>| Failure {
-        message,
-        hint: hint.map(str::to_owned),
-        owed: !daemon.fs.is_drained(),
+    let (mut cut, mut staged) = match stage_cut(daemon, listener).await? {
+        Ok(staged) => staged,
+        Err(failure) => return Ok(Err(failure)),
     };
-    let frozen = loop {
-        if let Some(failure) = flush_mapped(daemon, |_| true).await {
-            return Ok(Err(failure));
-        }
-        let frozen = match daemon.fs.cut().await {
-            Ok(frozen) => frozen,
-            Err(FsError::Exists) => {
-                return Ok(Err(failed(
-                    "another commit is under way".into(),
-                    Some("repeat the command when it is done"),
-                )));
-            }
-            Err(error) => return Ok(Err(failed(error.to_string(), None))),
+    // With the cut made, nothing else is staged: what a commit of before became can be found out.
+    let before = match resume(daemon, request).await {
+        Ok(before) => before,
+        Err(failure) => return Ok(Err(failure)),
+    };
+    if before.is_some() {
+        staged = match daemon.fs.audit_for_commit().await {
+            Ok(staged) => staged.unwrap_or_default(),
+            Err(error) => return Ok(Err(failed(daemon, error.to_string(), None))),
         };
-        let progress = follow(daemon, &frozen.waiting, listener).await?;
-        if let Some(failure) = unstaged(daemon, &progress) {
-            return Ok(Err(failure));
-        }
-        match daemon.fs.audit().await {
-            Ok(false) => break frozen,
-            Ok(true) => {}
-            Err(error) => return Ok(Err(failed(error.to_string(), None))),
-        }
-    };
-    match daemon.fs.workspace().base().await {
-        Ok(base) if base == daemon.fs.base() => {}
-        Ok(_) => {
+    }
+    match daemon.fs.stands_on_base().await {
+        Ok(true) => {}
+        Ok(false) => {
             let message = "somebody else committed or moved this workspace".to_owned();
             let hint =
                 "unmount and mount again, which looks for conflicts; or use a workspace of your own: --workspace";
-            return Ok(Err(failed(message, Some(hint))));
+            return Ok(Err(failed(daemon, message, Some(hint))));
         }
-        Err(error) => return Ok(Err(failed(error.to_string(), None))),
+        Err(error) => return Ok(Err(failed(daemon, error.to_string(), None))),
     }
     if daemon.fs.staged_paths().is_empty() {
-        return Ok(Ok(None));
+        return Ok(Ok(before));
     }
-    let workspace = daemon.fs.workspace();
-    match workspace.conflicts(&request.branch).await {
-        Ok(conflicts) if conflicts.is_empty() => {}
-        Ok(conflicts) => {
-            let shown: Vec<String> = conflicts.iter().take(SHOWN_CONFLICTS).map(ToString::to_string).collect();
-            let more = conflicts.len().saturating_sub(SHOWN_CONFLICTS);
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            let message =
-                format!("{} changed here and on {}: {}{more}", many(conflicts.len()), request.branch, shown.join(", "));
-            return Ok(Err(failed(message, Some(CONFLICT_HINT))));
-        }
-        Err(error) => return Ok(Err(failed(error.to_string(), None))),
+    if let Err(failure) = without_conflicts(daemon, request).await {
+        return Ok(Err(failure));
     }
     let over = daemon.fs.files_over_directories();
     if !over.is_empty() {
@@ -83,25 +67,79 @@ pub(super) async fn commit(
         if let Err(failure) = make_way(daemon, &over, &first).await {
             return Ok(Err(failure));
         }
-        drop(frozen);
-        let again = match daemon.fs.cut().await {
-            Ok(again) => again,
-            Err(error) => return Ok(Err(failed(error.to_string(), None))),
+        drop(cut);
+        (cut, staged) = match stage_cut(daemon, listener).await? {
+            Ok(staged) => staged,
+            Err(failure) => return Ok(Err(failure)),
         };
-        let progress = follow(daemon, &again.waiting, listener).await?;
+    }
+    let committed = publish(daemon, request, &staged).await;
+    drop(cut);
+    Ok(committed.map(Some))
+}
+
+fn failed(daemon: &Daemon, message: String, hint: Option<&str>) -> Failure {
+    Failure { message, hint: hint.map(str::to_owned), owed: !daemon.fs.is_drained() }
+}
+
+/// Makes a cut and stages it; returns what is staged then, as the server lists it.
+async fn stage_cut(daemon: &Daemon, listener: &mut Listener) -> io::Result<Result<(CommitCut, StagedSet), Failure>> {
+    for _ in 0..STAGINGS {
+        if let Some(failure) = flush_mapped(daemon, |_| true).await {
+            return Ok(Err(failure));
+        }
+        let cut = match daemon.fs.cut().await {
+            Ok(cut) => cut,
+            Err(FsError::Exists) => {
+                let hint = Some("repeat the command when it is done");
+                return Ok(Err(failed(daemon, "another commit is under way".into(), hint)));
+            }
+            Err(error) => return Ok(Err(failed(daemon, error.to_string(), None))),
+        };
+        let progress = follow(daemon, &cut.waiting, listener).await?;
         if let Some(failure) = unstaged(daemon, &progress) {
             return Ok(Err(failure));
         }
-        return Ok(publish(daemon, request).await.map(Some));
+        match daemon.fs.audit_for_commit().await {
+            Ok(Some(staged)) => return Ok(Ok((cut, staged))),
+            Ok(None) => {}
+            Err(error) => return Ok(Err(failed(daemon, error.to_string(), None))),
+        }
     }
-    let committed = publish(daemon, request).await;
-    drop(frozen);
-    Ok(committed.map(Some))
+    let hint = "somebody else empties this workspace, or the server loses what is staged: use a workspace of your own, --workspace NAME";
+    let message = format!("what was staged was gone from the workspace {STAGINGS} times over");
+    Ok(Err(failed(daemon, message, Some(hint))))
+}
+
+/// Ends a commit that was asked for before, and of which it is not known what became. Returns it where it is what is asked
+/// for now.
+async fn resume(daemon: &Daemon, request: &CommitRequest) -> Result<Option<CommitId>, Failure> {
+    match finish::resume(&daemon.fs).await {
+        Ok(None) => Ok(None),
+        Ok(Some((earlier, Finished::Whole(id)))) => Ok((earlier == *request).then_some(id)),
+        Ok(Some((_, Finished::Broken { what, owed }))) => Err(Failure { message: what, hint: None, owed }),
+        Err(error) => Err(failed(daemon, error.to_string(), None)),
+    }
+}
+
+async fn without_conflicts(daemon: &Daemon, request: &CommitRequest) -> Result<(), Failure> {
+    match daemon.fs.workspace().conflicts(&request.branch).await {
+        Ok(conflicts) if conflicts.is_empty() => Ok(()),
+        Ok(conflicts) => {
+            let shown: Vec<String> = conflicts.iter().take(SHOWN_CONFLICTS).map(ToString::to_string).collect();
+            let more = conflicts.len().saturating_sub(SHOWN_CONFLICTS);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let message =
+                format!("{} changed here and on {}: {}{more}", many(conflicts.len()), request.branch, shown.join(", "));
+            Err(failed(daemon, message, Some(CONFLICT_HINT)))
+        }
+        Err(error) => Err(failed(daemon, error.to_string(), None)),
+    }
 }
 
 /// Takes the files back that stand where the base has directories, and commits the removal of those.
 async fn make_way(daemon: &Daemon, over: &[RepoPath], request: &CommitRequest) -> Result<(), Failure> {
-    let failed = |message: String| Failure { message, hint: None, owed: !daemon.fs.is_drained() };
+    let failed = |message: String| failed(daemon, message, None);
     let workspace = daemon.fs.workspace();
     daemon.fs.rescue_all(over).await.map_err(|error| failed(error.to_string()))?;
     daemon.fs.intend(over.iter(), std::iter::empty()).map_err(|error| failed(error.to_string()))?;
@@ -116,37 +154,55 @@ async fn make_way(daemon: &Daemon, over: &[RepoPath], request: &CommitRequest) -
     }
     daemon.fs.unstaged(over).map_err(|error| failed(error.to_string()))?;
     done.map_err(|error| failed(error.to_string()))?;
-    publish(daemon, request).await.map(|_| ())
+    let staged = daemon.fs.list_staged().await.map_err(|error| failed(error.to_string()))?;
+    publish(daemon, request, &staged).await.map(|_| ())
 }
 
-/// Commits everything staged, and stands on the new base.
-async fn publish(daemon: &Daemon, request: &CommitRequest) -> Result<CommitId, Failure> {
-    let base = daemon.fs.base();
-    // Once it is committed, the record of what was staged tells our own changes from others'.
-    if let Err(error) = daemon.fs.flush().await {
+/// Commits everything staged, which is `staged`, and stands on the new base once it was found whole.
+async fn publish(daemon: &Daemon, request: &CommitRequest, staged: &StagedSet) -> Result<CommitId, Failure> {
+    let fs = &daemon.fs;
+    let workspace = fs.workspace();
+    let head = workspace.head(&request.branch).await.map_err(|error| failed(daemon, error.to_string(), None))?;
+    // On stable storage before the server is asked, with the record of what was staged: it tells our own changes from
+    // others', and a start after this one looks what became of the commit.
+    let digest = verify::digest(&fs.staged_set());
+    let intent = CommitIntent { head: head.clone(), request: request.clone(), digest };
+    if let Err(error) = fs.note_intent(intent).await {
         return Err(Failure { message: error.to_string(), hint: None, owed: true });
     }
-    let committed = match daemon.fs.workspace().commit(request).await {
+    let committed = match workspace.commit(request).await {
         Ok(committed) => committed,
-        Err(error) => {
-            let hint = matches!(error, WorkspaceError::Conflict { .. }).then(|| CONFLICT_HINT.to_owned());
-            return Err(Failure { message: error.to_string(), hint, owed: !daemon.fs.is_drained() });
-        }
+        Err(error) => return Err(not_committed(daemon, &error)),
     };
-    // Others' commits may have been merged in: then the new base is more than the old one with our changes.
-    let alone = committed.parents == [base];
-    if let Err(error) = daemon.fs.rebased(committed.id.clone(), alone).await {
-        tracing::error!(%error, "committed, but not on record; the next mount finds out");
+    let commit = CommitInfo {
+        id: committed.id,
+        parents: committed.parents,
+        author: request.author.clone(),
+        email: request.email.clone(),
+        message: request.message.clone(),
+    };
+    match finish::finish(fs, request, staged, &head, &commit).await {
+        Ok(Finished::Whole(id)) => Ok(id),
+        Ok(Finished::Broken { what, owed }) => Err(Failure { message: what, hint: None, owed }),
+        Err(error) => {
+            let message = format!("commit {} was made, but could not be looked at: {error}", commit.id);
+            Err(Failure { message, hint: Some(NEXT_HINT.to_owned()), owed: true })
+        }
     }
-    if !alone {
-        let fs = daemon.fs.clone();
-        tokio::spawn(async move {
-            if let Err(error) = fs.relist().await {
-                tracing::warn!(%error, "the new base could not be listed yet");
-            }
-        });
+}
+
+/// The failure of a commit that was not answered with success.
+fn not_committed(daemon: &Daemon, error: &WorkspaceError) -> Failure {
+    if error.is_transient() && !matches!(error, WorkspaceError::Unauthorized { .. } | WorkspaceError::Busy { .. }) {
+        // The server may be at it yet: the intention stays on record.
+        let message = format!("{error}; the commit may have been made");
+        return Failure { message, hint: Some(NEXT_HINT.to_owned()), owed: true };
     }
-    Ok(committed.id)
+    if let Err(error) = daemon.fs.drop_intent() {
+        tracing::warn!(%error, "a commit that was refused is looked for once more");
+    }
+    let hint = matches!(error, WorkspaceError::Conflict { .. }).then_some(CONFLICT_HINT);
+    failed(daemon, error.to_string(), hint)
 }
 
 fn many(files: usize) -> String {

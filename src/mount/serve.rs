@@ -286,6 +286,10 @@ async fn sync(paths: &[String], daemon: &Daemon, listener: &mut Listener) -> io:
     if let Some(failure) = flush_mapped(daemon, |path| path.is_in_any(&wanted)).await {
         return Ok(Event::Failed(failure));
     }
+    // Where it does not answer, the barrier waits for it.
+    if let Err(error) = daemon.fs.look_at_workspace().await {
+        tracing::debug!(%error, "it is not known whether the workspace is still there");
+    }
     let Some(waiting) = daemon.fs.barrier_below(wanted) else { return Ok(Event::Done) };
     let progress = follow(daemon, &waiting, listener).await?;
     Ok(match unstaged(daemon, &progress) {

@@ -42,7 +42,8 @@ const README_TEXT: &str = "\
 This directory belongs to oxenfs. Do not delete it: it holds data not yet on the server.
 
 What waits here is shown by `oxenfs status` and sent by mounting again; meta.json says what and where.
-When nothing is owed to the server and nothing of it is mounted, it may be removed.
+It may be removed when nothing of it is mounted, nothing is owed to the server, and nothing is staged without being
+committed: what is staged may be lost on the server, and be here alone. `oxenfs status` tells.
 ";
 
 /// What a state directory is for. The first four fields name it; the others may change from mount to mount.

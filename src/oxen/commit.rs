@@ -10,7 +10,7 @@ use super::http::{Request, segments};
 use super::retry::{Patience, pause};
 use super::wire::{self, Commit};
 use crate::path::RepoPath;
-use crate::workspace::{Change, ChangeKind, CommitId, CommitRequest, Committed, EntryKind, WorkspaceError};
+use crate::workspace::{Change, ChangeKind, CommitId, CommitRequest, Committed, EntryKind, InHistory, WorkspaceError};
 
 /// What a commit or a check before it may take the server: both read everything staged.
 const LONG: Duration = Duration::from_secs(600);
@@ -83,7 +83,7 @@ impl OxenWorkspace {
         let mut attempt = 1;
         loop {
             match self.repo.http.json::<wire::CommitAnswer>(&post).await {
-                Ok(answer) => return Ok(committed(&answer.commit)),
+                Ok(answer) => return self.confirmed(answer.commit, request, &before, &head.commit_id).await,
                 // Another commit was being made, and this one was not (0.65.2, read); or the request did not arrive in
                 // the time that the server had for it (RFC 9110, 15.5.9).
                 Err(error @ (WorkspaceError::Busy { .. } | WorkspaceError::Server { status: 408, .. }))
@@ -109,6 +109,38 @@ impl OxenWorkspace {
                 }
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// The commit that an answer names, as the branch has it. `before` is where the workspace stood, `head` where the
+    /// branch did: a commit made since is above it.
+    async fn confirmed(
+        &self,
+        named: Commit,
+        request: &CommitRequest,
+        before: &CommitId,
+        head: &str,
+    ) -> Result<Committed, WorkspaceError> {
+        let (id, head_before) = (named.commit_id(), CommitId(head.into()));
+        match self.look_in_history(&request.branch, &id, Some(&head_before)).await? {
+            InHistory::Yes => {
+                // What the answer says of it need not be what is kept.
+                let kept = self.repo.commit(&id.0).await?;
+                Ok(committed(&kept.unwrap_or(named)))
+            }
+            InHistory::Unknown if self.repo.has_commit(&id).await? => Ok(committed(&named)),
+            InHistory::Unknown | InHistory::No => match self.look_for(request, before, head).await? {
+                Some(commit) => Ok(committed(&commit)),
+                None => {
+                    let detail = match id.0.is_empty() {
+                        true => format!("the server names no commit, and {} has none of this message", request.branch),
+                        false => {
+                            format!("the server says that it made commit {id}, which {} does not have", request.branch)
+                        }
+                    };
+                    Err(WorkspaceError::Protocol { detail, request: None })
+                }
+            },
         }
     }
 

@@ -29,7 +29,7 @@ impl OxenWorkspace {
         let url = match &source.revision {
             Revision::Commit(id) => self.repo.url(&format!("file/{}/{at}", segment(&id.0))),
             Revision::Workspace if source.path.as_str().contains('%') => {
-                self.repo.url(&format!("file/{}/{at}", segment(&self.id)))
+                self.repo.url(&format!("file/{}/{at}", segment(&self.id())))
             }
             Revision::Workspace => self.url(&format!("files/{at}")),
         };

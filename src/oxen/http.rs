@@ -87,11 +87,13 @@ pub(super) struct Request {
     body: Option<(String, Body)>,
     /// What the server may take on top of the time that the body takes.
     patience: Duration,
+    /// A refusal whose body is what was asked for.
+    answered_by: Option<StatusCode>,
 }
 
 impl Request {
     pub(super) fn new(method: Method, path: String, what: impl Into<String>) -> Self {
-        Self { method, path, what: what.into(), body: None, patience: SILENCE }
+        Self { method, path, what: what.into(), body: None, patience: SILENCE, answered_by: None }
     }
 
     pub(super) fn get(path: String, what: impl Into<String>) -> Self {
@@ -117,6 +119,17 @@ impl Request {
     pub(super) fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
+    }
+
+    /// For a request to which a refusal with this status is an answer, to be read like a success.
+    pub(super) fn answered_by(mut self, status: StatusCode) -> Self {
+        self.answered_by = Some(status);
+        self
+    }
+
+    /// Whether the server does the same whether it comes or not. `QUERY` asks with a body.
+    fn changes_nothing(&self) -> bool {
+        self.method.is_safe() || self.method.as_str() == "QUERY"
     }
 
     /// Whether a server may refuse it before it has taken the whole body.
@@ -330,7 +343,7 @@ impl Http {
     }
 
     fn goes_unanswered(&self, request: &Request) {
-        if request.method != Method::GET {
+        if !request.changes_nothing() {
             self.unanswered.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -457,7 +470,7 @@ impl Http {
         if matches!(status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT) {
             self.goes_unanswered(request);
         }
-        if !status.is_success() {
+        if !status.is_success() && request.answered_by != Some(status) {
             return Err(refusal(request, id, response, token).await);
         }
         if let Some(encoding) = response.headers().get(CONTENT_ENCODING).filter(|encoding| *encoding != "identity") {

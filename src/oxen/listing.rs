@@ -41,7 +41,7 @@ pub(super) struct Listed {
 impl OxenWorkspace {
     /// The commit the workspace stands on.
     pub(super) async fn standing(&self) -> Result<wire::Commit, WorkspaceError> {
-        let info = self.repo.workspace(&self.id).await?;
+        let info = self.repo.workspace(&self.id()).await?;
         let info = info.ok_or_else(|| WorkspaceError::NotFound { what: self.what(), request: None })?;
         self.know(&info.commit.commit_id());
         Ok(info.commit)
@@ -71,11 +71,18 @@ impl OxenWorkspace {
                 break;
             }
         }
+        let mut files = entries.iter().filter_map(|entry| match entry.kind {
+            EntryKind::File(object) => Some(object.hash),
+            EntryKind::Dir => None,
+        });
+        if let Some(hash) = files.next() {
+            self.stored.is_committed(hash);
+        }
         Ok(entries)
     }
 
     /// That `commit` exists: a directory is missing in it, or it is missing itself, and the answer is the same 404.
-    async fn check_commit(&self, commit: &CommitId) -> Result<(), WorkspaceError> {
+    pub(super) async fn check_commit(&self, commit: &CommitId) -> Result<(), WorkspaceError> {
         if self.known_commits.lock().unwrap_or_else(PoisonError::into_inner).contains(commit) {
             return Ok(());
         }
@@ -89,7 +96,7 @@ impl OxenWorkspace {
         }
     }
 
-    fn know(&self, commit: &CommitId) {
+    pub(super) fn know(&self, commit: &CommitId) {
         self.known_commits.lock().unwrap_or_else(PoisonError::into_inner).insert(commit.clone());
     }
 
@@ -176,7 +183,7 @@ impl OxenWorkspace {
         // answered 500 (0.65.2, tried).
         if change.kind == ChangeKind::Added
             && let Ok(Some(Meta { kind: EntryKind::File(object), removed: false, .. })) =
-                self.meta(&self.id, &change.path).await
+                self.meta(&self.id(), &change.path).await
             && object.hash.kind() == self.info.hash_kind
         {
             return Ok(object);
@@ -210,7 +217,7 @@ fn entry(found: DirEntry) -> Result<Entry, WorkspaceError> {
     Ok(Entry { name: found.filename, kind, modified_secs })
 }
 
-fn kind(found: &DirEntry) -> Result<EntryKind, WorkspaceError> {
+pub(super) fn kind(found: &DirEntry) -> Result<EntryKind, WorkspaceError> {
     if found.is_dir {
         return Ok(EntryKind::Dir);
     }

@@ -171,7 +171,7 @@ impl OxenWorkspace {
     }
 
     async fn has_staged(&self, path: &RepoPath) -> Result<bool, WorkspaceError> {
-        Ok(self.meta(&self.id, path).await?.is_some_and(|meta| meta.put))
+        Ok(self.meta(&self.id(), path).await?.is_some_and(|meta| meta.put))
     }
 
     /// Whether this very content is what the workspace has at its path. Reads it.

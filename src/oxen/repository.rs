@@ -1,9 +1,8 @@
 //! Servers, repositories, branches and workspaces.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -405,7 +404,7 @@ impl Repository {
     /// As there.
     pub async fn open_workspace(&self, name: &str, branch: &str) -> Result<OxenWorkspace, WorkspaceError> {
         let version = self.server_version().await?;
-        let mut answer = self.get_or_create_workspace(name, branch).await?;
+        let mut answer = self.get_or_create_workspace(name, name, branch).await?;
         // When it was found by name, the answer has the id that was sent, not its own (0.65.2, tried).
         let mut found = self.workspace(name).await?.unwrap_or(answer.workspace.clone());
         // A workspace keeps the commit it was made on. With nothing staged there is no reason to: it is made anew, on
@@ -416,7 +415,7 @@ impl Repository {
             && !self.has_changes(&found.id).await?
         {
             self.delete_workspace(&found.id).await?;
-            answer = self.get_or_create_workspace(name, branch).await?;
+            answer = self.get_or_create_workspace(name, name, branch).await?;
             found = answer.workspace.clone();
         }
         let dialect = Dialect::of(self.routes(&found.id).await?, &version);
@@ -429,7 +428,7 @@ impl Repository {
         Ok(OxenWorkspace {
             repo: self.clone(),
             known_commits: Mutex::new(HashSet::from([found.commit.commit_id()])),
-            id: found.id,
+            id: RwLock::new(found.id.as_str().into()),
             name: name.to_owned(),
             created: answer.status_message == "resource_created",
             dialect,
@@ -438,12 +437,19 @@ impl Repository {
             no_ranges: AtomicBool::new(false),
             listed_changes: AtomicUsize::new(0),
             in_parts: super::upload::InParts::default(),
+            stored: super::stored::Questions::default(),
+            no_compare: AtomicBool::new(false),
         })
     }
 
-    async fn get_or_create_workspace(&self, name: &str, branch: &str) -> Result<wire::WorkspaceAnswer, WorkspaceError> {
-        // One string for both: either finds it then.
-        let body = wire::NewWorkspace { workspace_id: name, name, branch_name: branch };
+    /// The workspace called `name`, made with this id where there is none: one string for both, and either finds it.
+    pub(super) async fn get_or_create_workspace(
+        &self,
+        id: &str,
+        name: &str,
+        branch: &str,
+    ) -> Result<wire::WorkspaceAnswer, WorkspaceError> {
+        let body = wire::NewWorkspace { workspace_id: id, name, branch_name: branch };
         let mut refused = None;
         // Released and documented; a server has one of them, and answers the other 404 or 405.
         for route in ["workspaces", "workspaces/get_or_create"] {

@@ -126,7 +126,7 @@ impl OxenWorkspace {
         let body = wire::BeginUpload {
             hash: put.object.hash.to_string(),
             size,
-            destination: wire::Destination { workspace_id: &self.id, path: put.path.as_str() },
+            destination: wire::Destination { workspace_id: &self.id(), path: put.path.as_str() },
         };
         let request = Request::new(Method::POST, self.repo.url("versions/uploads"), self.what()).json(&body)?;
         self.repo.http.json_with(Patience::Quick, &request).await
@@ -310,7 +310,7 @@ impl OxenWorkspace {
                     dst_dir: parent.as_ref().map(|parent| parent.as_str()),
                     num_chunks: u64::from(count),
                 }],
-                workspace_id: &self.id,
+                workspace_id: &self.id(),
             };
             let complete = Request::new(Method::POST, url("complete"), what.as_str()).json(&body)?;
             match self.repo.http.json_with::<wire::Anything>(Patience::Quick, &complete).await {

@@ -71,6 +71,48 @@ pub(super) struct CommitAnswer {
     pub commit: Commit,
 }
 
+/// `GET compare/entries/{old}..{new}?page=&page_size=` (tried, 0.65.2: everything below the root, directories too).
+#[derive(Debug, Deserialize)]
+pub(super) struct CompareAnswer {
+    pub compare: Compared,
+    #[serde(default)]
+    pub total_pages: u64,
+}
+
+/// The body of [`CompareAnswer`].
+#[derive(Debug, Deserialize)]
+pub(super) struct Compared {
+    #[serde(default)]
+    pub entries: Vec<ComparedEntry>,
+}
+
+/// A path at which two commits differ; `filename` is the whole path. An entry is absent on the side that has nothing
+/// there; a directory is listed as modified when something below it is.
+#[derive(Debug, Deserialize)]
+pub(super) struct ComparedEntry {
+    pub filename: String,
+    #[serde(default)]
+    pub base_entry: Option<DirEntry>,
+    #[serde(default)]
+    pub head_entry: Option<DirEntry>,
+}
+
+/// 404 of `QUERY versions` (tried, 0.65.2): the hashes asked for that the server does not have.
+#[derive(Debug, Deserialize)]
+pub(super) struct MissingAnswer {
+    #[serde(default)]
+    pub error: MissingError,
+}
+
+/// The body of [`MissingAnswer`].
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct MissingError {
+    #[serde(default, rename = "type")]
+    pub kind: String,
+    #[serde(default)]
+    pub missing_hashes: Vec<String>,
+}
+
 /// A branch.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Branch {

@@ -1,6 +1,6 @@
 //! A workspace in memory, for tests: the server's traps included, and with a lever for faults.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -11,8 +11,9 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 
 use super::{
-    ByHash, Change, ChangeKind, CommitId, CommitRequest, Committed, Entry, EntryKind, Fut, Object, Outcome, Put,
-    Revision, ServerInfo, Source, Upload, UploadProgress, Workspace, WorkspaceError,
+    ByHash, Change, ChangeKind, CommitId, CommitInfo, CommitRequest, Committed, Differences, Entry, EntryKind, Fut,
+    InHistory, Object, Outcome, Put, Reopened, Revision, Scope, ServerInfo, Sides, Source, Upload, UploadProgress,
+    Workspace, WorkspaceError, WorkspaceIdentity,
 };
 use crate::hash::{ContentHash, HashKind};
 use crate::path::RepoPath;
@@ -54,6 +55,17 @@ const LATEST: u32 = 60;
 /// A tree: path to content.
 pub type Tree = BTreeMap<RepoPath, Bytes>;
 
+/// What a commit does besides what it should.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommitFault {
+    /// Its answer names this commit.
+    Names(String),
+    /// It leaves out the changes at and below this path.
+    LeavesOut(RepoPath),
+    /// It drops this path of the commit before, with all below.
+    Drops(RepoPath),
+}
+
 /// Called with a request's name when it arrives, before its effect, and when its answer leaves.
 pub type Witness = Arc<dyn Fn(&'static str) + Send + Sync>;
 
@@ -64,13 +76,23 @@ pub struct Memory {
     state: Mutex<State>,
     unanswered: AtomicU64,
     fault: Mutex<Box<dyn FnMut(&'static str) -> Fault + Send>>,
+    commit_faults: Mutex<VecDeque<Vec<CommitFault>>>,
     witness: Mutex<Option<Witness>>,
 }
 
 #[derive(Clone)]
 struct State {
     commits: HashMap<String, Tree>,
+    infos: HashMap<String, CommitInfo>,
+    /// The commit that the branch stands on.
+    head: String,
+    /// The commit that the workspace stands on.
     base: String,
+    /// Which of all workspaces there were it is; `None` when it was deleted.
+    incarnation: Option<u64>,
+    incarnations: u64,
+    /// Contents that were removed though something refers to them.
+    pruned: HashSet<ContentHash>,
     staged: BTreeMap<RepoPath, Option<Bytes>>,
     store: HashMap<ContentHash, Bytes>,
     /// Parts received, by upload and number.
@@ -93,7 +115,12 @@ impl Memory {
         let info = ServerInfo { version: "memory".into(), dialect: "memory", hash_kind: HashKind::Xxh3, by_hash };
         let state = State {
             commits: HashMap::from([("c0".to_owned(), Tree::new())]),
+            infos: HashMap::from([("c0".to_owned(), commit_info("c0", &[], "Initial commit"))]),
+            head: "c0".to_owned(),
             base: "c0".to_owned(),
+            incarnation: Some(1),
+            incarnations: 1,
+            pruned: HashSet::new(),
             staged: BTreeMap::new(),
             store: HashMap::new(),
             uploads: HashMap::new(),
@@ -110,7 +137,8 @@ impl Memory {
     fn with(info: ServerInfo, state: State) -> Self {
         let fault: Box<dyn FnMut(&'static str) -> Fault + Send> = Box::new(|_| Fault::None);
         let (unanswered, fault, witness) = (AtomicU64::new(0), Mutex::new(fault), Mutex::default());
-        Self { info, part_bytes: PART_BYTES, state: Mutex::new(state), unanswered, fault, witness }
+        let (state, commit_faults) = (Mutex::new(state), Mutex::default());
+        Self { info, part_bytes: PART_BYTES, state, unanswered, fault, commit_faults, witness }
     }
 
     /// Another server that holds what this one holds now, and whose client is gone: what is on its way comes late.
@@ -168,22 +196,52 @@ impl Memory {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Replaces the base by a commit of `tree`.
+    /// Replaces the base by a commit of `tree`, which the branch stands on too.
     pub fn set_base(&self, tree: Tree) {
         let mut state = self.lock();
-        for content in tree.values() {
-            state.store.insert(ContentHash::of(HashKind::Xxh3, content), content.clone());
-        }
-        let id = format!("c{}", state.commits.len());
-        state.commits.insert(id.clone(), tree);
-        state.base = id;
+        tree.values().for_each(|content| state.keep(content.clone()));
+        state.base = state.make_commit(tree, "set");
+    }
+
+    /// Commits `tree` to the branch as another client does, from a workspace of its own.
+    pub fn commit_foreign(&self, tree: Tree) -> CommitId {
+        let mut state = self.lock();
+        tree.values().for_each(|content| state.keep(content.clone()));
+        CommitId(state.make_commit(tree, "theirs").into())
+    }
+
+    /// Deletes the workspace with all that is staged in it, as another client may.
+    pub fn delete_workspace(&self) {
+        let mut state = self.lock();
+        state.staged.clear();
+        state.incarnation = None;
+    }
+
+    /// Drops all that is staged, as another client may.
+    pub fn empty_workspace(&self) {
+        self.lock().staged.clear();
+    }
+
+    /// Removes all content that no commit refers to, as an operator's clean-up does.
+    pub fn prune(&self) {
+        let mut state = self.lock();
+        let committed: HashSet<ContentHash> =
+            state.commits.values().flat_map(Tree::values).map(|content| object(content).hash).collect();
+        let gone: Vec<ContentHash> = state.store.keys().filter(|hash| !committed.contains(hash)).copied().collect();
+        state.store.retain(|hash, _| committed.contains(hash));
+        state.pruned.extend(gone);
+    }
+
+    /// What the next commit does besides; those set before come first.
+    pub fn fault_commit(&self, faults: Vec<CommitFault>) {
+        self.commit_faults.lock().unwrap_or_else(PoisonError::into_inner).push_back(faults);
     }
 
     /// Stages a change as another client would.
     pub fn stage_foreign(&self, path: RepoPath, content: Option<Bytes>) {
         let mut state = self.lock();
         if let Some(content) = &content {
-            state.store.insert(ContentHash::of(HashKind::Xxh3, content), content.clone());
+            state.keep(content.clone());
         }
         state.staged.insert(path, content);
     }
@@ -202,6 +260,12 @@ impl Memory {
     pub fn view(&self) -> Tree {
         let state = self.lock();
         state.view()
+    }
+
+    /// The tree of the branch's head.
+    pub fn head_tree(&self) -> Tree {
+        let state = self.lock();
+        state.commits.get(&state.head).cloned().unwrap_or_default()
     }
 
     /// The base commit's tree.
@@ -229,6 +293,7 @@ impl Memory {
                 state.serve_late();
                 let effect = state.arrived.remove(&underway.number);
                 match (fault, effect) {
+                    (Fault::None, Some(_)) if state.incarnation.is_none() => Err(no_workspace()),
                     (Fault::None, Some(effect)) => Ok(state.carry_out(effect)),
                     (Fault::AnswerLost, Some(effect)) => {
                         state.carry_out(effect);
@@ -288,6 +353,20 @@ impl Drop for Underway<'_> {
     }
 }
 
+fn no_workspace() -> WorkspaceError {
+    WorkspaceError::NotFound { what: "workspace memory".into(), request: None }
+}
+
+fn commit_info(id: &str, parents: &[&str], message: &str) -> CommitInfo {
+    CommitInfo {
+        id: CommitId(id.into()),
+        parents: parents.iter().map(|parent| CommitId((*parent).into())).collect(),
+        author: "Somebody".to_owned(),
+        email: "somebody@example.com".to_owned(),
+        message: message.to_owned(),
+    }
+}
+
 fn lost() -> WorkspaceError {
     WorkspaceError::Unreachable { server: "memory".into(), cause: "scripted".into(), request: None }
 }
@@ -309,8 +388,105 @@ impl State {
         self.carry_out(effect);
     }
 
+    /// Content is in the store, whatever was removed before.
+    fn keep(&mut self, content: Bytes) {
+        let hash = object(&content).hash;
+        self.pruned.remove(&hash);
+        self.store.insert(hash, content);
+    }
+
+    /// Puts a commit of `tree` on the branch.
+    fn make_commit(&mut self, tree: Tree, message: &str) -> String {
+        let id = format!("c{}", self.commits.len());
+        self.infos.insert(id.clone(), commit_info(&id, &[&self.head], message));
+        self.commits.insert(id.clone(), tree);
+        self.head.clone_from(&id);
+        id
+    }
+
+    fn identity(&self) -> Option<WorkspaceIdentity> {
+        let made = self.incarnation?;
+        Some(WorkspaceIdentity {
+            id: "memory".into(),
+            commit: CommitId(self.base.as_str().into()),
+            created_at: Some(format!("2026-11-29T00:00:{made:02}Z").into()),
+        })
+    }
+
+    /// Commits what is staged over the branch's head.
+    fn commit(&mut self, request: &CommitRequest, faults: Vec<CommitFault>) -> Result<Committed, WorkspaceError> {
+        if self.incarnation.is_none() {
+            return Err(no_workspace());
+        }
+        let mut tree = self.commits.get(&self.head).cloned().unwrap_or_default();
+        let left_out = |path: &RepoPath| {
+            faults.iter().any(|fault| matches!(fault, CommitFault::LeavesOut(out) if path.is_in(out)))
+        };
+        for (path, content) in self.staged.iter().filter(|(path, _)| !left_out(path)) {
+            match content {
+                Some(content) => tree.insert(path.clone(), content.clone()),
+                None => tree.remove(path),
+            };
+        }
+        for fault in &faults {
+            if let CommitFault::Drops(dropped) = fault {
+                tree.retain(|path, _| !path.is_in(dropped));
+            }
+        }
+        let parent = CommitId(self.head.as_str().into());
+        let mut id = self.make_commit(tree, &request.message);
+        if let Some(info) = self.infos.get_mut(&id) {
+            info.author.clone_from(&request.author);
+            info.email.clone_from(&request.email);
+        }
+        self.base.clone_from(&id);
+        self.staged.clear();
+        for fault in faults {
+            if let CommitFault::Names(named) = fault {
+                id = named;
+            }
+        }
+        Ok(Committed { id: CommitId(id.into()), parents: vec![parent] })
+    }
+
+    /// What a commit has in a directory, by name.
+    fn entries(&self, commit: &CommitId, dir: &RepoPath) -> BTreeMap<String, EntryKind> {
+        let mut entries = BTreeMap::new();
+        for (path, content) in self.commits.get(&*commit.0).into_iter().flatten() {
+            let Some(below) = path.below(dir) else { continue };
+            let Some(name) = below.components().next().map(str::to_owned) else { continue };
+            let kind = if name == below.as_str() { EntryKind::File(object(content)) } else { EntryKind::Dir };
+            entries.insert(name, kind);
+        }
+        entries
+    }
+
+    /// Every directory of a commit, the root too.
+    fn directories(&self, commit: &CommitId) -> HashSet<RepoPath> {
+        let files = self.commits.get(&*commit.0).into_iter().flatten();
+        let above = files.flat_map(|(path, _)| std::iter::successors(path.parent(), RepoPath::parent));
+        above.chain([RepoPath::root()]).collect()
+    }
+
+    fn differences(&self, old: &CommitId, new: &CommitId, dirs: &[RepoPath]) -> Differences {
+        let mut differences = Differences::new();
+        for dir in dirs {
+            let (old, new) = (self.entries(old, dir), self.entries(new, dir));
+            for name in old.keys().chain(new.keys()) {
+                let sides = Sides { old: old.get(name).copied(), new: new.get(name).copied() };
+                if let (true, Ok(path)) = (sides.old != sides.new, RepoPath::parse(name)) {
+                    differences.insert(dir.concat(&path), sides);
+                }
+            }
+        }
+        differences
+    }
+
     /// Does what a request says; one outcome for each of its paths.
     fn carry_out(&mut self, effect: Effect) -> Vec<Outcome> {
+        if self.incarnation.is_none() {
+            return Vec::new();
+        }
         let done = |sent_bytes| Outcome::Done { sent_bytes };
         match effect {
             Effect::ByHash(puts) => {
@@ -326,7 +502,7 @@ impl State {
             Effect::Put(puts) => {
                 let stage = |(path, content): (RepoPath, Bytes)| {
                     self.sent_bytes += content.len() as u64;
-                    self.store.insert(object(&content).hash, content.clone());
+                    self.keep(content.clone());
                     self.put(&path, content.clone());
                     done(content.len() as u64)
                 };
@@ -341,7 +517,7 @@ impl State {
                     let detail = format!("the parts of {path} are not its content");
                     return vec![Outcome::Failed(WorkspaceError::Protocol { detail, request: None })];
                 }
-                self.store.insert(hash, whole.clone());
+                self.keep(whole.clone());
                 self.put(&path, whole);
                 vec![done(sent_bytes)]
             }
@@ -391,7 +567,15 @@ impl State {
             Revision::Commit(id) => self.commits.get(&*id.0).and_then(|tree| tree.get(&source.path)).cloned(),
             Revision::Workspace => self.view().remove(&source.path),
         };
-        found.ok_or_else(|| WorkspaceError::NotFound { what: source.path.to_string(), request: None })
+        let found = found.ok_or_else(|| WorkspaceError::NotFound { what: source.path.to_string(), request: None })?;
+        if !self.pruned.is_empty() && self.pruned.contains(&object(&found).hash) {
+            return Err(WorkspaceError::Server {
+                status: 500,
+                message: "No such file or directory".to_owned(),
+                request: None,
+            });
+        }
+        Ok(found)
     }
 }
 
@@ -421,24 +605,81 @@ impl Workspace for Memory {
     }
 
     fn base(&self) -> Fut<'_, CommitId> {
-        self.request("base", |state| Ok(CommitId(state.base.as_str().into())))
+        self.request("base", |state| state.identity().map(|identity| identity.commit).ok_or_else(no_workspace))
+    }
+
+    fn identity(&self) -> Fut<'_, Option<WorkspaceIdentity>> {
+        self.request("identity", |state| Ok(state.identity()))
+    }
+
+    fn reopen<'a>(&'a self, _branch: &'a str) -> Fut<'a, Reopened> {
+        self.request("reopen", |state| {
+            let made = state.incarnation.is_none();
+            if made {
+                state.incarnations += 1;
+                state.incarnation = Some(state.incarnations);
+                state.base.clone_from(&state.head);
+            }
+            Ok(Reopened { identity: state.identity().ok_or_else(no_workspace)?, made })
+        })
+    }
+
+    fn head<'a>(&'a self, _branch: &'a str) -> Fut<'a, CommitId> {
+        self.request("head", |state| Ok(CommitId(state.head.as_str().into())))
+    }
+
+    fn commit_info<'a>(&'a self, commit: &'a CommitId) -> Fut<'a, Option<CommitInfo>> {
+        self.request("commit_info", move |state| Ok(state.infos.get(&*commit.0).cloned()))
+    }
+
+    fn in_history<'a>(
+        &'a self,
+        _branch: &'a str,
+        commit: &'a CommitId,
+        since: Option<&'a CommitId>,
+    ) -> Fut<'a, InHistory> {
+        self.request("in_history", move |state| {
+            let mut next = Some(CommitId(state.head.as_str().into()));
+            while let Some(id) = next.filter(|id| Some(id) != since) {
+                if id == *commit {
+                    return Ok(InHistory::Yes);
+                }
+                next = state.infos.get(&*id.0).and_then(|info| info.parents.first()).cloned();
+            }
+            Ok(InHistory::No)
+        })
+    }
+
+    fn compare<'a>(&'a self, old: &'a CommitId, new: &'a CommitId, scope: Scope<'a>) -> Fut<'a, Differences> {
+        self.request("compare", move |state| match scope {
+            Scope::Directories(dirs) => Ok(state.differences(old, new, dirs)),
+            Scope::Everything => {
+                let dirs: HashSet<RepoPath> = &state.directories(old) | &state.directories(new);
+                Ok(state.differences(old, new, &dirs.into_iter().collect::<Vec<_>>()))
+            }
+        })
+    }
+
+    fn missing<'a>(&'a self, hashes: &'a [ContentHash]) -> Fut<'a, Option<Vec<ContentHash>>> {
+        self.request("missing", move |state| {
+            let missing: HashSet<ContentHash> =
+                hashes.iter().filter(|hash| !state.store.contains_key(*hash)).copied().collect();
+            Ok(Some(missing.into_iter().collect()))
+        })
     }
 
     fn list<'a>(&'a self, commit: &'a CommitId, dir: &'a RepoPath) -> Fut<'a, Vec<Entry>> {
         self.request("list", move |state| {
-            let mut entries = BTreeMap::new();
-            for (path, content) in state.commits.get(&*commit.0).into_iter().flatten() {
-                let Some(below) = path.below(dir) else { continue };
-                let Some(name) = below.components().next().map(str::to_owned) else { continue };
-                let kind = if name == below.as_str() { EntryKind::File(object(content)) } else { EntryKind::Dir };
-                entries.insert(name.clone(), Entry { name, kind, modified_secs: 1_700_000_000 });
-            }
-            Ok(entries.into_values().collect())
+            let entry = |(name, kind)| Entry { name, kind, modified_secs: 1_700_000_000 };
+            Ok(state.entries(commit, dir).into_iter().map(entry).collect())
         })
     }
 
     fn changes(&self) -> Fut<'_, Vec<Change>> {
         self.request("changes", |state| {
+            if state.incarnation.is_none() {
+                return Err(no_workspace());
+            }
             let change = |(path, content): (&RepoPath, &Option<Bytes>)| {
                 let kind = match (content, state.base().contains_key(path)) {
                     (None, _) => ChangeKind::Removed,
@@ -580,15 +821,15 @@ impl Workspace for Memory {
         self.request("conflicts", |_| Ok(Vec::new()))
     }
 
-    fn commit<'a>(&'a self, _request: &'a CommitRequest) -> Fut<'a, Committed> {
+    fn commit<'a>(&'a self, request: &'a CommitRequest) -> Fut<'a, Committed> {
         self.request("commit", |state| {
-            let tree = state.view();
-            let parent = CommitId(state.base.as_str().into());
-            let id = format!("c{}", state.commits.len());
-            state.commits.insert(id.clone(), tree);
-            state.base = id.clone();
-            state.staged.clear();
-            Ok(Committed { id: CommitId(id.into()), parents: vec![parent] })
+            let faults = self.commit_faults.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let committed = state.commit(request, faults.unwrap_or_default())?;
+            if !state.infos.contains_key(&*committed.id.0) {
+                let detail = format!("the server says that it made commit {}, which it does not have", committed.id);
+                return Err(WorkspaceError::Protocol { detail, request: None });
+            }
+            Ok(committed)
         })
     }
 }

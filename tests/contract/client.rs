@@ -19,6 +19,8 @@ use oxenfs::workspace::{
 
 use crate::server::{BASE_FILES, Target};
 
+mod history;
+
 contract! {
     everywhere: [
         what_is_committed_is_listed_and_read,

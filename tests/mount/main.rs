@@ -39,5 +39,6 @@ mod tables;
 mod tools;
 mod twin;
 mod uncached;
+mod verified;
 mod wanted_states;
 mod words;

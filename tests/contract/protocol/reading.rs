@@ -17,6 +17,11 @@ contract! {
         the_store_tells_what_it_has,
         many_contents_come_in_one_archive,
     ];
+    current: [
+        contents_that_are_missing_are_named_and_none_is_sent,
+        two_commits_are_compared_path_by_path,
+        pruning_removes_what_is_only_staged,
+    ];
 }
 
 async fn hashes_have_no_leading_zeros(target: &Target) {
@@ -211,4 +216,57 @@ async fn many_contents_come_in_one_archive(target: &Target) {
     let mut expected = BASE_FILES.map(|(_, content)| (target.hash(content.as_bytes()), content.as_bytes().to_owned()));
     expected.sort();
     assert_eq!(found, expected);
+}
+
+async fn contents_that_are_missing_are_named_and_none_is_sent(target: &Target) {
+    let (there, impossible) = (target.hash(b"alpha\n"), "f".repeat(32));
+    let request = target.request("QUERY", "versions").body(gzip(format!("{there}\n{impossible}\n").as_bytes()));
+    let answer = Answered::of(request).await;
+    assert_eq!(answer.status, 404);
+    assert_eq!(answer.body["error"]["type"], "version_blobs_missing");
+    assert_eq!(answer.body["error"]["missing_hashes"], json!([impossible]));
+}
+
+async fn two_commits_are_compared_path_by_path(target: &Target) {
+    let (workspace, old) = (target.workspace("w").await, target.head("main").await);
+    target.add(&workspace, "data/new", "new").await;
+    target.add(&workspace, "data/a.txt", "changed").await;
+    target.remove(&workspace, &["data/sub"]).await.ok();
+    target.commit(&workspace).await.ok();
+    let new = target.head("main").await;
+    let body = target.get_json(&format!("compare/entries/{old}..{new}?page_size=100000")).await;
+    let entries = body["compare"]["entries"].as_array().expect("a list");
+    let hash_of = |entry: &Value| entry.get("hash").map_or(json!(null), Value::clone);
+    let mut found: Vec<_> = entries
+        .iter()
+        .map(|entry| {
+            let [base, head] = ["base_entry", "head_entry"].map(|side| hash_of(&entry[side]));
+            let is_dir = entry["is_dir"] == true;
+            let shown = |side: Value| if is_dir { json!(!side.is_null()) } else { side };
+            (text(&entry["filename"]), is_dir, shown(base), shown(head))
+        })
+        .filter(|(name, ..)| !name.is_empty())
+        .collect();
+    found.sort_by(|one, other| one.0.cmp(&other.0));
+    let hash = |content: &str| json!(target.hash(content.as_bytes()));
+    let expected = [
+        ("data", true, json!(true), json!(true)),
+        ("data/a.txt", false, hash("alpha\n"), hash("changed")),
+        ("data/new", false, json!(null), hash("new")),
+        ("data/sub", true, json!(true), json!(false)),
+        ("data/sub/c.txt", false, hash("gamma\n"), json!(null)),
+    ];
+    assert_eq!(found, expected.map(|(name, is_dir, base, head)| (name.to_owned(), is_dir, base, head)));
+}
+
+async fn pruning_removes_what_is_only_staged(target: &Target) {
+    let workspace = target.workspace("w").await;
+    target.add(&workspace, "staged", "only staged").await;
+    target.send("POST", "prune", json!({"dry_run": false})).await.ok();
+    target.get(&format!("versions/{}/metadata", target.hash(b"only staged"))).await.refused(404);
+    assert_eq!(target.changes(&workspace).await[0], ["staged"]);
+    target.commit(&workspace).await.ok();
+    assert_eq!(target.names("main", "").await, ["README.md", "data", "staged"]);
+    target.get("file/main/staged").await.refused(500);
+    assert_eq!(target.content("main", "data/a.txt").await.as_deref(), Some("alpha\n"));
 }

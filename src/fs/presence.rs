@@ -1,0 +1,196 @@
+//! The staging area may vanish: anybody may delete the workspace, make it anew or empty it. Then what was staged is owed
+//! again, and staged by its hash, or from the cache where the server lacks it.
+//!
+//! A workspace that was deleted or made anew is noticed by [`look_at_workspace`](Fs::look_at_workspace), which barriers ask
+//! for, and by a request that does not find it. One that was emptied is noticed where all that is staged is listed: before
+//! a commit and before an unmount, by [`audit`](Fs::audit).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::staging::into_plain;
+use super::{Fs, FsError};
+use crate::journal::{Change, CommitIntent};
+use crate::ledger::{Account, Staged};
+use crate::namespace::Resolved;
+use crate::path::RepoPath;
+use crate::workspace::verify::{Expected, StagedSet};
+use crate::workspace::{CommitId, WorkspaceIdentity};
+
+/// How often the workspace is looked at, at most, however many barriers ask.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The branch of a filesystem that was told none.
+const MAIN: &str = "main";
+
+/// What is known of the workspace.
+#[derive(Default)]
+pub(super) struct Presence {
+    identity: Option<WorkspaceIdentity>,
+    looked: Option<Instant>,
+}
+
+impl Fs {
+    /// This filesystem, for what goes on beside.
+    pub fn shared(&self) -> Option<Arc<Self>> {
+        self.this.upgrade()
+    }
+
+    /// Where the workspace is made if it has to be made again. To be called once, before anything is served.
+    pub fn set_branch(&self, branch: &str) {
+        let _ = self.branch.set(branch.to_owned());
+    }
+
+    /// Notes which workspace it is that the record is compared with.
+    pub(super) async fn meet_workspace(&self) -> Result<(), FsError> {
+        let mut presence = self.presence.lock().await;
+        presence.identity = self.workspace.identity().await?;
+        presence.looked = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Looks whether the workspace is still the one that this mount staged in, at most once a second. If not, it is made
+    /// again, all that was staged is owed again, and the answer is yes.
+    ///
+    /// # Errors
+    /// The server's, or the journal's.
+    pub async fn look_at_workspace(&self) -> Result<bool, FsError> {
+        let mut presence = self.presence.lock().await;
+        if presence.looked.is_some_and(|looked| looked.elapsed() < LOOK_EVERY) {
+            return Ok(false);
+        }
+        self.look_again(&mut presence).await
+    }
+
+    /// The same, at once: a request did not find the workspace, or what is staged is about to be listed.
+    ///
+    /// # Errors
+    /// As [`look_at_workspace`](Self::look_at_workspace).
+    pub async fn find_workspace(&self) -> Result<bool, FsError> {
+        let mut presence = self.presence.lock().await;
+        self.look_again(&mut presence).await
+    }
+
+    async fn look_again(&self, presence: &mut Presence) -> Result<bool, FsError> {
+        let there = self.workspace.identity().await?;
+        let same = match (&there, &presence.identity) {
+            (Some(there), Some(known)) => there.is_same_as(known),
+            // Nothing is known of an earlier one.
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        if same {
+            (presence.identity, presence.looked) = (there, Some(Instant::now()));
+            return Ok(false);
+        }
+        let branch = self.branch.get().map_or(MAIN, String::as_str);
+        let reopened = self.workspace.reopen(branch).await?;
+        tracing::warn!(
+            made = reopened.made,
+            commit = %reopened.identity.commit,
+            "the workspace was deleted or made anew by somebody else; what was staged is staged again"
+        );
+        self.owe_staged()?;
+        (presence.identity, presence.looked) = (Some(reopened.identity), Some(Instant::now()));
+        Ok(true)
+    }
+
+    /// All that is staged is owed again. A request of before may still be carried out: what is there is in doubt.
+    fn owe_staged(&self) -> Result<(), FsError> {
+        into_plain(self.change(|state| {
+            let staged = state.ledger.iter().filter(|(_, account)| account.staged != Staged::Nothing);
+            let staged: Vec<(RepoPath, Account)> = staged.map(|(path, account)| (path.clone(), account)).collect();
+            for (path, account) in staged {
+                let account = Account { staged: Staged::Doubt, ..account };
+                state.apply(Change::Account { path: path.clone(), account: Some(account) });
+                state.queue.touch(&path, Duration::ZERO);
+            }
+            Ok(())
+        }))?;
+        self.wake.notify_one();
+        self.progress.notify_waiters();
+        Ok(())
+    }
+
+    // ---- a commit that was asked for
+
+    /// What this mount has staged, as far as it knows.
+    pub fn staged_set(&self) -> StagedSet {
+        let state = self.lock();
+        let expected = |(path, account): (&RepoPath, Account)| {
+            let expected = match account.staged {
+                Staged::Nothing | Staged::Doubt => return None,
+                Staged::Put(object) => Expected::File(object),
+                Staged::Removed => Expected::Gone,
+            };
+            Some((path.clone(), expected))
+        };
+        state.ledger.iter().filter_map(expected).collect()
+    }
+
+    /// The commit that was asked for, if it is not known what became of it.
+    pub fn intent(&self) -> Option<CommitIntent> {
+        self.lock().intent.clone()
+    }
+
+    /// Puts on stable storage that a commit is asked for.
+    ///
+    /// # Errors
+    /// The journal's: do not ask.
+    pub async fn note_intent(&self, intent: CommitIntent) -> Result<(), FsError> {
+        into_plain(self.change(|state| {
+            state.apply(Change::Intent { intent: Some(intent) });
+            Ok(())
+        }))?;
+        self.flush().await
+    }
+
+    /// That commit was not made, and will not be.
+    ///
+    /// # Errors
+    /// The journal's: it is looked for once more, to no harm.
+    pub fn drop_intent(&self) -> Result<(), FsError> {
+        into_plain(self.change(|state| {
+            if state.intent.is_some() {
+                state.apply(Change::Intent { intent: None });
+            }
+            Ok(())
+        }))
+    }
+
+    /// These paths are not in the new base as they should be: what the base has there is `found`. Those that the tree still
+    /// wants otherwise are owed. Returns how many that are.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub fn owe_deviations(
+        &self,
+        deviations: impl Iterator<Item = (RepoPath, Option<crate::workspace::Object>)>,
+    ) -> Result<usize, FsError> {
+        into_plain(self.change(|state| {
+            let mut owed = 0;
+            for (path, found) in deviations {
+                let account = state.ledger.get(&path).unwrap_or_default();
+                let account = Account { base: found, staged: Staged::Nothing, ..account };
+                if let Resolved::Inode(ino) = state.tree.resolve(&path) {
+                    // Shown by a listing of before, and on record only from now on.
+                    state.materialize(ino);
+                }
+                state.apply(Change::Account { path: path.clone(), account: Some(account) });
+                if state.owes(&path, &account) {
+                    state.queue.touch(&path, Duration::ZERO);
+                    owed += 1;
+                }
+            }
+            Ok(owed)
+        }))
+    }
+
+    /// Whether the workspace stands where the record says.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn stands_on_base(&self) -> Result<bool, FsError> {
+        let base: CommitId = self.workspace.base().await?;
+        Ok(base == self.base())
+    }
+}
