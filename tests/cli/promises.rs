@@ -55,7 +55,7 @@ fn every_promise_names_a_test_that_is_there() {
         proved.insert(number);
     }
     // And what the text promises.
-    for mention in readme.replace("\n- [", "\n").split(" [").skip(1) {
+    for mention in readme.replace("\n- [", "\n").replace("\n", " ").split(" [").skip(1) {
         if let Some(Ok(number)) = mention.split_once(']').map(|(number, _)| number.parse::<u32>()) {
             used.insert(number);
         }

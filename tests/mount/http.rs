@@ -1,6 +1,6 @@
 //! What the server holds, asked over HTTP without a line of the client under test.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -74,6 +74,21 @@ fn listing(server: &str, repo: &str, dir: &str) -> Vec<Value> {
         }
     }
     entries
+}
+
+/// The paths of all files of branch main.
+pub fn committed_paths(server: &str, repo: &str) -> BTreeSet<String> {
+    let (mut paths, mut dirs) = (BTreeSet::new(), vec![String::new()]);
+    while let Some(dir) = dirs.pop() {
+        for entry in listing(server, repo, &dir) {
+            let path = join(&dir, entry["filename"].as_str().expect("filename"));
+            match entry["is_dir"] == true {
+                true => dirs.push(path),
+                false => _ = paths.insert(path),
+            }
+        }
+    }
+    paths
 }
 
 /// All of branch main. The sizes in the listing are compared with the contents.
