@@ -764,6 +764,8 @@ struct KnownFiles {
     staged_bytes: u64,
     /// What is staged and not committed, here or not.
     uncommitted: HashSet<Key>,
+    /// What came or was used last: its reader is about to open it.
+    newest: Option<Key>,
 }
 
 impl KnownFiles {
@@ -774,6 +776,7 @@ impl KnownFiles {
             committed_bytes: 0,
             staged_bytes: 0,
             uncommitted: HashSet::new(),
+            newest: None,
         }
     }
 
@@ -797,20 +800,23 @@ impl KnownFiles {
         let (files, bytes) = self.class(self.class_of(&key));
         files.put(key, size);
         *bytes += size;
+        self.newest = Some(key);
     }
 
     /// [`put`](Self::put) of a file that was used before all others, if it is new.
     fn put_oldest(&mut self, key: Key, size: u64) {
         if !self.has(&key) {
-            let class = self.class_of(&key);
+            let (class, newest) = (self.class_of(&key), self.newest);
             self.put(key, size);
             self.class(class).0.demote(&key);
+            self.newest = newest.or(Some(key));
         }
     }
 
     fn promote(&mut self, key: &Key) {
         self.committed.promote(key);
         self.staged.promote(key);
+        self.newest = Some(*key);
     }
 
     fn remove(&mut self, key: &Key) -> Option<u64> {
@@ -832,11 +838,13 @@ impl KnownFiles {
     }
 
     fn note_staged(&mut self, key: Key) {
+        let newest = self.newest;
         if self.uncommitted.insert(key)
             && let Some(size) = self.remove(&key)
         {
             self.put(key, size);
         }
+        self.newest = newest;
     }
 
     /// What was committed is newer than what is: it goes last of those.
@@ -849,11 +857,13 @@ impl KnownFiles {
         for (key, _) in self.staged.iter().rev().filter(|(key, _)| !self.uncommitted.contains(*key)) {
             moved.push(*key);
         }
+        let newest = self.newest;
         for key in moved {
             if let Some(size) = self.remove(&key) {
                 self.put(key, size);
             }
         }
+        self.newest = newest;
     }
 
     /// What goes first.
@@ -862,16 +872,16 @@ impl KnownFiles {
         (!self.committed.is_empty() || !self.staged.is_empty()).then_some(class)
     }
 
-    /// What goes because there is more than `limit`.
+    /// What goes because there is more than `limit`: never the newest, which its reader is about to open. What is staged
+    /// keeps its place beside that, within the limit.
     fn over(&self, limit: u64) -> Option<Class> {
+        let goes = |files: &LruCache<Key, u64>| files.peek_lru().is_some_and(|(key, _)| self.newest != Some(*key));
         if self.committed_bytes + self.staged_bytes <= limit {
             None
-        } else if self.committed.len() > 1 {
+        } else if goes(&self.committed) {
             Some(Class::Committed)
         } else {
-            // The one committed file is the newest. What is staged keeps its place beside it, within the limit.
-            let files = self.committed.len() + self.staged.len();
-            (self.staged_bytes > limit && files > 1 && !self.staged.is_empty()).then_some(Class::Staged)
+            (self.staged_bytes > limit && goes(&self.staged)).then_some(Class::Staged)
         }
     }
 }
@@ -1337,6 +1347,18 @@ mod tests {
         again.learn().unwrap();
         fetched(&again, "gggg");
         assert!(!again.lacks(hash("eeee")) && again.lacks(hash("ffff")));
+    }
+
+    #[test]
+    fn what_came_last_stays_for_its_reader_whatever_is_older_and_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path(), 1).unwrap();
+        cache.learn().unwrap();
+        let committed = fetched(&cache, "committed");
+        let staged = ContentHash::of(HashKind::Xxh3, b"staged");
+        cache.note_staged(staged);
+        fetched(&cache, "staged");
+        assert!(!cache.lacks(staged) && cache.lacks(committed));
     }
 
     #[test]

@@ -134,6 +134,17 @@ pub fn fixed(by_hash: ByHash, past: bool) -> Workload {
     ops.push(write("hard", 50, text(13, 10)));
     ops.push(Op::Drain);
     ops.push(rename("base", "again", 0));
+    // A commit amid changes: of what is in it and not staged yet, and of what it has staged.
+    ops.push(write("dir/a", 0, text(16, 900)));
+    ops.push(Op::Cut);
+    ops.push(rename("again", "base", 0));
+    ops.push(rename("dir/base", "dir/a", 0));
+    ops.push(Op::Publish);
+    ops.push(rename("base", "away", 0));
+    ops.push(rename("away", "again", 0));
+    ops.push(Op::Unlink(path("dir/a")));
+    ops.push(link("hard", "dir/a"));
+    ops.push(Op::Rebase);
     ops.push(Op::Commit);
     Workload { seed: 0, by_hash, past, ops }
 }
@@ -151,10 +162,36 @@ pub fn random(seed: u64) -> Workload {
             model = known;
             continue;
         }
+        let is_commit = matches!(op, Op::Commit);
         ops.push(op);
+        if is_commit && random.bool() {
+            // In its steps, with changes in between.
+            ops.pop();
+            ops.push(Op::Cut);
+            ops.extend(amid(&mut random, &mut model));
+            ops.push(Op::Publish);
+            ops.extend(amid(&mut random, &mut model));
+            ops.push(Op::Rebase);
+        }
     }
     let by_hash = random.choice([ByHash::Single, ByHash::Batch, ByHash::Never]).unwrap();
     Workload { seed, by_hash, past: random.bool(), ops }
+}
+
+/// Some changes that wait for nothing to be staged.
+fn amid(random: &mut fastrand::Rng, model: &mut Model) -> Vec<Op> {
+    let mut ops = Vec::new();
+    while ops.len() < 4 {
+        let op = any(random, model);
+        let waits = matches!(op, Op::Drain | Op::Commit | Op::Beside { .. });
+        let known = model.clone();
+        if waits || apply(model, &op).is_err() {
+            *model = known;
+            continue;
+        }
+        ops.push(op);
+    }
+    ops
 }
 
 fn any(random: &mut fastrand::Rng, model: &Model) -> Op {

@@ -19,7 +19,7 @@ use oxenfs::namespace::{Attrs, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::stager::{Delays, Meter, Stager};
 use oxenfs::workspace::memory::{Fault, Memory};
-use oxenfs::workspace::{ByHash, CommitRequest, Workspace};
+use oxenfs::workspace::{ByHash, CommitId, CommitRequest, Workspace};
 
 use crate::model::{MADE_MODE, Meta, Model, Node, Path, Refusal, Shown};
 
@@ -75,6 +75,10 @@ pub enum Op {
         staging: Vec<Op>,
         answering: Vec<Op>,
     },
+    /// The three steps of a commit, for what comes between them: its cut; its staging and the server's answer; its record.
+    Cut,
+    Publish,
+    Rebase,
     /// Everything that was there when a barrier began is staged, under its new name or with its newer content.
     SyncAmid(Vec<Op>),
     /// Some of a file becomes zeros.
@@ -132,6 +136,16 @@ pub struct World {
     /// Stands for the kernel where programs go past the daemon.
     kernel: Option<Arc<Kernel>>,
     pub model: Model,
+    commit: Option<Underway>,
+}
+
+/// A commit that is being made.
+struct Underway {
+    cut: CommitCut,
+    /// What the tree held at the cut.
+    held: BTreeMap<String, Vec<u8>>,
+    /// What the server answered.
+    made: Option<CommitId>,
 }
 
 /// The kernel's side of files that programs reach without a request.
@@ -333,7 +347,7 @@ impl World {
     ) -> Self {
         let kernel = past.then(Arc::<Kernel>::default);
         let (fs, tasks) = start(dir.path(), &memory, &disk, kernel.as_ref()).await;
-        Self { dir, memory, fs, disk, tasks, kernel, model }
+        Self { dir, memory, fs, disk, tasks, kernel, model, commit: None }
     }
 
     /// Has the record's frames end within some hundred bytes before `end`, by what no model knows.
@@ -614,6 +628,9 @@ impl World {
             | Op::Commit
             | Op::CommitAmid { .. }
             | Op::SyncAmid(_)
+            | Op::Cut
+            | Op::Publish
+            | Op::Rebase
             | Op::Crash
             | Op::Compact
             | Op::Fault { .. }
@@ -710,7 +727,7 @@ impl World {
         let modelled = self.modelled(op);
         assert_eq!(real, modelled, "{op:?}");
         match op {
-            Op::Drain | Op::Commit | Op::Compact => self.keep(op).await,
+            Op::Drain | Op::Commit | Op::Cut | Op::Publish | Op::Rebase | Op::Compact => self.keep(op).await,
             Op::CommitAmid { staging, answering } => {
                 let committed = tokio::time::timeout(UNDRAINED, Box::pin(self.commit_amid(staging, answering))).await;
                 committed.unwrap_or_else(|_| panic!("never committed: {:?}", self.fs.report()));
@@ -739,10 +756,13 @@ impl World {
     }
 
     /// What changes nothing that a program sees.
-    pub async fn keep(&self, op: &Op) {
+    pub async fn keep(&mut self, op: &Op) {
         match op {
             Op::Drain => self.drain().await,
             Op::Commit => self.commit().await,
+            Op::Cut => self.begin_commit().await,
+            Op::Publish => self.answer_commit().await,
+            Op::Rebase => self.end_commit().await,
             Op::Compact => self.fs.compact(true).unwrap(),
             _ => {}
         }
@@ -799,24 +819,41 @@ impl World {
     }
 
     async fn commit_amid(&mut self, staging: &[Op], answering: &[Op]) {
-        let mut amid = staging.iter();
-        let (cut, held) = loop {
-            let cut = self.fs.cut().await.unwrap();
-            let held = self.model.files();
-            for op in amid.by_ref() {
-                Box::pin(self.unseen_step(op)).await;
-            }
-            assert_eq!(cut.waiting.reached().await.files_failed, 0, "{:?}", self.report());
-            if self.is_as_confirmed().await {
-                break (cut, held);
-            }
-        };
-        self.fs.flush().await.unwrap();
-        let committed = self.memory.commit(&commit_request()).await.unwrap();
+        self.begin_commit().await;
+        for op in staging {
+            Box::pin(self.unseen_step(op)).await;
+        }
+        self.answer_commit().await;
         for op in answering {
             Box::pin(self.unseen_step(op)).await;
         }
-        self.fs.rebased(committed.id, true).await.unwrap();
+        self.end_commit().await;
+    }
+
+    async fn begin_commit(&mut self) {
+        let cut = self.fs.cut().await.unwrap();
+        self.commit = Some(Underway { cut, held: self.model.files(), made: None });
+    }
+
+    async fn answer_commit(&mut self) {
+        loop {
+            let underway = self.commit.as_ref().expect("a cut");
+            assert_eq!(underway.cut.waiting.reached().await.files_failed, 0, "{:?}", self.report());
+            if self.is_as_confirmed().await {
+                break;
+            }
+            // What came late is staged by another cut.
+            self.commit = None;
+            self.begin_commit().await;
+        }
+        self.fs.flush().await.unwrap();
+        let committed = self.memory.commit(&commit_request()).await.unwrap();
+        self.commit.as_mut().expect("a cut").made = Some(committed.id);
+    }
+
+    async fn end_commit(&mut self) {
+        let Underway { cut, held, made } = self.commit.take().expect("a cut");
+        self.fs.rebased(made.expect("an answer"), true).await.unwrap();
         self.assert_committed(&held);
         drop(cut);
     }
@@ -903,6 +940,7 @@ impl World {
 
     /// Ends the daemon, changes what it left, and starts another.
     async fn crash_after(&mut self, change: impl FnOnce(&std::path::Path)) {
+        self.commit = None;
         // The old tasks must be gone before the new ones read the directory, as a process would be.
         for task in &mut self.tasks.0 {
             task.abort();
@@ -1049,6 +1087,9 @@ pub fn on_model(model: &mut Model, op: &Op) -> Result<(), Refusal> {
         | Op::Commit
         | Op::CommitAmid { .. }
         | Op::SyncAmid(_)
+        | Op::Cut
+        | Op::Publish
+        | Op::Rebase
         | Op::Crash
         | Op::Compact
         | Op::Fault { .. }
