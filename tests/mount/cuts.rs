@@ -20,7 +20,7 @@ const PATIENT: [&str; 2] = ["--settle", "3600"];
 
 /// So many that staging takes a while.
 fn files() -> u64 {
-    if full() { 6000 } else { 1500 }
+    if full() { 6000 } else { 500 }
 }
 
 fn many(test: &TestMount, dir: &str) {
