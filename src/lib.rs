@@ -19,6 +19,8 @@
 //! - **Settled**: a path nobody has written to for its quiet period; only settled paths are staged, unless a barrier
 //!   (`sync`, `commit`, `unmount`) asks for all of them.
 //! - **Late**: a request that went without an answer and may be carried out yet, after newer ones.
+//! - **Barrier**: somebody waits for what is pending; it follows a file that is renamed meanwhile.
+//! - **Cut**: what a commit is to hold: a map of names to pinned content, made at one instant.
 //! - **Drain**: bring every path to its wanted state.
 //!
 //! # Map
