@@ -11,6 +11,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -33,6 +34,9 @@ const LOCK: &str = "lock";
 const LOG: &str = "log";
 const README: &str = "README";
 const SOCKET: &str = "control.sock";
+
+/// How often the logs are emptied for a record of the mount that finds no room.
+const ROOM_ATTEMPTS: u32 = 3;
 
 /// How long a lock may be held by somebody who only looks, or by a daemon that is just ending.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
@@ -397,7 +401,32 @@ impl StateDir {
         let path = self.path.join(META);
         let text = serde_json::to_vec_pretty(&self.meta)
             .map_err(|error| StateError::Damaged { path: path.clone(), reason: error.to_string() })?;
-        replace(&path, &text).map_err(io_error("write", &path))
+        let mut written = replace(&path, &text);
+        // On a full disk the logs make way for what no mount can do without; a line that comes meanwhile may take it.
+        for _ in 0..ROOM_ATTEMPTS {
+            if !written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
+                break;
+            }
+            self.empty_logs();
+            written = replace(&path, &text);
+        }
+        written.map_err(io_error("write", &path))
+    }
+
+    /// Gives the room of the log and of its older parts back. What cannot be given back stays.
+    fn empty_logs(&self) {
+        let logs = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let is_log = |name: &OsStr| name.to_str().is_some_and(|name| name == LOG || name.starts_with("log."));
+        for log in logs.filter(|entry| is_log(&entry.file_name())) {
+            let emptied = OpenOptions::new()
+                .write(true)
+                .custom_flags(libc::O_NOFOLLOW)
+                .open(log.path())
+                .and_then(|log| log.set_len(0).and_then(|()| log.sync_all()));
+            if let Err(error) = emptied {
+                tracing::debug!(%error, "a log keeps its room");
+            }
+        }
     }
 
     /// The directory.
