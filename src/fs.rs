@@ -73,6 +73,8 @@ const COPY_LIMIT_BYTES: u64 = 16 << 20;
 const HOLDERS_PATIENCE: Duration = Duration::from_secs(1);
 /// Directories listed at a time when a whole subtree is needed.
 const LISTINGS_AT_ONCE: usize = 8;
+/// How long a reader waits for what went with the workspace to be staged again.
+const STAGED_AGAIN_WITHIN: Duration = Duration::from_secs(30);
 /// Directories that are listed ahead before it is counted again how much is known.
 const LISTED_BETWEEN_COUNTS: usize = 1000;
 /// Of the small spool files that nobody needs, about how many go a second: at least so many, and so that half a minute
@@ -729,7 +731,7 @@ impl Fs {
 
     /// A file's remote content as a local file, downloaded if need be. `None` when its bytes are in the spool.
     async fn fetch(&self, ino: Ino) -> Result<Option<(ContentHash, Arc<File>)>, FsError> {
-        let mut tried = None;
+        let (mut tried, mut waited) = (None, false);
         loop {
             let (hash, size, source) = {
                 let state = self.lock();
@@ -746,9 +748,31 @@ impl Fs {
                 {
                     tried = Some(source);
                 }
+                Err(FsError::Remote(WorkspaceError::NotFound { .. } | WorkspaceError::Protocol { .. }))
+                    if !waited && self.is_staged_again(ino).await =>
+                {
+                    (tried, waited) = (None, true);
+                }
                 fetched => return fetched.map(|file| Some((hash, file))),
             }
         }
+    }
+
+    /// What was staged may have gone with the workspace. Then it is staged again, which this waits for; whether it was.
+    async fn is_staged_again(&self, ino: Ino) -> bool {
+        if let Err(error) = self.find_workspace().await {
+            tracing::debug!(%error, "it is not known whether the workspace is still there");
+            return false;
+        }
+        let owed: Vec<RepoPath> = {
+            let state = self.lock();
+            state.tree.paths_of(ino).filter(|path| state.queue.get(path).is_some()).collect()
+        };
+        if owed.is_empty() {
+            return false;
+        }
+        let Some(waiting) = self.barrier_on(owed) else { return false };
+        tokio::time::timeout(STAGED_AGAIN_WITHIN, waiting.reached()).await.is_ok()
     }
 
     /// Content that the server has, as a local file.

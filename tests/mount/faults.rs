@@ -225,20 +225,23 @@ fn workspace(test: &TestMount, server: &Scripted) -> String {
 
 #[test]
 fn a_workspace_that_others_deleted_is_made_anew_by_the_next_mount() {
-    let server = Scripted::new();
-    let test = TestMount::through(&server.url());
-    let mut expected = write_some(&test, "staged");
-    test.sync();
-    let workspace = workspace(&test, &server);
-    assert_eq!(server.ask("DELETE", &workspace, &Value::Null).0, 200);
-    expected.extend(write_some(&test, "later"));
-    test.wait_status("the loss to show", |status| status["stalled"].is_string());
-    assert_same(&local_tree(&test.dir), &expected);
-    let said = test.oxenfs(["unmount", test.dir.to_str().unwrap(), "--detach"]);
-    assert_eq!(said.exit, 3, "{said:#?}");
-    test.assert_gone();
-    test.mount(&[]).ok();
-    assert_ends_well(&test, &server, &expected);
+    for killed in [false, true] {
+        let server = Scripted::new();
+        let test = TestMount::through(&server.url());
+        let mut expected = write_some(&test, "staged");
+        test.sync();
+        let workspace = workspace(&test, &server);
+        if killed {
+            expected.extend(write_some(&test, "later"));
+            test.signal(rustix::process::Signal::KILL);
+        } else {
+            test.unmount();
+        }
+        assert_eq!(server.ask("DELETE", &workspace, &Value::Null).0, 200);
+        test.mount(&[]).ok();
+        assert_same(&local_tree(&test.dir), &expected);
+        assert_ends_well(&test, &server, &expected);
+    }
 }
 
 /// Somebody else commits what is staged.

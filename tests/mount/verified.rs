@@ -201,6 +201,35 @@ fn a_workspace_that_was_deleted_is_made_again_and_all_staged_again() {
     test.unmount();
 }
 
+#[test]
+fn what_went_with_a_workspace_and_is_not_here_is_read_when_it_is_staged_again() {
+    let server = Scripted::new();
+    let test = TestMount::with(&server.url(), &["--cache-limit", "0"]);
+    for round in 0..3 {
+        let name = format!("file {round}");
+        fs::write(test.at(&name), noise(round, 300_000)).unwrap();
+        test.sync();
+        let next = std::cell::Cell::new(100 * (round + 1));
+        wait_until("the cache to let go", || {
+            let seed = next.replace(next.get() + 1);
+            fs::write(test.at("newest"), noise(seed, 300_000)).unwrap();
+            test.sync();
+            !holds(&test, round)
+        });
+        let workspace = format!("workspaces/{}", workspace(&test));
+        other(&server, &test, "DELETE", &workspace, &Value::Null);
+        if round == 2 {
+            test.unmount();
+            test.mount(&["--cache-limit", "0"]).ok();
+        }
+        // Not before it is asked for, with nothing else that would notice.
+        assert!(fs::read(test.at(&name)).unwrap() == noise(round, 300_000), "{name}");
+    }
+    let expected = local_tree(&test.dir);
+    test.unmount_commit();
+    assert_same(&server.committed(&test.repo), &expected);
+}
+
 #[track_caller]
 fn assert_committed_after(server: &Scripted, test: &TestMount, act: impl FnOnce() -> Said) {
     act();
