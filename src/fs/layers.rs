@@ -188,11 +188,15 @@ impl State {
         }
     }
 
-    /// Puts the accounts on record that a rebase keeps because their paths are pending: a replay knows no queue, and
-    /// closes them. Without its account, what such a path differs from would be forgotten with its next change.
+    /// Puts the accounts on record that a rebase keeps because their paths are pending: a replay knows no queue and no
+    /// listing, and closes them, also where a name is gone that the new base has. Without its account, what such a path
+    /// differs from would be forgotten.
     pub(super) fn record_pending_accounts(&mut self) {
         let pending = self.queue.iter().filter_map(|(path, _)| Some((path, self.ledger.get(path)?)));
-        let kept = pending.filter(|(path, account)| account.is_settled() && self.agrees(path, account.base));
+        let closes = |path: &RepoPath, account: &Account| {
+            self.tree.resolve(path) == Resolved::Absent || self.agrees(path, account.base)
+        };
+        let kept = pending.filter(|(path, account)| account.is_settled() && closes(path, account));
         let kept = kept.map(|(path, account)| Change::Account { path: path.clone(), account: Some(account) });
         let kept: Vec<Change> = kept.collect();
         self.frame.extend(kept);

@@ -394,6 +394,25 @@ fn what_the_branch_has_is_known_after_a_restart_though_it_was_pending_when_a_com
 }
 
 #[test]
+fn what_is_removed_while_a_commit_is_staged_and_in_it_is_owed_after_a_restart() {
+    let file = || vec!["file".to_owned()];
+    let ops = [
+        Op::CommitAmid { staging: vec![], answering: vec![Op::Write { path: file(), at: 0, text: "text".to_owned() }] },
+        Op::CommitAmid { staging: vec![Op::Unlink(file())], answering: vec![] },
+        Op::Crash,
+        Op::Drain,
+    ];
+    for by_hash in [ByHash::Never, ByHash::Batch, ByHash::Single] {
+        runtime(1).block_on(async {
+            let mut world = World::new(by_hash, false).await;
+            for op in &ops {
+                world.step(op).await;
+            }
+        });
+    }
+}
+
+#[test]
 fn a_barrier_ends_beside_a_program_that_writes_without_pause() {
     runtime(2).block_on(async {
         let mut bench = Bench::new(&[]).await;
