@@ -8,6 +8,7 @@
 //! kernel. The lock is held for memory work alone: not across a write, a copy or a request.
 
 mod borrowed;
+mod check;
 #[cfg(test)]
 mod costs;
 mod cut;

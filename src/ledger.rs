@@ -255,6 +255,31 @@ impl Ledger {
         self.slots.is_empty()
     }
 
+    /// Tells `broken` of every invariant that does not hold, by its name in docs/INVARIANTS.md. Looks at every account:
+    /// for tests.
+    pub fn check(&self, broken: &mut impl FnMut(&'static str, String)) {
+        for (path, account) in self.iter() {
+            let indexed = (self.based.get(path).is_some(), self.shown.get(path).is_some());
+            if indexed != (account.base.is_some(), account.may_show()) {
+                broken("index.below", format!("{path} is indexed as {indexed:?}: {account:?}"));
+            }
+        }
+        for (path, ()) in self.based.iter().chain(self.shown.iter()) {
+            if self.slots.get(path).is_none() {
+                broken("index.below", format!("{path} is indexed and has no account"));
+            }
+        }
+        for path in self.others.keys() {
+            if !matches!(self.slots.get(path), Some(Slot::Other)) {
+                broken("index.slots", format!("{path} has an account apart that its slot does not tell of"));
+            }
+        }
+        let late = self.iter().filter(|(_, account)| account.late.is_some()).count();
+        if late != self.late {
+            broken("index.late", format!("{late} accounts are late, and {} are counted", self.late));
+        }
+    }
+
     /// Moves every account to a new base that holds just what was staged over the old one.
     pub fn rebase(&mut self) {
         for (path, slot) in self.slots.iter_mut() {
@@ -454,5 +479,30 @@ mod tests {
         assert_eq!(ledger.get(&path("put")).unwrap().base, Some(object("b")));
         assert_eq!(ledger.get(&path("gone")).unwrap().base, None);
         assert_eq!(ledger.get(&path("later")).unwrap().base, Some(object("a")));
+    }
+
+    #[test]
+    fn an_index_that_does_not_agree_with_the_accounts_is_told() {
+        let broken = |ledger: &Ledger| {
+            let mut found = Vec::new();
+            ledger.check(&mut |name, _| found.push(name));
+            found
+        };
+        let path = RepoPath::parse("a").unwrap();
+        let fill = || {
+            let mut ledger = Ledger::default();
+            ledger.set(path.clone(), Some(Account { late: Some(1), ..Account::default() }));
+            assert_eq!(broken(&ledger), [""; 0]);
+            ledger
+        };
+        let mut ledger = fill();
+        ledger.based.insert(path.clone(), ());
+        assert_eq!(broken(&ledger), ["index.below"]);
+        let mut ledger = fill();
+        ledger.late = 0;
+        assert_eq!(broken(&ledger), ["index.late"]);
+        let mut ledger = fill();
+        ledger.slots.insert(path.clone(), Slot::New);
+        assert!(broken(&ledger).contains(&"index.slots"));
     }
 }

@@ -5,6 +5,7 @@
 //! its inode is on the journal, and wins over the base entry of the same name. A base name that was removed or moved
 //! away is *hidden*.
 
+mod check;
 mod order;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};

@@ -3,7 +3,7 @@
 
 use std::cmp::Reverse;
 use std::collections::hash_map::RandomState;
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::time::{Duration, Instant};
@@ -709,6 +709,59 @@ impl Queue {
         self.barriers.get(&id).map_or((Progress::default(), true), |barrier| (barrier.progress, barrier.remaining == 0))
     }
 
+    /// Tells `broken` of every invariant that does not hold, by its name in docs/INVARIANTS.md. Looks at every entry: for
+    /// tests.
+    pub fn check(&self, broken: &mut impl FnMut(&'static str, String)) {
+        let mut waits: HashMap<NonZeroU32, u64> = HashMap::new();
+        let turns: BTreeSet<(Tick, u32)> = self.turns.iter().map(|Reverse(turn)| *turn).collect();
+        let mut scheduled = 0;
+        for (number, (path, entry)) in self.entries.iter() {
+            if self.number(path).map(u64::from) != Some(number) {
+                broken("queue.numbers", format!("{path} is not found by its path"));
+            }
+            if entry.scheduled {
+                scheduled += 1;
+                // Numbers were u32 when they were given.
+                if !turns.contains(&(entry.due, number as u32)) {
+                    broken("queue.turns", format!("{path} has no turn"));
+                }
+            }
+            if entry.scheduled != (entry.phase == Phase::Waiting && !entry.is_parked()) {
+                broken("queue.turns", format!("{path} is {:?} and scheduled: {}", entry.phase, entry.scheduled));
+            }
+            for barrier in entry.waiting() {
+                *waits.entry(barrier).or_default() += 1;
+            }
+            if entry.is_parked() && entry.is_waited_for() {
+                broken("queue.parked", format!("{path} waits for somebody to act, and a barrier for it"));
+            }
+        }
+        if scheduled != self.scheduled {
+            broken("queue.scheduled", format!("{scheduled} are scheduled, and {} are counted", self.scheduled));
+        }
+        if self.numbers.table.len() != self.entries.len() {
+            let counts = (self.numbers.table.len(), self.entries.len());
+            broken("queue.numbers", format!("numbers and entries: {counts:?}"));
+        }
+        for (id, barrier) in &self.barriers {
+            let found = waits.get(id).copied().unwrap_or_default();
+            if found != barrier.remaining {
+                broken(
+                    "queue.barriers",
+                    format!("{found} paths are waited for, and {} are counted", barrier.remaining),
+                );
+            }
+            let Progress { files_total, files_done, files_failed, .. } = barrier.progress;
+            if files_total != files_done + files_failed + barrier.remaining {
+                let progress = barrier.progress;
+                broken("queue.progress", format!("{} remain of {progress:?}", barrier.remaining));
+            }
+        }
+        for id in waits.keys().filter(|id| !self.barriers.contains_key(id)) {
+            broken("queue.barriers", format!("a path waits for barrier {id}, which is gone"));
+        }
+    }
+
     /// Nobody waits for this barrier any more.
     pub fn drop_barrier(&mut self, id: NonZeroU32) {
         // One that is reached is in no entry any more: it is not looked for in all that is pending.
@@ -929,5 +982,34 @@ mod tests {
                 prop_assert!(queue.barrier_progress(barrier).1, "nothing is left to wait for");
             }
         }
+    }
+
+    #[test]
+    fn a_count_or_a_turn_that_is_wrong_is_told() {
+        let broken = |queue: &Queue| {
+            let mut found = Vec::new();
+            queue.check(&mut |name, _| found.push(name));
+            found
+        };
+        let path = RepoPath::parse("a").unwrap();
+        let fill = || {
+            let mut queue = Queue::default();
+            queue.touch(&path, Duration::from_secs(1));
+            let id = queue.barrier(std::slice::from_ref(&path), Scope::Fixed, Ino(9), |_| 1);
+            assert_eq!(broken(&queue), [""; 0]);
+            (queue, id)
+        };
+        let (mut queue, _) = fill();
+        queue.scheduled += 1;
+        assert_eq!(broken(&queue), ["queue.scheduled"]);
+        let (mut queue, _) = fill();
+        queue.turns.clear();
+        assert_eq!(broken(&queue), ["queue.turns"]);
+        let (mut queue, id) = fill();
+        queue.barriers.get_mut(&id).unwrap().remaining += 1;
+        assert_eq!(broken(&queue), ["queue.barriers", "queue.progress"]);
+        let (mut queue, id) = fill();
+        queue.barriers.remove(&id);
+        assert_eq!(broken(&queue), ["queue.barriers"]);
     }
 }

@@ -748,6 +748,8 @@ impl World {
             Op::Foreign { path, text } => self.foreign(path, text.as_deref()).await,
             _ => {}
         }
+        let broken = self.fs.check();
+        assert!(broken.is_empty(), "after {op:?}: {broken:#?}");
     }
 
     /// Removes all copies of what the server has.
