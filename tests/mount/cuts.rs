@@ -6,7 +6,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -113,10 +114,14 @@ fn files_replaced_during_a_commit_are_in_it_in_one_version_or_the_other() {
     test.unmount();
 }
 
-/// Writes shards and an index that stays open, and checkpoints with a pointer to the last, until it is told to stop.
-fn train(dir: &Path, stop: &AtomicBool) {
+/// Writes shards and an index that stays open, and checkpoints with a pointer to the last, until it is told to stop; at
+/// most so many `steps`, so that a slow server is not left behind for ever.
+fn train(dir: &Path, steps: &AtomicU64, stop: &AtomicBool) {
     let mut index = File::create(dir.join("index")).unwrap();
     for step in 0.. {
+        while step >= steps.load(Ordering::Relaxed) && !stop.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         if stop.load(Ordering::Relaxed) {
             return;
         }
@@ -130,18 +135,22 @@ fn train(dir: &Path, stop: &AtomicBool) {
         if step >= 3 {
             fs::remove_file(dir.join(format!("checkpoint-{}", step - 3))).unwrap();
         }
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// How many steps a program does for each commit.
+const STEPS: u64 = 10;
 
 #[test]
 fn a_commit_names_only_what_it_holds() {
     let test = TestMount::with(server::url(), &["--settle", "0"]);
-    let stop = AtomicBool::new(false);
+    let (steps, stop) = (AtomicU64::new(STEPS), AtomicBool::new(false));
     std::thread::scope(|scope| {
-        let trainer = scope.spawn(|| train(&test.dir, &stop));
+        let trainer = scope.spawn(|| train(&test.dir, &steps, &stop));
         wait_until("a checkpoint", || test.at("latest").exists());
         for commit in 0..if full() { 200 } else { 5 } {
+            steps.fetch_add(STEPS, Ordering::Relaxed);
             test.commit();
             let paths = committed_paths(server::url(), &test.repo);
             let text = |path: &str| String::from_utf8(test.committed_file(path).unwrap()).unwrap();
