@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::local::quarter_of_descriptors;
 use super::passthrough::{Bytes, Opening, Passthrough, Reach, Way};
+use super::queue::Phase;
 use super::staging::Adopted;
 use super::{Fs, FsError, Handle, OpenFile, State, now, set_mtime};
 use crate::disk::Act;
@@ -318,13 +319,14 @@ impl State {
         }
     }
 
-    /// Whether a file's content is due in the queue wherever it has a name.
+    /// Whether a file's content has its turn in the queue yet wherever it has a name. What is in hand is a copy of it.
     fn is_queued(&self, ino: Ino) -> bool {
-        self.tree.file_paths(ino).iter().all(|path| self.queue.get(path).is_some())
+        let waits = |path: &RepoPath| self.queue.get(path).is_some_and(|entry| entry.phase == Phase::Waiting);
+        self.tree.file_paths(ino).iter().all(waits)
     }
 
     /// A file in the spool that nobody changes any more is owed until the server has it: a copy of it may be staged
-    /// already, and it does not know of that.
+    /// already or be on its way, and the file does not know of that.
     pub(super) fn owe(&mut self, ino: Ino, fs: &Fs) {
         if matches!(self.content(ino), Some((Content::Local { .. }, _))) && !self.is_queued(ino) {
             self.touch_file(ino, fs.options.settle);

@@ -215,6 +215,68 @@ fn a_file_that_is_renamed_before_its_copy_is_begun_is_not_staged_under_its_old_n
     });
 }
 
+/// A kernel that takes every file, and gives a program another way to write to it, as a mapping is.
+#[derive(Default)]
+struct Mapping(Mutex<Vec<File>>);
+
+impl Lender for Mapping {
+    fn lend(&self, file: &File) -> std::io::Result<u32> {
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
+        self.0.lock().unwrap().push(File::options().write(true).open(path)?);
+        Ok(1)
+    }
+
+    fn take_back(&self, _number: u32) {}
+}
+
+#[test]
+fn a_file_that_comes_to_rest_while_a_copy_of_it_is_sent_does_not_stay_in_the_spool() {
+    let runtime = crate::world::runtime(1);
+    runtime.block_on(async {
+        let dir = crate::world::temporary_dir();
+        let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
+        let limits = Limits { spool: None, cache: 0 };
+        // Without a stager: this test takes what is due in hand.
+        let fs =
+            Fs::recover(dir.path(), RepoPath::root(), options, limits, Arc::new(Memory::new(ByHash::Never))).unwrap();
+        let kernel = Arc::new(Mapping::default());
+        assert_eq!(fs.lend_to(kernel.clone()), Passthrough::On);
+        fs.reconcile().await.unwrap();
+        fs.satisfy(Need::List(ROOT)).await.unwrap();
+        let both = OpenFlags { read: true, write: true, truncate: false, execute: false };
+        let (_, handle) = fs.create(ROOT, &Name::new(b"file").unwrap(), crate::world::attrs(), both).unwrap();
+        assert!(fs.reach(handle).past().is_some());
+        fs.write(handle, 0, b"content").unwrap();
+        let object = Object { hash: ContentHash::of(HashKind::Xxh3, b"content"), size: 7 };
+        let take = async || {
+            let _all = fs.barrier();
+            loop {
+                let taken = fs.due(10).0.into_iter().find(|capture| matches!(capture.want, Want::Sealed { .. }));
+                if let Some(mut capture) = taken {
+                    let Want::Sealed { hash, .. } = &mut capture.want else { unreachable!("found by that") };
+                    *hash = Some(object.hash);
+                    return capture;
+                }
+                // The copy is being made.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        fs.release(handle);
+        // What cannot be told from a file that is written to is copied.
+        let copy = take().await;
+        kernel.0.lock().unwrap().clear();
+        // It is asked after from time to time, until nobody has it.
+        while fs.due(0).1.is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        fs.confirmed(&[(copy, Step::Put(object))]).unwrap();
+        assert_eq!(fs.check(), Vec::<String>::new());
+        fs.confirmed(&[(take().await, Step::Nothing)]).unwrap();
+        assert_eq!(fs.check(), Vec::<String>::new());
+        assert_eq!(fs.spool().used(), 0);
+    });
+}
+
 /// What is to be done once.
 type Work = Box<dyn FnOnce() + Send>;
 
