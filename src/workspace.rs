@@ -271,7 +271,15 @@ pub struct Sides {
     pub new: Option<EntryKind>,
 }
 
-/// The paths at which two commits differ. A directory that both have is no difference, whatever differs in it.
+impl Sides {
+    /// Whether both have a directory there.
+    pub fn are_dirs(&self) -> bool {
+        self.old == Some(EntryKind::Dir) && self.new == Some(EntryKind::Dir)
+    }
+}
+
+/// The paths at which two commits differ. A directory that both have is among them where its own directory was
+/// compared and something below it differs: commits name each directory by a hash of all that is in it.
 pub type Differences = BTreeMap<RepoPath, Sides>;
 
 /// How much of two commits is compared.

@@ -1,6 +1,6 @@
 //! Commits that exist and branches that have them; where two commits differ; the workspace as it is now.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use futures_util::{StreamExt, TryStreamExt};
 
 use super::OxenWorkspace;
 use super::http::{Request, segment};
-use super::listing::kind;
+use super::listing::{TreeHash, kind};
 use super::retry::Patience;
 use super::wire::{self, Commit, WorkspaceInfo};
 use crate::path::RepoPath;
@@ -128,16 +128,25 @@ impl OxenWorkspace {
         new: &CommitId,
         dir: RepoPath,
     ) -> Result<Differences, WorkspaceError> {
-        let (old, new) = tokio::try_join!(self.list_commit(old, &dir), self.list_commit(new, &dir))?;
+        let (old, new) = tokio::try_join!(self.list_with_trees(old, &dir), self.list_with_trees(new, &dir))?;
         let mut differences = Differences::new();
+        let mut trees: HashMap<RepoPath, TreeHash> = HashMap::new();
+        let mut changed = HashSet::new();
         for (entries, is_new) in [(old, false), (new, true)] {
-            for entry in entries {
+            for (entry, tree) in entries {
                 // What no mount can show is no difference to one.
                 let Ok(name) = RepoPath::parse(&entry.name) else { continue };
-                note(&mut differences, dir.concat(&name), entry.kind, is_new);
+                let path = dir.concat(&name);
+                note(&mut differences, path.clone(), entry.kind, is_new);
+                if entry.kind == EntryKind::Dir
+                    && let Some(other) = trees.insert(path.clone(), tree)
+                    && trees.get(&path).is_some_and(|tree| tree.may_differ(&other))
+                {
+                    changed.insert(path);
+                }
             }
         }
-        differences.retain(|_, sides| sides.old != sides.new);
+        differences.retain(|path, sides| sides.old != sides.new || changed.contains(path));
         Ok(differences)
     }
 

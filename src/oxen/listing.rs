@@ -25,6 +25,18 @@ pub(super) struct Meta {
     pub put: bool,
 }
 
+/// The hash of all that is in a directory of a commit, as the server lists it. It changes with anything below the
+/// directory, and a commit that changes nothing there leaves it as it is (0.65.2, tried). Empty for a file.
+#[derive(Debug)]
+pub(super) struct TreeHash(String);
+
+impl TreeHash {
+    /// Whether two directories may differ; those whose hashes a server does not tell always may.
+    pub(super) fn may_differ(&self, other: &Self) -> bool {
+        self.0.is_empty() || self.0 != other.0
+    }
+}
+
 /// What a listing of the staged changes shows.
 #[derive(Debug, Default)]
 pub(super) struct Listed {
@@ -48,6 +60,16 @@ impl OxenWorkspace {
     }
 
     pub(super) async fn list_commit(&self, commit: &CommitId, dir: &RepoPath) -> Result<Vec<Entry>, WorkspaceError> {
+        let listed = self.list_with_trees(commit, dir).await?;
+        Ok(listed.into_iter().map(|(entry, _)| entry).collect())
+    }
+
+    /// The same, each directory with the hash of all that is in it.
+    pub(super) async fn list_with_trees(
+        &self,
+        commit: &CommitId,
+        dir: &RepoPath,
+    ) -> Result<Vec<(Entry, TreeHash)>, WorkspaceError> {
         let mut entries = Vec::new();
         for page in 1.. {
             let request = Request::get(
@@ -71,7 +93,7 @@ impl OxenWorkspace {
                 break;
             }
         }
-        let mut files = entries.iter().filter_map(|entry| match entry.kind {
+        let mut files = entries.iter().filter_map(|(entry, _)| match entry.kind {
             EntryKind::File(object) => Some(object.hash),
             EntryKind::Dir => None,
         });
@@ -211,10 +233,11 @@ fn left_dirs(dirs: &wire::StagedDirs) -> BTreeSet<RepoPath> {
     left.filter_map(|dir| wire::normalized(&dir.path)).filter(|dir| !dir.is_root()).collect()
 }
 
-fn entry(found: DirEntry) -> Result<Entry, WorkspaceError> {
+fn entry(found: DirEntry) -> Result<(Entry, TreeHash), WorkspaceError> {
     let kind = kind(&found)?;
     let modified_secs = found.latest_commit.and_then(|stamp| wire::epoch_secs(&stamp.timestamp)).unwrap_or(0);
-    Ok(Entry { name: found.filename, kind, modified_secs })
+    let tree = if kind == EntryKind::Dir { found.hash } else { String::new() };
+    Ok((Entry { name: found.filename, kind, modified_secs }, TreeHash(tree)))
 }
 
 pub(super) fn kind(found: &DirEntry) -> Result<EntryKind, WorkspaceError> {
@@ -234,7 +257,7 @@ mod tests {
     use crate::hash::{ContentHash, HashKind};
 
     fn parse(json: &str) -> Result<Entry, WorkspaceError> {
-        entry(serde_json::from_str(json).unwrap())
+        entry(serde_json::from_str(json).unwrap()).map(|(entry, _)| entry)
     }
 
     #[test]

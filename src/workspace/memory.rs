@@ -461,6 +461,12 @@ impl State {
         entries
     }
 
+    /// All that a commit has below a directory.
+    fn below<'a>(&'a self, commit: &CommitId, dir: &'a RepoPath) -> Vec<(&'a RepoPath, &'a Bytes)> {
+        let files = self.commits.get(&*commit.0).into_iter().flatten();
+        files.filter(|(path, _)| path.is_in(dir)).collect()
+    }
+
     /// Every directory of a commit, the root too.
     fn directories(&self, commit: &CommitId) -> HashSet<RepoPath> {
         let files = self.commits.get(&*commit.0).into_iter().flatten();
@@ -471,11 +477,13 @@ impl State {
     fn differences(&self, old: &CommitId, new: &CommitId, dirs: &[RepoPath]) -> Differences {
         let mut differences = Differences::new();
         for dir in dirs {
-            let (old, new) = (self.entries(old, dir), self.entries(new, dir));
-            for name in old.keys().chain(new.keys()) {
-                let sides = Sides { old: old.get(name).copied(), new: new.get(name).copied() };
-                if let (true, Ok(path)) = (sides.old != sides.new, RepoPath::parse(name)) {
-                    differences.insert(dir.concat(&path), sides);
+            let (before, after) = (self.entries(old, dir), self.entries(new, dir));
+            for name in before.keys().chain(after.keys()) {
+                let sides = Sides { old: before.get(name).copied(), new: after.get(name).copied() };
+                let Ok(path) = RepoPath::parse(name).map(|name| dir.concat(&name)) else { continue };
+                let are_dirs = sides.old == Some(EntryKind::Dir) && sides.new == Some(EntryKind::Dir);
+                if sides.old != sides.new || are_dirs && self.below(old, &path) != self.below(new, &path) {
+                    differences.insert(path, sides);
                 }
             }
         }
@@ -655,7 +663,9 @@ impl Workspace for Memory {
             Scope::Directories(dirs) => Ok(state.differences(old, new, dirs)),
             Scope::Everything => {
                 let dirs: HashSet<RepoPath> = &state.directories(old) | &state.directories(new);
-                Ok(state.differences(old, new, &dirs.into_iter().collect::<Vec<_>>()))
+                let mut differences = state.differences(old, new, &dirs.into_iter().collect::<Vec<_>>());
+                differences.retain(|_, sides| sides.old != sides.new);
+                Ok(differences)
             }
         })
     }

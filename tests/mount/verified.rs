@@ -116,6 +116,41 @@ fn what_the_server_left_out_of_a_commit_is_committed_once_more() {
     test.unmount();
 }
 
+/// What is left of a change that was taken back makes real servers do this: nothing is staged in that directory.
+#[test]
+fn a_directory_that_the_server_drops_where_nothing_is_staged_is_committed_once_more() {
+    let (server, test) = with_base();
+    fs::create_dir_all(test.at("e/s/t")).unwrap();
+    fs::write(test.at("e/s/t/base.csv"), "a,b\n1,2\n").unwrap();
+    commit(&test).ok();
+    for (round, dropped) in ["d/deep", "e/s/t", "e/s", "e/s/t/base.csv"].into_iter().enumerate() {
+        // Staged and taken back, and perhaps this daemon knows nothing of it.
+        fs::write(test.at("e/s/t/new"), "new").unwrap();
+        fs::write(test.at("d/deep/new"), "new").unwrap();
+        test.sync();
+        fs::remove_file(test.at("e/s/t/new")).unwrap();
+        fs::remove_file(test.at("d/deep/new")).unwrap();
+        test.sync();
+        if round % 2 == 1 {
+            test.signal(Signal::KILL);
+            test.mount(&[]).ok();
+        }
+        fs::write(test.at("README"), format!("new {round}")).unwrap();
+        server.arm("POST", "/merge/", Some(1), json!({"drop_from_commit": {"path": dropped}}));
+        commit(&test).ok();
+        assert_eq!(message(&server, &test), "a commit (repair: 1 path that the server left out)", "{dropped}");
+        assert_committed(&server, &test);
+    }
+    // A repair that the server drops it from as well.
+    fs::write(test.at("README"), "last").unwrap();
+    server.arm("POST", "/merge/", Some(2), json!({"drop_from_commit": {"path": "e/s/t"}}));
+    let said = commit(&test);
+    assert!(said.exit == 3 && said.out.is_empty() && said.err.contains("e/s/t/base.csv"), "{said:#?}");
+    commit(&test).ok();
+    assert_committed(&server, &test);
+    test.unmount();
+}
+
 #[test]
 fn what_a_repair_does_not_bring_back_is_named_and_owed() {
     let (server, test) = with_base();

@@ -1,6 +1,6 @@
 //! Asks the server for what the check of a commit needs, in the cheaper of two ways.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use futures_util::{StreamExt, TryStreamExt};
 
@@ -13,8 +13,8 @@ const LISTINGS: usize = 8;
 
 /// What the two ways cost, in listings.
 ///
-/// By directory, a commit costs a listing for each touched directory that only it has, and two for each that its parent
-/// has too. Comparing everything costs the server a walk over both trees, whatever was touched, and for each directory
+/// By directory, a commit costs a listing for each directory to be looked at that only it has, and two for each that its
+/// parent has too. Comparing everything costs the server a walk over both trees, whatever was touched, and for each directory
 /// that both have and that changed a walk over all files (read, 0.65.2): it pays for many new directories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Costs {
@@ -42,7 +42,7 @@ pub async fn examine(
     costs: Costs,
 ) -> Result<Verdict, WorkspaceError> {
     let examination = Examination { workspace, parent, commit };
-    let mut known = examination.compare_touched(staged, costs).await?;
+    let mut known = examination.compare_changed(staged, costs).await?;
     loop {
         let judgement = judge(staged, &known);
         if judgement.unlisted.is_empty() && judgement.unseen.is_empty() {
@@ -76,7 +76,7 @@ struct Examination<'a> {
     commit: &'a CommitId,
 }
 
-/// Touched directories of one depth, by which of the two commits has them.
+/// Directories of one depth, by which of the two commits has them.
 #[derive(Default)]
 struct Level {
     both: Vec<RepoPath>,
@@ -86,21 +86,20 @@ struct Level {
 
 impl Examination<'_> {
     /// From the root down: a directory that one of the two does not have costs nothing there, and neither does what is
-    /// below it.
-    async fn compare_touched(&self, staged: &StagedSet, costs: Costs) -> Result<Known, WorkspaceError> {
-        let mut levels: Vec<Vec<RepoPath>> = Vec::new();
+    /// below it. Those that were not touched and differ are found by the listings above them.
+    async fn compare_changed(&self, staged: &StagedSet, costs: Costs) -> Result<Known, WorkspaceError> {
+        let mut levels: VecDeque<BTreeSet<RepoPath>> = VecDeque::new();
         for dir in touched(staged) {
             let depth = dir.components().count();
             if levels.len() <= depth {
-                levels.resize_with(depth + 1, Vec::new);
+                levels.resize_with(depth + 1, BTreeSet::new);
             }
-            levels[depth].push(dir);
+            levels[depth].insert(dir);
         }
         let mut known = Known { listed: Some(BTreeSet::new()), ..Known::default() };
-        let mut left: usize = levels.iter().map(Vec::len).sum();
         let mut both: BTreeSet<RepoPath> = BTreeSet::new();
-        for dirs in levels {
-            left -= dirs.len();
+        while let Some(dirs) = levels.pop_front() {
+            let left: usize = levels.iter().map(BTreeSet::len).sum();
             let level = split(dirs, &known.differences, &both);
             // What is below a new directory is new, and there is no telling of the others yet: they count as new, so that
             // a tree of new directories is not walked level by level first.
@@ -115,6 +114,12 @@ impl Examination<'_> {
                 self.list_side(&level.parent, Side::Parent),
                 self.list_side(&level.commit, Side::Commit),
             )?;
+            let changed = compared.iter().filter(|(_, sides)| sides.are_dirs()).map(|(dir, _)| dir.clone());
+            let changed: Vec<RepoPath> = changed.collect();
+            if !changed.is_empty() {
+                levels.resize_with(levels.len().max(1), BTreeSet::new);
+                levels[0].extend(changed);
+            }
             for differences in [compared, of_parent, of_commit] {
                 known.differences.extend(differences);
             }
@@ -150,11 +155,12 @@ impl Examination<'_> {
 
 /// Which of the two commits has each of `dirs`, by what is known of the directory above it. `both` are those that both
 /// have.
-fn split(dirs: Vec<RepoPath>, differences: &Differences, both: &BTreeSet<RepoPath>) -> Level {
+fn split(dirs: BTreeSet<RepoPath>, differences: &Differences, both: &BTreeSet<RepoPath>) -> Level {
     let mut level = Level::default();
     for dir in dirs {
         let is_below_both = dir.parent().is_none_or(|above| both.contains(&above));
         match differences.get(&dir) {
+            Some(sides) if sides.are_dirs() => level.both.push(dir),
             Some(Sides { old: Some(EntryKind::Dir), .. }) => level.parent.push(dir),
             Some(Sides { new: Some(EntryKind::Dir), .. }) => level.commit.push(dir),
             // Not a difference: both have it, or neither does, which costs two answers of nothing.

@@ -12,6 +12,7 @@ contract! {
         a_workspace_that_others_made_under_another_id_is_taken_up,
         commits_and_histories_are_looked_up,
         where_two_commits_differ_is_told,
+        a_directory_differs_from_that_of_another_commit_where_something_below_it_does,
         contents_that_the_server_lacks_are_named,
     ];
     current: [
@@ -142,10 +143,12 @@ async fn where_two_commits_differ_is_told(target: &Target) {
     ];
     let dirs = ["", "data", "data/new", "data/new/deep", "data/sub"].map(path);
     let found = workspace.compare(&old, &new, Scope::Directories(&dirs)).await.expect("an answer");
-    assert_eq!(found, differences(everything));
+    let mut expected = differences(everything);
+    expected.insert(path("data"), Sides { old: DIR, new: DIR });
+    assert_eq!(found, expected);
     let [readme, ..] = everything;
     let found = workspace.compare(&old, &new, Scope::Directories(&dirs[..1])).await.expect("an answer");
-    assert_eq!(found, differences([readme]));
+    assert_eq!(found, differences([readme, ("data", DIR, DIR)]));
     match workspace.compare(&old, &new, Scope::Everything).await {
         Ok(found) => assert_eq!(found, differences(everything)),
         Err(error) => assert!(matches!(error, WorkspaceError::Unsupported { .. }), "{error}"),
@@ -163,6 +166,35 @@ async fn where_two_commits_differ_is_told(target: &Target) {
             "{refused:?}"
         );
     }
+}
+
+/// By this the check of a commit finds what it did not look for.
+async fn a_directory_differs_from_that_of_another_commit_where_something_below_it_does(target: &Target) {
+    let workspace = open(target).await;
+    for at in ["d/s/t/base.txt", "d/keep.txt", "e/s/t/base.csv"] {
+        bring(&workspace, at, Some(b"base")).await;
+    }
+    let old = commit(&workspace, "base").await.id;
+    bring(&workspace, "d/s/t/new", Some(b"new")).await;
+    let new = commit(&workspace, "changed").await.id;
+    let root = workspace.compare(&old, &new, Scope::Directories(&[path("")])).await.expect("an answer");
+    assert_eq!(root, differences([("d", DIR, DIR)]), "and neither data nor e");
+    let below = workspace.compare(&old, &new, Scope::Directories(&[path("d"), path("e")])).await.expect("an answer");
+    assert_eq!(below, differences([("d/s", DIR, DIR)]));
+    // A mark that another client left drops one.
+    bring(&workspace, "d/s/t/x", Some(b"x")).await;
+    let unstage = target.http.delete(target.url(&format!("workspaces/{}/changes", workspace.id())));
+    assert!(crate::server::answered(unstage.json(&["d/s/t/x"])).await.status().is_success());
+    bring(&workspace, "other.txt", Some(b"other")).await;
+    let theirs = json!({"author": "B", "email": "b@example.com", "message": "dropped"});
+    let merge = target.http.post(target.url(&format!("workspaces/{}/merge/main", workspace.id())));
+    assert!(crate::server::answered(merge.json(&theirs)).await.status().is_success());
+    let dropped = workspace.head("main").await.expect("the head");
+    let root = workspace.compare(&new, &dropped, Scope::Directories(&[path("")])).await.expect("an answer");
+    let other = ("other.txt", None, of(&workspace, b"other"));
+    assert_eq!(root, differences([("d", DIR, DIR), other]));
+    let below = workspace.compare(&new, &dropped, Scope::Directories(&[path("d/s")])).await.expect("an answer");
+    assert_eq!(below, differences([("d/s/t", DIR, None)]));
 }
 
 async fn without_a_route_commits_are_not_compared(target: &Target) {
