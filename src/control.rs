@@ -26,6 +26,9 @@ pub enum Request {
     Sync {
         /// Empty means everything.
         paths: Vec<String>,
+        /// A commit comes next: what goes with that alone is no failure.
+        #[serde(default)]
+        before_commit: bool,
     },
     /// Drain, then unmount and end the daemon. [`Event::Progress`], then [`Event::Done`] just before it ends.
     /// Hanging up before that leaves the mount as it is, and the rest queued.

@@ -812,6 +812,10 @@ impl Stager {
             self.fs.put_back(path, self.delays.first);
             return;
         }
+        if let WorkspaceError::Overlooked = error {
+            self.fs.step_waits_for_commit(&item.capture, &error.to_string());
+            return;
+        }
         let attempts = self.fs.attempts(path);
         let delay = error.is_transient().then(|| self.delays.after(attempts, error.retry_after()));
         self.fs.step_failed(&item.capture, &error.to_string(), delay);

@@ -533,6 +533,13 @@ pub enum WorkspaceError {
         /// The operation.
         what: &'static str,
     },
+    /// The server takes the content for what the branch has at that path, and has no way to store it anew: it can be
+    /// staged once the branch has nothing there.
+    #[error(
+        "this server cannot tell it from what the branch has there, which is as long and was stored at the same time; \
+         the next commit brings it, in two steps"
+    )]
+    Overlooked,
     /// A local file could not be read or written.
     #[error("local file: {0}")]
     Io(#[from] std::io::Error),
@@ -556,6 +563,7 @@ impl WorkspaceError {
             | Self::NoSpace { .. }
             | Self::Refused { .. }
             | Self::Unsupported { .. }
+            | Self::Overlooked
             | Self::Io(_) => false,
         }
     }
@@ -574,7 +582,7 @@ impl WorkspaceError {
             | Self::NoSpace { request, .. }
             | Self::Refused { request, .. }
             | Self::Protocol { request, .. } => *request,
-            Self::Unconfirmed { .. } | Self::Unsupported { .. } | Self::Io(_) => None,
+            Self::Unconfirmed { .. } | Self::Unsupported { .. } | Self::Overlooked | Self::Io(_) => None,
         }
     }
 

@@ -208,6 +208,7 @@ impl From<WorkspaceError> for Failure {
             | E::Refused { .. }
             | E::Unconfirmed { .. }
             | E::Unsupported { .. }
+            | E::Overlooked
             | E::Io(_) => return Self::new(error),
         };
         Self::new(error).hint(hint)

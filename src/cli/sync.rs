@@ -48,7 +48,7 @@ fn inside(path: &Path, root: &Path) -> Result<String, Failure> {
 }
 
 fn wait(stream: UnixStream, paths: Vec<String>, timeout: Option<Duration>, root: &Path) -> Result<(), Failure> {
-    match follow(stream, &Request::Sync { paths }, timeout)? {
+    match follow(stream, &Request::Sync { paths, before_commit: false }, timeout)? {
         End::Done | End::Committed(_) => Ok(()),
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(Failure::owed(format_args!(

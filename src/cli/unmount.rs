@@ -50,7 +50,7 @@ fn one(
 ) -> Result<u8, Failure> {
     if commit {
         // First all that is there is staged, whatever it is called by then; the cut that is committed comes after that.
-        match follow(connected(known)?, &Request::Sync { paths: Vec::new() }, args.timeout)? {
+        match follow(connected(known)?, &Request::Sync { paths: Vec::new(), before_commit: true }, args.timeout)? {
             End::Done | End::Committed(_) => {}
             End::Refused(refusal) => return Err(refusal.into()),
             End::GaveUp(why) => return Err(gave_up(format_args!("{why}; nothing was committed"), &args.dir)),

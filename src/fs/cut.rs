@@ -166,6 +166,15 @@ impl State {
         if same { made.wanted.remove(&confirmed.path) } else { None }
     }
 
+    /// Takes a path out of the cut that is not to be staged any more. The caller drops what is returned when the lock is
+    /// free.
+    pub(super) fn leave_out_of_cut(&mut self, path: &RepoPath) -> Option<Capture> {
+        match &mut self.cut {
+            Some(Cut::Made(made)) => made.wanted.remove(path),
+            _ => None,
+        }
+    }
+
     /// What a pending path is to hold, as of this instant. `None`: nothing is fixed for it, as it was made since the
     /// gathering began and was never closed. The error is an inode whose content has to be fixed first.
     fn want_of(&mut self, fs: &Fs, path: &RepoPath) -> Result<Option<Want>, Ino> {

@@ -79,9 +79,18 @@ pub(super) struct Pending {
 struct Rare {
     attempts: u32,
     error: Option<String>,
-    /// Waits for somebody to act.
-    parked: bool,
+    /// Has no turn until something happens.
+    parked: Option<Parked>,
     waits: Vec<Wait>,
+}
+
+/// What a path waits for that was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parked {
+    /// Somebody who acts.
+    Person,
+    /// A commit, which makes way for it first.
+    Commit,
 }
 
 /// Somebody waits for a path.
@@ -116,10 +125,15 @@ impl Pending {
 
     /// Whether it waits for somebody to act.
     pub fn is_parked(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| rare.parked)
+        self.parked().is_some()
     }
 
-    fn failed(&mut self, error: String, parked: bool) {
+    /// What it waits for, if it has no turn.
+    pub fn parked(&self) -> Option<Parked> {
+        self.rare.as_ref()?.parked
+    }
+
+    fn failed(&mut self, error: String, parked: Option<Parked>) {
         let rare = self.rare.get_or_insert_default();
         rare.attempts += 1;
         (rare.error, rare.parked) = (Some(error), parked);
@@ -127,7 +141,7 @@ impl Pending {
 
     fn forgive(&mut self) {
         if let Some(rare) = &mut self.rare {
-            (rare.attempts, rare.error, rare.parked) = (0, None, false);
+            (rare.attempts, rare.error, rare.parked) = (0, None, None);
         }
         self.tidy();
     }
@@ -140,7 +154,7 @@ impl Pending {
     /// Somebody waits for its state of now.
     fn force(&mut self) {
         if let Some(rare) = &mut self.rare {
-            rare.parked = false;
+            rare.parked = None;
         }
         self.forced = true;
     }
@@ -541,7 +555,7 @@ impl Queue {
         };
         entry.phase = Phase::Waiting;
         if let Some(error) = error {
-            entry.failed(error, false);
+            entry.failed(error, None);
         }
         self.schedule(number, due);
     }
@@ -554,12 +568,12 @@ impl Queue {
     }
 
     /// Gives the path up until it changes or somebody asks for it; its bytes stay.
-    pub fn park(&mut self, path: &RepoPath, error: String) {
+    pub fn park(&mut self, path: &RepoPath, error: String, parked: Parked) {
         let Some((number, entry)) = self.find(path) else {
             return;
         };
         entry.phase = Phase::Waiting;
-        entry.failed(error, true);
+        entry.failed(error, Some(parked));
         entry.forced = false;
         for wait in entry.take_waits(|_| true) {
             if let Some(barrier) = self.barriers.get_mut(&wait.barrier) {
@@ -863,7 +877,7 @@ mod tests {
         queue.touch(&path("a"), NOW);
         let barrier = queue.barrier(&[path("a")], Scope::Waited, Ino(1), |_| 0);
         take(&mut queue);
-        queue.park(&path("a"), "refused".into());
+        queue.park(&path("a"), "refused".into(), Parked::Person);
         let (progress, reached) = queue.barrier_progress(barrier);
         assert!(reached && progress.files_failed == 1);
         assert!(take(&mut queue).is_empty());
@@ -951,7 +965,7 @@ mod tests {
                     1 => drop(queue.take_due(Instant::now() + wait, at + 1)),
                     2 => queue.done(path, seq - wait.as_secs().min(seq)),
                     3 => queue.retry(path, wait, (at > 2).then(|| "refused".into())),
-                    4 => queue.park(path, "refused".into()),
+                    4 => queue.park(path, "refused".into(), Parked::Person),
                     5 if at % 2 == 0 => {
                         let scope = if wait.is_zero() { Scope::Fixed } else { Scope::Below(HashSet::from([paths[at].clone()])) };
                         barriers.push((queue.barrier(&paths[..at], scope, Ino(3), |_| 1), at));

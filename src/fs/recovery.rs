@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use super::queue::Parked;
 use super::staging::into_plain;
 use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, now_secs, unlisted_dir};
 use crate::control::{Counts, LocalPath};
@@ -194,7 +195,7 @@ impl Fs {
             for (path, what) in conflicts {
                 if state.queue.get(&path).is_some() {
                     let error = format!("{what}; `oxenfs sync` on it stages yours over that");
-                    state.queue.park(&path, error);
+                    state.queue.park(&path, error, Parked::Person);
                 }
             }
             Ok(())

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::cut::Cut;
 use super::live::{Asked, Copied};
 use super::passthrough::{Seal, Sealing, Urgency, Way};
-use super::queue::{Pending, Phase, Scope, Tick};
+use super::queue::{Parked, Pending, Phase, Scope, Tick};
 use super::{COPY_LIMIT_BYTES, Fs, FsError, Hold, Op, Options, State, base_attrs};
 use crate::control::{Counts, FileError, LocalPath, Progress, Tally};
 use crate::hash::ContentHash;
@@ -683,19 +683,33 @@ impl Fs {
     /// A step of `capture` did not work. A path that has changed since, and that no commit waits for as it was, is
     /// looked at again: the failure tells nothing about what it is now.
     pub fn step_failed(&self, capture: &Capture, error: &str, retry: Option<Duration>) {
-        let path = &capture.path;
-        {
-            let mut state = self.lock();
-            let in_cut = state.made_cut().and_then(|made| made.get(path));
-            let awaited = in_cut.is_some_and(|in_cut| in_cut.seq == capture.seq);
-            let stale = state.queue.get(path).is_some_and(|entry| entry.seq != capture.seq);
-            if stale && !awaited {
-                tracing::debug!(%path, error, "not staged, and changed since");
-                state.queue.retry(path, RECHECK, None);
-                return;
-            }
+        if !self.has_changed_since(capture, error) {
+            self.failed(&capture.path, error, retry);
         }
-        self.failed(path, error, retry);
+    }
+
+    /// A step of `capture` works only once a commit has [made way](Self::made_way) for it.
+    pub fn step_waits_for_commit(&self, capture: &Capture, error: &str) {
+        if self.has_changed_since(capture, error) {
+            return;
+        }
+        tracing::info!(path = %capture.path, error, "not staged; it goes with the next commit");
+        self.lock().queue.park(&capture.path, error.to_owned(), Parked::Commit);
+        self.progress.notify_waiters();
+    }
+
+    /// Whether what failed is out of date, and nobody waits for it: the path is looked at again then.
+    fn has_changed_since(&self, capture: &Capture, error: &str) -> bool {
+        let path = &capture.path;
+        let mut state = self.lock();
+        let in_cut = state.made_cut().and_then(|made| made.get(path));
+        let awaited = in_cut.is_some_and(|in_cut| in_cut.seq == capture.seq);
+        let stale = state.queue.get(path).is_some_and(|entry| entry.seq != capture.seq);
+        if stale && !awaited {
+            tracing::debug!(%path, error, "not staged, and changed since");
+            state.queue.retry(path, RECHECK, None);
+        }
+        stale && !awaited
     }
 
     /// A path cannot be staged: tried again after `retry`, or parked.
@@ -709,7 +723,7 @@ impl Fs {
             match retry {
                 Some(delay) => state.queue.retry(path, delay, Some(error.to_owned())),
                 None => {
-                    state.queue.park(path, error.to_owned());
+                    state.queue.park(path, error.to_owned(), Parked::Person);
                 }
             }
         }
@@ -775,14 +789,24 @@ impl Fs {
         }))
     }
 
-    /// Gets the bytes of these staged files into the spool, before they are staged no more.
+    /// Gets the bytes of these files into the spool, where they are not in some commit: before what is staged at these
+    /// paths is staged no more.
     ///
     /// # Errors
     /// As [`rescue`](Self::rescue).
     pub async fn rescue_all(&self, paths: &[RepoPath]) -> Result<(), FsError> {
         for path in paths {
-            let resolved = self.lock().tree.resolve(path);
-            if let Resolved::Inode(ino) = resolved {
+            let needed = {
+                let state = self.lock();
+                let committed = |content: &Content| matches!(content, Content::Remote { origin: Some(origin), .. } if origin.revision != Revision::Workspace);
+                match state.tree.resolve(path) {
+                    Resolved::Inode(ino) => {
+                        state.content(ino).is_some_and(|(content, _)| !committed(content)).then_some(ino)
+                    }
+                    Resolved::Absent | Resolved::AsBase => None,
+                }
+            };
+            if let Some(ino) = needed {
                 self.rescue(ino).await?;
             }
         }
@@ -880,6 +904,41 @@ impl Fs {
         let over = |path: &RepoPath| state.ledger.based_below(path).any(|below| below != path);
         let staged = state.ledger.iter().filter(|(_, account)| matches!(account.staged, Staged::Put(_)));
         staged.map(|(path, _)| path).filter(|path| over(path)).cloned().collect()
+    }
+
+    /// What waits for a commit, if nothing else of the cut, or of all that is owed where there is none, is left.
+    pub fn waits_for_commit_alone(&self) -> Option<Vec<RepoPath>> {
+        let state = self.lock();
+        let left: Vec<&RepoPath> = match state.made_cut() {
+            Some(made) => made.paths().collect(),
+            None => state.queue.iter().filter(|(_, entry)| entry.is_parked()).map(|(path, _)| path).collect(),
+        };
+        let waits = |path: &&RepoPath| state.queue.get(path).and_then(Pending::parked) == Some(Parked::Commit);
+        left.iter().all(waits).then(|| left.into_iter().cloned().collect())
+    }
+
+    /// Nothing of these paths is staged by the commit that is under way: they wait for the next cut.
+    pub fn set_aside(&self, paths: &[RepoPath]) {
+        let mut state = self.lock();
+        let left: Vec<Capture> = paths.iter().filter_map(|path| state.leave_out_of_cut(path)).collect();
+        drop(state);
+        // Letting go of captures takes the lock.
+        drop(left);
+    }
+
+    /// The server has these files staged as removed, so that their content can be staged when that is committed.
+    ///
+    /// # Errors
+    /// When the journal cannot be written: do not commit.
+    pub fn made_way(&self, paths: &[RepoPath]) -> Result<(), FsError> {
+        into_plain(self.change(|state| {
+            for path in paths {
+                let account = state.ledger.get(path).unwrap_or_default();
+                let account = Account { staged: Staged::Removed, ..account };
+                state.apply(Change::Account { path: path.clone(), account: Some(account) });
+            }
+            Ok(())
+        }))
     }
 
     /// These files are staged no more, and owed again.

@@ -47,6 +47,7 @@ fn remote(error: &WorkspaceError) -> Errno {
         | WorkspaceError::Server { .. }
         | WorkspaceError::Refused { .. }
         | WorkspaceError::Unconfirmed { .. }
+        | WorkspaceError::Overlooked
         | WorkspaceError::Protocol { .. } => Errno::EIO,
     }
 }

@@ -10,8 +10,8 @@ use crate::control::Failure;
 use crate::fs::{CommitCut, FsError};
 use crate::journal::CommitIntent;
 use crate::path::RepoPath;
-use crate::workspace::verify::{self, StagedSet};
-use crate::workspace::{CommitId, CommitInfo, CommitRequest, WorkspaceError};
+use crate::workspace::verify::{self, Expected, StagedSet};
+use crate::workspace::{CommitId, CommitInfo, CommitRequest, Outcome, WorkspaceError};
 use finish::Finished;
 
 /// How many conflicting paths an error names.
@@ -29,7 +29,7 @@ pub(super) async fn commit(
     request: &CommitRequest,
     listener: &mut Listener,
 ) -> io::Result<Result<Option<CommitId>, Failure>> {
-    let (mut cut, mut staged) = match stage_cut(daemon, listener).await? {
+    let StagedCut { mut cut, mut staged, waiting } = match stage_cut(daemon, listener).await? {
         Ok(staged) => staged,
         Err(failure) => return Ok(Err(failure)),
     };
@@ -54,24 +54,28 @@ pub(super) async fn commit(
         }
         Err(error) => return Ok(Err(failed(daemon, error.to_string(), None))),
     }
-    if daemon.fs.staged_paths().is_empty() {
+    if daemon.fs.staged_paths().is_empty() && waiting.is_empty() {
         return Ok(Ok(before));
     }
     if let Err(failure) = without_conflicts(daemon, request).await {
         return Ok(Err(failure));
     }
-    let over = daemon.fs.files_over_directories();
-    if !over.is_empty() {
-        // No server takes both in one commit: first one in which the directories go, then one with the files.
-        let first = CommitRequest { message: format!("{} (directories make way)", request.message), ..request.clone() };
-        if let Err(failure) = make_way(daemon, &over, &first).await {
+    let way = Way { over_dirs: daemon.fs.files_over_directories(), waiting };
+    if !way.is_clear() {
+        let first = CommitRequest { message: format!("{} ({})", request.message, way.said()), ..request.clone() };
+        if let Err(failure) = make_way(daemon, &way, &first).await {
             return Ok(Err(failure));
         }
         drop(cut);
-        (cut, staged) = match stage_cut(daemon, listener).await? {
-            Ok(staged) => staged,
+        let rest = match stage_cut(daemon, listener).await? {
+            Ok(rest) => rest,
             Err(failure) => return Ok(Err(failure)),
         };
+        if let Some(path) = rest.waiting.first() {
+            let message = format!("{path} could not be staged, though a commit made way for it");
+            return Ok(Err(failed(daemon, message, None)));
+        }
+        (cut, staged) = (rest.cut, rest.staged);
     }
     let committed = publish(daemon, request, &staged).await;
     drop(cut);
@@ -82,8 +86,17 @@ fn failed(daemon: &Daemon, message: String, hint: Option<&str>) -> Failure {
     Failure { message, hint: hint.map(str::to_owned), owed: !daemon.fs.is_drained() }
 }
 
-/// Makes a cut and stages it; returns what is staged then, as the server lists it.
-async fn stage_cut(daemon: &Daemon, listener: &mut Listener) -> io::Result<Result<(CommitCut, StagedSet), Failure>> {
+/// A cut of which all is staged that can be.
+struct StagedCut {
+    cut: CommitCut,
+    /// What is staged, as the server lists it.
+    staged: StagedSet,
+    /// What can be staged once a commit has made way for it.
+    waiting: Vec<RepoPath>,
+}
+
+/// Makes a cut and stages it.
+async fn stage_cut(daemon: &Daemon, listener: &mut Listener) -> io::Result<Result<StagedCut, Failure>> {
     for _ in 0..STAGINGS {
         if let Some(failure) = flush_mapped(daemon, |_| true).await {
             return Ok(Err(failure));
@@ -97,11 +110,13 @@ async fn stage_cut(daemon: &Daemon, listener: &mut Listener) -> io::Result<Resul
             Err(error) => return Ok(Err(failed(daemon, error.to_string(), None))),
         };
         let progress = follow(daemon, &cut.waiting, listener).await?;
-        if let Some(failure) = unstaged(daemon, &progress) {
-            return Ok(Err(failure));
-        }
+        let waiting = match (unstaged(daemon, &progress), daemon.fs.waits_for_commit_alone()) {
+            (None, _) => Vec::new(),
+            (Some(_), Some(waiting)) if !waiting.is_empty() => waiting,
+            (Some(failure), _) => return Ok(Err(failure)),
+        };
         match daemon.fs.audit_for_commit().await {
-            Ok(Some(staged)) => return Ok(Ok((cut, staged))),
+            Ok(Some(staged)) => return Ok(Ok(StagedCut { cut, staged, waiting })),
             Ok(None) => {}
             Err(error) => return Ok(Err(failed(daemon, error.to_string(), None))),
         }
@@ -137,24 +152,57 @@ async fn without_conflicts(daemon: &Daemon, request: &CommitRequest) -> Result<(
     }
 }
 
-/// Takes the files back that stand where the base has directories, and commits the removal of those.
-async fn make_way(daemon: &Daemon, over: &[RepoPath], request: &CommitRequest) -> Result<(), Failure> {
+/// What no server takes in one commit: first one is made in which the old goes, then one with the new.
+struct Way {
+    /// Files that are staged where the base has directories.
+    over_dirs: Vec<RepoPath>,
+    /// Files that the server takes for what the base has there.
+    waiting: Vec<RepoPath>,
+}
+
+impl Way {
+    fn is_clear(&self) -> bool {
+        self.over_dirs.is_empty() && self.waiting.is_empty()
+    }
+
+    fn said(&self) -> &'static str {
+        match (self.over_dirs.is_empty(), self.waiting.is_empty()) {
+            (_, true) => "directories make way",
+            (true, false) => "files make way",
+            (false, false) => "files and directories make way",
+        }
+    }
+}
+
+/// Takes the files back that stand where the base has something else, and commits the removal of that.
+async fn make_way(daemon: &Daemon, way: &Way, request: &CommitRequest) -> Result<(), Failure> {
     let failed = |message: String| failed(daemon, message, None);
     let workspace = daemon.fs.workspace();
-    daemon.fs.rescue_all(over).await.map_err(|error| failed(error.to_string()))?;
-    daemon.fs.intend(over.iter(), std::iter::empty()).map_err(|error| failed(error.to_string()))?;
+    daemon.fs.set_aside(&way.waiting);
+    let paths: Vec<RepoPath> = way.over_dirs.iter().chain(&way.waiting).cloned().collect();
+    daemon.fs.rescue_all(&paths).await.map_err(|error| failed(error.to_string()))?;
+    daemon.fs.intend(paths.iter(), std::iter::empty()).map_err(|error| failed(error.to_string()))?;
     daemon.fs.flush().await.map_err(|error| failed(error.to_string()))?;
     let unanswered = workspace.unanswered();
-    let done = match workspace.unstage(over).await {
-        Ok(_) => workspace.remove(over).await.map(|_| ()),
+    let done = match workspace.unstage(&paths).await {
+        Ok(_) => workspace.remove(&paths).await,
         Err(error) => Err(error),
     };
     if workspace.unanswered() != unanswered {
-        daemon.fs.went_unanswered(over.iter()).map_err(|error| failed(error.to_string()))?;
+        daemon.fs.went_unanswered(paths.iter()).map_err(|error| failed(error.to_string()))?;
     }
-    daemon.fs.unstaged(over).map_err(|error| failed(error.to_string()))?;
-    done.map_err(|error| failed(error.to_string()))?;
+    daemon.fs.unstaged(&way.over_dirs).map_err(|error| failed(error.to_string()))?;
+    for (path, outcome) in paths.iter().zip(done.map_err(|error| failed(error.to_string()))?) {
+        if let Outcome::Failed(error) = outcome {
+            return Err(failed(format!("cannot make way for {path}: {error}")));
+        }
+    }
     let staged = daemon.fs.list_staged().await.map_err(|error| failed(error.to_string()))?;
+    // The mount would stand on a commit that it does not know otherwise.
+    if let Some(path) = way.waiting.iter().find(|path| staged.get(path) != Some(&Expected::Gone)) {
+        return Err(failed(format!("cannot make way for {path}: its removal is not staged")));
+    }
+    daemon.fs.made_way(&way.waiting).map_err(|error| failed(error.to_string()))?;
     publish(daemon, request, &staged).await.map(|_| ())
 }
 

@@ -128,8 +128,8 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
         }
         // Taken care of before: it needs the socket for itself.
         Request::Import { .. } => Ok(()),
-        Request::Sync { paths } => {
-            let done = sync(&paths, daemon, listener).await?;
+        Request::Sync { paths, before_commit } => {
+            let done = sync(&paths, before_commit, daemon, listener).await?;
             listener.tell(&done).await
         }
         Request::Unmount => {
@@ -269,7 +269,7 @@ pub(super) async fn follow(daemon: &Daemon, waiting: &Waiting, listener: &mut Li
     }
 }
 
-async fn sync(paths: &[String], daemon: &Daemon, listener: &mut Listener) -> io::Result<Event> {
+async fn sync(paths: &[String], before_commit: bool, daemon: &Daemon, listener: &mut Listener) -> io::Result<Event> {
     let mut wanted = HashSet::new();
     for path in paths {
         match RepoPath::parse(path) {
@@ -293,9 +293,14 @@ async fn sync(paths: &[String], daemon: &Daemon, listener: &mut Listener) -> io:
     let Some(waiting) = daemon.fs.barrier_below(wanted) else { return Ok(Event::Done) };
     let progress = follow(daemon, &waiting, listener).await?;
     Ok(match unstaged(daemon, &progress) {
-        Some(failure) => Event::Failed(failure),
-        None => Event::Done,
+        Some(failure) if !(before_commit && goes_with_commit(daemon)) => Event::Failed(failure),
+        _ => Event::Done,
     })
+}
+
+/// Whether all that is owed and has failed goes with the next commit.
+fn goes_with_commit(daemon: &Daemon) -> bool {
+    daemon.fs.waits_for_commit_alone().is_some_and(|paths| !paths.is_empty())
 }
 
 /// Before a barrier: what programs stored through mappings comes here first. The failure where it does not.

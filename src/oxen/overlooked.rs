@@ -11,7 +11,7 @@
 //! afterwards whether something is; where something must be left, what is staged afterwards is read. What it overlooked
 //! is sent in chunks: assembling them stores the content anew, with a time of its own. That time may be within the two
 //! seconds still; the caller's next attempt is later. Where a server knows no chunks, nothing stores content anew that it
-//! has, however often it is sent: such a file is refused, with the way round.
+//! has, however often it is sent: such a file is refused, and staged when a commit has taken away what it is taken for.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -29,10 +29,6 @@ use crate::workspace::{ChangeKind, Outcome, Over, Put, Upload, UploadProgress, W
 /// listing take as long as a question (0.65.2, tried: 2,000 entries 0.11 s, a question 4 ms).
 const LEAST_LISTED: usize = 16;
 const LISTED_PER_QUESTION: usize = 50;
-
-/// What a server without chunks cannot do, in [`WorkspaceError::Unsupported`].
-const TELL_APART: &str = "tell this content from the branch's, which is as long and was stored at the same time; move \
-                          the file away, commit, move it back, and commit again";
 
 /// What is known of some puts' places before they are sent.
 struct Ground {
@@ -66,7 +62,10 @@ impl OxenWorkspace {
         let outcomes = self.stage_hashes(&ground.sendable(puts)).await?;
         let mut outcomes = ground.complete(outcomes);
         for at in self.check(puts, &ground, &mut outcomes).await {
-            outcomes[at] = Outcome::NeedsBytes;
+            outcomes[at] = match self.dialect.large {
+                LargeRoute::Multipart => Outcome::Failed(WorkspaceError::Overlooked),
+                LargeRoute::Parts | LargeRoute::Chunks => Outcome::NeedsBytes,
+            };
         }
         Ok(outcomes)
     }
@@ -191,7 +190,7 @@ impl OxenWorkspace {
         let sent = async {
             let unconfirmed = || WorkspaceError::Unconfirmed { what: put.path.to_string() };
             if self.dialect.large == LargeRoute::Multipart {
-                return Err(WorkspaceError::Unsupported { what: TELL_APART });
+                return Err(WorkspaceError::Overlooked);
             }
             let sent_bytes = self.send_chunks(put, None, progress).await?;
             let staged = match ground.covered.contains(&put.path) {

@@ -357,7 +357,8 @@ pub(super) fn all_or_error(mut outcomes: Vec<Outcome>) -> Result<Vec<Outcome>, W
 
 /// Whether an error is one item's own: its name, its bytes, its confirmation.
 fn is_about_one(error: &WorkspaceError) -> bool {
-    matches!(error, WorkspaceError::Unsupported { .. } | WorkspaceError::Io(_) | WorkspaceError::Unconfirmed { .. })
+    use WorkspaceError::{Io, Overlooked, Unconfirmed, Unsupported};
+    matches!(error, Unsupported { .. } | Overlooked | Io(_) | Unconfirmed { .. })
 }
 
 /// The same error for another item.
@@ -380,6 +381,7 @@ pub(super) fn again(error: &WorkspaceError) -> WorkspaceError {
         }
         Unconfirmed { what } => Unconfirmed { what: what.clone() },
         Protocol { detail, request } => Protocol { detail: detail.clone(), request: *request },
+        Overlooked => Overlooked,
         Unsupported { what } => Unsupported { what },
         Io(error) => Io(std::io::Error::new(error.kind(), error.to_string())),
     }

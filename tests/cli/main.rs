@@ -429,9 +429,9 @@ fn sync_names_paths_from_the_mounts_root() {
     let synced = user.run(std::iter::once("sync").chain(paths.iter().map(|path| text(path))));
     assert_eq!((synced.exit, synced.out.as_str(), synced.err.as_str()), (0, "", ""));
     let paths = vec!["a/b".to_owned(), "removed".to_owned()];
-    assert_eq!(daemon.requests.recv().unwrap(), Request::Sync { paths });
+    assert_eq!(daemon.requests.recv().unwrap(), Request::Sync { paths, before_commit: false });
     assert_eq!(user.run(["sync", text(&dir)]).exit, 0);
-    assert_eq!(daemon.requests.recv().unwrap(), Request::Sync { paths: vec![] });
+    assert_eq!(daemon.requests.recv().unwrap(), Request::Sync { paths: vec![], before_commit: false });
 }
 
 #[test]
@@ -563,7 +563,7 @@ fn unmount_with_commit_drains_then_commits_what_is_there_then() {
     assert_eq!(said.err, format!("unmounted {}; everything is on the server\n", dir.display()));
     let asked: Vec<Request> = daemon.requests.try_iter().collect();
     assert!(
-        matches!(&asked[..], [Request::Status, Request::Sync { paths }, Request::Commit { .. }, Request::Unmount] if paths.is_empty()),
+        matches!(&asked[..], [Request::Status, Request::Sync { paths, before_commit: true }, Request::Commit { .. }, Request::Unmount] if paths.is_empty()),
         "{asked:?}"
     );
 }

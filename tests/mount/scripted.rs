@@ -18,6 +18,7 @@ pub struct Scripted {
     child: Option<Child>,
     data: tempfile::TempDir,
     port: u16,
+    dialect: &'static str,
 }
 
 impl Scripted {
@@ -27,9 +28,34 @@ impl Scripted {
 
     pub fn with_token(token: Option<&str>) -> Self {
         let data = tempfile::Builder::new().prefix("oxenfs-test-scripted").tempdir().unwrap();
-        let mut server = Self { child: None, data, port: free_port() };
+        let mut server = Self { child: None, data, port: free_port(), dialect: "0.65" };
         server.start(token);
         server
+    }
+
+    /// One that speaks another dialect.
+    pub fn speaking(dialect: &'static str) -> Self {
+        let data = tempfile::Builder::new().prefix("oxenfs-test-scripted").tempdir().unwrap();
+        let mut server = Self { child: None, data, port: free_port(), dialect };
+        server.start(None);
+        server
+    }
+
+    /// All content has been stored at the same time, as happens to what comes together.
+    pub fn store_together(&self) {
+        let mut dirs = vec![self.data.path().to_owned()];
+        while let Some(dir) = dirs.pop() {
+            let is_content = dir.components().any(|part| part.as_os_str() == "versions");
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    dirs.push(path);
+                } else if is_content {
+                    let file = std::fs::File::options().write(true).open(path).unwrap();
+                    file.set_modified(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)).unwrap();
+                }
+            }
+        }
     }
 
     /// Starts it, again if it was stopped: with the same address and the same data.
@@ -37,6 +63,7 @@ impl Scripted {
         let mut command = Command::new(env!("CARGO_BIN_EXE_oxenfs"));
         let listen = format!("127.0.0.1:{}", self.port);
         command.arg("dev-server").arg(self.data.path().join("data")).args(["--listen", &listen]);
+        command.args(["--dialect", self.dialect]);
         if let Some(token) = token {
             command.args(["--token-env", TOKEN]).env(TOKEN, token);
         }

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use crate::dataset::noise;
 use crate::http::assert_same;
-use crate::mounted::{TestMount, local_tree, shell};
+use crate::mounted::{Said, TestMount, local_tree, shell};
+use crate::scripted::Scripted;
 
 /// A mount with a committed base, beside an ordinary directory to which the same is done.
 struct Twins {
@@ -277,4 +278,73 @@ fn what_is_changed_soon_after_it_was_committed_is_committed_again() {
         fs::write(test.at(name), &content).unwrap();
     }
     test.unmount_and_compare();
+}
+
+/// Servers take such content for what the branch has there, and one kind cannot be told otherwise: there a commit makes
+/// way for it first (T3).
+#[test]
+fn contents_of_one_length_that_were_stored_together_change_places_on_every_server() {
+    const WAYS: [&str; 5] = [
+        "cp y x",
+        "mv y x",
+        "mv x t; mv y x; mv t y",
+        "mv d/x t; mv d/y d/x; mv t d/y; cp z y; echo other > other",
+        "rm x; mv y x; cp x d/y; mv d/x y",
+    ];
+    std::thread::scope(|scope| {
+        for dialect in ["documented", "0.50", "0.58", "0.65"] {
+            scope.spawn(move || {
+                let server = Scripted::speaking(dialect);
+                for (at, way) in WAYS.into_iter().enumerate() {
+                    one_length(&server, dialect, way, at);
+                }
+            });
+        }
+    });
+}
+
+fn one_length(server: &Scripted, dialect: &str, way: &str, at: usize) {
+    let test = TestMount::through(&server.url());
+    let plain = test.beside("plain");
+    for root in [&test.dir, &plain] {
+        fs::create_dir(root.join("d")).unwrap();
+        for (seed, name) in ["x", "y", "z", "d/x", "d/y"].into_iter().enumerate() {
+            fs::write(root.join(name), noise(seed as u64, 1000)).unwrap();
+        }
+    }
+    test.commit();
+    server.store_together();
+    if at % 2 == 0 {
+        // Only the server has the bytes.
+        test.unmount();
+        test.forget();
+        test.mount(&[]).ok();
+    }
+    shell(&test.dir, way);
+    shell(&plain, way);
+    let expected = local_tree(&plain);
+    let dir = test.dir.to_str().unwrap();
+    if at >= 2 {
+        let said: Said = test.oxenfs(["sync", dir]);
+        match dialect {
+            "documented" => assert!(said.exit == 3 && said.err.contains("the next commit brings it"), "{said:#?}"),
+            _ => drop(said.ok()),
+        }
+    }
+    if at == 3 {
+        test.signal(rustix::process::Signal::KILL);
+        test.mount(&[]).ok();
+    }
+    if at == 4 {
+        test.unmount_commit();
+    } else {
+        let said = test.oxenfs(["commit", dir, "-m", "a way", "--author", "A", "--email", "a@x"]);
+        assert!(said.exit == 0, "{dialect}, {way}: {said:#?}");
+        assert_same(&local_tree(&test.dir), &expected);
+        test.unmount();
+    }
+    assert_same(&server.committed(&test.repo), &expected);
+    test.mount(&[]).ok();
+    assert_same(&local_tree(&test.dir), &expected);
+    test.unmount();
 }
