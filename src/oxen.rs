@@ -186,8 +186,8 @@ impl Workspace for OxenWorkspace {
         self.identity_now().boxed()
     }
 
-    fn reopen<'a>(&'a self, branch: &'a str) -> Fut<'a, Reopened> {
-        self.open_again(branch).boxed()
+    fn reopen<'a>(&'a self, branch: &'a str, base: &'a CommitId) -> Fut<'a, Reopened> {
+        self.open_again(branch, base).boxed()
     }
 
     fn head<'a>(&'a self, branch: &'a str) -> Fut<'a, CommitId> {

@@ -306,10 +306,10 @@ pub trait Workspace: Send + Sync + 'static {
     /// The workspace as it is now; `None` when there is none any more.
     fn identity(&self) -> Fut<'_, Option<WorkspaceIdentity>>;
 
-    /// The workspace as it is now, made on `branch` where there is none any more: by the request that opening one makes,
-    /// so two clients that do it at once get the same. Later requests go to what is found, also where another client
-    /// made it under another id.
-    fn reopen<'a>(&'a self, branch: &'a str) -> Fut<'a, Reopened>;
+    /// The workspace as it is now, made on `base` where there is none any more, or on what `branch` has become where the
+    /// server cannot do that: by the request that opening one makes, so two clients that do it at once get the same.
+    /// Later requests go to what is found, also where another client made it under another id.
+    fn reopen<'a>(&'a self, branch: &'a str, base: &'a CommitId) -> Fut<'a, Reopened>;
 
     /// The commit that `branch` stands on.
     fn head<'a>(&'a self, branch: &'a str) -> Fut<'a, CommitId>;

@@ -19,7 +19,7 @@ use super::{App, Dialect};
 use crate::path::RepoPath;
 
 /// The branch of a repository's first commit.
-const FIRST_BRANCH: &str = "main";
+pub(super) const FIRST_BRANCH: &str = "main";
 
 /// The longest text field of a form. Only the repository's description can be long at all.
 const FIELD_BYTES: usize = 1 << 20;
@@ -253,19 +253,42 @@ pub(super) async fn commit(
 }
 
 #[derive(Deserialize)]
-struct NewBranch {
-    new_name: String,
-    from_name: String,
+#[serde(untagged)]
+enum NewBranch {
+    From { new_name: String, from_name: String },
+    At { new_name: String, commit_id: String },
 }
 
 /// `POST branches`.
 pub(super) async fn create_branch(State(app): State<Arc<App>>, Path(repo): Path<Repo>, body: Bytes) -> Answer {
     on_disk(move || {
         let repository = repo.find(&app)?;
-        let NewBranch { new_name, from_name } = from_json(&body)?;
-        let (id, new) = repository.create_branch(&new_name, &from_name)?;
+        let (new_name, (id, new)) = match from_json(&body)? {
+            NewBranch::From { new_name, from_name } => {
+                let made = repository.create_branch(&new_name, &from_name)?;
+                (new_name, made)
+            }
+            NewBranch::At { new_name, commit_id } => {
+                repository.create_branch_at(&new_name, &commit_id)?;
+                (new_name, (commit_id, true))
+            }
+        };
         let message = if new { "resource_created" } else { "resource_found" };
         success(message, json!({"branch": {"name": new_name, "commit_id": id}}))
+    })
+    .await
+}
+
+/// `DELETE branches/{name}`.
+pub(super) async fn delete_branch(
+    State(app): State<Arc<App>>,
+    Path(repo): Path<Repo>,
+    Path(parameters): Path<BTreeMap<String, String>>,
+) -> Answer {
+    let name = parameters.get("branch").cloned().unwrap_or_default();
+    on_disk(move || {
+        let commit = repo.find(&app)?.delete_branch(&name)?;
+        success("resource_deleted", json!({"branch": {"name": name, "commit_id": commit}}))
     })
     .await
 }

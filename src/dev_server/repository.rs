@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answers::{CommitView, Refusal, now, random_id};
 use super::faults::OddCommit;
+use super::repositories::FIRST_BRANCH;
 use super::tree::{Change, DirNode, Node, Trees};
 use super::versions::{Content, Versions, write_whole};
 use super::workspace::{Base, Staged, Staging, collides};
@@ -225,15 +226,37 @@ impl Repository {
         if let Some(id) = state.record.branches.get(new) {
             return Ok((id.clone(), false));
         }
-        let id = match state.record.branches.get(from) {
-            Some(id) => id.clone(),
-            None if state.commits.contains_key(from) => from.to_owned(),
-            None => return Err(Refusal::not_found()),
-        };
+        let id = state.record.branches.get(from).cloned().ok_or_else(Refusal::not_found)?;
         let mut record = state.record.clone();
         record.branches.insert(new.to_owned(), id.clone());
         self.save(&mut state, record)?;
         Ok((id, true))
+    }
+
+    /// Makes a branch at a commit. Released servers answer 500 where the one is there, or the other is not.
+    pub(super) fn create_branch_at(&self, new: &str, commit: &str) -> Result<(), Refusal> {
+        let mut state = self.state();
+        if state.record.branches.contains_key(new) {
+            return Err(Refusal::internal(format!("Branch already exists: {new}")));
+        }
+        if !state.commits.contains_key(commit) {
+            return Err(Refusal::internal(format!("Could not find commit: {commit}")));
+        }
+        let mut record = state.record.clone();
+        record.branches.insert(new.to_owned(), commit.to_owned());
+        Ok(self.save(&mut state, record)?)
+    }
+
+    /// Deletes a branch, and returns the commit it stood on; workspaces stay where they are.
+    pub(super) fn delete_branch(&self, branch: &str) -> Result<String, Refusal> {
+        let mut state = self.state();
+        if branch == FIRST_BRANCH {
+            return Err(Refusal::internal(format!("Err: Cannot delete current checked out branch '{branch}'")));
+        }
+        let mut record = state.record.clone();
+        let commit = record.branches.remove(branch).ok_or_else(Refusal::not_found)?;
+        self.save(&mut state, record)?;
+        Ok(commit)
     }
 
     /// Commits `files` as the repository's first commit on `branch`.

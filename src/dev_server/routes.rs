@@ -56,7 +56,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
     let dialect = app.dialect;
     let mut below = Router::new()
         .route("/branches", get(repositories::branches).post(repositories::create_branch))
-        .route("/branches/{*branch}", get(repositories::branch))
+        .route("/branches/{*branch}", get(repositories::branch).delete(repositories::delete_branch))
         .route("/commits/{commit}", get(repositories::commit))
         .route("/dir/{*resource}", get(reading::dir))
         .route("/meta/{*resource}", get(reading::meta))

@@ -83,7 +83,7 @@ impl Fs {
             return Ok(false);
         }
         let branch = self.branch.get().map_or(MAIN, String::as_str);
-        let reopened = self.workspace.reopen(branch).await?;
+        let reopened = self.workspace.reopen(branch, &self.base()).await?;
         tracing::warn!(
             made = reopened.made,
             commit = %reopened.identity.commit,

@@ -12,6 +12,7 @@ use super::http::{Request, segment};
 use super::listing::{TreeHash, kind};
 use super::retry::Patience;
 use super::wire::{self, Commit, WorkspaceInfo};
+use crate::hash::{ContentHash, HashKind};
 use crate::path::RepoPath;
 use crate::workspace::{
     CommitId, CommitInfo, Differences, EntryKind, InHistory, Reopened, Scope, Sides, WorkspaceError, WorkspaceIdentity,
@@ -40,13 +41,48 @@ impl OxenWorkspace {
         }))
     }
 
-    pub(super) async fn open_again(&self, branch: &str) -> Result<Reopened, WorkspaceError> {
-        let answer = self.repo.get_or_create_workspace(&self.id(), &self.name, branch).await?;
+    pub(super) async fn open_again(&self, branch: &str, base: &CommitId) -> Result<Reopened, WorkspaceError> {
+        let made = self.identity_now().await?.is_none() && self.make_again(branch, base).await?;
         // Of a workspace that was found by its name, the answer has the id that was sent (0.65.2, tried).
         let identity =
             self.identity_now().await?.ok_or_else(|| WorkspaceError::NotFound { what: self.what(), request: None })?;
         *self.id.write().unwrap_or_else(PoisonError::into_inner) = identity.id.clone();
-        Ok(Reopened { identity, made: answer.status_message == "resource_created" })
+        Ok(Reopened { identity, made })
+    }
+
+    /// Makes the workspace on `base`; says whether it was not there before.
+    ///
+    /// A workspace is made where a branch stands, and keeps standing there when that branch is deleted (0.65.2, tried). So
+    /// where `branch` has moved on, one is made for a moment; a daemon that ends in that moment leaves it, under a name
+    /// that says whose it was, and the next to need it takes it away.
+    async fn make_again(&self, branch: &str, base: &CommitId) -> Result<bool, WorkspaceError> {
+        if base.0.is_empty() || self.head_of(branch).await? == *base {
+            return self.make_on(branch).await;
+        }
+        let name = ContentHash::of(HashKind::Xxh3, self.name.as_bytes());
+        let aside = format!("workspace-mount-{name}");
+        self.repo.delete_branch(&aside).await?;
+        match self.repo.create_branch_at(&aside, base).await {
+            Ok(()) => {}
+            Err(error) => {
+                let is_refused = matches!(error, WorkspaceError::NotFound { .. } | WorkspaceError::Refused { .. });
+                if !is_refused && self.look_up(base).await?.is_some() {
+                    return Err(error);
+                }
+                tracing::warn!(%error, %base, branch, "the workspace cannot be made where it stood; it is made on the branch");
+                return self.make_on(branch).await;
+            }
+        }
+        let made = self.make_on(&aside).await;
+        if let Err(error) = self.repo.delete_branch(&aside).await {
+            tracing::warn!(%error, branch = aside, "a branch that was made for a moment is there still");
+        }
+        made
+    }
+
+    async fn make_on(&self, branch: &str) -> Result<bool, WorkspaceError> {
+        let answer = self.repo.get_or_create_workspace(&self.id(), &self.name, branch).await?;
+        Ok(answer.status_message == "resource_created")
     }
 
     // ---- commits

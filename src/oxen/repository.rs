@@ -356,6 +356,24 @@ impl Repository {
         Ok(answer.branch)
     }
 
+    /// Makes the branch `name`, which is not there, at `commit`.
+    pub(super) async fn create_branch_at(&self, name: &str, commit: &CommitId) -> Result<(), WorkspaceError> {
+        let body = wire::NewBranchAt { new_name: name, commit_id: &commit.0 };
+        let request = Request::new(Method::POST, self.url("branches"), format!("commit {commit}")).json(&body)?;
+        let answer: wire::BranchAnswer = self.http.json(&request).await?;
+        match *answer.branch.commit_id == *commit.0 {
+            true => Ok(()),
+            false => Err(WorkspaceError::Unconfirmed { what: format!("branch {name}") }),
+        }
+    }
+
+    /// Deletes a branch; says whether there was one.
+    pub(super) async fn delete_branch(&self, name: &str) -> Result<bool, WorkspaceError> {
+        let url = self.url(&format!("branches/{}", segments(name)));
+        let request = Request::new(Method::DELETE, url, format!("branch {name}"));
+        Ok(self.http.find::<wire::Anything>(&request).await?.is_some())
+    }
+
     /// A commit; `None` when there is none of that id, or no such repository.
     ///
     /// # Errors

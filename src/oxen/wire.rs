@@ -142,6 +142,13 @@ pub(super) struct NewBranch<'a> {
     pub from_name: &'a str,
 }
 
+/// `POST branches`, where no branch stands.
+#[derive(Debug, Serialize)]
+pub(super) struct NewBranchAt<'a> {
+    pub new_name: &'a str,
+    pub commit_id: &'a str,
+}
+
 /// A workspace, as the server lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct WorkspaceInfo {

@@ -620,13 +620,14 @@ impl Workspace for Memory {
         self.request("identity", |state| Ok(state.identity()))
     }
 
-    fn reopen<'a>(&'a self, _branch: &'a str) -> Fut<'a, Reopened> {
-        self.request("reopen", |state| {
+    fn reopen<'a>(&'a self, _branch: &'a str, base: &'a CommitId) -> Fut<'a, Reopened> {
+        self.request("reopen", move |state| {
             let made = state.incarnation.is_none();
             if made {
                 state.incarnations += 1;
                 state.incarnation = Some(state.incarnations);
-                state.base.clone_from(&state.head);
+                let is_known = state.commits.contains_key(&*base.0);
+                state.base = if is_known { base.0.to_string() } else { state.head.clone() };
             }
             Ok(Reopened { identity: state.identity().ok_or_else(no_workspace)?, made })
         })

@@ -236,6 +236,69 @@ fn a_workspace_that_was_deleted_is_made_again_and_all_staged_again() {
     test.unmount();
 }
 
+/// Stages content in a workspace of their own and commits it.
+fn theirs(server: &Scripted, test: &TestMount, path: &str, number: u32) {
+    let name = format!("theirs-{number}");
+    other(server, test, "PUT", "workspaces", &json!({"workspace_id": name, "name": name, "branch_name": "main"}));
+    let begin = json!({"hash": hash("precious"), "size": 8, "destination": {"workspace_id": name, "path": path}});
+    other(server, test, "POST", "versions/uploads", &begin);
+    let merge = json!({"author": "B", "email": "b@x", "message": "theirs"});
+    other(server, test, "POST", &format!("workspaces/{name}/merge/main"), &merge);
+}
+
+#[test]
+fn a_workspace_that_was_deleted_while_the_branch_went_on_is_made_again_where_it_stood() {
+    let (server, test) = with_base();
+    let workspace = format!("workspaces/{}", workspace(&test));
+    fs::write(test.at("ours"), "ours").unwrap();
+    fs::write(test.at("both"), "ours too").unwrap();
+    test.sync();
+    theirs(&server, &test, "theirs", 1);
+    other(&server, &test, "DELETE", &workspace, &Value::Null);
+    commit(&test).ok();
+    let committed = server.committed(&test.repo);
+    assert_eq!((&committed["ours"][..], &committed["theirs"][..]), (&b"ours"[..], &b"precious"[..]));
+    assert_committed(&server, &test);
+    // What collides is found all the same.
+    fs::write(test.at("both"), "ours again").unwrap();
+    test.sync();
+    theirs(&server, &test, "both", 2);
+    other(&server, &test, "DELETE", &workspace, &Value::Null);
+    let said = commit(&test);
+    assert!(said.exit == 1 && said.err.contains("both"), "{said:#?}");
+    assert_eq!(server.committed(&test.repo)["both"], b"precious");
+    assert_eq!(fs::read(test.at("both")).unwrap(), b"ours again");
+    assert_eq!(ask(&server, &test, "branches")["branches"].as_array().unwrap().len(), 1);
+    test.unmount();
+}
+
+#[test]
+fn a_workspace_that_others_made_on_a_later_commit_loses_nothing_to_who_does_as_the_hint_says() {
+    let (server, test) = with_base();
+    let name = workspace(&test);
+    fs::write(test.at("ours"), noise(5, 100_000)).unwrap();
+    fs::remove_file(test.at("d/base.txt")).unwrap();
+    test.sync();
+    theirs(&server, &test, "theirs", 1);
+    other(&server, &test, "DELETE", &format!("workspaces/{name}"), &Value::Null);
+    other(&server, &test, "PUT", "workspaces", &json!({"workspace_id": name, "name": name, "branch_name": "main"}));
+    let before = head(&server, &test);
+    let said = commit(&test);
+    assert!(said.exit == 3 || said.exit == 1, "{said:#?}");
+    assert!(said.out.is_empty() && said.err.contains("hint: unmount and mount again"), "{said:#?}");
+    assert_eq!(head(&server, &test), before);
+    test.unmount();
+    test.mount(&[]).ok();
+    assert_eq!(fs::read(test.at("ours")).unwrap(), noise(5, 100_000));
+    assert_eq!(fs::read(test.at("theirs")).unwrap(), b"precious");
+    assert!(!test.at("d/base.txt").exists());
+    commit(&test).ok();
+    let committed = server.committed(&test.repo);
+    assert!(committed["ours"] == noise(5, 100_000) && !committed.contains_key("d/base.txt"));
+    assert_committed(&server, &test);
+    test.unmount();
+}
+
 #[test]
 fn what_went_with_a_workspace_and_is_not_here_is_read_when_it_is_staged_again() {
     let server = Scripted::new();

@@ -3,12 +3,14 @@
 use super::*;
 
 use oxenfs::dev_server::Meanwhile;
+use oxenfs::hash::HashKind;
 use oxenfs::workspace::{Differences, InHistory, Scope, Sides};
 use serde_json::json;
 
 contract! {
     everywhere: [
         a_workspace_is_told_from_one_made_anew,
+        a_workspace_that_was_deleted_is_made_again_where_it_stood,
         a_workspace_that_others_made_under_another_id_is_taken_up,
         commits_and_histories_are_looked_up,
         where_two_commits_differ_is_told,
@@ -33,13 +35,14 @@ async fn a_workspace_is_told_from_one_made_anew(target: &Target) {
     let workspace = open(target).await;
     let identity = workspace.identity().await.expect("an answer").expect("a workspace");
     assert_eq!(identity.commit, workspace.base().await.expect("the base"));
+    let base = identity.commit.clone();
     // A commit moves it, and it is the same.
     bring(&workspace, "a.txt", Some(b"a")).await;
     let committed = commit(&workspace, "first").await;
     let moved = workspace.identity().await.expect("an answer").expect("a workspace");
     assert_eq!(moved.commit, committed.id);
     assert!(moved.is_same_as(&identity) && moved != identity);
-    let there = workspace.reopen("main").await.expect("an answer");
+    let there = workspace.reopen("main", &base).await.expect("an answer");
     assert_eq!((there.made, &there.identity), (false, &moved));
     // Deleted with what is staged.
     bring(&workspace, "b.txt", Some(b"b")).await;
@@ -49,7 +52,7 @@ async fn a_workspace_is_told_from_one_made_anew(target: &Target) {
     for refused in [workspace.base().await.map(drop), workspace.changes().await.map(drop)] {
         assert!(matches!(refused, Err(WorkspaceError::NotFound { .. })), "{refused:?}");
     }
-    let anew = workspace.reopen("main").await.expect("it is made again");
+    let anew = workspace.reopen("main", &committed.id).await.expect("it is made again");
     assert!(anew.made && !anew.identity.is_same_as(&moved), "{anew:?}");
     assert_eq!(anew.identity.commit, committed.id);
     assert!(changes(&workspace).await.is_empty());
@@ -57,9 +60,49 @@ async fn a_workspace_is_told_from_one_made_anew(target: &Target) {
     assert_eq!(changes(&workspace).await.len(), 1);
 }
 
+/// The branch has moved on: what is staged again is staged over what it was made from.
+async fn a_workspace_that_was_deleted_is_made_again_where_it_stood(target: &Target) {
+    let workspace = open(target).await;
+    let base = workspace.base().await.expect("the base");
+    let theirs = named(target, "theirs").await;
+    bring(&theirs, "theirs.txt", Some(b"theirs")).await;
+    let head = commit(&theirs, "theirs").await.id;
+    let repository = Repository::connect(&endpoint(target)).expect("an address");
+    let branches = || async {
+        let branches = repository.branches().await.expect("a listing").into_iter();
+        branches.map(|branch| branch.name).collect::<Vec<_>>()
+    };
+    for (wanted, expected) in [(&base, &base), (&head, &head), (&CommitId("".into()), &head)] {
+        assert!(repository.delete_workspace("work").await.expect("an answer"));
+        let anew = workspace.reopen("main", wanted).await.expect("it is made again");
+        assert_eq!((anew.made, &anew.identity.commit), (true, expected));
+        assert_eq!(branches().await, ["main"]);
+        // Another that does so at the same time finds it.
+        let again = workspace.reopen("main", &base).await.expect("an answer");
+        assert_eq!((again.made, &again.identity.commit), (false, expected));
+    }
+    // A commit that the repository does not have, and what a client left that ended amid this.
+    assert!(repository.delete_workspace("work").await.expect("an answer"));
+    let unknown = CommitId("0123456789abcdef0123456789abcdef".into());
+    let anew = workspace.reopen("main", &unknown).await.expect("it is made again");
+    assert_eq!((anew.made, &anew.identity.commit), (true, &head));
+    assert!(repository.delete_workspace("work").await.expect("an answer"));
+    let left = format!("workspace-mount-{}", ContentHash::of(HashKind::Xxh3, b"work"));
+    let body = json!({"new_name": left, "commit_id": head.0});
+    assert!(crate::server::answered(target.http.post(target.url("branches")).json(&body)).await.status().is_success());
+    let anew = workspace.reopen("main", &base).await.expect("it is made again");
+    assert_eq!((anew.made, &anew.identity.commit), (true, &base));
+    assert_eq!(branches().await, ["main"]);
+    bring(&workspace, "ours.txt", Some(b"ours")).await;
+    let committed = commit(&workspace, "ours").await.id;
+    let names = tree(&workspace, &committed).await.into_keys().filter(|name| name.ends_with("s.txt"));
+    assert_eq!(names.collect::<Vec<_>>(), ["ours.txt", "theirs.txt"]);
+}
+
 async fn a_workspace_that_others_made_under_another_id_is_taken_up(target: &Target) {
     let workspace = open(target).await;
     let before = workspace.identity().await.expect("an answer").expect("a workspace");
+    let base = before.commit.clone();
     let repository = Repository::connect(&endpoint(target)).expect("an address");
     assert!(repository.delete_workspace("work").await.expect("an answer"));
     let route = match target.dialect {
@@ -71,7 +114,7 @@ async fn a_workspace_that_others_made_under_another_id_is_taken_up(target: &Targ
     assert!(answer.status().is_success());
     let found = workspace.identity().await.expect("an answer").expect("a workspace");
     assert!(*found.id == *"theirs" && !found.is_same_as(&before), "{found:?}");
-    let there = workspace.reopen("main").await.expect("an answer");
+    let there = workspace.reopen("main", &base).await.expect("an answer");
     assert_eq!((there.made, &there.identity), (false, &found));
     bring(&workspace, "data/a.txt", Some(b"changed")).await;
     bring(&workspace, "a.txt", Some(b"a")).await;
@@ -346,11 +389,12 @@ async fn a_directory_that_a_commit_dropped_is_a_difference(target: &Target) {
 async fn a_workspace_that_is_deleted_meanwhile_is_missing(target: &Target) {
     let workspace = open(target).await;
     let before = workspace.identity().await.expect("an answer").expect("a workspace");
+    let base = before.commit.clone();
     bring(&workspace, "a.txt", Some(b"a")).await;
     arm(target, Fault::new("GET", "/changes", Action::Meanwhile(Meanwhile::DeleteWorkspace)).times(1));
     let refused = workspace.changes().await;
     assert!(matches!(refused, Err(WorkspaceError::NotFound { .. })), "{refused:?}");
-    workspace.reopen("main").await.expect("it is made again");
+    workspace.reopen("main", &base).await.expect("it is made again");
     bring(&workspace, "a.txt", Some(b"a")).await;
     let remade = Meanwhile::RemakeWorkspace { branch: "main".into() };
     arm(target, Fault::new("POST", "/merge/", Action::Meanwhile(remade)).times(1));

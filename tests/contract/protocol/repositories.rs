@@ -11,6 +11,7 @@ contract! {
         a_repository_is_made_from_a_form,
         an_empty_repository_gets_a_first_commit_with_its_first_workspace,
         a_branch_is_made_from_another,
+        a_workspace_stays_where_its_branch_stood_when_that_is_deleted,
         a_workspace_is_found_by_id_and_by_name,
         a_found_workspace_is_answered_under_the_id_that_was_sent,
         a_deleted_workspace_is_gone,
@@ -130,6 +131,33 @@ async fn a_branch_is_made_from_another(target: &Target) {
     let all = target.get_json("branches").await;
     assert_eq!(all["branches"].as_array().map(Vec::len), Some(2));
     assert_eq!(target.names("dev", "").await, ["README.md", "data"]);
+}
+
+async fn a_workspace_stays_where_its_branch_stood_when_that_is_deleted(target: &Target) {
+    let old = target.head("main").await;
+    let workspace = target.workspace("w").await;
+    target.add(&workspace, "new.txt", "new").await;
+    target.commit(&workspace).await.ok();
+    let body = json!({"new_name": "there", "commit_id": old});
+    let made = target.send("POST", "branches", body.clone()).await.ok();
+    assert_eq!(made["branch"]["commit_id"], old.as_str());
+    target.send("POST", "branches", body).await.refused(500);
+    let unknown = json!({"new_name": "nowhere", "commit_id": "0123456789abcdef0123456789abcdef"});
+    target.send("POST", "branches", unknown).await.refused(500);
+    target.get("branches/nowhere").await.refused(404);
+    // No commit's id is a branch's name.
+    target.send("POST", "branches", json!({"new_name": "x", "from_name": old})).await.refused(404);
+    let body = json!({"workspace_id": "old", "name": "old", "branch_name": "there"});
+    let workspace = target.send("PUT", target.workspaces_route(), body).await.ok();
+    assert_eq!(workspace["workspace"]["commit"]["id"], old.as_str());
+    target.send("DELETE", "branches/there", json!(null)).await.ok();
+    target.send("DELETE", "branches/there", json!(null)).await.refused(404);
+    let workspace = target.get_json("workspaces/old").await;
+    assert_eq!(workspace["workspace"]["commit"]["id"], old.as_str());
+    // And is committed to another branch.
+    target.add("old", "other.txt", "other").await;
+    target.commit("old").await.ok();
+    assert_eq!(target.names("main", "").await, ["README.md", "data", "new.txt", "other.txt"]);
 }
 
 async fn a_workspace_is_found_by_id_and_by_name(target: &Target) {
