@@ -42,7 +42,7 @@
 //! | [`workspace`] | the backend seam: trait, values, errors |
 //! | [`oxen`] | its HTTP implementation, dialects, retry |
 //! | [`log`] | the log: where its lines go, what is let through, and that all of it is safe to show |
-//! | [`hash`], [`path`], [`table`] | content hashes; names and paths that are valid once built; very many things by number |
+//! | [`hash`], [`path`], [`table`], [`calendar`] | content hashes; names and paths that are valid once built; very many things by number; dates |
 //! | [`dev_server`] | an embedded Oxen-compatible server for trying and for tests |
 //!
 //! # Directions
@@ -51,12 +51,13 @@
 //! cli ▸ mount ▸ { fuse, control, oxen }      fuse ▸ fs      control ▸ (types only)
 //! fs ▸ { namespace, ledger, spool, journal }      stager ▸ { fs, workspace, hash }
 //! namespace, ledger, spool, journal ▸ { path, hash, workspace (values) }      spool, journal ▸ disk
-//! leaves: path, hash, disk, table, log
+//! leaves: path, hash, disk, table, calendar, log
 //! ```
 //!
 //! Only `mount` names both `oxen` and `fs`; only `fuse` and `mount` name `fuser`; only `oxen` names `reqwest`; only
 //! `log` names `tracing_subscriber`; only `cli` prints. `scripts/check-layers` greps for it.
 
+pub mod calendar;
 pub mod cli;
 pub mod config;
 pub mod control;
