@@ -34,7 +34,7 @@ mod xattrs;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -265,6 +265,8 @@ pub struct Fs {
     learning: tokio::sync::Mutex<()>,
     /// The workspace, as it was when it was last looked at.
     presence: tokio::sync::Mutex<presence::Presence>,
+    /// How often it was made again.
+    remade: AtomicU64,
     /// The branch that the workspace is made on, where it has to be made again.
     branch: OnceLock<String>,
     /// The kernel, where it can go past the daemon; set before anything is served.

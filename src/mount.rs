@@ -8,7 +8,7 @@ pub mod daemon;
 pub mod preflight;
 pub mod state_dir;
 
-mod commit;
+pub mod commit;
 mod import;
 mod serve;
 
@@ -244,6 +244,8 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
         Ok(Some((_, Finished::Broken { what, .. }))) => tracing::error!(what, "a commit of before is not whole"),
         Ok(Some((_, Finished::Whole(id)))) => tracing::info!(%id, "a commit of before was made, and is whole"),
         Ok(None) => {}
+        // Once the record is compared with the base, nobody can tell any more.
+        Err(FsError::Remote(error)) if error.is_transient() => return Err(MountError::Server(error)),
         Err(error) => tracing::warn!(%error, "it could not be looked at what became of a commit of before"),
     }
     // What a commit moved without this record's knowing, the comparison finds out path by path.

@@ -24,6 +24,22 @@ use crate::workspace::{Change as StagedChange, ChangeKind, Object, WorkspaceErro
 /// hold one.
 const EXPECTED: Duration = Duration::from_secs(10 * 60);
 
+/// What the server has staged, compared with the record.
+enum Comparison {
+    /// Nothing on record can tell, and the server was not asked.
+    NotAsked,
+    /// All that can be told agrees; this is staged.
+    Agrees(StagedSet),
+    /// Something differed, and was queued.
+    Differs,
+}
+
+impl Comparison {
+    fn differs(&self) -> bool {
+        matches!(self, Self::Differs)
+    }
+}
+
 impl Fs {
     /// Writes down that a request about these paths was sent and went without an answer.
     ///
@@ -58,10 +74,10 @@ impl Fs {
     /// # Errors
     /// The server's, or the journal's.
     pub async fn audit(&self) -> Result<bool, FsError> {
-        Ok(self.audit_for_commit().await?.is_none())
+        Ok(self.find_workspace().await? || self.compare(|_| true).await?.differs())
     }
 
-    /// [`audit`](Self::audit), and what is staged; `None`: something differed, and was queued.
+    /// [`audit`](Self::audit), and all that is staged; `None`: something differed, and was queued.
     ///
     /// # Errors
     /// As [`audit`](Self::audit).
@@ -69,7 +85,12 @@ impl Fs {
         if self.find_workspace().await? {
             return Ok(None);
         }
-        self.compare(|_| true).await
+        match self.compare(|_| true).await? {
+            Comparison::Differs => Ok(None),
+            Comparison::Agrees(staged) => Ok(Some(staged)),
+            // What is staged and pending again is in the commit all the same.
+            Comparison::NotAsked => Ok(Some(self.list_staged().await?)),
+        }
     }
 
     /// Compares what the server has staged with the record as long as a request may come late, but not while a commit is
@@ -79,18 +100,25 @@ impl Fs {
     /// As [`audit`](Self::audit).
     pub async fn audit_between_commits(&self) -> Result<bool, FsError> {
         let may = |state: &State| state.cut.is_none() && state.ledger.expects_latecomers();
-        Ok(self.compare(may).await?.is_none())
+        Ok(self.compare(may).await?.differs())
     }
 
-    async fn compare(&self, may: impl Fn(&State) -> bool) -> Result<Option<StagedSet>, FsError> {
+    async fn compare(&self, may: impl Fn(&State) -> bool) -> Result<Comparison, FsError> {
         let (accounts, base): (Vec<(RepoPath, Account)>, _) = {
             let state = self.lock();
             if !may(&state) {
-                return Ok(Some(StagedSet::new()));
+                return Ok(Comparison::NotAsked);
+            }
+            // Owed since the cut was made, as the workspace was made again: the commit would lack it.
+            let owed_since = |(path, account): (&RepoPath, Account)| {
+                account.staged == Staged::Doubt && state.made_cut().is_some() && !state.is_in_cut(path)
+            };
+            if state.ledger.iter().any(owed_since) {
+                return Ok(Comparison::Differs);
             }
             // What waits is settled by its turn. A late removal of a directory takes along what was not part of it.
             let looked_at = |path: &RepoPath, account: &Account| {
-                state.queue.get(path).is_none()
+                state.is_at_rest(path)
                     && account.staged != Staged::Doubt
                     && (account.late.is_some() || account.staged != Staged::Nothing || state.ledger.may_fall(path))
             };
@@ -98,11 +126,11 @@ impl Fs {
             (accounts.map(|(path, account)| (path.clone(), account)).collect(), state.base.clone())
         };
         if accounts.is_empty() {
-            return Ok(Some(StagedSet::new()));
+            return Ok(Comparison::NotAsked);
         }
         if self.workspace.base().await? != base {
             // Somebody else moved the workspace, and the changes over its base tell nothing: the next mount compares.
-            return Ok(Some(StagedSet::new()));
+            return Ok(Comparison::NotAsked);
         }
         let changes = self.workspace.changes().await?;
         let staged: HashMap<&RepoPath, &StagedChange> = changes.iter().map(|change| (&change.path, change)).collect();
@@ -143,7 +171,7 @@ impl Fs {
             }
             for (path, account, agrees) in looks {
                 // Changed meanwhile: to be looked at another time.
-                if !may(state) || state.ledger.get(&path) != Some(account) || state.queue.get(&path).is_some() {
+                if !may(state) || state.ledger.get(&path) != Some(account) || !state.is_at_rest(&path) {
                     continue;
                 }
                 if !agrees {
@@ -156,7 +184,7 @@ impl Fs {
             Ok(any)
         }))?;
         self.wake.notify_one();
-        Ok((!found).then(|| self.expected_of(&changes)))
+        Ok(if found { Comparison::Differs } else { Comparison::Agrees(self.expected_of(&changes)) })
     }
 
     /// What is staged, as the server lists it, and what a commit of it should hold.
@@ -191,6 +219,11 @@ impl Fs {
 }
 
 impl State {
+    /// Whether no request changes what is staged at a path: nothing is owed there, or a commit keeps what is from its turn.
+    fn is_at_rest(&self, path: &RepoPath) -> bool {
+        self.queue.get(path).is_none() || self.made_cut().is_some() && !self.is_in_cut(path)
+    }
+
     /// A request about a path may come late from now on.
     pub(super) fn watch(&mut self, path: &RepoPath) {
         let account = Account { late: Some(now_secs()), ..self.ledger.get(path).unwrap_or_default() };

@@ -6,16 +6,17 @@
 //! a commit and before an unmount, by [`audit`](Fs::audit).
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::staging::into_plain;
-use super::{Fs, FsError};
+use super::{Fs, FsError, Options, State};
 use crate::journal::{Change, CommitIntent};
 use crate::ledger::{Account, Staged};
-use crate::namespace::Resolved;
+use crate::namespace::{Content, Resolved};
 use crate::path::RepoPath;
-use crate::workspace::verify::{Expected, StagedSet};
-use crate::workspace::{CommitId, WorkspaceIdentity};
+use crate::workspace::verify::{Deviation, Expected, StagedSet};
+use crate::workspace::{CommitId, EntryKind, Revision, Source, WorkspaceIdentity};
 
 /// How often the workspace is looked at, at most, however many barriers ask.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -70,6 +71,12 @@ impl Fs {
         self.look_again(&mut presence).await
     }
 
+    /// How often the workspace was made again since the start: a barrier during which it was has not waited for what was
+    /// owed anew.
+    pub fn times_remade(&self) -> u64 {
+        self.remade.load(Ordering::Acquire)
+    }
+
     async fn look_again(&self, presence: &mut Presence) -> Result<bool, FsError> {
         let there = self.workspace.identity().await?;
         let same = match (&there, &presence.identity) {
@@ -90,6 +97,7 @@ impl Fs {
             "the workspace was deleted or made anew by somebody else; what was staged is staged again"
         );
         self.owe_staged()?;
+        self.remade.fetch_add(1, Ordering::AcqRel);
         (presence.identity, presence.looked) = (Some(reopened.identity), Some(Instant::now()));
         Ok(true)
     }
@@ -157,34 +165,6 @@ impl Fs {
         }))
     }
 
-    /// These paths are not in the new base as they should be: what the base has there is `found`. Those that the tree still
-    /// wants otherwise are owed. Returns how many that are.
-    ///
-    /// # Errors
-    /// The journal's.
-    pub fn owe_deviations(
-        &self,
-        deviations: impl Iterator<Item = (RepoPath, Option<crate::workspace::Object>)>,
-    ) -> Result<usize, FsError> {
-        into_plain(self.change(|state| {
-            let mut owed = 0;
-            for (path, found) in deviations {
-                let account = state.ledger.get(&path).unwrap_or_default();
-                let account = Account { base: found, staged: Staged::Nothing, ..account };
-                if let Resolved::Inode(ino) = state.tree.resolve(&path) {
-                    // Shown by a listing of before, and on record only from now on.
-                    state.materialize(ino);
-                }
-                state.apply(Change::Account { path: path.clone(), account: Some(account) });
-                if state.owes(&path, &account) {
-                    state.queue.touch(&path, Duration::ZERO);
-                    owed += 1;
-                }
-            }
-            Ok(owed)
-        }))
-    }
-
     /// Whether the workspace stands where the record says.
     ///
     /// # Errors
@@ -192,5 +172,42 @@ impl Fs {
     pub async fn stands_on_base(&self) -> Result<bool, FsError> {
         let base: CommitId = self.workspace.base().await?;
         Ok(base == self.base())
+    }
+}
+
+impl State {
+    /// These paths are not in the new base as they should be. Those that the tree still wants otherwise are owed, and read
+    /// where `parent`, the commit before, has them; what no listing has shown yet is wanted as that had it. Returns how
+    /// many are owed.
+    pub(super) fn owe_deviations(&mut self, parent: &CommitId, deviations: &[Deviation], options: &Options) -> usize {
+        let mut owed = 0;
+        for Deviation { path, expected, found } in deviations {
+            let base = match found {
+                Some(EntryKind::File(object)) => Some(*object),
+                Some(EntryKind::Dir) | None => None,
+            };
+            let before = Arc::new(Source { revision: Revision::Commit(parent.clone()), path: path.clone() });
+            match (self.tree.resolve(path), expected) {
+                (Resolved::AsBase, Expected::File(object)) => self.show_file(path, *object, Some(before), options),
+                (Resolved::Inode(ino), _) => {
+                    // Shown by a listing of before, and on record only from now on.
+                    self.materialize(ino);
+                    if let Some((Content::Remote { hash, origin: None }, size)) = self.content(ino) {
+                        let content = Content::Remote { hash: *hash, origin: Some(before) };
+                        self.set_content(ino, content, size);
+                        self.record(ino);
+                    }
+                }
+                (Resolved::AsBase | Resolved::Absent, _) => {}
+            }
+            let account = self.ledger.get(path).unwrap_or_default();
+            let account = Account { base, staged: Staged::Nothing, ..account };
+            self.apply(Change::Account { path: path.clone(), account: Some(account) });
+            if self.owes(path, &account) {
+                self.queue.touch(path, Duration::ZERO);
+                owed += 1;
+            }
+        }
+        owed
     }
 }

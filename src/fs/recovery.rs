@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::ledger::{Account, Ledger, Staged};
 use crate::namespace::{Body, Content, Ino, Namespace, ROOT, Resolved, SpoolId};
 use crate::path::{Name, RepoPath};
 use crate::spool::{Cache, Spool};
-use crate::workspace::{Change as StagedChange, ChangeKind, CommitId, EntryKind, Object, Workspace};
+use crate::workspace::{Change as StagedChange, ChangeKind, CommitId, EntryKind, Object, Source, Workspace};
 
 /// Inodes put on record in one frame while the journal is compacted: a fraction of a millisecond under the lock.
 const COMPACTION_PORTION: usize = 1000;
@@ -107,6 +107,7 @@ impl Fs {
             fetching: Mutex::new(HashMap::new()),
             learning: tokio::sync::Mutex::default(),
             presence: tokio::sync::Mutex::default(),
+            remade: AtomicU64::new(0),
             branch: OnceLock::new(),
             lender: OnceLock::new(),
             passthrough: OnceLock::new(),
@@ -517,16 +518,44 @@ impl State {
         let staged = change.staged.map_or(Staged::Removed, Staged::Put);
         let account = Account { base: change.base, staged, late: None };
         self.apply(Change::Account { path: change.path.clone(), account: Some(account) });
-        let Some(below) = change.path.below(self.tree.root_path()) else {
-            return;
-        };
+        match change.staged {
+            Some(object) => self.show_file(&change.path, object, None, options),
+            None => {
+                if let Some((at, last)) = self.dir_for(&change.path, options) {
+                    self.apply(Change::Unlink { parent: at, name: last, hide: true });
+                }
+            }
+        }
+    }
+
+    /// Has the tree show a file that the server has, where it shows nothing; its bytes are there, or at `origin`.
+    pub(super) fn show_file(
+        &mut self,
+        path: &RepoPath,
+        object: Object,
+        origin: Option<Arc<Source>>,
+        options: &Options,
+    ) {
+        let Some((at, last)) = self.dir_for(path, options) else { return };
+        let content = Content::Remote { hash: object.hash, origin };
+        let ino = self.tree.fresh_ino();
+        let body = Body::File { content, size: object.size };
+        self.tree.insert(ino, base_attrs(options, false, now()), body, true);
+        self.record(ino);
+        self.apply(Change::Link { parent: at, name: last, ino });
+    }
+
+    /// The directory around a path, on record with all above it, and the path's name there. `None`: there is a file in the
+    /// way, or it lies beside the mount.
+    fn dir_for(&mut self, path: &RepoPath, options: &Options) -> Option<(Ino, Name)> {
+        let below = path.below(self.tree.root_path())?;
         let mut parts: Vec<Name> = below.components().filter_map(|part| Name::new(part.as_bytes()).ok()).collect();
-        let Some(last) = parts.pop() else { return };
+        let last = parts.pop()?;
         let mut at = ROOT;
         for name in parts {
             at = match self.tree.child(at, &name) {
                 Some(child) if self.tree.dir(child).is_some() => child,
-                Some(_) => return,
+                Some(_) => return None,
                 None => {
                     let ino = self.tree.fresh_ino();
                     self.tree.insert(ino, base_attrs(options, true, now()), unlisted_dir(), true);
@@ -538,16 +567,6 @@ impl State {
             };
         }
         self.materialize(at);
-        match change.staged {
-            None => self.apply(Change::Unlink { parent: at, name: last, hide: true }),
-            Some(object) => {
-                let content = Content::Remote { hash: object.hash, origin: None };
-                let ino = self.tree.fresh_ino();
-                let body = Body::File { content, size: object.size };
-                self.tree.insert(ino, base_attrs(options, false, now()), body, true);
-                self.record(ino);
-                self.apply(Change::Link { parent: at, name: last, ino });
-            }
-        }
+        Some((at, last))
     }
 }

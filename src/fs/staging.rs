@@ -19,6 +19,7 @@ use crate::journal::{Change, PathUpload};
 use crate::ledger::{Account, Staged, Step};
 use crate::namespace::{Attrs, Body, Content, Generation, Ino, Inode, Namespace, ROOT, Resolved, SpoolId, Timestamp};
 use crate::path::RepoPath;
+use crate::workspace::verify::Deviation;
 use crate::workspace::{CommitId, Object, Revision, Source};
 
 /// How soon a path that cannot be captured just now is looked at again: a write is between two locks.
@@ -970,17 +971,35 @@ impl Fs {
     /// # Errors
     /// When the journal cannot be written.
     pub async fn rebased(&self, commit: CommitId, alone: bool) -> Result<(), FsError> {
-        into_plain(self.change(|state| {
+        self.rebased_but(commit, alone, &CommitId("".into()), &[]).await.map(drop)
+    }
+
+    /// The same, but for what deviates in the commit from what was staged over `parent`: that is owed, as far as the tree
+    /// still wants it. Returns how many paths are.
+    ///
+    /// # Errors
+    /// When the journal cannot be written.
+    pub async fn rebased_but(
+        &self,
+        commit: CommitId,
+        alone: bool,
+        parent: &CommitId,
+        deviations: &[Deviation],
+    ) -> Result<usize, FsError> {
+        let owed = into_plain(self.change(|state| {
             state.apply(Change::Rebase { commit, alone });
             if state.intent.is_some() {
                 state.apply(Change::Intent { intent: None });
             }
+            let owed = state.owe_deviations(parent, deviations, &self.options);
             state.record_hidden();
             state.record_pending_accounts();
-            Ok(())
+            Ok(owed)
         }))?;
         self.note_uncommitted();
-        self.flush().await
+        self.flush().await?;
+        self.wake.notify_one();
+        Ok(owed)
     }
 
     /// Tells the cache which content is staged and not committed.

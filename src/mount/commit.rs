@@ -1,6 +1,6 @@
 //! A commit: make a cut of what was written, stage it, look for conflicts, commit, look whether the commit is whole, stand on it.
 
-pub(super) mod finish;
+pub mod finish;
 
 use std::io;
 
@@ -8,11 +8,10 @@ use super::Daemon;
 use super::serve::{Listener, flush_mapped, follow, unstaged};
 use crate::control::Failure;
 use crate::fs::{CommitCut, FsError};
-use crate::journal::CommitIntent;
 use crate::path::RepoPath;
-use crate::workspace::verify::{self, Expected, StagedSet};
-use crate::workspace::{CommitId, CommitInfo, CommitRequest, Outcome, WorkspaceError};
-use finish::Finished;
+use crate::workspace::verify::{Expected, StagedSet};
+use crate::workspace::{CommitId, CommitRequest, Outcome, WorkspaceError};
+use finish::{Finished, Unpublished};
 
 /// How many conflicting paths an error names.
 const SHOWN_CONFLICTS: usize = 5;
@@ -208,32 +207,14 @@ async fn make_way(daemon: &Daemon, way: &Way, request: &CommitRequest) -> Result
 
 /// Commits everything staged, which is `staged`, and stands on the new base once it was found whole.
 async fn publish(daemon: &Daemon, request: &CommitRequest, staged: &StagedSet) -> Result<CommitId, Failure> {
-    let fs = &daemon.fs;
-    let workspace = fs.workspace();
-    let head = workspace.head(&request.branch).await.map_err(|error| failed(daemon, error.to_string(), None))?;
-    // On stable storage before the server is asked, with the record of what was staged: it tells our own changes from
-    // others', and a start after this one looks what became of the commit.
-    let digest = verify::digest(&fs.staged_set());
-    let intent = CommitIntent { head: head.clone(), request: request.clone(), digest };
-    if let Err(error) = fs.note_intent(intent).await {
-        return Err(Failure { message: error.to_string(), hint: None, owed: true });
-    }
-    let committed = match workspace.commit(request).await {
-        Ok(committed) => committed,
-        Err(error) => return Err(not_committed(daemon, &error)),
-    };
-    let commit = CommitInfo {
-        id: committed.id,
-        parents: committed.parents,
-        author: request.author.clone(),
-        email: request.email.clone(),
-        message: request.message.clone(),
-    };
-    match finish::finish(fs, request, staged, &head, &commit).await {
+    match finish::publish(&daemon.fs, request, staged).await {
         Ok(Finished::Whole(id)) => Ok(id),
         Ok(Finished::Broken { what, owed }) => Err(Failure { message: what, hint: None, owed }),
-        Err(error) => {
-            let message = format!("commit {} was made, but could not be looked at: {error}", commit.id);
+        Err(Unpublished::Unasked(FsError::Remote(error))) => Err(failed(daemon, error.to_string(), None)),
+        Err(Unpublished::Unasked(error)) => Err(Failure { message: error.to_string(), hint: None, owed: true }),
+        Err(Unpublished::Refused(error)) => Err(not_committed(daemon, &error)),
+        Err(Unpublished::Unseen { commit, error }) => {
+            let message = format!("commit {commit} was made, but could not be looked at: {error}");
             Err(Failure { message, hint: Some(NEXT_HINT.to_owned()), owed: true })
         }
     }
@@ -241,13 +222,9 @@ async fn publish(daemon: &Daemon, request: &CommitRequest, staged: &StagedSet) -
 
 /// The failure of a commit that was not answered with success.
 fn not_committed(daemon: &Daemon, error: &WorkspaceError) -> Failure {
-    if error.is_transient() && !matches!(error, WorkspaceError::Unauthorized { .. } | WorkspaceError::Busy { .. }) {
-        // The server may be at it yet: the intention stays on record.
+    if finish::may_be_made(error) {
         let message = format!("{error}; the commit may have been made");
         return Failure { message, hint: Some(NEXT_HINT.to_owned()), owed: true };
-    }
-    if let Err(error) = daemon.fs.drop_intent() {
-        tracing::warn!(%error, "a commit that was refused is looked for once more");
     }
     let hint = matches!(error, WorkspaceError::Conflict { .. }).then_some(CONFLICT_HINT);
     failed(daemon, error.to_string(), hint)

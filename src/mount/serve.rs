@@ -156,10 +156,11 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
         Request::Commit { branch, message, author, email } => {
             let branch = branch.unwrap_or_else(|| daemon.branch.clone());
             let request = CommitRequest { branch, message, author, email };
+            let base = daemon.fs.base();
             let done = match commit::commit(daemon, &request, listener).await? {
                 Ok(id) => {
                     if let Some(id) = &id {
-                        tracing::info!(%id, branch = request.branch, base = %daemon.fs.base(), "committed");
+                        tracing::info!(%id, branch = request.branch, %base, "committed");
                     }
                     Event::Committed { id: id.map(|id| id.to_string()) }
                 }
@@ -290,12 +291,17 @@ async fn sync(paths: &[String], before_commit: bool, daemon: &Daemon, listener: 
     if let Err(error) = daemon.fs.look_at_workspace().await {
         tracing::debug!(%error, "it is not known whether the workspace is still there");
     }
-    let Some(waiting) = daemon.fs.barrier_below(wanted) else { return Ok(Event::Done) };
-    let progress = follow(daemon, &waiting, listener).await?;
-    Ok(match unstaged(daemon, &progress) {
-        Some(failure) if !(before_commit && goes_with_commit(daemon)) => Event::Failed(failure),
-        _ => Event::Done,
-    })
+    loop {
+        let remade = daemon.fs.times_remade();
+        let Some(waiting) = daemon.fs.barrier_below(wanted.clone()) else { return Ok(Event::Done) };
+        let progress = follow(daemon, &waiting, listener).await?;
+        match unstaged(daemon, &progress) {
+            Some(failure) if !(before_commit && goes_with_commit(daemon)) => return Ok(Event::Failed(failure)),
+            // What went with the workspace is waited for too.
+            _ if daemon.fs.times_remade() != remade => {}
+            _ => return Ok(Event::Done),
+        }
+    }
 }
 
 /// Whether all that is owed and has failed goes with the next commit.

@@ -237,6 +237,12 @@ impl Memory {
         self.commit_faults.lock().unwrap_or_else(PoisonError::into_inner).push_back(faults);
     }
 
+    /// No request and no commit goes wrong any more.
+    pub fn forget_faults(&self) {
+        self.set_fault(|_| Fault::None);
+        self.commit_faults.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Stages a change as another client would.
     pub fn stage_foreign(&self, path: RepoPath, content: Option<Bytes>) {
         let mut state = self.lock();

@@ -314,7 +314,7 @@ fn one_length(server: &Scripted, dialect: &str, way: &str, at: usize) {
     }
     test.commit();
     server.store_together();
-    if at % 2 == 0 {
+    if at.is_multiple_of(2) {
         // Only the server has the bytes.
         test.unmount();
         test.forget();

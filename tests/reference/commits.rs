@@ -14,7 +14,7 @@ use oxenfs::stager::{Delays, Meter, Stager};
 use oxenfs::workspace::memory::{Fault, Memory};
 use oxenfs::workspace::{ByHash, Workspace};
 
-use crate::world::{Op, World, attrs, commit_request, in_time, runtime, temporary_dir};
+use crate::world::{Manner, Op, Vanish, World, attrs, commit_request, in_time, runtime, temporary_dir};
 
 /// A filesystem on a server in memory. Nothing is staged before [`run`](Self::run).
 struct Bench {
@@ -484,6 +484,53 @@ fn a_commit_amid_renames_removals_and_crashes_holds_its_cut() {
             world.step(&Op::CommitAmid { staging: answering, answering: vec![] }).await;
             world.step(&Op::Drain).await;
             world.step(&Op::Commit).await;
+        }
+    });
+}
+
+#[test]
+fn a_removal_that_met_no_workspace_is_in_the_commit() {
+    runtime(1).block_on(async {
+        for by_hash in [ByHash::Never, ByHash::Batch, ByHash::Single] {
+            let mut world = World::of(by_hash, false, Manner::Careful).await;
+            world.step(&Op::Vanish(Vanish::Deleted)).await;
+            world.step(&Op::Unlink(vec!["base".to_owned()])).await;
+            world.step(&Op::Commit).await;
+        }
+    });
+}
+
+/// What was staged before the cut goes with the workspace, and the first request of the cut's own meets that.
+#[test]
+fn what_went_with_a_workspace_while_a_cut_was_staged_is_in_the_commit() {
+    runtime(1).block_on(async {
+        for by_hash in [ByHash::Never, ByHash::Batch, ByHash::Single] {
+            let mut world = World::of(by_hash, false, Manner::Careful).await;
+            let replace = |at: &str, text: &str| Op::Replace { path: vec![at.to_owned()], text: text.to_owned() };
+            world.step(&replace("base", "staged before")).await;
+            world.step(&Op::Drain).await;
+            world.step(&replace("a", "in the cut")).await;
+            world.step(&Op::Cut).await;
+            world.step(&Op::Vanish(Vanish::Deleted)).await;
+            world.step(&Op::Publish).await;
+            world.step(&Op::Rebase).await;
+            world.step(&Op::Drain).await;
+        }
+    });
+}
+
+/// The barrier that waits for one file meets that the workspace is gone, with another that was staged before.
+#[test]
+fn what_went_with_a_workspace_while_a_barrier_waited_is_staged_when_it_has_ended_again() {
+    runtime(1).block_on(async {
+        for by_hash in [ByHash::Never, ByHash::Batch, ByHash::Single] {
+            let mut world = World::of(by_hash, false, Manner::Careful).await;
+            let replace = |at: &str, text: &str| Op::Replace { path: vec![at.to_owned()], text: text.to_owned() };
+            world.step(&replace("base", "staged before")).await;
+            world.step(&Op::Drain).await;
+            world.step(&Op::Vanish(Vanish::Deleted)).await;
+            world.step(&replace("a", "waited for")).await;
+            world.step(&Op::Drain).await;
         }
     });
 }

@@ -12,7 +12,7 @@ use oxenfs::workspace::ByHash;
 use oxenfs::workspace::memory::Memory;
 
 use crate::model::{Path, Refusal};
-use crate::world::{Op, World, temporary_dir};
+use crate::world::{Manner, Op, World, temporary_dir};
 
 const WELL: u8 = 0;
 const FULL: u8 = 1;
@@ -53,7 +53,8 @@ async fn play(seed: u64, by_hash: ByHash) -> usize {
     let mut random = fastrand::Rng::with_seed(seed);
     let disk = Arc::new(Failing::default());
     let dir = Arc::new(temporary_dir());
-    let mut world = World::watched(dir, Arc::new(Memory::new(by_hash)), Disk::witnessed(disk.clone()), false).await;
+    let mut world =
+        World::watched(dir, Arc::new(Memory::new(by_hash)), Disk::witnessed(disk.clone()), false, Manner::Plain).await;
     // What a refused operation may or may not have changed.
     let mut unsure: BTreeSet<Path> = BTreeSet::new();
     let mut refused = 0;

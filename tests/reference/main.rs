@@ -15,7 +15,7 @@ mod world;
 
 use oxenfs::workspace::memory::Fault;
 use proptest::prelude::*;
-use world::{Op, World};
+use world::{Amiss, Manner, Op, Vanish, World};
 
 #[expect(clippy::print_stderr, reason = "how much was tried; shown with --nocapture")]
 fn tell(what: &str) {
@@ -97,15 +97,38 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Others take away what is staged, and commits go amiss. What somebody else staged is not here when it goes: left out.
+fn unlucky_op() -> impl Strategy<Value = Op> {
+    let vanish = prop_oneof![Just(Vanish::Deleted), Just(Vanish::Emptied), Just(Vanish::Pruned)];
+    let amiss = prop_oneof![
+        Just(Amiss::Lost),
+        Just(Amiss::AnswerLost),
+        Just(Amiss::Pruned),
+        (path(), 1u8..3).prop_map(|(path, times)| Amiss::Drops(path, times)),
+        path().prop_map(Amiss::LeavesOut),
+    ];
+    prop_oneof![
+        8 => op().prop_filter("nobody else's", |op| !matches!(op, Op::Foreign { .. })),
+        1 => vanish.prop_map(Op::Vanish),
+        1 => amiss.prop_map(Op::CommitAmiss),
+    ]
+}
+
 fn check(by_hash: oxenfs::workspace::ByHash, past: bool, ops: &[Op]) {
+    check_in(by_hash, past, Manner::Plain, true, ops);
+}
+
+fn check_in(by_hash: oxenfs::workspace::ByHash, past: bool, manner: Manner, crashes: bool, ops: &[Op]) {
     let runtime = crate::world::runtime(1);
     runtime.block_on(async {
-        let mut world = World::new(by_hash, past).await;
+        let mut world = World::of(by_hash, past, manner).await;
         for op in ops {
             world.step(op).await;
         }
         world.step(&Op::Drain).await;
-        world.step(&Op::Crash).await;
+        if crashes {
+            world.step(&Op::Crash).await;
+        }
         world.step(&Op::Commit).await;
     });
 }
@@ -132,5 +155,36 @@ proptest! {
         ops in proptest::collection::vec(op(), 1..40)
     ) {
         check(oxenfs::workspace::ByHash::Never, false, &ops);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        max_shrink_iters: 2000,
+        failure_persistence: None,
+        cases: ProptestConfig::default().cases / 4,
+        ..ProptestConfig::default()
+    })]
+
+    /// What a commit is called committed for is in the branch byte for byte, and the server has its content.
+    #[test]
+    fn what_is_committed_is_in_the_branch_whatever_the_server_loses(
+        ops in proptest::collection::vec(unlucky_op(), 1..30),
+        by_hash in prop_oneof![
+            Just(oxenfs::workspace::ByHash::Single),
+            Just(oxenfs::workspace::ByHash::Batch),
+            Just(oxenfs::workspace::ByHash::Never),
+        ],
+        prunes in any::<bool>(),
+    ) {
+        // A daemon that ends just when a confirmation is on record has not put the bytes into the cache yet, and what is
+        // pruned then is lost.
+        let both = |op: &Op| match op {
+            Op::Crash => prunes,
+            Op::Vanish(Vanish::Pruned) | Op::CommitAmiss(Amiss::Pruned) => !prunes,
+            _ => false,
+        };
+        let ops: Vec<Op> = ops.into_iter().filter(|op| !both(op)).collect();
+        check_in(by_hash, false, Manner::Careful, !prunes, &ops);
     }
 }

@@ -16,7 +16,7 @@ use oxenfs::workspace::memory::Memory;
 
 use crate::model::{Model, Node, Path, Shown};
 use crate::workload::{self, Workload};
-use crate::world::{Op, World, difference, in_time, temporary_dir, write_with_hole};
+use crate::world::{Manner, Op, World, difference, in_time, temporary_dir, write_with_hole};
 
 /// What a disk writes at once or not at all.
 const SECTOR: usize = 512;
@@ -288,7 +288,8 @@ async fn run(workload: &Workload) -> (Vec<Model>, Vec<Remains>) {
     let memory = Arc::new(Memory::new(workload.by_hash));
     let acknowledged = Arc::new(AtomicUsize::new(0));
     let power = Power::new(dir.path(), &memory, acknowledged.clone(), workload.seed);
-    let mut world = World::watched(dir.clone(), memory, Disk::witnessed(power.clone()), workload.past).await;
+    let mut world =
+        World::watched(dir.clone(), memory, Disk::witnessed(power.clone()), workload.past, workload.manner).await;
     // With some the record grows past the zeros that lie behind its frames.
     if workload.past {
         world.lengthen_record(ZEROS_END - workload.seed % 1000).await;
@@ -309,7 +310,8 @@ fn kinds(shown: &BTreeMap<Path, Shown>) -> BTreeMap<&Path, u8> {
 async fn survive(history: &History<'_>, remains: Remains) {
     let Remains { dir, memory, acknowledged: by, point } = remains;
     let at = format!("seed {}, {point}, after {by} operations", history.workload.seed);
-    let world = World::recovered(dir, memory, Disk::restarted(1), history.models[by].clone(), false).await;
+    let world =
+        World::recovered(dir, memory, Disk::restarted(1), history.models[by].clone(), false, Manner::Plain).await;
     let shown = world.shown().await;
     let since = history.names_since(by);
     let possible = &history.models[since..history.models.len().min(by + 2)];

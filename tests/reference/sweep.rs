@@ -120,7 +120,8 @@ async fn run(workload: &Workload) -> (Vec<Model>, Vec<Remains>) {
     let memory = Arc::new(Memory::new(workload.by_hash));
     let acknowledged = Arc::new(AtomicUsize::new(0));
     let killer = Killer::new(dir.path(), &memory, acknowledged.clone(), None);
-    let mut world = World::watched(dir.clone(), memory, Disk::witnessed(killer.clone()), workload.past).await;
+    let mut world =
+        World::watched(dir.clone(), memory, Disk::witnessed(killer.clone()), workload.past, workload.manner).await;
     let models = workload.play(&mut world, &acknowledged).await;
     (models, killer.remains())
 }
@@ -171,7 +172,7 @@ async fn recover_and_go_on(
 ) {
     let (point, by, seed) = (&remains.point, remains.acknowledged, workload.seed);
     let underway = workload.ops.get(by);
-    let mut world = World::recovered(dir, memory, disk, models[by].clone(), workload.past).await;
+    let mut world = World::recovered(dir, memory, disk, models[by].clone(), workload.past, workload.manner).await;
     let shown = world.shown().await;
     let possible = &models[by..models.len().min(by + 2)];
     let Some(found) = possible.iter().position(|model| model.shown() == shown) else {
@@ -220,6 +221,14 @@ fn every_kill_point_of_the_fixed_workload_is_survived() {
         let kills = sweep(&workload::fixed(by_hash, past));
         assert!(kills > 500, "the workload crosses only {kills} points");
     }
+}
+
+/// The workspace goes away, content is pruned, commits are lost and made without a directory, and the daemon is killed.
+#[test]
+fn what_a_server_loses_is_made_good_whenever_the_daemon_is_killed() {
+    let kills: usize = workload::seeds(&[1]).into_iter().map(|seed| sweep(&workload::careful(seed))).sum();
+    crate::tell(&format!("{kills} kills"));
+    assert!(kills > 0);
 }
 
 #[test]

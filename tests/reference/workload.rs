@@ -6,13 +6,14 @@ use std::time::Duration;
 use oxenfs::workspace::ByHash;
 
 use crate::model::{Model, Node, Path};
-use crate::world::{Op, World, base_model, in_time};
+use crate::world::{Amiss, Manner, Op, Vanish, World, base_model, in_time};
 
 pub struct Workload {
     pub seed: u64,
     pub by_hash: ByHash,
     /// Programs write past the daemon.
     pub past: bool,
+    pub manner: Manner,
     pub ops: Vec<Op>,
 }
 
@@ -146,15 +147,24 @@ pub fn fixed(by_hash: ByHash, past: bool) -> Workload {
     ops.push(link("hard", "dir/a"));
     ops.push(Op::Rebase);
     ops.push(Op::Commit);
-    Workload { seed: 0, by_hash, past, ops }
+    Workload { seed: 0, by_hash, past, manner: Manner::Plain, ops }
 }
 
 /// Random operations that mostly succeed.
 pub fn random(seed: u64) -> Workload {
+    of(seed, Manner::Plain, 60)
+}
+
+/// The same where what is staged may go away, and commits go amiss.
+pub fn careful(seed: u64) -> Workload {
+    of(seed, Manner::Careful, 30)
+}
+
+fn of(seed: u64, manner: Manner, length: usize) -> Workload {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut model = base_model();
     let mut ops = Vec::new();
-    while ops.len() < 60 {
+    while ops.len() < length {
         let op = any(&mut random, &model);
         let known = model.clone();
         // Now and then one that is refused.
@@ -164,7 +174,10 @@ pub fn random(seed: u64) -> Workload {
         }
         let is_commit = matches!(op, Op::Commit);
         ops.push(op);
-        if is_commit && random.bool() {
+        if manner == Manner::Careful && random.u8(0..4) == 0 {
+            ops.push(unlucky(&mut random));
+        }
+        if is_commit && matches!(ops.last(), Some(Op::Commit)) && random.bool() {
             // In its steps, with changes in between.
             ops.pop();
             ops.push(Op::Cut);
@@ -175,7 +188,21 @@ pub fn random(seed: u64) -> Workload {
         }
     }
     let by_hash = random.choice([ByHash::Single, ByHash::Batch, ByHash::Never]).unwrap();
-    Workload { seed, by_hash, past: random.bool(), ops }
+    Workload { seed, by_hash, past: random.bool(), manner, ops }
+}
+
+/// What others, the server or the way to it do. Content is not pruned: a daemon that is killed just when a confirmation is
+/// on record has not put the bytes into the cache yet.
+fn unlucky(random: &mut fastrand::Rng) -> Op {
+    let dir = random.choice(["dir", "dir/dir", "dir/a", "x", "base"]).unwrap();
+    match random.u8(0..8) {
+        0..=1 => Op::Vanish(Vanish::Deleted),
+        2 => Op::Vanish(Vanish::Emptied),
+        3 => Op::CommitAmiss(Amiss::Lost),
+        4 => Op::CommitAmiss(Amiss::AnswerLost),
+        5..=6 => Op::CommitAmiss(Amiss::Drops(path(dir), random.u8(1..3))),
+        _ => Op::CommitAmiss(Amiss::LeavesOut(path(dir))),
+    }
 }
 
 /// Some changes that wait for nothing to be staged.

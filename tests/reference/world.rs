@@ -15,10 +15,13 @@ use oxenfs::fs::{
     CommitCut, Fs, FsError, Lender, Limits, OpenFlags, Options, Passthrough, RangeChange, RenameMode, SetAttr, Stop,
     XattrMode,
 };
+use oxenfs::hash::{ContentHash, HashKind};
+use oxenfs::mount::commit::finish::{self, Answered, Finished, Unpublished};
 use oxenfs::namespace::{Attrs, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::stager::{Delays, Meter, Stager};
-use oxenfs::workspace::memory::{Fault, Memory};
+use oxenfs::workspace::memory::{CommitFault, Fault, Memory};
+use oxenfs::workspace::verify::StagedSet;
 use oxenfs::workspace::{ByHash, CommitId, CommitRequest, Workspace};
 
 use crate::model::{MADE_MODE, Meta, Model, Node, Path, Refusal, Shown};
@@ -120,11 +123,63 @@ pub enum Op {
         after: u32,
         fault: Fault,
     },
+    /// Somebody else takes away what is staged, or its content.
+    Vanish(Vanish),
+    /// A commit of which something goes wrong; it is asked for until it is whole.
+    CommitAmiss(Amiss),
     /// Somebody else changes a path of the workspace while nothing of ours is pending, seen at the next mount.
     Foreign {
         path: Path,
         text: Option<String>,
     },
+}
+
+/// How what is staged goes away.
+#[derive(Debug, Clone, Copy)]
+pub enum Vanish {
+    /// With the workspace.
+    Deleted,
+    /// By itself.
+    Emptied,
+    /// It stays, and its content goes.
+    Pruned,
+}
+
+/// What goes wrong with a commit.
+#[derive(Debug, Clone)]
+pub enum Amiss {
+    /// The request is lost.
+    Lost,
+    /// It is made, and the answer is lost.
+    AnswerLost,
+    /// The server drops this of it, so many times.
+    Drops(Path, u8),
+    /// The server leaves out the changes at and below this path.
+    LeavesOut(Path),
+    /// Content that is staged is removed just before.
+    Pruned,
+}
+
+impl Op {
+    /// Whether a program sees nothing of it: it neither changes the tree nor is refused.
+    pub fn is_unseen(&self) -> bool {
+        matches!(
+            self,
+            Self::Drain
+                | Self::Commit
+                | Self::CommitAmid { .. }
+                | Self::CommitAmiss(_)
+                | Self::SyncAmid(_)
+                | Self::Cut
+                | Self::Publish
+                | Self::Rebase
+                | Self::Crash
+                | Self::Compact
+                | Self::Fault { .. }
+                | Self::Vanish(_)
+                | Self::Foreign { .. }
+        )
+    }
 }
 
 pub struct World {
@@ -137,6 +192,16 @@ pub struct World {
     kernel: Option<Arc<Kernel>>,
     pub model: Model,
     commit: Option<Underway>,
+    manner: Manner,
+}
+
+/// How a world is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// The server keeps what it has; the cache is small.
+    Plain,
+    /// Anything may happen to the server: commits are made and looked at as a mount does it, and the cache takes all.
+    Careful,
 }
 
 /// A commit that is being made.
@@ -145,7 +210,12 @@ struct Underway {
     /// What the tree held at the cut.
     held: BTreeMap<String, Vec<u8>>,
     /// What the server answered.
-    made: Option<CommitId>,
+    made: Option<Made>,
+}
+
+enum Made {
+    Plain(CommitId),
+    Careful(StagedSet, Answered),
 }
 
 /// The kernel's side of files that programs reach without a request.
@@ -274,20 +344,37 @@ async fn start(
     memory: &Arc<Memory>,
     disk: &Disk,
     kernel: Option<&Arc<Kernel>>,
+    manner: Manner,
 ) -> (Arc<Fs>, Tasks) {
     let options = Options { read_only: false, settle: Duration::from_millis(1), uid: 0, gid: 0, umask: 0o022 };
-    let limits = Limits { spool: None, cache: 200 };
+    let limits = Limits { spool: None, cache: if manner == Manner::Careful { 1 << 30 } else { 200 } };
+    if manner == Manner::Careful {
+        // As a mount opens it.
+        loop {
+            match memory.identity().await {
+                Ok(Some(_)) => break,
+                Ok(None) => drop(memory.reopen("main", &CommitId("".into())).await),
+                Err(error) => assert!(error.is_transient(), "{error}"),
+            }
+        }
+    }
     let workspace: Arc<dyn Workspace> = memory.clone();
     let fs = Fs::recover_on(disk, dir, RepoPath::root(), options, limits, workspace).unwrap();
     if let Some(kernel) = kernel {
         assert_eq!(fs.lend_to(kernel.clone()), Passthrough::On);
     }
     for attempt in 0.. {
-        match fs.reconcile().await {
+        let resumed = if manner == Manner::Careful { finish::resume(&fs).await.map(drop) } else { Ok(()) };
+        let reconciled = match resumed {
+            Ok(()) => fs.reconcile().await,
+            Err(error) => Err(error),
+        };
+        match reconciled {
             Ok(()) => break,
             Err(error) => assert!(attempt < 10, "{error}"),
         }
     }
+    fs.drop_intent().unwrap();
     let delays = Delays { first: Duration::from_millis(1), last: Duration::from_millis(4) };
     let stager = tokio::spawn(Stager::new(fs.clone(), Arc::new(Meter::default()), delays).run());
     let housekeeping = fs.clone();
@@ -325,16 +412,27 @@ fn refusal(error: &FsError) -> Refusal {
 
 impl World {
     pub async fn new(by_hash: ByHash, past: bool) -> Self {
-        Self::watched(Arc::new(temporary_dir()), Arc::new(Memory::new(by_hash)), Disk::default(), past).await
+        Self::of(by_hash, past, Manner::Plain).await
+    }
+
+    pub async fn of(by_hash: ByHash, past: bool, manner: Manner) -> Self {
+        let memory = Arc::new(Memory::new(by_hash));
+        Self::watched(Arc::new(temporary_dir()), memory, Disk::default(), past, manner).await
     }
 
     /// A world that begins in `dir`, on `memory`, with somebody between it and the disk; whether programs go `past` the
     /// daemon.
-    pub async fn watched(dir: Arc<tempfile::TempDir>, memory: Arc<Memory>, disk: Disk, past: bool) -> Self {
+    pub async fn watched(
+        dir: Arc<tempfile::TempDir>,
+        memory: Arc<Memory>,
+        disk: Disk,
+        past: bool,
+        manner: Manner,
+    ) -> Self {
         let model = base_model();
         let base = BASE.map(|(path, text)| (RepoPath::parse(path).unwrap(), Bytes::from_static(text.as_bytes())));
         memory.set_base(base.into_iter().collect());
-        Self::recovered(dir, memory, disk, model, past).await
+        Self::recovered(dir, memory, disk, model, past, manner).await
     }
 
     /// The world that a crash left in `dir` and on `memory`.
@@ -344,10 +442,11 @@ impl World {
         disk: Disk,
         model: Model,
         past: bool,
+        manner: Manner,
     ) -> Self {
         let kernel = past.then(Arc::<Kernel>::default);
-        let (fs, tasks) = start(dir.path(), &memory, &disk, kernel.as_ref()).await;
-        Self { dir, memory, fs, disk, tasks, kernel, model, commit: None }
+        let (fs, tasks) = start(dir.path(), &memory, &disk, kernel.as_ref(), manner).await;
+        Self { dir, memory, fs, disk, tasks, kernel, model, commit: None, manner }
     }
 
     /// Has the record's frames end within some hundred bytes before `end`, by what no model knows.
@@ -624,17 +723,10 @@ impl World {
                 self.fs.release(handle);
                 flushed.map(|_| ())
             }
-            Op::Drain
-            | Op::Commit
-            | Op::CommitAmid { .. }
-            | Op::SyncAmid(_)
-            | Op::Cut
-            | Op::Publish
-            | Op::Rebase
-            | Op::Crash
-            | Op::Compact
-            | Op::Fault { .. }
-            | Op::Foreign { .. } => Ok(()),
+            unseen => {
+                assert!(unseen.is_unseen(), "{unseen:?}");
+                Ok(())
+            }
         }
     }
 
@@ -727,7 +819,14 @@ impl World {
         let modelled = self.modelled(op);
         assert_eq!(real, modelled, "{op:?}");
         match op {
-            Op::Drain | Op::Commit | Op::Cut | Op::Publish | Op::Rebase | Op::Compact => self.keep(op).await,
+            Op::Drain
+            | Op::Commit
+            | Op::CommitAmiss(_)
+            | Op::Vanish(_)
+            | Op::Cut
+            | Op::Publish
+            | Op::Rebase
+            | Op::Compact => self.keep(op).await,
             Op::CommitAmid { staging, answering } => {
                 let committed = tokio::time::timeout(UNDRAINED, Box::pin(self.commit_amid(staging, answering))).await;
                 committed.unwrap_or_else(|_| panic!("never committed: {:?}", self.fs.report()));
@@ -766,6 +865,15 @@ impl World {
             Op::Publish => self.answer_commit().await,
             Op::Rebase => self.end_commit().await,
             Op::Compact => self.fs.compact(true).unwrap(),
+            Op::Vanish(Vanish::Deleted) => self.memory.delete_workspace(),
+            Op::Vanish(Vanish::Emptied) => self.memory.empty_workspace(),
+            Op::Vanish(Vanish::Pruned) => self.memory.prune(),
+            Op::CommitAmiss(amiss) => {
+                self.go_amiss(amiss);
+                self.commit().await;
+                // Where there was nothing to commit.
+                self.memory.forget_faults();
+            }
             _ => {}
         }
     }
@@ -778,11 +886,14 @@ impl World {
 
     async fn stage_until_nothing_differs(&self) -> u64 {
         loop {
+            let remade = self.fs.times_remade();
             let progress = self.fs.barrier().unwrap().settled().await.unwrap();
             let come = self.memory.come_late();
             match self.fs.audit().await {
                 // Whatever comes late, while it is looked or after, is found in the end.
                 Ok(false) if self.memory.end_late() != come => {}
+                // As a drain waits for all of it.
+                Ok(false) if self.fs.times_remade() != remade => {}
                 Ok(false) => return progress.files_failed,
                 Ok(true) => {}
                 Err(FsError::Remote(error)) if error.is_transient() => {}
@@ -813,7 +924,101 @@ impl World {
         committed.unwrap_or_else(|_| panic!("never committed: {:?}", self.fs.report()));
     }
 
+    fn go_amiss(&self, amiss: &Amiss) {
+        let repo_path = |path: &Path| RepoPath::parse(&path.join("/")).unwrap();
+        let lose = |fault: Fault| {
+            let mut left = 1;
+            self.memory.set_fault(move |method| {
+                let is_lost = method == "commit" && std::mem::take(&mut left) == 1;
+                if is_lost { fault } else { Fault::None }
+            });
+        };
+        match amiss {
+            Amiss::Lost => lose(Fault::Lost),
+            Amiss::AnswerLost => lose(Fault::AnswerLost),
+            Amiss::Drops(path, times) => {
+                (0..*times).for_each(|_| self.memory.fault_commit(vec![CommitFault::Drops(repo_path(path))]));
+            }
+            Amiss::LeavesOut(path) => self.memory.fault_commit(vec![CommitFault::LeavesOut(repo_path(path))]),
+            Amiss::Pruned => {
+                let memory = Arc::downgrade(&self.memory);
+                self.memory.set_fault(move |method| {
+                    if let (true, Some(memory)) = (method == "commit", memory.upgrade()) {
+                        memory.prune();
+                    }
+                    Fault::None
+                });
+            }
+        }
+    }
+
+    /// A commit as a mount makes it, asked for until it is whole.
+    async fn commit_carefully(&self) {
+        const ASKED: u32 = 8;
+        for _ in 0..ASKED {
+            let (cut, staged) = self.careful_cut().await;
+            match finish::resume(&self.fs).await {
+                Ok(None) => {}
+                // Another look at what is staged.
+                Ok(Some(_)) => continue,
+                Err(error) => {
+                    assert_passes(&error);
+                    continue;
+                }
+            }
+            match self.fs.stands_on_base().await {
+                Ok(stands) => assert!(stands, "nobody else moved the workspace"),
+                Err(error) => {
+                    assert_passes(&error);
+                    continue;
+                }
+            }
+            if self.fs.staged_paths().is_empty() {
+                self.assert_committed(&self.model.files());
+                return;
+            }
+            let finished = finish::publish(&self.fs, &commit_request(), &staged).await;
+            drop(cut);
+            match finished {
+                Ok(Finished::Whole(id)) => {
+                    assert_eq!(self.memory.head("main").await.ok(), Some(id));
+                    self.assert_committed(&self.model.files());
+                    self.assert_stored().await;
+                    return;
+                }
+                Ok(Finished::Broken { what, owed }) => assert!(owed, "{what}"),
+                Err(Unpublished::Unasked(error) | Unpublished::Unseen { error, .. }) => assert_passes(&error),
+                Err(Unpublished::Refused(error)) => assert!(error.is_transient(), "{error}"),
+            }
+        }
+        panic!("no commit was whole: {:?}", self.fs.report());
+    }
+
+    async fn careful_cut(&self) -> (CommitCut, StagedSet) {
+        loop {
+            let cut = self.fs.cut().await.unwrap();
+            assert_eq!(cut.waiting.reached().await.files_failed, 0, "{:?}", self.report());
+            self.memory.part_late();
+            match self.fs.audit_for_commit().await {
+                Ok(Some(staged)) => return (cut, staged),
+                Ok(None) => {}
+                Err(error) => assert_passes(&error),
+            }
+        }
+    }
+
+    /// The server has all content of the branch.
+    async fn assert_stored(&self) {
+        let tree = self.memory.head_tree();
+        let hashes = tree.values().map(|content| ContentHash::of(HashKind::Xxh3, content)).collect::<Vec<_>>();
+        let lost = self.memory.missing(&hashes).await;
+        assert!(matches!(&lost, Ok(Some(lost)) if lost.is_empty()), "{lost:?}");
+    }
+
     async fn commit_at_last(&self) {
+        if self.manner == Manner::Careful {
+            return self.commit_carefully().await;
+        }
         let (cut, held) = self.staged_cut().await;
         self.publish().await;
         self.assert_committed(&held);
@@ -838,24 +1043,47 @@ impl World {
     }
 
     async fn answer_commit(&mut self) {
-        loop {
+        let staged = loop {
             let underway = self.commit.as_ref().expect("a cut");
             assert_eq!(underway.cut.waiting.reached().await.files_failed, 0, "{:?}", self.report());
-            if self.is_as_confirmed().await {
-                break;
+            self.memory.part_late();
+            match self.fs.audit_for_commit().await {
+                Ok(Some(staged)) => break staged,
+                Ok(None) => {}
+                Err(error) => assert_passes(&error),
             }
-            // What came late is staged by another cut.
+            // What came late, or went away, is staged by another cut.
             self.commit = None;
             self.begin_commit().await;
-        }
-        self.fs.flush().await.unwrap();
-        let committed = self.memory.commit(&commit_request()).await.unwrap();
-        self.commit.as_mut().expect("a cut").made = Some(committed.id);
+        };
+        let made = match self.manner {
+            Manner::Plain => {
+                self.fs.flush().await.unwrap();
+                Made::Plain(self.memory.commit(&commit_request()).await.unwrap().id)
+            }
+            Manner::Careful => loop {
+                match finish::ask(&self.fs, &commit_request()).await {
+                    Ok(answered) => break Made::Careful(staged, answered),
+                    Err(Unpublished::Unasked(error)) => assert_passes(&error),
+                    Err(error) => panic!("{error}"),
+                }
+            },
+        };
+        self.commit.as_mut().expect("a cut").made = Some(made);
     }
 
     async fn end_commit(&mut self) {
         let Underway { cut, held, made } = self.commit.take().expect("a cut");
-        self.fs.rebased(made.expect("an answer"), true).await.unwrap();
+        match made.expect("an answer") {
+            Made::Plain(id) => self.fs.rebased(id, true).await.unwrap(),
+            Made::Careful(staged, answered) => loop {
+                match finish::look_at(&self.fs, &commit_request(), &staged, &answered).await {
+                    Ok(Finished::Whole(_)) => break,
+                    Ok(Finished::Broken { what, .. }) => panic!("{what}"),
+                    Err(error) => assert_passes(&error),
+                }
+            },
+        }
         self.assert_committed(&held);
         drop(cut);
     }
@@ -890,7 +1118,7 @@ impl World {
     fn assert_committed(&self, expected: &BTreeMap<String, Vec<u8>>) {
         let tree: BTreeMap<String, Vec<u8>> = self
             .memory
-            .base_tree()
+            .head_tree()
             .into_iter()
             .map(|(path, content)| (path.as_str().to_owned(), content.to_vec()))
             .collect();
@@ -900,12 +1128,28 @@ impl World {
     /// Renames, replacements and removals while a barrier waits: what it waited for is staged under the names that it has
     /// at the end, and what was removed is not.
     async fn sync_amid(&mut self, meanwhile: &[Op]) {
+        // A barrier asks for the workspace once a second at most, and what was emptied is found by a commit or an unmount.
+        if self.manner == Manner::Careful {
+            loop {
+                match self.fs.audit().await {
+                    Ok(false) => break,
+                    Ok(true) => {}
+                    Err(error) => assert_passes(&error),
+                }
+            }
+        }
         let before: HashSet<Ino> = self.inodes().await.into_values().collect();
+        let mut remade = self.fs.times_remade();
         let waiting = self.fs.barrier().unwrap();
         for op in meanwhile {
             Box::pin(self.unseen_step(op)).await;
         }
         assert_eq!(waiting.reached().await.files_failed, 0, "{:?}", self.report());
+        while self.fs.times_remade() != remade {
+            remade = self.fs.times_remade();
+            let again = self.fs.barrier().unwrap();
+            assert_eq!(again.reached().await.files_failed, 0, "{:?}", self.report());
+        }
         let staged = self.view();
         let after = self.inodes().await;
         for (path, ino) in &after {
@@ -955,7 +1199,8 @@ impl World {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         change(self.dir.path());
-        (self.fs, self.tasks) = start(self.dir.path(), &self.memory, &self.disk, self.kernel.as_ref()).await;
+        let kernel = self.kernel.as_ref();
+        (self.fs, self.tasks) = start(self.dir.path(), &self.memory, &self.disk, kernel, self.manner).await;
     }
 
     async fn foreign(&mut self, path: &Path, text: Option<&str>) {
@@ -1036,6 +1281,11 @@ impl World {
     }
 }
 
+/// It is the server's, and passes.
+fn assert_passes(error: &FsError) {
+    assert!(matches!(error, FsError::Remote(error) if error.is_transient()), "{error}");
+}
+
 /// Where two sets of files differ, in words: contents may be long.
 fn unequal(found: &BTreeMap<String, Vec<u8>>, expected: &BTreeMap<String, Vec<u8>>) -> String {
     let paths: std::collections::BTreeSet<&String> = found.keys().chain(expected.keys()).collect();
@@ -1085,16 +1335,9 @@ pub fn on_model(model: &mut Model, op: &Op) -> Result<(), Refusal> {
         Op::Setxattr { path, name, value, mode } => model.set_xattr(path, name, value.as_bytes(), *mode),
         Op::Removexattr { path, name } => model.remove_xattr(path, name),
         Op::Fsync(path) => model.flush(path),
-        Op::Drain
-        | Op::Commit
-        | Op::CommitAmid { .. }
-        | Op::SyncAmid(_)
-        | Op::Cut
-        | Op::Publish
-        | Op::Rebase
-        | Op::Crash
-        | Op::Compact
-        | Op::Fault { .. }
-        | Op::Foreign { .. } => Ok(()),
+        unseen => {
+            assert!(unseen.is_unseen(), "{unseen:?}");
+            Ok(())
+        }
     }
 }

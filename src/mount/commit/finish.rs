@@ -1,10 +1,11 @@
 //! What comes after a commit was answered: it is compared with what was staged, repaired once where the server left
 //! something out, its content is looked for, and only then the mount stands on it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::fs::{Fs, FsError};
 use crate::hash::ContentHash;
+use crate::journal::CommitIntent;
 use crate::path::RepoPath;
 use crate::workspace::verify::{self, Costs, Deviation, Expected, StagedSet, Verdict};
 use crate::workspace::{
@@ -20,7 +21,7 @@ const BEHIND: usize = 256;
 const SHOWN: usize = 5;
 
 /// What became of a commit.
-pub(crate) enum Finished {
+pub enum Finished {
     /// The branch has it, whole, and so is all its content; the mount stands on it. A repair is the last of them.
     Whole(CommitId),
     /// The branch has it, and the mount stands on it, but something is missing.
@@ -32,12 +33,100 @@ pub(crate) enum Finished {
     },
 }
 
+/// Why a commit is not known to be whole.
+#[derive(Debug, thiserror::Error)]
+pub enum Unpublished {
+    /// The server was not asked for it.
+    #[error("{0}")]
+    Unasked(FsError),
+    /// The server did not answer that it was made.
+    #[error("{0}")]
+    Refused(WorkspaceError),
+    /// It was made, and what it holds is not known.
+    #[error("commit {commit} could not be looked at: {error}")]
+    Unseen {
+        /// Which.
+        commit: CommitId,
+        /// Why.
+        error: FsError,
+    },
+}
+
+/// Whether a commit may have been made, or may be made yet, that was answered like this.
+pub fn may_be_made(error: &WorkspaceError) -> bool {
+    error.is_transient() && !matches!(error, WorkspaceError::Unauthorized { .. } | WorkspaceError::Busy { .. })
+}
+
+/// A commit that the server answered.
+pub struct Answered {
+    /// What the branch stood on just before.
+    head: CommitId,
+    commit: CommitInfo,
+}
+
+/// Commits everything staged, which is `staged`, and stands on the new base once that was looked at.
+///
+/// # Errors
+/// [`Unpublished`].
+pub async fn publish(fs: &Fs, request: &CommitRequest, staged: &StagedSet) -> Result<Finished, Unpublished> {
+    let answered = ask(fs, request).await?;
+    let finished = look_at(fs, request, staged, &answered).await;
+    finished.map_err(|error| Unpublished::Unseen { commit: answered.commit.id, error })
+}
+
+/// Has the server make the commit, which nobody has looked at then.
+///
+/// # Errors
+/// [`Unpublished`].
+pub async fn ask(fs: &Fs, request: &CommitRequest) -> Result<Answered, Unpublished> {
+    let workspace = fs.workspace();
+    let head = workspace.head(&request.branch).await.map_err(|error| Unpublished::Unasked(error.into()))?;
+    // On stable storage before the server is asked, with the record of what was staged: it tells our own changes from
+    // others', and a start after this one looks what became of the commit.
+    let digest = verify::digest(&fs.staged_set());
+    let intent = CommitIntent { head: head.clone(), request: request.clone(), digest };
+    fs.note_intent(intent).await.map_err(Unpublished::Unasked)?;
+    let committed = match workspace.commit(request).await {
+        Ok(committed) => committed,
+        Err(error) => {
+            // Else the server may be at it yet: the intention stays on record.
+            if !may_be_made(&error)
+                && let Err(error) = fs.drop_intent()
+            {
+                tracing::warn!(%error, "a commit that was refused is looked for once more");
+            }
+            return Err(Unpublished::Refused(error));
+        }
+    };
+    let commit = CommitInfo {
+        id: committed.id,
+        parents: committed.parents,
+        author: request.author.clone(),
+        email: request.email.clone(),
+        message: request.message.clone(),
+    };
+    Ok(Answered { head, commit })
+}
+
+/// Looks at what [`ask`] had made of `staged`, and stands on it.
+///
+/// # Errors
+/// The server's: what became of the commit is found out by the next command. Or the journal's.
+pub async fn look_at(
+    fs: &Fs,
+    request: &CommitRequest,
+    staged: &StagedSet,
+    answered: &Answered,
+) -> Result<Finished, FsError> {
+    finish(fs, request, staged, &answered.head, &answered.commit).await
+}
+
 /// Compares a commit that was answered with what was `staged`, and stands on it. `head` is what the branch stood on just
 /// before.
 ///
 /// # Errors
 /// The server's: what became of the commit is found out by the next command. Or the journal's.
-pub(crate) async fn finish(
+async fn finish(
     fs: &Fs,
     request: &CommitRequest,
     staged: &StagedSet,
@@ -70,7 +159,7 @@ pub(crate) async fn finish(
         }
     }
     let lost = replace_lost(fs, staged, &last).await?;
-    fs.rebased(last.clone(), alone).await?;
+    let owed = fs.rebased_but(last.clone(), alone, &parent, &verdict.deviations).await?;
     if !alone {
         relist(fs);
     }
@@ -78,10 +167,7 @@ pub(crate) async fn finish(
         return Ok(Finished::Whole(last));
     }
     if !verdict.is_whole() {
-        let deviations = verdict.deviations.iter();
-        let found = deviations.map(|deviation| (deviation.path.clone(), file_of(deviation.found)));
-        let owed = fs.owe_deviations(found)? == verdict.deviations.len();
-        fs.flush().await?;
+        let owed = owed == verdict.deviations.len();
         let paths: Vec<&RepoPath> = verdict.deviations.iter().map(|deviation| &deviation.path).collect();
         let what = format!("the server left {} out of commit {last}: {}", count(paths.len()), names(&paths));
         return Ok(Finished::Broken { what, owed });
@@ -100,21 +186,24 @@ pub(crate) async fn finish(
 ///
 /// # Errors
 /// The server's.
-pub(crate) async fn find(
+async fn find(
     workspace: &dyn Workspace,
     request: &CommitRequest,
     head: &CommitId,
 ) -> Result<Option<CommitInfo>, WorkspaceError> {
     let mut id = workspace.head(&request.branch).await?;
+    let mut repair = None;
     for _ in 0..BEHIND {
         if id == *head {
             break;
         }
         let Some(commit) = workspace.commit_info(&id).await? else { break };
-        let same =
-            (&commit.author, &commit.email, &commit.message) == (&request.author, &request.email, &request.message);
-        if same {
-            return Ok(Some(commit));
+        let is_ours = (&commit.author, &commit.email) == (&request.author, &request.email);
+        if is_ours && commit.message == request.message {
+            return Ok(Some(CommitInfo { id: repair.unwrap_or(id), ..commit }));
+        }
+        if is_ours && repair.is_none() && commit.message.starts_with(&repaired(&request.message)) {
+            repair = Some(id);
         }
         let Some(parent) = commit.parents.into_iter().next() else { break };
         id = parent;
@@ -122,12 +211,17 @@ pub(crate) async fn find(
     Ok(None)
 }
 
+/// What the message of a repair begins with.
+fn repaired(message: &str) -> String {
+    format!("{message} (repair: ")
+}
+
 /// Ends a commit that an earlier command or daemon asked for, where what was staged then is what is on record now.
 /// `None`: there is none, or it was not made as far as can be told.
 ///
 /// # Errors
-/// As [`finish`].
-pub(crate) async fn resume(fs: &Fs) -> Result<Option<(CommitRequest, Finished)>, FsError> {
+/// The server's: what became of the commit is found out by the next command. Or the journal's.
+pub async fn resume(fs: &Fs) -> Result<Option<(CommitRequest, Finished)>, FsError> {
     let Some(intent) = fs.intent() else { return Ok(None) };
     let staged = fs.staged_set();
     if verify::digest(&staged) != intent.digest {
@@ -162,8 +256,9 @@ async fn repair(
     if workspace.head(&request.branch).await? != *commit || workspace.base().await? != *commit {
         return Ok(None);
     }
-    // What another client staged since is not ours to commit.
-    if !workspace.changes().await?.is_empty() {
+    // What another client staged since is not ours to commit; a daemon that was killed amid this has staged some of it.
+    let missing: HashSet<&RepoPath> = deviations.iter().map(|deviation| &deviation.path).collect();
+    if workspace.changes().await?.iter().any(|change| !missing.contains(&change.path)) {
         return Ok(None);
     }
     let mut staged = StagedSet::new();
@@ -200,7 +295,7 @@ async fn repair(
             Outcome::Failed(error) => return Err(error.into()),
         }
     }
-    let message = format!("{} (repair: {} that the server left out)", request.message, paths(staged.len()));
+    let message = format!("{}{} that the server left out)", repaired(&request.message), paths(staged.len()));
     let request = CommitRequest { message, ..request.clone() };
     let made = workspace.commit(&request).await?;
     let verdict = verify::examine(workspace, &staged, commit, &made.id, Costs::default()).await?;
