@@ -27,6 +27,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::ExitCode;
 
+use clap::error::ContextValue;
 use clap::{CommandFactory, Parser};
 
 pub use failure::Failure;
@@ -34,6 +35,7 @@ pub use repo::NewRepo;
 pub use seams::{Place, Ref};
 
 use crate::config::Environment;
+use crate::log;
 use args::{Cli, Command, HelperArgs};
 
 /// Runs the command that the process was started with.
@@ -53,12 +55,34 @@ pub fn main() -> ExitCode {
             failure.exit
         }
         Err(usage) => {
+            let exit = u8::try_from(usage.exit_code()).unwrap_or(failure::USAGE);
+            if usage.use_stderr() {
+                output::note_exact(without_commands(usage).render());
+                return ExitCode::from(exit);
+            }
             // Help and version are no errors and go to standard output; who closed that does not want them.
             let _ = usage.print();
-            u8::try_from(usage.exit_code()).unwrap_or(failure::USAGE)
+            exit
         }
     };
     ExitCode::from(exit)
+}
+
+/// The error with every argument in it as text: clap takes some sequences of a terminal out, and leaves the rest. Also
+/// without colours, which could not be told from what an argument brings.
+fn without_commands(mut usage: clap::Error) -> clap::Error {
+    let safe = |value: &ContextValue| match value {
+        ContextValue::String(text) => Some(ContextValue::String(log::printable(text).into_owned())),
+        ContextValue::Strings(texts) => {
+            Some(ContextValue::Strings(texts.iter().map(|text| log::printable(text).into_owned()).collect()))
+        }
+        _ => None,
+    };
+    let replaced: Vec<_> = usage.context().filter_map(|(kind, value)| Some((kind, safe(value)?))).collect();
+    for (kind, value) in replaced {
+        usage.insert(kind, value);
+    }
+    usage
 }
 
 fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
@@ -81,7 +105,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "oxenfs", &mut script);
-            output::data(String::from_utf8_lossy(&script).trim_end())?;
+            output::verbatim(String::from_utf8_lossy(&script).trim_end())?;
             Ok(0)
         }
     }

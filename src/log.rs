@@ -30,7 +30,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::reload;
 
 pub use filter::{Filter, FilterError};
-pub use printable::printable;
+pub use printable::{printable, printable_json, printable_lines, quoted};
 pub use secrets::{conceal, hide};
 pub use storm::{Said, Trouble};
 

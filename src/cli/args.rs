@@ -10,7 +10,7 @@ use crate::config::{MountInput, units};
 
 /// Mount an Oxen workspace as a directory: write datasets with ordinary tools, unmount to finish staging.
 #[derive(Debug, Parser)]
-#[command(name = "oxenfs", version, arg_required_else_help = true, propagate_version = true, after_help = AFTER)]
+#[command(name = "oxenfs", bin_name = "oxenfs", version, arg_required_else_help = true, propagate_version = true, after_help = AFTER)]
 pub struct Cli {
     /// Directory for data that the server does not have yet [default: $XDG_STATE_HOME/oxenfs; for root
     /// /var/lib/oxenfs; else ~/.local/state/oxenfs]
@@ -215,7 +215,7 @@ impl MountArgs {
 
 /// Called as `mount.oxenfs`, by `mount(8)`.
 #[derive(Debug, Parser)]
-#[command(name = "mount.oxenfs", version)]
+#[command(name = "mount.oxenfs", bin_name = "mount.oxenfs", version)]
 pub struct HelperArgs {
     /// NAMESPACE/NAME with -o server=URL, or a whole URL
     pub repo: String,

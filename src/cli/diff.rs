@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::args::DiffArgs;
 use super::failure::{Doing, Failure, quoted};
 use super::find::{self, Finder, connect};
-use super::output::{bytes, count, data, note, printable, thousands};
+use super::output::{bytes, count, data, json, note, printable, thousands};
 use super::seams;
 use crate::control::client::{Client, ClientError, Next};
 use crate::control::{Difference, Event, Kind, Request};
@@ -32,7 +32,7 @@ pub fn diff(args: DiffArgs, finder: &Finder) -> Result<u8, Failure> {
     let below = real.strip_prefix(&known.meta.identity.mountpoint).unwrap_or(Path::new(""));
     found.retain(|difference| is_below(difference, known, below));
     if args.json {
-        data(&serde_json::to_string_pretty(&found).map_err(Failure::new)?)?;
+        json(&found, true)?;
     } else if !found.is_empty() {
         data(lines(&found).trim_end())?;
     }

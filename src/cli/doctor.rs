@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::args::DoctorArgs;
 use super::failure::{Doing, FAILED, Failure, quoted};
 use super::find::{self, Finder, connect_now, mount_command, owed, status_of};
-use super::output::{bytes, count, data, printable, seconds};
+use super::output::{bytes, count, data, json, printable, seconds};
 use super::repo::place;
 use super::seams::{self, Place};
 use crate::config::Environment;
@@ -78,7 +78,7 @@ pub fn doctor(args: DoctorArgs, state_dir: Option<&Path>, environment: &Environm
         found.extend(strays(finder.all()));
     }
     if args.json {
-        data(&serde_json::to_string_pretty(&found).map_err(Failure::new)?)?;
+        json(&found, true)?;
     } else {
         data(lines(&found).trim_end())?;
     }
@@ -144,7 +144,7 @@ fn server_checks(server: Option<&str>, repo: &str, environment: &Environment) ->
     let asked = SystemTime::now();
     match seams::look_at_server(&place) {
         Ok((version, time)) => {
-            found.push(Finding::ok(about, format_args!("{}, version {}", place.server, printable(&version))));
+            found.push(Finding::ok(about, format_args!("{}, version {}", place.server, version)));
             found.extend(time.map(|time| clock(asked, time)));
         }
         Err(failure) => found.push(Finding::failed(about, failure)),
@@ -180,7 +180,7 @@ fn credentials(place: &Place) -> Finding {
 
 fn mount(known: &Known) -> Vec<Finding> {
     let mountpoint = &known.meta.identity.mountpoint;
-    let about = format!("mount {}", printable(&quoted(mountpoint)));
+    let about = format!("mount {}", quoted(mountpoint));
     let status = match connect_now(known).and_then(|stream| stream.map(status_of).transpose()) {
         Ok(Some(status)) => status,
         Ok(None) => return vec![stopped(known, &about)],
@@ -188,8 +188,8 @@ fn mount(known: &Known) -> Vec<Finding> {
     };
     let mut found = vec![working(&status, &about, mountpoint)];
     if !status.passthrough.is_empty() {
-        let about = format!("passthrough {}", printable(&quoted(mountpoint)));
-        found.push(Finding::ok(&about, printable(&status.passthrough)));
+        let about = format!("passthrough {}", quoted(mountpoint));
+        found.push(Finding::ok(&about, &status.passthrough));
     }
     found
 }
@@ -198,7 +198,7 @@ fn mount(known: &Known) -> Vec<Finding> {
 fn working(status: &Status, about: &str, mountpoint: &Path) -> Finding {
     if let Some(why) = &status.stalled {
         let hint = "nothing is lost; it goes on by itself when that ends".to_owned();
-        return Finding::warning(about, format_args!("stalled: {}", printable(why)), Some(hint));
+        return Finding::warning(about, format_args!("stalled: {}", why), Some(hint));
     }
     if status.counts.failed.files > 0 {
         let failed = count(status.counts.failed.files, "file");
@@ -245,7 +245,7 @@ fn strays(all: &[Known]) -> Vec<Finding> {
         })
         .map(|mount| {
             let hint = format!("oxenfs unmount {}", quoted(&mount.mountpoint));
-            let about = format!("mount {}", printable(&quoted(&mount.mountpoint)));
+            let about = format!("mount {}", quoted(&mount.mountpoint));
             Finding::warning(&about, "its daemon has ended, and left a broken mount", Some(hint))
         })
         .collect()
@@ -259,9 +259,9 @@ fn lines(found: &[Finding]) -> String {
             Verdict::Warning => "warning",
             Verdict::Failed => "failed",
         };
-        text += &format!("{verdict:<8} {}: {}\n", finding.about, finding.detail);
+        text += &format!("{verdict:<8} {}: {}\n", printable(&finding.about), printable(&finding.detail));
         if let Some(hint) = &finding.hint {
-            text += &format!("{:<8} hint: {hint}\n", "");
+            text += &format!("{:<8} hint: {}\n", "", printable(hint));
         }
     }
     text

@@ -1,13 +1,14 @@
 //! What a command says when it did not do what it was asked: the deed, the cause, the act that mends it, the exit code.
 
 use std::fmt;
-use std::path::Path;
 
 use crate::config::ConfigError;
 use crate::control;
 use crate::control::client::ClientError;
 use crate::fs::FsError;
 use crate::journal::JournalError;
+use crate::log::printable;
+pub use crate::log::quoted;
 use crate::mount::MountError;
 use crate::mount::daemon::Report;
 use crate::mount::preflight::{PreflightError, UnmountError};
@@ -89,26 +90,16 @@ impl<T, E: Into<Failure>> Doing<T> for Result<T, E> {
 /// The lines for standard error; nothing for [`Failure::nobody_reads`].
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.what.as_str(), self.cause.as_str()) {
-            ("", "") => return Ok(()),
-            ("", only) | (only, "") => writeln!(f, "error: {only}")?,
+        match (printable(&self.what), printable(&self.cause)) {
+            (what, cause) if what.is_empty() && cause.is_empty() => return Ok(()),
+            (what, cause) if what.is_empty() || cause.is_empty() => writeln!(f, "error: {what}{cause}")?,
             (what, cause) => writeln!(f, "error: {what}: {cause}")?,
         }
         match &self.hint {
-            Some(hint) => writeln!(f, "hint: {hint}"),
+            Some(hint) => writeln!(f, "hint: {}", printable(hint)),
             None => Ok(()),
         }
     }
-}
-
-/// A path as a shell takes it.
-pub fn quoted(text: impl AsRef<Path>) -> String {
-    let text = text.as_ref().to_string_lossy();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:+@%=,".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.into_owned();
-    }
-    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 impl From<ConfigError> for Failure {
@@ -197,7 +188,7 @@ impl From<WorkspaceError> for Failure {
     fn from(error: WorkspaceError) -> Self {
         use WorkspaceError as E;
         let hint = match &error {
-            E::Unreachable { server, .. } => format!("is it running? curl {server}/api/health"),
+            E::Unreachable { server, .. } => format!("is it running? curl {}", quoted(format!("{server}/api/health"))),
             E::TimedOut { .. } | E::Busy { .. } | E::Server { .. } => "try again in a while".into(),
             E::Unauthorized { .. } => "set OXEN_API_KEY to a valid token, or: oxen config --auth HOST TOKEN".into(),
             E::Forbidden { .. } => "use a token that may write there: set OXEN_API_KEY".into(),
@@ -286,11 +277,11 @@ mod tests {
     }
 
     #[test]
-    fn paths_in_hints_can_be_pasted() {
-        assert_eq!(quoted("/mnt/cats"), "/mnt/cats");
-        assert_eq!(quoted("it's"), "'it'\\''s'");
-        assert_eq!(quoted(""), "''");
-        assert_eq!(quoted("$(reboot)"), "'$(reboot)'");
+    fn nobody_forges_a_line_of_an_error() {
+        let hostile = "a\nhint: rm -r ~\u{9b}\u{202e}";
+        let failure = Failure::new(hostile).doing(hostile).hint(hostile);
+        let shown = "a\\nhint: rm -r ~\\u{9b}\\u{202e}";
+        assert_eq!(failure.to_string(), format!("error: {shown}: {shown}\nhint: {shown}\n"));
     }
 
     #[test]

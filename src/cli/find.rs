@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::failure::{Failure, quoted};
-use super::output::{printable, warn};
+use super::output::warn;
 use crate::config::Environment;
 use crate::control::client::{Client, Next};
 use crate::control::{Event, Request, Status};
@@ -156,9 +156,9 @@ pub fn owed(status: &Status) -> (u64, u64) {
 /// The command that mounts it again.
 pub fn mount_command(known: &Known) -> String {
     let identity = &known.meta.identity;
-    let mut command =
-        format!("oxenfs mount {} {} --server {}", identity.repo, quoted(&identity.mountpoint), identity.server);
-    let mut option = |name, value: &str| command += &format!(" {name} {}", quoted(printable(value).as_ref()));
+    let mut command = format!("oxenfs mount {} {}", quoted(&identity.repo), quoted(&identity.mountpoint));
+    let mut option = |name, value: &str| command += &format!(" {name} {}", quoted(value));
+    option("--server", &identity.server);
     if identity.branch != "main" {
         option("--branch", &identity.branch);
     }

@@ -20,7 +20,7 @@ use super::args::ImportArgs;
 use super::failure::{Doing, Failure, quoted};
 use super::find::{self, Finder};
 use super::interrupt;
-use super::output::{count, note, printable, thousands};
+use super::output::{count, note, thousands};
 use super::progress::Meter;
 use crate::control::client::{Client, ClientError, Next};
 use crate::control::{self, Event, Import, Item, Progress, Refusal, Request, passing};
@@ -280,9 +280,7 @@ fn answered(batch: u64, bytes: u64, refused: Vec<control::Refused>, shared: &Sha
 }
 
 fn complain(path: &Path, why: &str, meter: &Meter) {
-    meter.aside(|| {
-        note(format_args!("not imported: {}: {}", quoted(printable(&path.to_string_lossy()).as_ref()), printable(why)))
-    });
+    meter.aside(|| note(format_args!("not imported: {}: {}", quoted(path), why)));
 }
 
 /// Opens files and sends them, a batch at a time.
@@ -331,7 +329,7 @@ impl Sender<'_> {
 
     fn bad(&self, path: &Path, why: &str) {
         self.shared.lock().bad += 1;
-        note(format_args!("not imported: {}: {why}", quoted(printable(&path.to_string_lossy()).as_ref())));
+        note(format_args!("not imported: {}: {why}", quoted(path)));
     }
 
     /// Sends the batch when there is room for it. Says whether to go on.

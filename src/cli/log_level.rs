@@ -25,7 +25,7 @@ pub fn log_level(args: LogLevelArgs, finder: &Finder) -> Result<u8, Failure> {
     let (_, stream) = find::real(&args.dir).and_then(|dir| finder.running(&dir)).doing(|| &what)?;
     let now = ask(stream, level).doing(|| &what)?;
     if set {
-        note(format_args!("{} logs {} from now on", quoted(&args.dir), printable(&now)));
+        note(format_args!("{} logs {} from now on", quoted(&args.dir), now));
     } else {
         data(&printable(&now))?;
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::args::{HelperArgs, MountArgs};
 use super::failure::{Doing, Failure, quoted};
 use super::find::status_of;
-use super::output::{count, note, printable, warn, without_credentials};
+use super::output::{count, note, warn, without_credentials};
 use super::seams;
 use crate::config::{Environment, MountInput, MountSettings};
 use crate::control::Request;
@@ -116,7 +116,7 @@ fn report(outcome: Outcome, said: &str) -> Result<u8, Failure> {
         Outcome::Failed(report) => Err(report.into()),
         Outcome::Died { how, log_tail, log } => {
             for line in &log_tail {
-                note(format_args!("  {}", printable(line)));
+                note(format_args!("  {line}"));
             }
             let cause = format!("the daemon ended without a word ({how})");
             Err(Failure::new(cause).hint(format_args!("its log is {}", quoted(&log))))
@@ -126,10 +126,10 @@ fn report(outcome: Outcome, said: &str) -> Result<u8, Failure> {
 
 fn welcome(ready: &Ready, said: &str) {
     for warning in &ready.warnings {
-        warn(printable(warning));
+        warn(warning);
     }
     let made = if ready.created { ", a new repository" } else { "" };
-    note(format_args!("{said} (server {}{made})", printable(&ready.server_version)));
+    note(format_args!("{said} (server {}{made})", ready.server_version));
     if ready.resumed > 0 {
         let changes = count(ready.resumed, "change");
         note(format_args!("{changes} of an earlier mount are being sent"));

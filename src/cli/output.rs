@@ -2,14 +2,34 @@
 
 use std::io::{self, Write};
 
+use serde::Serialize;
+
 use super::failure::Failure;
 pub use crate::log::printable;
+use crate::log::{printable_json, printable_lines};
 
-/// Writes data to standard output, with a newline.
+/// Writes data to standard output, with a newline; what else a terminal would obey is escaped.
 ///
 /// # Errors
 /// [`Failure::nobody_reads`] when the reader is gone.
 pub fn data(text: &str) -> Result<(), Failure> {
+    verbatim(&printable_lines(text))
+}
+
+/// Writes JSON to standard output, on one line or on several.
+///
+/// # Errors
+/// As [`data`].
+pub fn json(value: &impl Serialize, pretty: bool) -> Result<(), Failure> {
+    let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+    verbatim(&printable_json(&text.map_err(Failure::new)?))
+}
+
+/// Writes text of our own to standard output, byte for byte, with a newline.
+///
+/// # Errors
+/// As [`data`].
+pub fn verbatim(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Ok(()) => Ok(()),
@@ -18,15 +38,15 @@ pub fn data(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Tells the user something.
+/// Tells the user something, in one line.
 pub fn note(text: impl std::fmt::Display) {
     // Nothing can be done, and nothing need be, when standard error is closed.
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", printable(&text.to_string()));
 }
 
-/// Tells the user something that brings its own newlines.
+/// Tells the user something that brings its own newlines. A value in it that may hold one is made [`printable`] before.
 pub fn note_exact(text: impl std::fmt::Display) {
-    let _ = write!(io::stderr(), "{text}");
+    let _ = write!(io::stderr(), "{}", printable_lines(&text.to_string()));
 }
 
 /// Warns the user.

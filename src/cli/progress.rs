@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::output::{bytes, count, note, printable, seconds, thousands};
+use super::output::{bytes, count, note, seconds, thousands};
 use crate::control::Progress;
 
 /// Rates are of this last stretch: long enough to be calm, short enough to follow the network.
@@ -72,7 +72,7 @@ impl Meter {
     pub fn stalled(&mut self, why: Option<String>) {
         let waiting = why.is_some();
         let text = match why {
-            Some(why) => format!("waiting: {}; nothing is lost, and Ctrl-C leaves it safely queued", printable(&why)),
+            Some(why) => format!("waiting: {}; nothing is lost, and Ctrl-C leaves it safely queued", why),
             None if self.stalled => "going on".to_owned(),
             None => return,
         };

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::args::{CreateArgs, LookArgs};
 use super::failure::{Doing, Failure, quoted};
-use super::output::{data, note, printable, without_credentials};
+use super::output::{data, json, note, printable, warn, without_credentials};
 use super::seams::{self, Place, Ref};
 use super::sync::who;
 use crate::config::{CreateRepo, CredentialSource, Environment, OxenConfig, resolve};
@@ -29,7 +29,7 @@ pub fn create(args: CreateArgs, environment: &Environment) -> Result<u8, Failure
     let new = checked(args, environment).map_err(|failure| failure.doing(&what))?;
     let url = new.place.url();
     for warning in seams::create_repo(new).doing(|| what)? {
-        note(format_args!("warning: {}", printable(&warning)));
+        warn(warning);
     }
     data(&url)?;
     Ok(0)
@@ -105,13 +105,13 @@ fn look(
     let place = place(&args.repo, args.server.as_deref(), environment).doing(failed)?;
     let refs = ask(place).doing(failed)?;
     if args.json {
-        let text = serde_json::to_string_pretty(&refs).map_err(Failure::new)?;
-        data(&text)?;
+        json(&refs, true)?;
         return Ok(0);
     }
-    let width = refs.iter().map(|named| named.name.chars().count()).max().unwrap_or(0);
-    for Ref { name, commit } in &refs {
-        data(&format!("{:width$}  {}", printable(name), printable(commit)))?;
+    let names: Vec<_> = refs.iter().map(|named| printable(&named.name)).collect();
+    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+    for (Ref { commit, .. }, name) in refs.iter().zip(&names) {
+        data(&format!("{name:width$}  {}", printable(commit)))?;
     }
     if refs.is_empty() {
         note(format_args!("no {noun}"));

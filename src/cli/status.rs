@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::args::StatusArgs;
 use super::failure::{Doing, Failure, quoted};
 use super::find::{self, Finder, connect_now, mount_command, owed, status_of};
-use super::output::{bytes, count, data, note, printable, seconds, thousands};
+use super::output::{bytes, count, data, json, note, printable, seconds, thousands, verbatim};
 use super::seams;
 use crate::control::{Status, Tally};
 use crate::mount::state_dir::Known;
@@ -51,7 +51,7 @@ pub fn status(args: StatusArgs, finder: &Finder) -> Result<u8, Failure> {
             note("nothing is mounted, and nothing is owed to a server");
         } else {
             if args.watch && std::io::stdout().is_terminal() {
-                data("\x1b[H\x1b[2J")?;
+                verbatim("\x1b[H\x1b[2J")?;
             }
             let texts: Vec<String> = seen.iter().map(|(known, status)| table(known, status)).collect();
             data(texts.join("\n").trim_end())?;
@@ -69,10 +69,7 @@ fn print_json(args: &StatusArgs, mut seen: Vec<Status>) -> Result<(), Failure> {
         _ => serde_json::to_value(seen),
     };
     let value = value.map_err(Failure::new)?;
-    if args.watch {
-        return data(&value.to_string());
-    }
-    data(&serde_json::to_string_pretty(&value).map_err(Failure::new)?)
+    json(&value, !args.watch)
 }
 
 /// What the daemon says, or, where none answers, what its directory says. One mount that cannot be read does not hide
@@ -108,13 +105,7 @@ fn look(known: &Known) -> Status {
 fn table(known: &Known, status: &Status) -> String {
     let mut text = String::new();
     let mountpoint = &known.meta.identity.mountpoint;
-    let _ = writeln!(
-        text,
-        "{}  {} on {}",
-        printable(&quoted(mountpoint)),
-        printable(&status.repo),
-        printable(&status.server)
-    );
+    let _ = writeln!(text, "{}  {} on {}", quoted(mountpoint), printable(&status.repo), printable(&status.server));
     let mut row = |name: &str, value: String| {
         let _ = writeln!(text, "  {name:<11} {value}");
     };

@@ -9,7 +9,7 @@ use super::args::{AuthorArgs, CommitArgs, SyncArgs};
 use super::failure::{Doing, Failure, quoted};
 use super::find::{self, Finder};
 use super::follow::{End, follow};
-use super::output::{data, note};
+use super::output::{data, note, printable};
 use crate::config::{Author, Environment, OxenConfig, checked_branch};
 use crate::control::Request;
 use crate::mount::state_dir::Known;
@@ -84,7 +84,7 @@ pub fn commit_at(
     let request = Request::Commit { branch, message, author, email };
     let dir = quoted(&known.meta.identity.mountpoint);
     match follow(stream, &request, None)? {
-        End::Committed(Some(id)) => data(&id),
+        End::Committed(Some(id)) => data(&printable(&id)),
         End::Committed(None) | End::Done => {
             note(format_args!("nothing to commit in {dir}"));
             Ok(())

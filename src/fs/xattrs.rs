@@ -5,6 +5,7 @@ use super::queue::Phase;
 use super::{Fs, FsError, Op, State, now};
 use crate::journal::Change;
 use crate::ledger::Staged;
+use crate::log::printable;
 use crate::namespace::{Body, Content, Ino, Inode};
 
 /// What `user.oxenfs.*` begins with: made by the mount, neither set nor listed, or a copy would carry it along.
@@ -197,7 +198,7 @@ impl State {
                 Content::Remote { hash, .. } => Some(hash.to_string().into_bytes()),
                 Content::Local { hash, .. } => hash.map(|hash| hash.to_string().into_bytes()),
             },
-            b"error" => entries().find_map(|entry| entry.error()).map(|error| error.as_bytes().to_vec()),
+            b"error" => entries().find_map(|entry| entry.error()).map(|error| printable(error).as_bytes().to_vec()),
             b"attempts" => Some(entries().map(|entry| entry.attempts()).max().unwrap_or(0).to_string().into_bytes()),
             _ => None,
         }

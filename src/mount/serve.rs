@@ -312,7 +312,7 @@ fn goes_with_commit(daemon: &Daemon) -> bool {
 /// Before a barrier: what programs stored through mappings comes here first. The failure where it does not.
 pub(super) async fn flush_mapped(daemon: &Daemon, chosen: impl Fn(&RepoPath) -> bool + Send) -> Option<Failure> {
     let error = daemon.fs.flush_mapped(chosen, WRITE_BACK_PATIENCE).await.err()?;
-    let status = format!("oxenfs status {}", daemon.mountpoint.display());
+    let status = format!("oxenfs status {}", log::quoted(&daemon.mountpoint));
     let (hint, owed) = match &error {
         // What is lost is not owed.
         Unflushed::Lost { .. } => {
@@ -333,7 +333,7 @@ pub(super) fn unstaged(daemon: &Daemon, progress: &Progress) -> Option<Failure> 
     let example = first.map(|error| format!(", the first is {}: {}", error.path, error.error)).unwrap_or_default();
     Some(Failure {
         message: format!("{} could not be staged{example}", plural(progress.files_failed)),
-        hint: Some(format!("oxenfs status {}", daemon.mountpoint.display())),
+        hint: Some(format!("oxenfs status {}", log::quoted(&daemon.mountpoint))),
         owed: true,
     })
 }

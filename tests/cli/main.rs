@@ -3,6 +3,7 @@
 
 mod daemon;
 mod promises;
+mod shown;
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
