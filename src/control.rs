@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod passing;
+pub mod words;
 
 use serde::{Deserialize, Serialize};
 
@@ -287,6 +288,8 @@ pub struct Counts {
     pub removals: Tally,
     /// Paths of which Oxen cannot store all, or anything: files, directories and others; bytes of files that stay.
     pub local: Tally,
+    /// Of these, the ones whose content Oxen stores: their permissions, say, stay here.
+    pub partly: Tally,
 }
 
 /// Files and their bytes.

@@ -118,7 +118,7 @@ fn summary(found: &[Difference]) -> String {
         let _ = write!(text, "; {} to send", count(to_send, "change"));
     }
     if of(Kind::Local) > 0 {
-        let _ = write!(text, "; {} on this disk alone, which Oxen cannot store", count(of(Kind::Local), "path"));
+        let _ = write!(text, "; {} of which Oxen cannot store all", count(of(Kind::Local), "path"));
     }
     text
 }

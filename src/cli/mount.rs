@@ -132,7 +132,8 @@ fn welcome(ready: &Ready, said: &str) {
     note(format_args!("{said} (server {}{made})", ready.server_version));
     if ready.resumed > 0 {
         let changes = count(ready.resumed, "change");
-        note(format_args!("{changes} of an earlier mount are being sent"));
+        let are = if ready.resumed == 1 { "is" } else { "are" };
+        note(format_args!("{changes} of an earlier mount {are} being sent"));
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::failure::Failure;
+pub use crate::control::words::{are, bytes, count, thousands};
 pub use crate::log::printable;
 use crate::log::{printable_json, printable_lines};
 
@@ -62,40 +63,6 @@ pub fn without_credentials(repo: &str) -> String {
     }
 }
 
-/// `1 file`, `12,000 files`.
-pub fn count(number: u64, noun: &str) -> String {
-    format!("{} {noun}{}", thousands(number), if number == 1 { "" } else { "s" })
-}
-
-/// With a comma after every third digit.
-pub fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-/// `512 B`, `1.2 GiB`.
-pub fn bytes(number: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if number < 1024 {
-        return format!("{number} B");
-    }
-    let mut value = number as f64 / 1024.0;
-    let mut unit = 0;
-    // 1023.95 would be rounded to 1024.0.
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
 /// `14 s`, `3 min 20 s`, `2 h 5 min`, `4 d 1 h`.
 pub fn seconds(number: u64) -> String {
     match number {
@@ -111,15 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_written_for_people() {
-        assert_eq!(count(1, "file"), "1 file");
-        assert_eq!(count(12000, "file"), "12,000 files");
-        assert_eq!(thousands(1_234_567), "1,234,567");
-        assert_eq!(thousands(999), "999");
-        assert_eq!(bytes(1023), "1023 B");
-        assert_eq!(bytes(1 << 20), "1.0 MiB");
-        assert_eq!(bytes((1 << 20) - 1), "1.0 MiB");
-        assert_eq!(bytes(u64::MAX), "16.0 EiB");
+    fn times_are_written_for_people() {
         assert_eq!(seconds(200), "3 min 20 s");
         assert_eq!(seconds(7500), "2 h 5 min");
     }

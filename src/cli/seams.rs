@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::failure::Failure;
+use super::output::are;
 use super::repo::NewRepo;
 use crate::config::{CredentialSource, MountSettings, RepoId, ServerUrl};
 use crate::control::{Difference, Status};
@@ -23,10 +24,12 @@ pub fn run(settings: &MountSettings, state: StateDir, notifier: &Notifier) -> Re
     if ended.owed == 0 {
         return Ok(());
     }
-    let owed = if ended.owed == 1 { "1 change is".to_owned() } else { format!("{} changes are", ended.owed) };
-    Err(Failure::owed(format_args!("{owed} not on the server yet, and safe on this disk"))
-        .doing("the mount has ended")
-        .hint("mount it again to go on"))
+    Err(Failure::owed(format_args!(
+        "{} not on the server yet, and safe on this disk",
+        are(ended.owed as u64, "change")
+    ))
+    .doing("the mount has ended")
+    .hint("mount it again to go on"))
 }
 
 /// What a state directory owes the server while no daemon runs.

@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::args::StatusArgs;
 use super::failure::{Doing, Failure, quoted};
 use super::find::{self, Finder, connect_now, mount_command, owed, status_of};
-use super::output::{bytes, count, data, json, note, printable, seconds, thousands, verbatim};
+use super::output::{are, bytes, count, data, json, note, printable, seconds, thousands, verbatim};
 use super::seams;
-use crate::control::{Status, Tally};
+use crate::control::{Counts, Status, Tally};
 use crate::mount::state_dir::Known;
 
 /// Between two looks of `--watch`.
@@ -140,8 +140,7 @@ fn table(known: &Known, status: &Status) -> String {
         row("", on_the_server_alone(&counts.remote));
     }
     if counts.local.files > 0 {
-        let paths = count(counts.local.files, "path");
-        row("local", format!("{paths}, which Oxen cannot store in full"));
+        row("local", stays_here(counts));
     }
     if status.phase != "stopped" {
         let limit = match status.spool_limit_bytes {
@@ -187,8 +186,16 @@ fn table(known: &Known, status: &Status) -> String {
 
 /// What is staged and not committed, and not here any more: whoever deletes the workspace, or prunes, takes it away.
 pub(super) fn on_the_server_alone(remote: &Tally) -> String {
-    let are = if remote.files == 1 { "is" } else { "are" };
-    format!("{} {are} on the server alone, staged and not committed", count(remote.files, "file"))
+    format!("{} on the server alone, staged and not committed", are(remote.files, "file"))
+}
+
+/// What Oxen cannot store, in words that keep apart what is only here and what is there but for its permissions, say.
+pub(super) fn stays_here(counts: &Counts) -> String {
+    let whole = counts.local.files.saturating_sub(counts.partly.files);
+    let whole = (whole > 0).then(|| format!("{} on this disk alone, which Oxen cannot store", are(whole, "path")));
+    let partly = (counts.partly.files > 0)
+        .then(|| format!("of {} Oxen stores the content alone", count(counts.partly.files, "path")));
+    [whole, partly].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 fn to_send(status: &Status) -> String {

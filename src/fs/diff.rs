@@ -107,7 +107,7 @@ impl State {
             found.push(Difference { path: path.as_str().to_owned(), kind, from: None, bytes, staged, reason: None });
         }
         pair_renames(&mut found, gone, new);
-        let local = self.local_paths(options, &mut Counts::default().local).into_iter();
+        let local = self.local_paths(options, &mut Counts::default()).into_iter();
         found.extend(local.map(|local| Difference {
             path: local.path,
             kind: Kind::Local,

@@ -410,7 +410,7 @@ pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, Comm
         counts.remote.files += 1;
         counts.remote.bytes += object.size;
     }
-    let local = state.local_paths(&options, &mut counts.local);
+    let local = state.local_paths(&options, &mut counts);
     Ok((counts, local, state.base))
 }
 

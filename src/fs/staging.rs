@@ -1080,7 +1080,7 @@ impl Fs {
         }
         errors.sort_by_key(|(since, _)| std::cmp::Reverse(*since));
         let errors = errors.into_iter().map(|(_, error)| error).take(SHOWN_ERRORS).collect();
-        let local = state.local_paths(&self.options, &mut counts.local);
+        let local = state.local_paths(&self.options, &mut counts);
         let oldest = oldest.map(|oldest| state.queue.instant(oldest).elapsed().as_secs());
         drop(state);
         // What is empty is never lost.
@@ -1197,14 +1197,15 @@ impl State {
     }
 
     /// What never travels, and why: files as such, and what Oxen does not store of those that do. Times are left out: no
-    /// file's travel. The tally counts paths, and the bytes of regular files that stay.
-    pub(super) fn local_paths(&self, options: &Options, tally: &mut Tally) -> Vec<LocalPath> {
+    /// file's travel. What is counted are paths, and the bytes of regular files that stay.
+    pub(super) fn local_paths(&self, options: &Options, counts: &mut Counts) -> Vec<LocalPath> {
         let mut shown = Vec::new();
         for (ino, inode) in self.tree.iter().filter(|(ino, inode)| inode.recorded && *ino != ROOT) {
             let Some((parent, name)) = inode.links.first() else {
                 continue;
             };
             let mut reasons = Vec::new();
+            let mut stored = false;
             match &inode.body {
                 Body::Symlink(_) => reasons.push("symbolic link".to_owned()),
                 Body::Special { .. } => reasons.push("special file".to_owned()),
@@ -1212,14 +1213,16 @@ impl State {
                     if dir.children.is_empty() && dir.listed && (dir.hidden.is_empty() || !dir.based) {
                         reasons.push("empty directory".to_owned());
                     }
+                    stored = reasons.is_empty();
                     reasons.extend(inode.unstored(options));
                 }
                 Body::File { size, .. } => match self.tree.path_in(*parent, name) {
                     Err(error) => {
-                        tally.bytes += size;
+                        counts.local.bytes += size;
                         reasons.push(error.to_string());
                     }
                     Ok(_) => {
+                        stored = true;
                         if inode.links.len() > 1 {
                             reasons.push("hard links, which become copies".to_owned());
                         }
@@ -1228,7 +1231,8 @@ impl State {
                 },
             }
             if !reasons.is_empty() {
-                tally.files += 1;
+                counts.local.files += 1;
+                counts.partly.files += u64::from(stored);
                 if shown.len() < SHOWN_LOCAL {
                     shown.push(LocalPath { path: self.tree.display_path(ino), reason: reasons.join("; ") });
                 }

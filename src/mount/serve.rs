@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use super::import::{self, Peer};
 use super::preflight::{How, UnmountError};
 use super::{Daemon, Phase, commit, detach};
+use crate::control::words::count;
 use crate::control::{Event, Failure, Progress, Request};
 use crate::fs::{FsError, Stop, Unflushed, Waiting};
 use crate::log;
@@ -332,14 +333,10 @@ pub(super) fn unstaged(daemon: &Daemon, progress: &Progress) -> Option<Failure> 
     let first = daemon.fs.report().2.into_iter().find(|error| error.parked);
     let example = first.map(|error| format!(", the first is {}: {}", error.path, error.error)).unwrap_or_default();
     Some(Failure {
-        message: format!("{} could not be staged{example}", plural(progress.files_failed)),
+        message: format!("{} could not be staged{example}", count(progress.files_failed, "file")),
         hint: Some(format!("oxenfs status {}", log::quoted(&daemon.mountpoint))),
         owed: true,
     })
-}
-
-fn plural(files: u64) -> String {
-    if files == 1 { "1 file".to_owned() } else { format!("{files} files") }
 }
 
 /// While this lives, the daemon ends only by the command that holds it. Dropped early, as when the command hangs up,

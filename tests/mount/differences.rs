@@ -59,7 +59,7 @@ fn diff_tells_what_the_next_commit_holds() {
     assert_eq!(diff(&test, &test.dir), late_staged, "without a daemon");
     let plain = test.oxenfs([OsStr::new("diff"), test.dir.as_os_str()]).ok();
     assert!(plain.out.contains("renamed   staged          6 B  d/moved -> e/moved\n"), "{}", plain.out);
-    let summary = "2 added, 1 modified, 1 removed, 1 renamed; 1 path on this disk alone, which Oxen cannot store\n";
+    let summary = "2 added, 1 modified, 1 removed, 1 renamed; 1 path of which Oxen cannot store all\n";
     assert_eq!(plain.err, summary);
     test.mount(&[]).ok();
     test.commit();
