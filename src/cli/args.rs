@@ -267,7 +267,7 @@ pub struct UnmountArgs {
     #[command(flatten)]
     pub author: AuthorArgs,
 
-    /// Give up waiting after this time, for example 30s or 5m; the rest goes on in the background
+    /// Give up waiting after this time, for example 30s or 5m, the commit included; the rest goes on in the background
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub timeout: Option<Duration>,
 
@@ -388,6 +388,10 @@ pub struct CommitArgs {
     /// Commit to this branch [default: the mount's]
     #[arg(long, value_name = "NAME")]
     pub branch: Option<String>,
+
+    /// Give up waiting after this time, for example 30s or 5m; staging goes on
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub timeout: Option<Duration>,
 }
 
 /// `oxenfs repo ...`.

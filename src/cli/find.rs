@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::failure::{Failure, quoted};
+use super::follow::Deadline;
 use super::output::warn;
 use crate::config::Environment;
 use crate::control::client::{Client, Next};
@@ -72,10 +73,18 @@ impl Finder {
     /// # Errors
     /// When there is none, or it has no daemon.
     pub fn running(&self, path: &Path) -> Result<(&Known, UnixStream), Failure> {
+        self.running_by(path, Deadline::after(None))
+    }
+
+    /// [`running`](Self::running), without waiting past a deadline.
+    ///
+    /// # Errors
+    /// As [`running`](Self::running).
+    pub fn running_by(&self, path: &Path, deadline: Deadline) -> Result<(&Known, UnixStream), Failure> {
         let Some(known) = self.above(path) else {
             return Err(Failure::new("no oxenfs mount is there").hint("oxenfs status lists the mounts"));
         };
-        match connect(known)? {
+        match connect_by(known, deadline)? {
             Some(stream) => Ok((known, stream)),
             None => Err(Failure::new("its daemon does not run; what was written is safe on this disk")
                 .hint(format_args!("mount it again: {}", mount_command(known)))),
@@ -101,6 +110,14 @@ pub fn real(path: &Path) -> Result<PathBuf, Failure> {
 /// When one runs and cannot be reached.
 pub fn connect(known: &Known) -> Result<Option<UnixStream>, Failure> {
     connect_within(known, CHANGE_PATIENCE)
+}
+
+/// [`connect`], without waiting past a deadline.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_by(known: &Known, deadline: Deadline) -> Result<Option<UnixStream>, Failure> {
+    connect_within(known, deadline.or_sooner(CHANGE_PATIENCE))
 }
 
 /// [`connect`], without waiting.
@@ -134,13 +151,23 @@ fn connect_within(known: &Known, patience: Duration) -> Result<Option<UnixStream
 /// # Errors
 /// When it does not answer.
 pub fn status_of(stream: UnixStream) -> Result<Status, Failure> {
+    status_by(stream, Deadline::after(None))
+}
+
+/// [`status_of`], without waiting past a deadline.
+///
+/// # Errors
+/// As [`status_of`].
+pub fn status_by(stream: UnixStream, deadline: Deadline) -> Result<Status, Failure> {
+    let patience = deadline.or_sooner(STATUS_PATIENCE);
     let mut client = Client::ask(stream, &Request::Status)?;
-    match client.next(STATUS_PATIENCE)? {
+    match client.next(patience)? {
         Next::Event(Event::Status(status)) => Ok(*status),
         Next::Event(Event::Failed(failure)) => Err(failure.into()),
         Next::Event(_) => Err(crate::control::client::ClientError::NotUnderstood.into()),
         Next::Nothing => {
-            Err(Failure::new(format_args!("the mount's daemon did not answer within {} s", STATUS_PATIENCE.as_secs())))
+            let within = patience.as_secs_f64().ceil();
+            Err(Failure::new(format_args!("the mount's daemon did not answer within {within} s")))
         }
     }
 }

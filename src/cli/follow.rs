@@ -4,21 +4,56 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use super::interrupt;
-use super::output::{bytes, count};
+use super::output::{bytes, count, note};
 use super::progress::Meter;
 use crate::control::client::{Client, ClientError, Next};
 use crate::control::{Event, Failure as Refusal, Progress, Request};
 
+/// When waiting ends: once for all that a command waits for.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline(Option<Instant>);
+
+impl Deadline {
+    /// From now on; `None` is never.
+    pub fn after(timeout: Option<Duration>) -> Self {
+        Self(timeout.and_then(|timeout| Instant::now().checked_add(timeout)))
+    }
+
+    /// What is left of it.
+    pub fn left(self) -> Option<Duration> {
+        self.0.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// As long as usual, or what is left.
+    pub fn or_sooner(self, usual: Duration) -> Duration {
+        self.left().map_or(usual, |left| left.min(usual))
+    }
+}
+
 /// How often Ctrl-C and the deadline are looked at.
 const TICK: Duration = Duration::from_millis(200);
+
+/// How long a daemon that has unmounted may take to end.
+const END_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until a daemon that said so is gone: it hangs up with its end, and writes nothing to its directory after that.
+fn await_end(client: &mut Client, deadline: Deadline) {
+    let deadline = Instant::now() + deadline.or_sooner(END_PATIENCE);
+    while Instant::now() < deadline && !interrupt::seen() {
+        if client.next(TICK).is_err() {
+            return;
+        }
+    }
+    note("its daemon is still ending; leave its state directory alone until oxenfs status says that none runs");
+}
 
 /// How waiting ended.
 #[derive(Debug)]
 pub enum End {
-    /// It was carried out.
-    Done,
-    /// The commit was made; `None`: there was nothing to commit.
-    Committed(Option<String>),
+    /// It was carried out, and so many files were staged for it.
+    Done(u64),
+    /// The commit was made, and so many files were staged for it; `None`: there was nothing to commit.
+    Committed(Option<String>, u64),
     /// It was not carried out.
     Refused(Refusal),
     /// Ctrl-C, or the deadline passed; the request is withdrawn, the daemon goes on.
@@ -58,15 +93,14 @@ impl std::fmt::Display for GaveUp {
 ///
 /// # Errors
 /// When the daemon ends first.
-pub fn follow(stream: UnixStream, request: &Request, timeout: Option<Duration>) -> Result<End, ClientError> {
+pub fn follow(stream: UnixStream, request: &Request, deadline: Deadline) -> Result<End, ClientError> {
     interrupt::catch();
-    let began = Instant::now();
     let mut client = Client::ask(stream, request)?;
     let mut meter = Meter::new("staged");
     loop {
-        let given_up = match timeout {
+        let given_up = match deadline.left() {
             _ if interrupt::seen() => Some(Why::Interrupted),
-            Some(timeout) if began.elapsed() >= timeout => Some(Why::TimedOut),
+            Some(left) if left.is_zero() => Some(Why::TimedOut),
             _ => None,
         };
         if let Some(why) = given_up {
@@ -74,8 +108,7 @@ pub fn follow(stream: UnixStream, request: &Request, timeout: Option<Duration>) 
             meter.clear();
             return Ok(End::GaveUp(GaveUp { why, left }));
         }
-        let left = timeout.map_or(TICK, |timeout| timeout.saturating_sub(began.elapsed()).min(TICK));
-        let event = match client.next(left) {
+        let event = match client.next(deadline.or_sooner(TICK)) {
             Ok(Next::Event(event)) => event,
             Ok(Next::Nothing) => continue,
             Err(error) => {
@@ -87,12 +120,17 @@ pub fn follow(stream: UnixStream, request: &Request, timeout: Option<Duration>) 
             Event::Progress(progress) => meter.update(progress),
             Event::Stalled { why } => meter.stalled(why),
             Event::Done => {
+                let staged = meter.last().files_done;
                 meter.finish();
-                return Ok(End::Done);
+                if matches!(request, Request::Unmount | Request::Detach) {
+                    await_end(&mut client, deadline);
+                }
+                return Ok(End::Done(staged));
             }
             Event::Committed { id } => {
+                let staged = meter.last().files_done;
                 meter.finish();
-                return Ok(End::Committed(id));
+                return Ok(End::Committed(id, staged));
             }
             Event::Failed(refusal) => {
                 meter.clear();

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::failure::Failure;
-pub use crate::control::words::{are, bytes, count, thousands};
+pub use crate::control::words::{are, bytes, changes_are, count, thousands};
 pub use crate::log::printable;
 use crate::log::{printable_json, printable_lines};
 

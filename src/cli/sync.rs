@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use super::args::{AuthorArgs, CommitArgs, SyncArgs};
 use super::failure::{Doing, Failure, quoted};
 use super::find::{self, Finder};
-use super::follow::{End, follow};
+use super::follow::{Deadline, End, follow};
 use super::output::{data, note, printable};
 use crate::config::{Author, Environment, OxenConfig, checked_branch};
 use crate::control::Request;
@@ -16,24 +15,23 @@ use crate::mount::state_dir::Known;
 
 /// `oxenfs sync`: one request a mount, with all its paths.
 pub fn sync(args: SyncArgs, finder: &Finder) -> Result<u8, Failure> {
+    let deadline = Deadline::after(args.timeout);
     let mut mounts: BTreeMap<PathBuf, Vec<String>> = BTreeMap::new();
     for path in &args.paths {
         let failed = || format!("cannot sync {}", quoted(path));
         let real = find::real(path).doing(failed)?;
-        let (known, _) = finder.running(&real).doing(failed)?;
+        let (known, _) = finder.running_by(&real, deadline).doing(failed)?;
         let root = &known.meta.identity.mountpoint;
         let below = inside(&real, root).doing(failed)?;
         mounts.entry(root.clone()).or_default().push(below);
     }
-    let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
     for (root, mut paths) in mounts {
         let failed = || format!("cannot sync {}", quoted(&root));
         if paths.iter().any(String::is_empty) {
             paths.clear(); // the root itself: everything
         }
-        let (_, stream) = finder.running(&root).doing(failed)?;
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        wait(stream, paths, left, &root).doing(failed)?;
+        let (_, stream) = finder.running_by(&root, deadline).doing(failed)?;
+        wait(stream, paths, deadline, &root).doing(failed)?;
     }
     Ok(0)
 }
@@ -47,9 +45,9 @@ fn inside(path: &Path, root: &Path) -> Result<String, Failure> {
     }
 }
 
-fn wait(stream: UnixStream, paths: Vec<String>, timeout: Option<Duration>, root: &Path) -> Result<(), Failure> {
-    match follow(stream, &Request::Sync { paths, before_commit: false }, timeout)? {
-        End::Done | End::Committed(_) => Ok(()),
+fn wait(stream: UnixStream, paths: Vec<String>, deadline: Deadline, root: &Path) -> Result<(), Failure> {
+    match follow(stream, &Request::Sync { paths, before_commit: false }, deadline)? {
+        End::Done(_) | End::Committed(..) => Ok(()),
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(Failure::owed(format_args!(
             "{why}; the rest is safe on this disk, and staging goes on in the background"
@@ -63,37 +61,41 @@ pub fn commit(args: CommitArgs, finder: &Finder, environment: &Environment) -> R
     let failed = || format!("cannot commit {}", quoted(&args.dir));
     let branch = args.branch.as_deref().map(checked_branch).transpose().doing(failed)?;
     let real = find::real(&args.dir).doing(failed)?;
-    let (known, stream) = finder.running(&real).doing(failed)?;
-    commit_at(known, stream, &args.author, args.message, branch, environment).doing(failed)?;
+    let deadline = Deadline::after(args.timeout);
+    let (known, stream) = finder.running_by(&real, deadline).doing(failed)?;
+    let (author, email) = who(&args.author, environment).doing(failed)?;
+    let request = Request::Commit { branch, message: args.message, author, email };
+    commit_at(known, stream, &request, 0, deadline).doing(failed)?;
     Ok(0)
 }
 
-/// Commits a mount and prints the commit's id.
+/// Commits a mount and prints the commit's id. So many files as `staged` were staged for it just before.
 ///
 /// # Errors
-/// When it is not known who commits, and when the daemon refuses.
+/// When the daemon refuses, or the deadline passes.
 pub fn commit_at(
     known: &Known,
     stream: UnixStream,
-    author: &AuthorArgs,
-    message: String,
-    branch: Option<String>,
-    environment: &Environment,
+    request: &Request,
+    staged: u64,
+    deadline: Deadline,
 ) -> Result<(), Failure> {
-    let (author, email) = who(author, environment)?;
-    let request = Request::Commit { branch, message, author, email };
     let dir = quoted(&known.meta.identity.mountpoint);
-    match follow(stream, &request, None)? {
-        End::Committed(Some(id)) => data(&printable(&id)),
-        End::Committed(None) | End::Done => {
-            note(format_args!("nothing to commit in {dir}"));
+    match follow(stream, request, deadline)? {
+        End::Committed(Some(id), _) => data(&printable(&id)),
+        End::Committed(None, more) | End::Done(more) => {
+            // After a line that says how many were staged.
+            let why = if staged + more > 0 { ": what was staged is what the last commit holds" } else { "" };
+            note(format_args!("nothing to commit in {dir}{why}"));
             Ok(())
         }
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(Failure::owed(format_args!(
             "{why}; nothing was lost, staging goes on in the background, and the commit may or may not have been made"
         ))
-        .hint(format_args!("oxenfs status {dir} shows whether anything is left to commit"))),
+        .hint(format_args!(
+            "oxenfs status {dir} shows whether anything is left to commit; the next commit looks for this one"
+        ))),
     }
 }
 

@@ -5,25 +5,26 @@ use std::path::Path;
 
 use super::args::UnmountArgs;
 use super::failure::{Doing, Failure, OWED, quoted};
-use super::find::{self, Finder, mount_command, owed, status_of};
-use super::follow::{End, follow};
-use super::output::{bytes, count, note};
+use super::find::{self, Finder, mount_command, owed, status_by};
+use super::follow::{Deadline, End, follow};
+use super::output::{changes_are, count, note};
 use super::seams;
 use super::sync;
 use crate::config::Environment;
-use crate::control::{Request, Status};
+use crate::control::{Counts, Request, Status};
 use crate::mount::preflight::{self, How, UnmountError, mountinfo};
 use crate::mount::state_dir::Known;
 
 /// `oxenfs unmount`: whatever is, or was, mounted at a directory is drained and taken away.
 pub fn unmount(args: UnmountArgs, finder: &Finder, environment: &Environment) -> Result<u8, Failure> {
     let what = format!("cannot unmount {}", quoted(&args.dir));
+    let deadline = Deadline::after(args.timeout);
     let dir = find::real(&args.dir).map_err(|failure| failure.doing(&what))?;
     let mut running = Vec::new();
     let mut stopped = Vec::new();
     for known in finder.at(&dir) {
-        match find::connect(known).doing(|| &what)? {
-            Some(stream) => running.push((known, status_of(stream).doing(|| &what)?)),
+        match find::connect_by(known, deadline).doing(|| &what)? {
+            Some(stream) => running.push((known, status_by(stream, deadline).doing(|| &what)?)),
             None => stopped.push(known),
         }
     }
@@ -35,55 +36,68 @@ pub fn unmount(args: UnmountArgs, finder: &Finder, environment: &Environment) ->
     let mut exit = 0;
     for (at, (known, status)) in running.into_iter().enumerate() {
         let commit = at == 0 && args.commit;
-        let done = one(&args, known, &status, commit, environment);
+        let request = if commit { Some(commit_request(&args, environment).doing(|| &what)?) } else { None };
+        let done = one(&args, known, &status, request.as_ref(), deadline);
         exit = exit.max(done.map_err(|failure| failure.doing(&what))?);
     }
     Ok(exit)
+}
+
+fn commit_request(args: &UnmountArgs, environment: &Environment) -> Result<Request, Failure> {
+    let (author, email) = sync::who(&args.author, environment)?;
+    Ok(Request::Commit { branch: None, message: args.message.clone().unwrap_or_default(), author, email })
 }
 
 fn one(
     args: &UnmountArgs,
     known: &Known,
     status: &Status,
-    commit: bool,
-    environment: &Environment,
+    commit: Option<&Request>,
+    deadline: Deadline,
 ) -> Result<u8, Failure> {
-    if commit {
+    if let Some(commit) = commit {
         // First all that is there is staged, whatever it is called by then; the cut that is committed comes after that.
-        match follow(connected(known)?, &Request::Sync { paths: Vec::new(), before_commit: true }, args.timeout)? {
-            End::Done | End::Committed(_) => {}
-            End::Refused(refusal) => return Err(refusal.into()),
-            End::GaveUp(why) => return Err(gave_up(format_args!("{why}; nothing was committed"), &args.dir)),
-        }
-        let message = args.message.clone().unwrap_or_default();
-        sync::commit_at(known, connected(known)?, &args.author, message, None, environment)
+        let staged =
+            match follow(connected(known)?, &Request::Sync { paths: Vec::new(), before_commit: true }, deadline)? {
+                End::Done(staged) | End::Committed(_, staged) => staged,
+                End::Refused(refusal) => return Err(refusal.into()),
+                End::GaveUp(why) => return Err(gave_up(format_args!("{why}; nothing was committed"), &args.dir)),
+            };
+        sync::commit_at(known, connected(known)?, commit, staged, deadline)
             .map_err(|failure| failure.doing(format_args!("cannot commit {}", quoted(&args.dir))))?;
     }
     if args.detach {
         return detach(args, known, status);
     }
-    match follow(connected(known)?, &Request::Unmount, args.timeout)? {
-        End::Done | End::Committed(_) => {
+    match follow(connected(known)?, &Request::Unmount, deadline)? {
+        End::Done(_) | End::Committed(..) => {
             // The record of the daemon that just ended.
             let left = seams::offline_status(&known.path).unwrap_or_default().counts;
             let staged = match left.staged.files {
                 0 => String::new(),
                 files => format!(", {} staged and not committed", count(files, "change")),
             };
-            note(format_args!("unmounted {}; everything is on the server{staged}", quoted(&args.dir)));
+            note(format_args!("unmounted {}; {}{staged}", quoted(&args.dir), is_there(&left)));
             if left.remote.files > 0 {
                 note(format_args!("{}: commit to keep them", super::status::on_the_server_alone(&left.remote)));
             }
             if left.local.files > 0 {
-                let paths = count(left.local.files, "path");
-                note(format_args!(
-                    "on this disk alone: {paths}, which Oxen cannot store in full; oxenfs status lists them"
-                ));
+                let stays = super::status::stays_here(&left);
+                note(format_args!("{stays}: oxenfs status {} lists what stays", quoted(&args.dir)));
             }
             Ok(0)
         }
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(gave_up(why, &args.dir)),
+    }
+}
+
+/// What is true of a mount that owes nothing.
+fn is_there(counts: &Counts) -> &'static str {
+    if counts.local.files > counts.partly.files {
+        "all that Oxen can store is on the server"
+    } else {
+        "everything is on the server"
     }
 }
 
@@ -93,7 +107,7 @@ fn gave_up(why: impl std::fmt::Display, dir: &Path) -> Failure {
 }
 
 fn detach(args: &UnmountArgs, known: &Known, before: &Status) -> Result<u8, Failure> {
-    match follow(connected(known)?, &Request::Detach, None)? {
+    match follow(connected(known)?, &Request::Detach, Deadline::after(None))? {
         End::Refused(refusal) if !refusal.owed => return Err(refusal.into()),
         End::GaveUp(why) => return Err(Failure::new(why)),
         _ => {}
@@ -103,15 +117,12 @@ fn detach(args: &UnmountArgs, known: &Known, before: &Status) -> Result<u8, Fail
     let dir = quoted(&args.dir);
     match owed(&after) {
         (0, _) => {
-            note(format_args!("unmounted {dir}; everything is on the server"));
+            note(format_args!("unmounted {dir}; {}", is_there(&after.counts)));
             Ok(0)
         }
         (files, content) => {
-            let files = count(files, "change");
-            note(format_args!(
-                "unmounted {dir}; {files} ({}) are not on the server yet, and safely queued on this disk",
-                bytes(content)
-            ));
+            let changes = changes_are(files, content);
+            note(format_args!("unmounted {dir}; {changes} not on the server yet, and safely queued on this disk"));
             note(format_args!("hint: mount again to send them: {}", mount_command(known)));
             Ok(OWED)
         }
@@ -142,14 +153,16 @@ fn without_daemon(args: &UnmountArgs, dir: &Path, stopped: &[&Known], finder: &F
         }
         None => {}
     }
+    let mut counts = Counts::default();
     for known in stopped {
-        let (files, content) = owed(&seams::offline_status(&known.path)?);
+        let status = seams::offline_status(&known.path)?;
+        let (files, content) = owed(&status);
+        if status.counts.local.files > status.counts.partly.files {
+            counts = status.counts;
+        }
         if files > 0 {
-            let cause = format!(
-                "no daemon runs, and {} ({}) are not on the server yet; they are safe on this disk",
-                count(files, "change"),
-                bytes(content)
-            );
+            let changes = changes_are(files, content);
+            let cause = format!("no daemon runs, and {changes} not on the server yet, and safe on this disk");
             let hint = format!("mount again to send them: {}", mount_command(known));
             return Err(Failure::owed(cause).hint(hint));
         }
@@ -159,7 +172,7 @@ fn without_daemon(args: &UnmountArgs, dir: &Path, stopped: &[&Known], finder: &F
             .hint("mount it again, then: oxenfs commit DIR -m TEXT"));
     }
     if mount.is_none() {
-        note(format_args!("{} is not mounted; everything is on the server", quoted(dir)));
+        note(format_args!("{} is not mounted; {}", quoted(dir), is_there(&counts)));
     }
     Ok(0)
 }

@@ -18,6 +18,7 @@ const SHOWN_CONFLICTS: usize = 5;
 /// How often what is staged is staged again because the server does not list it.
 const STAGINGS: u32 = 5;
 const NEXT_HINT: &str = "the next commit, or the next mount, looks for it and tells";
+const REMOUNT_HINT: &str = "oxenfs diff names what it would hold; unmount and mount again, which compares that with the branch, and repeat the command";
 const CONFLICT_HINT: &str =
     "mount the branch in a fresh workspace (--workspace NAME), copy your versions there, commit that";
 
@@ -226,7 +227,12 @@ fn not_committed(daemon: &Daemon, error: &WorkspaceError) -> Failure {
         let message = format!("{error}; the commit may have been made");
         return Failure { message, hint: Some(NEXT_HINT.to_owned()), owed: true };
     }
-    let hint = matches!(error, WorkspaceError::Conflict { .. }).then_some(CONFLICT_HINT);
+    let hint = match error {
+        WorkspaceError::Conflict { .. } => Some(CONFLICT_HINT),
+        // The server found no difference where the record has some.
+        WorkspaceError::Refused { status: 422, .. } => Some(REMOUNT_HINT),
+        _ => None,
+    };
     failed(daemon, error.to_string(), hint)
 }
 

@@ -63,7 +63,10 @@ fn serve(listener: &UnixListener, script: fn(&Request) -> (Vec<Event>, Then), mu
         for event in events {
             let mut line = serde_json::to_vec(&event).unwrap();
             line.push(b'\n');
-            stream.write_all(&line).unwrap();
+            // A command that gave up does not listen.
+            if stream.write_all(&line).is_err() {
+                break;
+            }
         }
         if then == Then::Wait {
             open.push(stream);

@@ -528,6 +528,51 @@ fn giving_up_after_a_time_leaves_the_rest_queued_and_says_so() {
 }
 
 #[test]
+fn a_timeout_holds_for_all_that_a_command_waits_for() {
+    let user = User::new();
+    let dir = user.dir("mnt");
+    // Each step takes its time, and none takes too long.
+    fn slow(request: &Request) -> (Vec<Event>, Then) {
+        match request {
+            Request::Status => mounted(request),
+            Request::Sync { .. } => {
+                std::thread::sleep(std::time::Duration::from_millis(600));
+                (vec![Event::Done], Then::HangUp)
+            }
+            _ => (vec![], Then::Wait),
+        }
+    }
+    let dir = text(&dir);
+    let who = ["-m", "x", "--author", "A", "--email", "a@x", "--timeout"];
+    let unknown = "nothing was lost, staging goes on in the background, and the commit may or may not have been made";
+    for (command, timeout, says) in [
+        (&["unmount", dir, "--commit"][..], "300ms", "nothing was committed; the rest is safe on this disk"),
+        (&["unmount", dir, "--commit"], "900ms", unknown),
+        (&["commit", dir], "300ms", unknown),
+    ] {
+        let own = User::new();
+        let state = own.state();
+        // Each with a daemon that nothing else was asked before.
+        let _daemon = Daemon::start(&state, Path::new(dir), slow);
+        let begun = std::time::Instant::now();
+        let said = user.run([command, &["--state-dir", text(&state)], &who, &[timeout]].concat());
+        let took = begun.elapsed();
+        assert_eq!((said.exit, said.out.as_str()), (3, ""), "{said:?}");
+        assert!(said.err.contains(&format!("timed out; {says}")), "{said:?}");
+        assert!(said.err.contains("\nhint: "), "{said:?}");
+        assert!(took < std::time::Duration::from_millis(1400), "{command:?} took {took:?}");
+    }
+    // One that does not even say how it is.
+    let silent = user.dir("silent");
+    let other = user.path("other/oxenfs");
+    let _silent = Daemon::start(&other, &silent, |_| (vec![], Then::Wait));
+    let begun = std::time::Instant::now();
+    let said = user.run(["unmount", text(&silent), "--timeout", "1s", "--state-dir", text(&other)]);
+    assert!(said.err.contains("the mount's daemon did not answer within 1 s\n"), "{said:?}");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(3));
+}
+
+#[test]
 fn ctrl_c_leaves_the_rest_queued_and_says_so() {
     let user = User::new();
     let dir = user.dir("mnt");

@@ -2,9 +2,11 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use crate::mounted::TestMount;
 use crate::proxy::Proxy;
+use crate::scripted::Scripted;
 use crate::server;
 
 #[test]
@@ -50,14 +52,57 @@ fn unmount_says_what_is_not_committed_and_what_stays_here() {
     let unmount = || test.oxenfs([OsStr::new("unmount"), test.dir.as_os_str()]).ok().err;
     let said = unmount();
     let dir = test.dir.display();
-    let everything = format!("unmounted {dir}; everything is on the server");
-    assert!(said.contains(&format!("{everything}, 1 change staged and not committed\n")), "{said}");
-    assert!(
-        said.contains("on this disk alone: 1 path, which Oxen cannot store in full; oxenfs status lists"),
-        "{said}"
-    );
+    let what = |there: &str| format!("unmounted {dir}; {there} is on the server");
+    let there = what("all that Oxen can store");
+    assert!(said.contains(&format!("{there}, 1 change staged and not committed\n")), "{said}");
+    let here = format!("1 path is on this disk alone, which Oxen cannot store: oxenfs status {dir} lists what stays\n");
+    assert!(said.ends_with(&here), "{said}");
     test.mount(&[]).ok();
     test.commit();
     fs::remove_file(test.at("link")).unwrap();
+    // A file that everybody may execute, as many programs make them, is there but for that.
+    fs::set_permissions(test.at("file"), fs::Permissions::from_mode(0o755)).unwrap();
+    let everything = what("everything");
+    let partly = format!("of 1 path Oxen stores the content alone: oxenfs status {dir} lists what stays\n");
+    assert_eq!(unmount(), format!("{everything}\n{partly}"));
+    test.mount(&[]).ok();
+    fs::remove_file(test.at("file")).unwrap();
+    test.commit();
     assert_eq!(unmount(), format!("{everything}\n"));
+}
+
+#[test]
+fn nothing_to_commit_agrees_with_what_was_staged() {
+    let test = TestMount::new();
+    fs::write(test.at("file"), "one").unwrap();
+    test.commit();
+    fs::write(test.at("file"), "two").unwrap();
+    test.sync();
+    fs::write(test.at("file"), "one").unwrap();
+    let dir = test.dir.to_str().unwrap();
+    let said = test.oxenfs(["commit", dir, "-m", "x", "--author", "A", "--email", "a@x"]).ok();
+    assert_eq!(said.out, "");
+    let lines: Vec<_> = said.err.lines().collect();
+    assert!(lines[0].starts_with("1 file, 3 B staged in "), "{said:?}");
+    assert_eq!(lines[1..], [format!("nothing to commit in {dir}: what was staged is what the last commit holds")]);
+    test.unmount();
+}
+
+#[test]
+fn one_change_that_is_left_is_one_in_every_sentence() {
+    let mut server = Scripted::new();
+    let test = TestMount::through(&server.url());
+    server.stop();
+    fs::write(test.at("file"), "abc").unwrap();
+    let dir = test.dir.to_str().unwrap();
+    let said = test.oxenfs(["unmount", dir, "--detach"]);
+    let left = "1 change (3 B) is not on the server yet, and ";
+    assert!(said.err.starts_with(&format!("unmounted {dir}; {left}safely queued on this disk\n")), "{said:?}");
+    let said = test.oxenfs(["unmount", dir]);
+    assert!(said.err.contains(&format!("no daemon runs, and {left}safe on this disk\n")), "{said:?}");
+    assert_eq!(said.exit, 3);
+    server.start(None);
+    let said = test.mount(&[]).ok();
+    assert!(said.err.contains("1 change of an earlier mount is being sent\n"), "{said:?}");
+    test.unmount();
 }
