@@ -1,14 +1,14 @@
 //! `oxenfs import`: files go to the daemon as open files over its socket, and from there into the spool, without a
 //! request of the kernel to the mount.
 
+mod below;
 mod plan;
 mod walk;
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,8 +24,9 @@ use super::output::{count, note, thousands};
 use super::progress::Meter;
 use crate::control::client::{Client, ClientError, Next};
 use crate::control::{self, Event, Import, Item, Progress, Refusal, Request, passing};
+use below::Opener;
 use plan::{Found as Destination, Plan};
-use walk::{Found, Totals, Walk};
+use walk::{Found, Source, Totals, Walk};
 
 /// How often Ctrl-C is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -186,7 +187,15 @@ fn carry_out(plan: &Plan, client: Client, stream: UnixStream) -> Result<Outcome,
         let (send, found) = sync_channel(FOUND_AHEAD);
         let walking = scope.spawn(move || Walk::all(&plan.1, send, &shared.totals, &shared.stop));
         let listening = scope.spawn(move || listen(client, shared));
-        let mut sender = Sender { stream, shared, batch: 0, next: Vec::new(), files: Vec::new(), bytes: 0 };
+        let mut sender = Sender {
+            stream,
+            shared,
+            batch: 0,
+            next: Vec::new(),
+            files: Vec::new(),
+            bytes: 0,
+            opener: Opener::default(),
+        };
         let sent = sender.send_all(&found);
         shared.stop.store(true, Ordering::Relaxed);
         drop(found);
@@ -291,6 +300,7 @@ struct Sender<'a> {
     next: Vec<(Item, PathBuf)>,
     files: Vec<File>,
     bytes: u64,
+    opener: Opener,
 }
 
 impl Sender<'_> {
@@ -302,12 +312,11 @@ impl Sender<'_> {
             };
             match found {
                 Found::Bad(path, why) => self.bad(&path, &why),
-                Found::Item(item, path, bytes) => {
+                Found::Item(item, Source { top, below }, bytes) => {
+                    let path = top.shown(&below);
                     if matches!(item, Item::File { .. }) {
-                        // What is there now need not be what the walk has seen: neither a link nor a FIFO may be
-                        // followed or waited for.
-                        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
-                        match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
+                        // What is there now need not be what the walk has seen.
+                        match self.opener.file(&top, &below) {
                             Ok(file) => self.files.push(file),
                             Err(error) => {
                                 self.bad(&path, &cause(&error));
