@@ -14,7 +14,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
@@ -69,6 +69,8 @@ struct Serving {
     fs: Arc<Fs>,
     runtime: Handle,
     waits: Waits,
+    /// There once the session is.
+    kernel: Arc<OnceLock<fuser::Notifier>>,
 }
 
 /// Serves one mount.
@@ -96,9 +98,11 @@ pub fn serve(
     config.n_threads = Some(cores.clamp(2, 8));
     let passthrough = manner.no_passthrough.is_none().then(|| passthrough::stack_depth(fs.spool().dir()));
     let awake = Awake::start(manner.keep_awake);
-    let serving = Serving { fs: fs.clone(), runtime, waits: manner.waits };
+    let kernel = Arc::new(OnceLock::new());
+    let serving = Serving { fs: fs.clone(), runtime, waits: manner.waits, kernel: kernel.clone() };
     let adapter = Adapter { serving, passthrough, awake };
     let session = Session::from_fd(adapter, device, config.acl, config)?;
+    let _ = kernel.set(session.notifier());
     match manner.no_passthrough {
         None => {
             let able = fs.lend_to(Arc::new(passthrough::Device(session.as_fd().try_clone_to_owned()?)));
@@ -328,6 +332,20 @@ impl Adapter {
 }
 
 impl Serving {
+    /// [`Fs::clear_set_ids`], of which the kernel is told before the change itself is answered: of what a write or an
+    /// open answers it takes in the size alone, and would show the old mode for as long as it may take attributes for
+    /// granted.
+    fn clear_set_ids(&self, ino: Ino, who: SetIds) -> Op<()> {
+        if self.fs.clear_set_ids(ino, who)?
+            && let Some(kernel) = self.kernel.get()
+        {
+            // Of the attributes alone (an offset below zero): that waits for no page and takes no lock of the file, so
+            // a thread that serves may do it (`fuse_reverse_inval_inode` in fs/fuse/inode.c of Linux).
+            let _ = kernel.inval_inode(INodeNo(ino.0), -1, 0);
+        }
+        Ok(())
+    }
+
     /// Flushes what a handle is of, waits for the server where a flush does, and answers `done`.
     fn when_flushed(&self, handle: u64, done: impl FnOnce(Result<(), Errno>) + Send + 'static) {
         let serving = self.clone();
@@ -607,8 +625,9 @@ impl fuser::Filesystem for Adapter {
     fn open(&self, request: &Request, inode: INodeNo, flags: FuseOpenFlags, reply: ReplyOpen) {
         let flags = open_flags(flags.0);
         let who = if flags.truncate { self.set_ids(request, inode) } else { SetIds::Privileged };
+        let serving = self.serving.clone();
         self.run(self.opening(reply), move |fs| {
-            fs.clear_set_ids(ino(inode), who)?;
+            serving.clear_set_ids(ino(inode), who)?;
             fs.open(ino(inode), flags)
         });
     }
@@ -656,7 +675,7 @@ impl fuser::Filesystem for Adapter {
         let mapped = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let asked = Write { ino: ino(inode), handle: handle.0, length: data.len(), flags, mapped };
         if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
-            && let Err(Stop::Error(error)) = self.serving.fs.clear_set_ids(ino(inode), self.set_ids(request, inode))
+            && let Err(Stop::Error(error)) = self.serving.clear_set_ids(ino(inode), self.set_ids(request, inode))
         {
             return self.serving.wrote(&asked, Err(error), reply);
         }

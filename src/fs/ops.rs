@@ -492,16 +492,17 @@ impl Fs {
         (u32::from(inode.attrs.mode) & (libc::S_ISUID | libc::S_ISGID) != 0).then_some(inode.attrs.gid)
     }
 
-    /// Takes from a file's set-id bits what a change of its content by `who` takes.
+    /// Takes from a file's set-id bits what a change of its content by `who` takes. Says whether that was any: the kernel
+    /// goes on showing them until it is told.
     ///
     /// # Errors
     /// [`FsError::ReadOnly`].
-    pub fn clear_set_ids(&self, ino: Ino, who: SetIds) -> Op<()> {
+    pub fn clear_set_ids(&self, ino: Ino, who: SetIds) -> Op<bool> {
         let left = self.lock().tree.get(ino).is_none_or(|inode| who.left(inode.attrs.mode) == inode.attrs.mode);
         if who == SetIds::Privileged || left {
-            return Ok(());
+            return Ok(false);
         }
-        self.setattr(ino, &SetAttr { set_ids: who, ..SetAttr::default() }).map(|_| ())
+        self.setattr(ino, &SetAttr { set_ids: who, ..SetAttr::default() }).map(|_| true)
     }
 
     fn truncate(&self, ino: Ino, size: u64) -> Op<()> {
