@@ -31,7 +31,7 @@ use tracing_subscriber::reload;
 
 pub use filter::{Filter, FilterError};
 pub use printable::{printable, printable_json, printable_lines, quoted};
-pub use secrets::{conceal, hide};
+pub use secrets::{conceal, hide, hide_cut};
 pub use storm::{Said, Trouble};
 
 use file::RotatingFile;

@@ -36,12 +36,29 @@ pub fn conceal(token: &str) {
 pub fn hide(text: &str) -> Cow<'_, str> {
     let known = KNOWN.read().unwrap_or_else(PoisonError::into_inner);
     let mut shown = Cow::Borrowed(text);
-    for form in known.iter().flatten() {
+    // The longest first: where one token begins another, the rest of that would stay.
+    let mut forms: Vec<&String> = known.iter().flatten().filter(|form| text.contains(form.as_str())).collect();
+    forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
+    for form in forms {
         if shown.contains(form.as_str()) {
             shown = Cow::Owned(shown.replace(form.as_str(), HIDDEN));
         }
     }
     shown
+}
+
+/// [`hide`] for a text that was cut at its end: the beginning of a token there is hidden as well, however short.
+pub fn hide_cut(text: &str) -> Cow<'_, str> {
+    let known = KNOWN.read().unwrap_or_else(PoisonError::into_inner);
+    let begun = |form: &String| {
+        (1..form.len()).rev().filter(|end| form.is_char_boundary(*end)).find(|end| text.ends_with(&form[..*end]))
+    };
+    let longest = known.iter().flatten().filter_map(begun).max();
+    drop(known);
+    match longest {
+        None => hide(text),
+        Some(begun) => Cow::Owned(hide(&text[..text.len() - begun]).into_owned() + HIDDEN),
+    }
 }
 
 #[cfg(test)]
@@ -55,6 +72,12 @@ mod tests {
         assert_eq!(hide(&format!("{:?}", "x to\"ken/of 5 parts")), "\"x (token)\"");
         assert_eq!(hide("http://h/?t=to%22ken%2Fof%205%20parts&x"), "http://h/?t=(token)&x");
         assert!(matches!(hide("nothing of it"), Cow::Borrowed(_)));
+        conceal("to\"ken");
+        assert_eq!(hide("no to\"ken/of 5 parts, no to\"ken/ either"), "no (token), no (token)/ either");
+        assert_eq!(hide_cut("it is to\"ke"), "it is (token)");
+        assert_eq!(hide_cut("it is to\"ken/of"), "it is (token)");
+        assert_eq!(hide_cut("to\"ken/of 5 parts, to%22k"), "(token), (token)");
+        assert_eq!(hide_cut("nothing of i"), "nothing of i");
         for word in ["", "in", "token"] {
             conceal(word);
             assert_eq!(hide("no token in it"), "no token in it");

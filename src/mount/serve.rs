@@ -66,9 +66,10 @@ pub(super) struct Listener {
 
 impl Listener {
     pub(super) async fn tell(&mut self, event: &Event) -> io::Result<()> {
-        let mut line = serde_json::to_vec(event)?;
-        line.push(b'\n');
-        self.stream.write_all(&line).await
+        let mut line = serde_json::to_string(event)?;
+        line.push('\n');
+        // The command may have no token, or another: it could not know what to hide.
+        self.stream.write_all(log::hide(&line).as_bytes()).await
     }
 }
 

@@ -492,9 +492,10 @@ async fn refusal(
     let status = response.status();
     let retry_after = retry_after(response.headers());
     let target = response.headers().get(LOCATION).and_then(|url| url.to_str().ok()).map(place);
+    let target = target.map(|target| crate::log::hide(&target).into_owned());
     let mut body = Vec::new();
     let read = async {
-        while body.len() < REFUSAL_BYTES
+        while body.len() <= REFUSAL_BYTES
             && let Ok(Some(piece)) = response.chunk().await
         {
             body.extend_from_slice(&piece);
@@ -502,8 +503,9 @@ async fn refusal(
     };
     // What has come by then is enough to tell.
     let _ = tokio::time::timeout(CONNECT, read).await;
+    let cut = body.len() > REFUSAL_BYTES;
     body.truncate(REFUSAL_BYTES);
-    let message = wire::refusal_message(&body, token)
+    let message = wire::refusal_message(&body, cut, token)
         .unwrap_or_else(|| status.canonical_reason().unwrap_or("no reason given").to_owned());
     classify(status, retry_after, message, &request.what, target.as_deref(), id)
 }

@@ -418,7 +418,8 @@ pub(super) struct Anything {}
 ///
 /// Two shapes (tried): `{"status_message", "status_description"}` and `{"error": {"title", "detail"}}`; extractors of
 /// the framework answer plain text (tried: `Json deserialize error: ...`), gateways HTML.
-pub(super) fn refusal_message(body: &[u8], token: Option<&Secret>) -> Option<String> {
+/// A body that is `cut` may end within a token.
+pub(super) fn refusal_message(body: &[u8], cut: bool, token: Option<&Secret>) -> Option<String> {
     const SHOWN_CHARS: usize = 300;
     let text = match serde_json::from_slice::<serde_json::Value>(body) {
         Ok(json) => [
@@ -434,12 +435,13 @@ pub(super) fn refusal_message(body: &[u8], token: Option<&Secret>) -> Option<Str
         .to_owned(),
         Err(_) => String::from_utf8_lossy(body).into_owned(),
     };
+    // Before anything is shortened: the beginning of a token is none that would be found.
+    let text = if cut { crate::log::hide_cut(&text) } else { crate::log::hide(&text) };
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     if line.is_empty() || line.starts_with(['<', '{', '[']) {
         return None;
     }
     let mut line: String = line.chars().filter(|char| !char.is_control()).collect();
-    // Before the cut: the beginning of a token is none that would be found.
     if let Some(token) = token.map(Secret::expose).filter(|token| !token.is_empty()) {
         line = line.replace(token, "(token)");
     }
@@ -573,15 +575,20 @@ mod tests {
             ("", None),
         ];
         for (body, message) in table {
-            assert_eq!(refusal_message(body.as_bytes(), None).as_deref(), message, "{body}");
+            assert_eq!(refusal_message(body.as_bytes(), false, None).as_deref(), message, "{body}");
         }
-        let long = refusal_message("é".repeat(1000).as_bytes(), None).unwrap();
+        let long = refusal_message("é".repeat(1000).as_bytes(), false, None).unwrap();
         assert_eq!(long.chars().count(), 303);
         // A token that the cut goes through is hidden as a whole.
         let token = Secret::new("sesame-0123456789");
         let body = format!("{} {} rest", "x".repeat(290), token.expose());
-        let message = refusal_message(body.as_bytes(), Some(&token)).unwrap();
+        let message = refusal_message(body.as_bytes(), false, Some(&token)).unwrap();
         assert_eq!(message, format!("{} (token) r...", "x".repeat(290)));
+        // So is one that the end of what is read goes through, with nothing but blanks before it.
+        for length in 1..token.expose().len() {
+            let body = format!("no{}{}", " ".repeat(1000), &token.expose()[..length]);
+            assert_eq!(refusal_message(body.as_bytes(), true, Some(&token)).unwrap(), "no (token)");
+        }
     }
 
     #[test]
