@@ -19,6 +19,7 @@ pub struct Scripted {
     data: tempfile::TempDir,
     port: u16,
     dialect: &'static str,
+    token: Option<String>,
 }
 
 impl Scripted {
@@ -28,7 +29,7 @@ impl Scripted {
 
     pub fn with_token(token: Option<&str>) -> Self {
         let data = tempfile::Builder::new().prefix("oxenfs-test-scripted").tempdir().unwrap();
-        let mut server = Self { child: None, data, port: free_port(), dialect: "0.65" };
+        let mut server = Self { child: None, data, port: free_port(), dialect: "0.65", token: None };
         server.start(token);
         server
     }
@@ -36,7 +37,7 @@ impl Scripted {
     /// One that speaks another dialect.
     pub fn speaking(dialect: &'static str) -> Self {
         let data = tempfile::Builder::new().prefix("oxenfs-test-scripted").tempdir().unwrap();
-        let mut server = Self { child: None, data, port: free_port(), dialect };
+        let mut server = Self { child: None, data, port: free_port(), dialect, token: None };
         server.start(None);
         server
     }
@@ -60,6 +61,7 @@ impl Scripted {
 
     /// Starts it, again if it was stopped: with the same address and the same data.
     pub fn start(&mut self, token: Option<&str>) {
+        self.token = token.map(str::to_owned);
         let mut command = Command::new(env!("CARGO_BIN_EXE_oxenfs"));
         let listen = format!("127.0.0.1:{}", self.port);
         command.arg("dev-server").arg(self.data.path().join("data")).args(["--listen", &listen]);
@@ -88,13 +90,19 @@ impl Scripted {
 
     /// One request; the answer's status and body.
     pub fn ask(&self, method: &str, path: &str, body: &Value) -> (u16, String) {
+        self.ask_with(self.token.as_deref(), method, path, body)
+    }
+
+    /// The same, with another token or none.
+    pub fn ask_with(&self, token: Option<&str>, method: &str, path: &str, body: &Value) -> (u16, String) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let length = body.len();
+        let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
         write!(
             stream,
-            "{method} {path} HTTP/1.0\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.0\r\nHost: h\r\n{token}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
         )
         .unwrap();
         let mut answer = String::new();
