@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::args::DoctorArgs;
 use super::failure::{Doing, FAILED, Failure, quoted};
 use super::find::{self, Finder, connect_now, mount_command, owed, status_of};
-use super::output::{bytes, count, data, json, printable, seconds};
+use super::output::{bytes, count, data, json, printable, seconds, thousands};
 use super::repo::place;
 use super::seams::{self, Place};
 use crate::config::Environment;
@@ -60,6 +60,7 @@ pub fn doctor(args: DoctorArgs, state_dir: Option<&Path>, environment: &Environm
     let finder = Finder::new(state_dir, environment).doing(|| "cannot look at the mounts")?;
     let mut found = vec![kernel(), mounting()];
     found.push(state_root(finder.root()));
+    found.extend(gone(&finder));
     let chosen: Vec<&Known> = match &args.dir {
         None => finder.all().iter().collect(),
         Some(dir) => {
@@ -113,6 +114,17 @@ fn state_root(root: &Path) -> Finding {
         None => "",
     };
     Finding::ok(about, format_args!("{}, {} free{copies}", quoted(&facts.path), bytes(facts.free_bytes)))
+}
+
+/// What is left of state directories that somebody removed; told here alone.
+fn gone(finder: &Finder) -> Option<Finding> {
+    let gone = finder.gone().first()?;
+    let which = match finder.gone().len() - 1 {
+        0 => quoted(gone),
+        more => format!("{} and {} more", quoted(gone), thousands(more as u64)),
+    };
+    let hint = "nothing needs them: rm them, if you like".to_owned();
+    Some(Finding { hint: Some(hint), ..Finding::ok("state", format_args!("removed, but for their names: {which}")) })
 }
 
 /// Each server once: that of the mounts looked at, or the one that a mount would take.

@@ -12,7 +12,7 @@ use crate::config::Environment;
 use crate::control::client::{Client, Next};
 use crate::control::{Event, Request, Status};
 use crate::mount::preflight;
-use crate::mount::state_dir::{self, Known, StateDir};
+use crate::mount::state_dir::{self, Known, StateDir, StateError};
 
 /// How long a daemon may take to say how it is: it answers from memory.
 const STATUS_PATIENCE: Duration = Duration::from_secs(10);
@@ -24,6 +24,7 @@ const CHANGE_CHECK: Duration = Duration::from_millis(20);
 pub struct Finder {
     root: PathBuf,
     known: Vec<Known>,
+    gone: Vec<PathBuf>,
 }
 
 impl Finder {
@@ -38,14 +39,22 @@ impl Finder {
         };
         let listing = StateDir::list(&root)?;
         for (path, error) in &listing.unreadable {
-            warn(format_args!("{error}; what {} holds is kept", quoted(path)));
+            match error {
+                StateError::NotOurs { .. } => warn(format_args!("{error}: nothing in it is believed")),
+                _ => warn(format_args!("{error}; what {} holds is kept", quoted(path))),
+            }
         }
-        Ok(Self { root, known: listing.known })
+        Ok(Self { root, known: listing.known, gone: listing.gone })
     }
 
     /// Where it looks.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// What is left of state directories that were removed.
+    pub fn gone(&self) -> &[PathBuf] {
+        &self.gone
     }
 
     /// All state directories.

@@ -8,6 +8,7 @@
 //!   <such a name> -> /elsewhere/<such a name>         a mount with another root, so that `status` finds it
 //! ```
 
+mod owned;
 #[cfg(test)]
 mod tests;
 
@@ -20,7 +21,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode};
 use serde::{Deserialize, Serialize};
 
 use super::preflight::mountinfo;
@@ -63,7 +64,8 @@ pub struct Identity {
     pub subdir: String,
     /// The branch that a commit goes to.
     pub branch: String,
-    /// Where it is, or was last, mounted.
+    /// Where it is, or was last, mounted; names need not be UTF-8.
+    #[serde(with = "owned::any_path")]
     pub mountpoint: PathBuf,
 }
 
@@ -358,10 +360,7 @@ impl StateDir {
         }
         let is_new = !path.exists();
         Disk::default().make_dirs(&path).map_err(io_error("create", &path))?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let dir =
-            rustix::fs::open(&path, flags, Mode::empty()).map_err(|errno| io_error("open", &path)(errno.into()))?;
-        check_owner(&path)?;
+        let dir = owned::open_dir(&path)?;
         rustix::fs::fchmod(&dir, Mode::RWXU).map_err(|errno| io_error("close to others", &path)(errno.into()))?;
         let lock = lock(&path)?;
         write_readme(&path)?;
@@ -513,7 +512,9 @@ fn lock(dir: &Path) -> Result<File, StateError> {
         .create(true)
         .truncate(false)
         .mode(0o600)
+        .custom_flags(owned::PLAIN)
         .open(&path)
+        .and_then(|file| owned::regular(&file).map(|()| file))
         .map_err(io_error("open", &path))?;
     let deadline = std::time::Instant::now() + LOCK_PATIENCE;
     loop {
@@ -541,15 +542,16 @@ fn holder_of(lock: &File) -> u32 {
 
 fn read_meta(dir: &Path) -> Result<Meta, StateError> {
     let path = dir.join(META);
-    let text = std::fs::read(&path).map_err(io_error("read", &path))?;
+    let text = owned::read_meta_text(&path).map_err(io_error("read", &path))?;
     serde_json::from_slice(&text).map_err(|error| StateError::Damaged { path, reason: error.to_string() })
 }
 
 /// How what is on record in a state directory was mounted.
 ///
 /// # Errors
-/// When it does not say.
+/// When it does not say, or the record is not ours, or is no record.
 pub fn shown(dir: &Path) -> Result<Shown, StateError> {
+    owned::check_record(dir)?;
     let Meta { identity, access, .. } = read_meta(dir)?;
     let damaged = |error: PathError| StateError::Damaged { path: dir.join(META), reason: error.to_string() };
     Ok(Shown { root_path: RepoPath::parse(&identity.subdir).map_err(damaged)?, access })
@@ -565,8 +567,13 @@ fn through(dir: &OwnedFd) -> PathBuf {
 /// # Errors
 /// [`io::ErrorKind::NotFound`] or [`io::ErrorKind::ConnectionRefused`] when none runs.
 pub fn connect_control(dir: &Path) -> io::Result<UnixStream> {
-    let dir: OwnedFd = File::open(dir)?.into();
-    UnixStream::connect(through(&dir))
+    let dir = owned::open_dir(dir).map_err(|error| match error {
+        StateError::Io { source, .. } => source,
+        other => io::Error::new(io::ErrorKind::PermissionDenied, other),
+    })?;
+    let stream = UnixStream::connect(through(&dir))?;
+    owned::check_peer(&stream)?;
+    Ok(stream)
 }
 
 /// A state directory as others see it.
@@ -581,7 +588,7 @@ pub struct Known {
 impl Known {
     /// The process that holds the lock; `None` when none does.
     pub fn holder(&self) -> Option<u32> {
-        let file = File::open(self.path.join(LOCK)).ok()?;
+        let file = owned::open_plain(&self.path.join(LOCK)).ok()?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => None, // and closing the file gives it back
             Err(_) => Some(holder_of(&file)),
@@ -594,13 +601,14 @@ impl Known {
 pub struct Listing {
     /// Those that can be read.
     pub known: Vec<Known>,
-    /// Those that cannot, with the reason: they may hold data.
+    /// Those that cannot, or that are not ours, with the reason: they may hold data.
     pub unreadable: Vec<(PathBuf, StateError)>,
+    /// Links to nowhere, and directories of which somebody removed all that counts.
+    pub gone: Vec<PathBuf>,
 }
 
 impl StateDir {
-    /// The state directories below `root`; none when there is no such root. Links to directories elsewhere count;
-    /// links to nowhere do not.
+    /// The state directories below `root`; none when there is no such root. Links to directories elsewhere count.
     ///
     /// # Errors
     /// When the root is there and cannot be read.
@@ -612,13 +620,25 @@ impl StateDir {
         };
         let mut listing = Listing::default();
         for entry in entries {
-            let path = entry.map_err(io_error("read", root))?.path();
-            let Ok(path) = path.canonicalize() else { continue };
+            let named = entry.map_err(io_error("read", root))?.path();
+            let path = match named.canonicalize() {
+                Ok(path) => path,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    listing.gone.push(named);
+                    continue;
+                }
+                Err(_) => continue,
+            };
             if !path.is_dir() {
                 continue;
             }
-            match read_meta(&path) {
+            match owned::open_dir(&path).and_then(|_| read_meta(&path)) {
                 Ok(meta) => listing.known.push(Known { path, meta }),
+                Err(StateError::Io { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound && owned::is_empty(&path) =>
+                {
+                    listing.gone.push(path);
+                }
                 Err(error) => listing.unreadable.push((path, error)),
             }
         }

@@ -4,6 +4,7 @@
 mod daemon;
 mod promises;
 mod shown;
+mod trust;
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
