@@ -12,6 +12,7 @@ pub mod commit;
 mod import;
 mod serve;
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -36,7 +37,7 @@ use crate::stager::{Delays, Meter, Stager};
 use crate::workspace::{ServerInfo, Workspace, WorkspaceError};
 use commit::finish::Finished;
 use daemon::{Notifier, Ready};
-use preflight::{How, unmount};
+use preflight::{How, Place, PreflightError, unmount};
 use state_dir::{StateDir, StateError};
 
 /// How long a daemon that is told to end (SIGTERM) goes on staging: well within the 90 s that systemd grants.
@@ -78,6 +79,9 @@ pub enum MountError {
     /// Agreeing with the server on what is staged failed.
     #[error(transparent)]
     Fs(#[from] FsError),
+    /// The mount point will not do any more.
+    #[error(transparent)]
+    Place(#[from] PreflightError),
     /// The kernel or the helper refused the mount.
     #[error("the mount was refused: {0}")]
     Attach(std::io::Error),
@@ -162,7 +166,12 @@ impl Daemon {
 ///
 /// # Errors
 /// Why there is no mount; nothing is mounted then.
-pub fn run(settings: &MountSettings, mut state: StateDir, notifier: &Notifier) -> Result<Ended, MountError> {
+pub fn run(
+    settings: &MountSettings,
+    place: Place,
+    mut state: StateDir,
+    notifier: &Notifier,
+) -> Result<Ended, MountError> {
     raise_open_files();
     tune_allocator();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -171,7 +180,7 @@ pub fn run(settings: &MountSettings, mut state: StateDir, notifier: &Notifier) -
         .enable_all()
         .build()
         .map_err(MountError::Setup)?;
-    let ended = runtime.block_on(serve_mount(settings, &mut state, notifier));
+    let ended = runtime.block_on(serve_mount(settings, place, &mut state, notifier));
     // Whatever still runs is abandoned: all that matters is on record.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
@@ -211,7 +220,12 @@ fn raise_open_files() {
     }
 }
 
-async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &Notifier) -> Result<Ended, MountError> {
+async fn serve_mount(
+    settings: &MountSettings,
+    place: Place,
+    state: &mut StateDir,
+    notifier: &Notifier,
+) -> Result<Ended, MountError> {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         process = std::process::id(),
@@ -276,10 +290,8 @@ async fn serve_mount(settings: &MountSettings, state: &mut StateDir, notifier: &
     let mut signals = Signals::new().map_err(MountError::Setup)?;
     let listener = state.bind_control()?;
     let control = serve::listen(listener, daemon.clone()).map_err(MountError::Setup)?;
-    let served = match start_serving(settings, &fs, daemon.clone()) {
-        Ok(served) => served,
-        Err(error) => return Err(MountError::Attach(error)),
-    };
+    let served = start_serving(settings, &place, &fs, daemon.clone())?;
+    drop(place);
     let stager = tokio::spawn(Stager::new(fs.clone(), meter, Delays::default()).run());
     let housekeeping = tokio::spawn(keep_house(fs.clone()));
     let lookout = tokio::spawn(look_out(fs.clone()));
@@ -377,11 +389,16 @@ impl Served {
     }
 }
 
-fn start_serving(settings: &MountSettings, fs: &Arc<Fs>, daemon: Arc<Daemon>) -> std::io::Result<Served> {
+fn start_serving(
+    settings: &MountSettings,
+    place: &Place,
+    fs: &Arc<Fs>,
+    daemon: Arc<Daemon>,
+) -> Result<Served, MountError> {
     let source = preflight::fs_source(settings);
     let (read_only, allow_other) = (settings.read_only, settings.access.allow_other);
     let no_exec = settings.access.noexec;
-    let device = attach(&settings.mountpoint, &MountOptions { source, read_only, allow_other, no_exec })?;
+    let device = mount_on(place, &MountOptions { source, read_only, allow_other, no_exec })?;
     let waits = fuse::Waits { close: settings.write_through, fsync: settings.fsync == FsyncPolicy::Staged };
     let no_passthrough = match (settings.passthrough, settings.write_through) {
         (false, _) => Some("--passthrough never"),
@@ -393,26 +410,46 @@ fn start_serving(settings: &MountSettings, fs: &Arc<Fs>, daemon: Arc<Daemon>) ->
     let (fs, runtime) = (fs.clone(), tokio::runtime::Handle::current());
     let (over, receiver) = watch::channel(false);
     let (started, start) = std::sync::mpsc::channel();
-    std::thread::Builder::new().name("fuse".into()).spawn(move || {
-        let ready = |notifier: fuse::Notifier| {
-            let notifier = Arc::new(notifier);
-            let to_write_back = notifier.clone();
-            daemon.fs.write_back_by(move |ino| to_write_back.tell(&Stale::Content(ino)));
-            daemon.fs.watch_staleness(move |stale| notifier.tell(&stale));
-            let _ = started.send(());
-        };
-        if let Err(error) = fuse::serve(device, fs, runtime, manner, ready) {
-            tracing::error!(%error, "the connection to the kernel broke");
-        }
-        over.send_replace(true);
-    })?;
+    std::thread::Builder::new()
+        .name("fuse".into())
+        .spawn(move || {
+            let ready = |notifier: fuse::Notifier| {
+                let notifier = Arc::new(notifier);
+                let to_write_back = notifier.clone();
+                daemon.fs.write_back_by(move |ino| to_write_back.tell(&Stale::Content(ino)));
+                daemon.fs.watch_staleness(move |stale| notifier.tell(&stale));
+                let _ = started.send(());
+            };
+            if let Err(error) = fuse::serve(device, fs, runtime, manner, ready) {
+                tracing::error!(%error, "the connection to the kernel broke");
+            }
+            over.send_replace(true);
+        })
+        .map_err(MountError::Setup)?;
     // The handshake with the kernel; when it fails the sender is gone.
     if start.recv_timeout(Duration::from_secs(10)).is_err() {
         let _ = unmount(&settings.mountpoint, How::Lazily);
-        return Err(std::io::Error::other("the kernel did not answer"));
+        return Err(MountError::Attach(std::io::Error::other("the kernel did not answer")));
     }
     widen_read_ahead(&settings.mountpoint);
     Ok(Served { over: receiver })
+}
+
+/// Mounts on the directory that was looked at, if it is still where it was; of several at once, one does.
+fn mount_on(place: &Place, options: &MountOptions) -> Result<OwnedFd, MountError> {
+    let claim = place.claim()?;
+    let device = attach(place.as_fd(), options).map_err(MountError::Attach)?;
+    drop(claim);
+    match place.now_at() {
+        Ok(there) if there == place.path() => Ok(device),
+        // Somebody moved it in that moment. It is the directory that was meant, but nobody would find the mount.
+        moved => {
+            if let Ok(there) = moved {
+                let _ = unmount(&there, How::Lazily);
+            }
+            Err(PreflightError::Moved(place.path().to_owned()).into())
+        }
+    }
 }
 
 /// Unmounts, off the threads that serve it.

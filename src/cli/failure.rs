@@ -131,6 +131,7 @@ impl From<PreflightError> for Failure {
             E::NotEmpty(_) => {
                 "name an empty directory; files are added by copying them there once it is mounted".into()
             }
+            E::Moved(_) => "name a directory that nobody else can change, or try again".into(),
             E::AlreadyMounted(ref path) => format!("oxenfs unmount {}", quoted(path)),
             E::ForeignMount { .. } => "name another directory".into(),
             E::ForeignStale { ref path, .. } => format!("umount -l {}", quoted(path)),
@@ -211,6 +212,7 @@ impl From<MountError> for Failure {
         match error {
             MountError::Server(error) | MountError::Fs(FsError::Remote(error)) => error.into(),
             MountError::State(error) => error.into(),
+            MountError::Place(error) => error.into(),
             MountError::NoRepository { .. } => {
                 Self::new(error).hint("add --create to make it, or check the name: NAMESPACE/NAME")
             }

@@ -13,7 +13,7 @@ use crate::control::Request;
 use crate::control::client::Client;
 use crate::log;
 use crate::mount::daemon::{self, Fork, Notifier, Outcome, Ready};
-use crate::mount::preflight::{self, mountinfo};
+use crate::mount::preflight::{self, Place, mountinfo};
 use crate::mount::state_dir::{self, Identity, StateDir, StateError};
 
 /// How long a daemon that only drains may take to let go: it stops between two requests.
@@ -50,7 +50,8 @@ fn start(input: MountInput, environment: &Environment, fake: bool) -> Result<u8,
     for warning in &checked.warnings {
         warn(warning);
     }
-    settings.mountpoint = checked.mountpoint;
+    let place = checked.place;
+    settings.mountpoint = place.path().to_owned();
     settings.state_root = checked.state_root;
     if fake {
         return Ok(0);
@@ -69,7 +70,7 @@ fn start(input: MountInput, environment: &Environment, fake: bool) -> Result<u8,
     if settings.foreground {
         let _log = log::install(&settings.log, log::Destination::StandardError);
         announce(&state, environment);
-        let ended = seams::run(&settings, state, &Notifier::foreground(move |ready| welcome(&ready, &said)));
+        let ended = seams::run(&settings, place, state, &Notifier::foreground(move |ready| welcome(&ready, &said)));
         return ended.map(|()| 0).inspect_err(|_| unused.remove());
     }
     let log = state.log_path();
@@ -84,15 +85,15 @@ fn start(input: MountInput, environment: &Environment, fake: bool) -> Result<u8,
             }
             report(outcome, &said)
         }
-        Fork::Child(notifier) => Ok(serve(settings, state, &notifier)),
+        Fork::Child(notifier) => Ok(serve(settings, place, state, &notifier)),
     }
 }
 
 /// The daemon's whole life; its failures reach the command while that waits, and the log afterwards.
-fn serve(settings: MountSettings, mut state: StateDir, notifier: &Notifier) -> u8 {
+fn serve(settings: MountSettings, place: Place, mut state: StateDir, notifier: &Notifier) -> u8 {
     let _log = log::install(&settings.log, log::Destination::File(state.log_path()));
     let what = format!("cannot mount {}", settings.repo);
-    let served = state.claim().map_err(Failure::from).and_then(|()| seams::run(&settings, state, notifier));
+    let served = state.claim().map_err(Failure::from).and_then(|()| seams::run(&settings, place, state, notifier));
     let Err(failure) = served else { return 0 };
     let exit = failure.exit;
     if notifier.is_waited_for() {

@@ -11,6 +11,7 @@ use super::repo::NewRepo;
 use crate::config::{CredentialSource, MountSettings, RepoId, ServerUrl};
 use crate::control::{Difference, Status};
 use crate::mount::daemon::Notifier;
+use crate::mount::preflight::Place as MountPlace;
 use crate::mount::state_dir::StateDir;
 use crate::mount::{self, Contents, InitialFile, NewRepository, Repository, User, WorkspaceInfo};
 use crate::workspace::WorkspaceError;
@@ -19,8 +20,8 @@ use crate::workspace::WorkspaceError;
 ///
 /// # Errors
 /// Before that: why there is no mount. After it: why it ended, exit code 3 when changes are owed.
-pub fn run(settings: &MountSettings, state: StateDir, notifier: &Notifier) -> Result<(), Failure> {
-    let ended = mount::run(settings, state, notifier)?;
+pub fn run(settings: &MountSettings, place: MountPlace, state: StateDir, notifier: &Notifier) -> Result<(), Failure> {
+    let ended = mount::run(settings, place, state, notifier)?;
     if ended.owed == 0 {
         return Ok(());
     }

@@ -6,11 +6,11 @@
 use std::fs::OpenOptions;
 use std::io::{self, IoSliceMut, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::mount::{MountFlags, mount};
@@ -32,16 +32,14 @@ pub struct MountOptions {
 /// The subtype: mounts show as `fuse.oxenfs`.
 pub const SUBTYPE: &str = "oxenfs";
 
-/// Mounts at `mountpoint`, and returns the kernel's end of the connection.
+/// Mounts on the directory that `on` is, wherever that may be by now, and returns the kernel's end of the connection.
 ///
 /// # Errors
 /// The kernel's, or the helper's words.
-pub fn attach(mountpoint: &Path, options: &MountOptions) -> io::Result<OwnedFd> {
-    if rustix::process::geteuid().is_root() {
-        by_system_call(mountpoint, options)
-    } else {
-        by_helper(mountpoint, options)
-    }
+pub fn attach(on: BorrowedFd<'_>, options: &MountOptions) -> io::Result<OwnedFd> {
+    // Not by its path: that may lead elsewhere since it was looked at (`proc_pid_fd(5)`).
+    let on = PathBuf::from(format!("/proc/self/fd/{}", on.as_raw_fd()));
+    if rustix::process::geteuid().is_root() { by_system_call(&on, options) } else { by_helper(&on, options) }
 }
 
 fn by_system_call(mountpoint: &Path, options: &MountOptions) -> io::Result<OwnedFd> {
@@ -87,8 +85,8 @@ fn by_helper(mountpoint: &Path, options: &MountOptions) -> io::Result<OwnedFd> {
     let mut helper = Command::new("fusermount3")
         .arg("-o")
         .arg(&list)
-        .arg("--")
-        .arg(mountpoint)
+        .args(["--", "."])
+        .current_dir(mountpoint)
         .env("_FUSE_COMMFD", passed.as_raw_fd().to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())

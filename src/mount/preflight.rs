@@ -1,12 +1,14 @@
 //! What is checked before anything is mounted, each failure with the act that mends it; and unmounting.
 
 pub mod mountinfo;
+mod place;
 mod unmount;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+pub use place::{Claim, Place};
 pub use unmount::{How, UnmountError, User, unmount, users_of};
 
 use super::state_dir::{self, StateError};
@@ -32,6 +34,9 @@ pub enum PreflightError {
     /// A mount would hide what is in it.
     #[error("{} is not empty", .0.display())]
     NotEmpty(PathBuf),
+    /// Somebody put something else in its place, or is about to.
+    #[error("{} was moved or replaced while it was looked at", .0.display())]
+    Moved(PathBuf),
     /// A mount of ours is there.
     #[error("oxenfs is already mounted at {}", .0.display())]
     AlreadyMounted(PathBuf),
@@ -93,8 +98,8 @@ pub enum PreflightError {
 /// Where a mount may begin, and what the user should know.
 #[derive(Debug)]
 pub struct Checked {
-    /// The mount point without symbolic links.
-    pub mountpoint: PathBuf,
+    /// The mount point; its path has no symbolic links.
+    pub place: Place,
     /// The state root without symbolic links.
     pub state_root: PathBuf,
     /// What to tell the user.
@@ -123,22 +128,22 @@ pub enum Warning {
 pub fn check(settings: &MountSettings) -> Result<Checked, PreflightError> {
     let mut warnings = Vec::new();
     check_device()?;
-    let mountpoint = check_mountpoint(&settings.mountpoint, &mut warnings)?;
+    let place = check_mountpoint(&settings.mountpoint, &mut warnings)?;
     if !rustix::process::geteuid().is_root() {
         check_helper()?;
-        if rustix::fs::access(&mountpoint, rustix::fs::Access::WRITE_OK).is_err() {
-            return Err(PreflightError::NotWritable(mountpoint));
+        if rustix::fs::access(place.through(), rustix::fs::Access::WRITE_OK).is_err() {
+            return Err(PreflightError::NotWritable(place.path().to_owned()));
         }
         if settings.access.allow_other && !others_allowed() {
             return Err(PreflightError::OthersNotAllowed);
         }
     }
-    let (state_root, about_state) = state_dir::prepare_root(&settings.state_root, &mountpoint)?;
+    let (state_root, about_state) = state_dir::prepare_root(&settings.state_root, place.path())?;
     warnings.extend(about_state.into_iter().map(Warning::State));
     if settings.server.is_exposed() && settings.credentials.read().is_some() {
         warnings.push(Warning::TokenExposed(settings.server.to_string()));
     }
-    Ok(Checked { mountpoint, state_root, warnings })
+    Ok(Checked { place, state_root, warnings })
 }
 
 /// `path` without symbolic links, also when a mount there is broken: its own name is then taken as it is.
@@ -159,11 +164,12 @@ pub fn resolve(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-fn check_mountpoint(path: &Path, warnings: &mut Vec<Warning>) -> Result<PathBuf, PreflightError> {
-    let io_at = |path: &Path| {
-        let path = path.to_owned();
-        move |source| PreflightError::Io { path, source }
-    };
+fn io_at(path: &Path) -> impl FnOnce(io::Error) -> PreflightError + use<> {
+    let path = path.to_owned();
+    move |source| PreflightError::Io { path, source }
+}
+
+fn check_mountpoint(path: &Path, warnings: &mut Vec<Warning>) -> Result<Place, PreflightError> {
     let mountpoint = match resolve(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(PreflightError::Missing(path.to_owned())),
         other => other.map_err(io_at(path))?,
@@ -186,13 +192,10 @@ fn check_mountpoint(path: &Path, warnings: &mut Vec<Warning>) -> Result<PathBuf,
             }
         }
     }
-    let metadata = std::fs::metadata(&mountpoint).map_err(io_at(&mountpoint))?;
-    if !metadata.is_dir() {
-        return Err(PreflightError::NotADirectory(mountpoint));
-    }
-    match std::fs::read_dir(&mountpoint).map_err(io_at(&mountpoint))?.next() {
-        None => Ok(mountpoint),
-        Some(_) => Err(PreflightError::NotEmpty(mountpoint)),
+    let place = Place::open(mountpoint)?;
+    match place.is_empty()? {
+        true => Ok(place),
+        false => Err(PreflightError::NotEmpty(place.path().to_owned())),
     }
 }
 
@@ -239,12 +242,16 @@ fn may_mount() -> bool {
 }
 
 fn check_helper() -> Result<(), PreflightError> {
+    helper().map(|_| ()).ok_or(PreflightError::NoHelper)
+}
+
+/// The helper that mounts and unmounts for users.
+pub(super) fn helper() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).any(|dir| {
-        let file = dir.join("fusermount3");
+    let runs = |file: &PathBuf| {
         std::fs::metadata(file).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
-    });
-    if found { Ok(()) } else { Err(PreflightError::NoHelper) }
+    };
+    std::env::split_paths(&path).map(|dir| dir.join("fusermount3")).find(runs)
 }
 
 /// Whether the administrator lets users open their mounts to others (`mount.fuse3(8)`).
@@ -258,7 +265,7 @@ mod tests {
     use super::*;
 
     fn checked(path: &Path) -> Result<PathBuf, PreflightError> {
-        check_mountpoint(path, &mut Vec::new())
+        check_mountpoint(path, &mut Vec::new()).map(|place| place.path().to_owned())
     }
 
     #[test]
