@@ -67,6 +67,12 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
+    /// What no line of a request's header may hold.
+    #[error("{place} holds a line break or another character that no token has")]
+    BadToken {
+        /// Where it is from.
+        place: String,
+    },
     /// A configuration file that is not TOML of the expected form. The parser's own words are left out: they may
     /// quote a token.
     #[error("{} is not a valid Oxen configuration{}", .path.display(), .line.map(|n| format!(" (line {n})")).unwrap_or_default())]
@@ -87,7 +93,7 @@ impl ConfigError {
             | Self::UnknownOption(_)
             | Self::NoServer
             | Self::CredentialsInUrl(_) => true,
-            Self::NoHome | Self::Unreadable { .. } | Self::Malformed { .. } => false,
+            Self::NoHome | Self::Unreadable { .. } | Self::BadToken { .. } | Self::Malformed { .. } => false,
         }
     }
 }

@@ -11,7 +11,7 @@ use super::find::{self, Finder, connect_now, mount_command, owed, status_of};
 use super::output::{bytes, count, data, json, printable, seconds, thousands};
 use super::repo::place;
 use super::seams::{self, Place};
-use crate::config::Environment;
+use crate::config::{Environment, OxenConfig, ServerUrl};
 use crate::control::Status;
 use crate::mount::preflight::{self, mountinfo};
 use crate::mount::state_dir::{self, Known};
@@ -135,19 +135,33 @@ fn servers(args: &DoctorArgs, chosen: &[&Known], environment: &Environment) -> V
     for (server, repo) in of_mounts.filter(|_| args.server.is_none()) {
         if !seen.contains(&server) {
             seen.push(server);
-            found.extend(server_checks(Some(server), repo, environment));
+            found.extend(server_checks(Some(server), repo, environment, has_key(server, environment)));
         }
     }
     if args.dir.is_none() && seen.is_empty() {
         // Only the server is asked; the name of a repository belongs to an address.
-        found.extend(server_checks(args.server.as_deref(), "any/repository", environment));
+        found.extend(server_checks(args.server.as_deref(), "any/repository", environment, true));
     }
     found
 }
 
-fn server_checks(server: Option<&str>, repo: &str, environment: &Environment) -> Vec<Finding> {
+/// Whether `OXEN_API_KEY` is for the server of a mount: it was made for the one that the environment, else the Oxen
+/// configuration, names, and tells no other.
+fn has_key(server: &str, environment: &Environment) -> bool {
+    let named = match &environment.server {
+        Some(named) => Some(named.clone()),
+        None => OxenConfig::new(environment).default_host().ok().flatten(),
+    };
+    let parsed = |text: &str| ServerUrl::parse("server", text).ok();
+    named.and_then(|named| parsed(&named)).is_some_and(|named| parsed(server) == Some(named))
+}
+
+/// Looks at one server. Where `OXEN_API_KEY` is not `its_key`, it is not sent.
+fn server_checks(server: Option<&str>, repo: &str, environment: &Environment, its_key: bool) -> Vec<Finding> {
     let about = "server";
-    let place = match place(repo, server, environment) {
+    let withheld = !its_key && environment.api_key.is_some();
+    let without = Environment { api_key: None, ..environment.clone() };
+    let place = match place(repo, server, if withheld { &without } else { environment }) {
         Ok(place) => place,
         Err(failure) if server.is_none() => return vec![Finding::warning(about, failure.cause, failure.hint)],
         Err(failure) => return vec![Finding::failed(about, failure)],
@@ -162,6 +176,11 @@ fn server_checks(server: Option<&str>, repo: &str, environment: &Environment) ->
         Err(failure) => found.push(Finding::failed(about, failure)),
     }
     found.push(credentials(&place));
+    if withheld {
+        let detail = format!("OXEN_API_KEY was not sent to {}: nothing says that it is for that server", place.server);
+        let hint = format!("to try it there: oxenfs doctor --server {}", quoted(place.server.to_string()));
+        found.push(Finding::warning("token", detail, Some(hint)));
+    }
     found
 }
 

@@ -110,6 +110,9 @@ impl From<ConfigError> for Failure {
             ConfigError::UnknownOption(_) => "options are named as in: oxenfs mount --help".into(),
             ConfigError::NoHome => "name a directory: --state-dir DIR".into(),
             ConfigError::Unreadable { path, .. } => format!("look at its permissions: ls -ld {}", quoted(path)),
+            ConfigError::BadToken { .. } => {
+                "set OXEN_API_KEY to the token alone, or: oxen config --auth HOST TOKEN".into()
+            }
             ConfigError::Malformed { .. } => "write it anew: oxen config --auth HOST TOKEN".into(),
             ConfigError::Invalid { .. } | ConfigError::Conflict(_) => "oxenfs --help, or oxenfs mount --help".into(),
         };

@@ -44,8 +44,7 @@ pub fn helper(args: HelperArgs, environment: &Environment) -> Result<u8, Failure
 
 fn start(input: MountInput, environment: &Environment, fake: bool) -> Result<u8, Failure> {
     let mut settings = MountSettings::new(input, environment)?;
-    // A broken credentials file is an error now rather than a stalled queue later.
-    settings.credentials.try_read()?;
+    super::repo::check_credentials(&settings.credentials)?;
     let checked = preflight::check(&settings)?;
     for warning in &checked.warnings {
         warn(warning);

@@ -7,7 +7,7 @@ use super::failure::{Doing, Failure, quoted};
 use super::output::{data, json, note, printable, warn, without_credentials};
 use super::seams::{self, Place, Ref};
 use super::sync::who;
-use crate::config::{CreateRepo, CredentialSource, Environment, OxenConfig, resolve};
+use crate::config::{ConfigError, CreateRepo, CredentialSource, Environment, OxenConfig, resolve};
 use crate::path::RepoPath;
 
 /// A repository to be made, checked.
@@ -81,8 +81,20 @@ pub fn place(repo: &str, server: Option<&str>, environment: &Environment) -> Res
     let oxen = OxenConfig::new(environment);
     let (server, repo) = resolve(repo, server, environment, &oxen)?;
     let credentials = CredentialSource::new(environment, &server);
-    credentials.try_read()?;
+    check_credentials(&credentials)?;
     Ok(Place { server, repo, credentials })
+}
+
+/// A broken credentials file is an error now rather than a stalled queue later; one that is not ours to read may be
+/// another's, and the server may want no token.
+///
+/// # Errors
+/// When there is a token, and it can be none.
+pub fn check_credentials(credentials: &CredentialSource) -> Result<(), Failure> {
+    match credentials.try_read() {
+        Ok(_) | Err(ConfigError::Unreadable { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// `oxenfs branches`.

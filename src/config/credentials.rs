@@ -133,11 +133,18 @@ impl CredentialSource {
     /// The same, with the reason why a file cannot be used: for checks before a mount.
     ///
     /// # Errors
-    /// When the Oxen configuration is there and cannot be read.
+    /// When the Oxen configuration is there and cannot be read, or what is there is no token.
     pub fn try_read(&self) -> Result<Option<Secret>, ConfigError> {
-        match &self.api_key {
-            Some(key) => Ok(Some(key.clone())),
-            None => self.oxen.token(&self.server),
+        let (token, place) = match &self.api_key {
+            Some(key) => (Some(key.clone()), "OXEN_API_KEY".to_owned()),
+            None => (self.oxen.token(&self.server)?, "the token of the Oxen configuration".to_owned()),
+        };
+        // A line of a header holds no other.
+        match token {
+            Some(token) if !token.expose().bytes().all(|byte| matches!(byte, b' '..=b'~')) => {
+                Err(ConfigError::BadToken { place })
+            }
+            token => Ok(token),
         }
     }
 }

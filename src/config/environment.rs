@@ -44,7 +44,11 @@ impl Environment {
         let host = host.trim();
         Self {
             server: text("OXEN_SERVER"),
-            api_key: text("OXEN_API_KEY").map(|token| Secret::new(token.trim())),
+            // What is no text is no token, and is told so when it is used.
+            api_key: std::env::var_os("OXEN_API_KEY")
+                .map(|token| token.to_string_lossy().trim().to_owned())
+                .filter(|token| !token.is_empty())
+                .map(Secret::new),
             log: text("OXENFS_LOG"),
             oxen_config_dir: std::env::var_os("OXEN_CONFIG_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from),
             state_home: path("XDG_STATE_HOME"),

@@ -12,7 +12,7 @@ pub use place::{Claim, Place};
 pub use unmount::{How, UnmountError, User, unmount, users_of};
 
 use super::state_dir::{self, StateError};
-use crate::config::MountSettings;
+use crate::config::{ConfigError, MountSettings};
 
 /// The filesystem's subtype, so that the kernel's table says `fuse.oxenfs`.
 pub const FS_NAME: &str = "oxenfs";
@@ -107,7 +107,7 @@ pub struct Checked {
 }
 
 /// What does not prevent a mount.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum Warning {
     /// About the place for data that the server lacks.
     #[error(transparent)]
@@ -115,6 +115,9 @@ pub enum Warning {
     /// A mount of ours was there whose daemon had died.
     #[error("removed the broken mount that an oxenfs which ended left at {}", .0.display())]
     RemovedStale(PathBuf),
+    /// A token may be there and cannot be looked at: the server may want none.
+    #[error("{0}; going on without a token")]
+    NoToken(ConfigError),
     /// The token can be read on the way.
     #[error("the token travels unencrypted to {0}")]
     TokenExposed(String),
@@ -140,8 +143,12 @@ pub fn check(settings: &MountSettings) -> Result<Checked, PreflightError> {
     }
     let (state_root, about_state) = state_dir::prepare_root(&settings.state_root, place.path())?;
     warnings.extend(about_state.into_iter().map(Warning::State));
-    if settings.server.is_exposed() && settings.credentials.read().is_some() {
-        warnings.push(Warning::TokenExposed(settings.server.to_string()));
+    match settings.credentials.try_read() {
+        Ok(Some(_)) if settings.server.is_exposed() => {
+            warnings.push(Warning::TokenExposed(settings.server.to_string()));
+        }
+        Err(error) => warnings.push(Warning::NoToken(error)),
+        Ok(_) => {}
     }
     Ok(Checked { place, state_root, warnings })
 }
