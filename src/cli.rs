@@ -40,6 +40,9 @@ use args::{Cli, Command, HelperArgs};
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
+    // Past a limit on the size of files a write then fails, and the file's owner is told.
+    // SAFETY: sets what a signal does, before there are other threads.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let arguments: Vec<_> = std::env::args_os().collect();
     let called = arguments.first().map(Path::new).and_then(Path::file_name);
     let environment = Environment::of_process();

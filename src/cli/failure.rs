@@ -144,6 +144,8 @@ impl From<PreflightError> for Failure {
             E::DeviceRefused(_) => format!("sudo chmod 666 /dev/fuse; for a container: {CONTAINER}"),
             E::NoRight => format!("start the container with: {CONTAINER}"),
             E::NoHelper => "sudo apt-get install fuse3".into(),
+            E::ShortFiles { .. } => "ulimit -f unlimited".into(),
+            E::LittleMemory { option, .. } => format!("{option} unlimited"),
             E::OthersNotAllowed => "echo user_allow_other | sudo tee -a /etc/fuse.conf".into(),
             E::Io { ref path, .. } => format!("look at it: ls -ld {}", quoted(path)),
         };

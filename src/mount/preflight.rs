@@ -82,6 +82,24 @@ pub enum PreflightError {
     /// `--allow-other` needs the administrator's consent.
     #[error("/etc/fuse.conf does not allow --allow-other")]
     OthersNotAllowed,
+    /// A limit of memory that no daemon can live with.
+    #[error("this process may take {} MiB of memory alone ({option}), and the daemon takes {} MiB", .has >> 20, .least >> 20)]
+    LittleMemory {
+        /// What set it.
+        option: &'static str,
+        /// What it is.
+        has: u64,
+        /// What it has to be.
+        least: u64,
+    },
+    /// A limit on the length of files that leaves no room for the record of changes.
+    #[error("this process may write files of {} MiB alone (ulimit -f), and the record of changes takes {} MiB", .has >> 20, .least >> 20)]
+    ShortFiles {
+        /// What it is.
+        has: u64,
+        /// What it has to be.
+        least: u64,
+    },
     /// The place for data that the server lacks.
     #[error(transparent)]
     State(#[from] StateError),
@@ -115,6 +133,9 @@ pub enum Warning {
     /// A mount of ours was there whose daemon had died.
     #[error("removed the broken mount that an oxenfs which ended left at {}", .0.display())]
     RemovedStale(PathBuf),
+    /// Longer files fail.
+    #[error("files longer than {} MiB cannot be written: ulimit -f", .0 >> 20)]
+    LimitedFiles(u64),
     /// A token may be there and cannot be looked at: the server may want none.
     #[error("{0}; going on without a token")]
     NoToken(ConfigError),
@@ -131,6 +152,7 @@ pub enum Warning {
 pub fn check(settings: &MountSettings) -> Result<Checked, PreflightError> {
     let mut warnings = Vec::new();
     check_device()?;
+    check_limits(&mut warnings)?;
     let place = check_mountpoint(&settings.mountpoint, &mut warnings)?;
     if !rustix::process::geteuid().is_root() {
         check_helper()?;
@@ -259,6 +281,40 @@ pub(super) fn helper() -> Option<PathBuf> {
         std::fs::metadata(file).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
     };
     std::env::split_paths(&path).map(|dir| dir.join("fusermount3")).find(runs)
+}
+
+/// What of memory a daemon takes at least, at twice what one with two processors was seen to take: addresses, of which
+/// threads reserve more than they use, and what is its own.
+const LEAST_ADDRESSES: u64 = 512 << 20;
+const LEAST_DATA: u64 = 192 << 20;
+/// How long a file of the record of changes may become.
+const LEAST_FILE: u64 = 64 << 20;
+
+/// Refuses limits (`ulimit -v`, `-d`, `-f`) under which a daemon would be aborted in the middle of its work. What this process
+/// may raise is raised.
+fn check_limits(warnings: &mut Vec<Warning>) -> Result<(), PreflightError> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let limits = [(Resource::As, "ulimit -v", LEAST_ADDRESSES), (Resource::Data, "ulimit -d", LEAST_DATA)];
+    for (resource, option, least) in limits {
+        let mut limit = getrlimit(resource);
+        limit.current = limit.maximum;
+        // What it is now decides.
+        let _ = setrlimit(resource, limit);
+        if let Some(has) = getrlimit(resource).current.filter(|has| *has < least) {
+            return Err(PreflightError::LittleMemory { option, has, least });
+        }
+    }
+    let mut longest = getrlimit(Resource::Fsize);
+    longest.current = longest.maximum;
+    let _ = setrlimit(Resource::Fsize, longest);
+    match getrlimit(Resource::Fsize).current {
+        Some(has) if has < LEAST_FILE => Err(PreflightError::ShortFiles { has, least: LEAST_FILE }),
+        Some(has) => {
+            warnings.push(Warning::LimitedFiles(has));
+            Ok(())
+        }
+        None => Ok(()),
+    }
 }
 
 /// Whether the administrator lets users open their mounts to others (`mount.fuse3(8)`).
