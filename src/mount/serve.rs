@@ -104,12 +104,18 @@ async fn answer(stream: UnixStream, daemon: &Arc<Daemon>) -> io::Result<()> {
         let peer = Peer { uid: peer.uid(), gid: peer.gid() };
         return take_files(&into, stream, peer, daemon).await;
     }
+    let ends = matches!(request, Request::Unmount | Request::Detach);
     let mut nothing = [0];
-    tokio::select! {
+    let done = tokio::select! {
         done = carry_out(request, daemon, &mut listener) => done,
         // The command is gone: what it waited for goes on by itself, its wishes do not.
         _ = reader.read(&mut nothing) => Ok(()),
+    };
+    if ends && *daemon.phase.borrow() == Phase::Ending {
+        // The kernel hangs up when this process is gone and writes no more: for that the command waits.
+        std::mem::forget(listener);
     }
+    done
 }
 
 async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listener) -> io::Result<()> {

@@ -146,7 +146,12 @@ impl TestMount {
 
     /// Starts `oxenfs`; its words are the child's.
     pub fn spawn<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Child {
-        let mut command = self.command(&self.state, arguments);
+        self.spawn_with(&self.state, arguments)
+    }
+
+    /// Starts `oxenfs` with the state directory `state`.
+    pub fn spawn_with<S: AsRef<OsStr>>(&self, state: &Path, arguments: impl IntoIterator<Item = S>) -> Child {
+        let mut command = self.command(state, arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
