@@ -10,7 +10,6 @@ pub mod state_dir;
 
 pub mod commit;
 mod import;
-mod last_resort;
 mod serve;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -400,7 +399,6 @@ fn start_serving(
     let (read_only, allow_other) = (settings.read_only, settings.access.allow_other);
     let no_exec = settings.access.noexec;
     let device = mount_on(place, &MountOptions { source, read_only, allow_other, no_exec })?;
-    last_resort::arm(&settings.mountpoint);
     let waits = fuse::Waits { close: settings.write_through, fsync: settings.fsync == FsyncPolicy::Staged };
     let no_passthrough = match (settings.passthrough, settings.write_through) {
         (false, _) => Some("--passthrough never"),
@@ -425,7 +423,6 @@ fn start_serving(
             if let Err(error) = fuse::serve(device, fs, runtime, manner, ready) {
                 tracing::error!(%error, "the connection to the kernel broke");
             }
-            last_resort::disarm();
             over.send_replace(true);
         })
         .map_err(MountError::Setup)?;

@@ -133,21 +133,6 @@ fn a_limit_of_memory_that_no_daemon_can_live_with_is_told_before_anything_is_mou
 }
 
 #[test]
-fn an_aborted_daemon_leaves_no_broken_mount() {
-    for test in [TestMount::new(), TestMount::unprivileged(server::url(), &[])] {
-        let mut write = std::process::Command::new("sh");
-        write.args(["-c", "printf kept > \"$0\""]).arg(test.at("file"));
-        test.as_its_user(&mut write);
-        assert!(write.status().unwrap().success());
-        test.signal(Signal::ABORT);
-        wait_until("the mount to be gone", || !test.is_mounted());
-        wait_until("the daemon to be gone", || test.daemons().is_empty());
-        test.mount(&[]).ok();
-        test.unmount();
-    }
-}
-
-#[test]
 fn a_mount_point_need_not_be_called_in_utf_8() {
     let mut test = TestMount::unmounted(server::url());
     test.dir = test.beside("").join(OsStr::from_bytes(b"caf\xe9 \x1b[2J"));
