@@ -44,6 +44,9 @@ use state_dir::{StateDir, StateError};
 const TERM_DRAIN: Duration = Duration::from_secs(20);
 /// How long it waits for a server that does not answer.
 const TERM_STALL: Duration = Duration::from_secs(5);
+/// How long a mount that is in use is tried to be unmounted, and how often.
+const IN_USE_PATIENCE: Duration = Duration::from_secs(2);
+const IN_USE_PAUSE: Duration = Duration::from_millis(20);
 /// How often spool files that are done with are removed or moved to the cache: a flush of the record each time.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
 /// How often it looks whether the server answers.
@@ -452,10 +455,22 @@ fn mount_on(place: &Place, options: &MountOptions) -> Result<OwnedFd, MountError
     }
 }
 
-/// Unmounts, off the threads that serve it.
+/// Unmounts, off the threads that serve it. What is in use is tried for a while: a process that is just being started has
+/// the files of the one that starts it until it runs its own program.
 async fn detach(mountpoint: &Path, how: How) -> Option<preflight::UnmountError> {
     let mountpoint = mountpoint.to_owned();
-    match tokio::task::spawn_blocking(move || unmount(&mountpoint, how)).await {
+    let patient = move || {
+        let began = Instant::now();
+        loop {
+            match unmount(&mountpoint, how) {
+                Err(preflight::UnmountError::Busy { .. }) if began.elapsed() < IN_USE_PATIENCE => {
+                    std::thread::sleep(IN_USE_PAUSE);
+                }
+                done => return done,
+            }
+        }
+    };
+    match tokio::task::spawn_blocking(patient).await {
         Ok(Ok(()) | Err(preflight::UnmountError::NotMounted)) => None,
         Ok(Err(error)) => Some(error),
         Err(error) => Some(preflight::UnmountError::Failed(std::io::Error::other(error))),

@@ -244,6 +244,22 @@ fn a_workspace_that_others_deleted_is_made_anew_by_the_next_mount() {
     }
 }
 
+#[test]
+fn an_unmount_waits_a_moment_for_what_is_just_being_closed() {
+    let server = Scripted::new();
+    let test = TestMount::through(&server.url());
+    let expected = write_some(&test, "some");
+    let open = fs::File::open(test.at(expected.keys().next().unwrap())).unwrap();
+    std::thread::scope(|scope| {
+        let unmounting = scope.spawn(|| test.unmount());
+        test.wait_status("it to be unmounted", |status| status["phase"] != "mounted");
+        drop(open);
+        unmounting.join().unwrap();
+    });
+    test.mount(&[]).ok();
+    assert_ends_well(&test, &server, &expected);
+}
+
 /// Somebody else commits what is staged.
 fn commit_by_another(test: &TestMount, server: &Scripted) {
     let message = json!({"author": "B", "email": "b@example.org", "message": "by another"});
