@@ -676,7 +676,7 @@ impl Fs {
                 tokio::time::sleep(borrowed::SOON).await;
                 Ok(())
             }
-            Need::Fetch(ino) => self.fetch(ino).await.map(|_| ()),
+            Need::Fetch(ino) => self.fetch(ino, false).await.map(|_| ()),
             Need::Own(ino) => self.own(ino).await,
             Need::Empty(ino) => self.blocking(move |fs| fs.empty(ino)).await,
             Need::Look(ino) => self.blocking(move |fs| Ok(fs.look_at(ino)?)).await,
@@ -733,7 +733,7 @@ impl Fs {
     }
 
     /// A file's remote content as a local file, downloaded if need be. `None` when its bytes are in the spool.
-    async fn fetch(&self, ino: Ino) -> Result<Option<(ContentHash, Arc<File>)>, FsError> {
+    async fn fetch(&self, ino: Ino, checked: bool) -> Result<Option<(ContentHash, Arc<File>)>, FsError> {
         let (mut tried, mut waited) = (None, false);
         loop {
             let (hash, size, source) = {
@@ -744,7 +744,11 @@ impl Fs {
                     Some((Content::Remote { hash, .. }, size)) => (*hash, size, state.source(ino)),
                 }
             };
-            match self.fetch_content(hash, size, source.clone()).await {
+            let fetched = match checked {
+                true => self.fetch_checked(hash, size, source.clone()).await,
+                false => self.fetch_content(hash, size, source.clone()).await,
+            };
+            match fetched {
                 // What was renamed here is staged under its new name meanwhile, and gone from the old one.
                 Err(FsError::Remote(WorkspaceError::NotFound { .. } | WorkspaceError::Protocol { .. }))
                     if tried.as_ref() != Some(&source) =>
@@ -831,6 +835,32 @@ impl Fs {
         .await
     }
 
+    /// [`fetch_content`](Self::fetch_content) for who passes all of it on, to the server or to a file of its own: its bytes
+    /// are looked at first. A copy here that was altered is fetched again.
+    ///
+    /// # Errors
+    /// As [`fetch_content`](Self::fetch_content).
+    pub(crate) async fn fetch_checked(
+        &self,
+        hash: ContentHash,
+        size: u64,
+        source: Option<Source>,
+    ) -> Result<Arc<File>, FsError> {
+        let file = self.fetch_content(hash, size, source.clone()).await?;
+        let looked_at = file.clone();
+        let check = move |fs: &Fs| match ContentHash::of_file(hash.kind(), &looked_at, || true)? == (hash, size) {
+            true => Ok(true),
+            false => {
+                fs.cache.distrust(hash);
+                Ok(false)
+            }
+        };
+        match self.blocking(check).await? {
+            true => Ok(file),
+            false => self.fetch_content(hash, size, source).await,
+        }
+    }
+
     /// Takes in a file that was fetched, which has the `length` it should have or not, if its content is what it should
     /// be; else says what it is.
     fn keep_fetched(
@@ -859,7 +889,7 @@ impl Fs {
                 }
                 continue;
             }
-            let remote = self.fetch(ino).await?;
+            let remote = self.fetch(ino, true).await?;
             let unheld = self.unheld.notified();
             let mut wait = Duration::ZERO;
             match remote {

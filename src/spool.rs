@@ -419,14 +419,17 @@ impl Cache {
     /// The content, if it is here from before the machine was last started and its bytes are still its own: it is used
     /// as any other from then on. Reads it all.
     pub fn check(&self, hash: ContentHash) -> Option<File> {
-        for dir in &self.older {
+        for dir in self.older.iter().chain([&self.current]) {
             let from = dir.join(Key::of(hash).name());
             let Ok(file) = File::open(&from) else { continue };
             let whole = ContentHash::of_file(hash.kind(), &file, || true).is_ok_and(|(found, _)| found == hash);
             if whole && self.name(hash, &from).is_ok() {
                 return Some(file);
             }
-            tracing::debug!(%hash, "a cached file did not survive the machine's last end");
+            if self.lent().contains_key(&Key::of(hash)) {
+                return None;
+            }
+            tracing::debug!(%hash, "a cached file is not what it was; it is fetched again");
             let _ = self.disk.remove(&from);
         }
         None
@@ -454,7 +457,7 @@ impl Cache {
             return lent;
         }
         match File::open(self.path(hash)) {
-            Ok(file) if !self.is_lent(hash, &file) => {
+            Ok(file) if !self.is_lent(hash, &file) && is_sealed(hash, &file) => {
                 self.lock().promote(&Key::of(hash));
                 Found::Here(file)
             }
@@ -489,6 +492,9 @@ impl Cache {
         let _naming = self.naming();
         let file = Arc::new(File::open(self.path(hash))?);
         let found = file.metadata()?;
+        if !is_sealed(hash, &file) {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
         // By another name a backup may have it.
         if found.nlink() != 1 {
             return Err(io::ErrorKind::ResourceBusy.into());
@@ -560,7 +566,24 @@ impl Cache {
         }
         if let Some(lent) = self.lent().get_mut(&Key::of(hash)) {
             lent.spool = None;
+            if let Err(error) = seal(hash, &lent.file) {
+                tracing::debug!(%error, %hash, "a cached file is to be checked before it is used");
+            }
         }
+    }
+
+    /// Has no use of a file whose bytes are not its content's: it is fetched again.
+    pub fn distrust(&self, hash: ContentHash) {
+        let _naming = self.naming();
+        if self.lent().contains_key(&Key::of(hash)) {
+            return;
+        }
+        tracing::warn!(%hash, "a cached file is not what it was; it is fetched again");
+        self.unknow(hash);
+        if let Some(place) = self.arriving().remove(&hash) {
+            let _ = self.disk.remove(&place.path);
+        }
+        let _ = self.disk.remove(&self.path(hash));
     }
 
     /// What has departed is the cache's no more.
@@ -623,6 +646,10 @@ impl Cache {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
         let to = self.path(hash);
+        // Before it has the name. One that cannot be sealed is checked whenever it is used.
+        if let Err(error) = File::open(from).and_then(|file| seal(hash, &file)) {
+            tracing::debug!(%error, %hash, "a cached file is to be checked before it is used");
+        }
         with_parent(&to, |parent| self.make_shard(parent), || self.disk.rename(from, &to))
     }
 
@@ -884,6 +911,36 @@ impl KnownFiles {
             (self.staged_bytes > limit && goes(&self.staged)).then_some(Class::Staged)
         }
     }
+}
+
+/// The modification time that a cached file of this content and length has as long as nobody writes to it: it follows
+/// from both, so it need not be noted anywhere.
+fn seal_of(hash: ContentHash, size: u64) -> (i64, u32) {
+    // Over sixty years from 1972 on, before 2038: every filesystem can note them.
+    const YEARS_60: u64 = 60 * 365 * 24 * 3600;
+    const YEARS_2: i64 = 2 * 365 * 24 * 3600;
+    let key = u128::from_be_bytes(Key::of(hash).0);
+    let (high, low) = ((key >> 64) as u64 ^ size, key as u64 ^ size.rotate_left(32));
+    // In whole microseconds: not every filesystem notes less.
+    (YEARS_2 + (high % YEARS_60) as i64, (low % 1_000_000) as u32 * 1000)
+}
+
+fn seal(hash: ContentHash, file: &File) -> io::Result<()> {
+    let (secs, nanos) = seal_of(hash, file.metadata()?.len());
+    let times = rustix::fs::Timestamps {
+        last_access: rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+        last_modification: rustix::fs::Timespec { tv_sec: secs, tv_nsec: nanos.into() },
+    };
+    Ok(rustix::fs::futimens(file, &times)?)
+}
+
+/// Whether nobody wrote to a cached file, or cut it, since it was sealed.
+fn is_sealed(hash: ContentHash, file: &File) -> bool {
+    file.metadata().is_ok_and(|found| {
+        let (secs, nanos) = seal_of(hash, found.len());
+        // Some filesystems note seconds alone.
+        found.mtime() == secs && [0, i64::from(nanos)].contains(&found.mtime_nsec())
+    })
 }
 
 /// How much of a disk copies leave free, in bytes.
@@ -1477,5 +1534,45 @@ mod tests {
         from.write_all_at(b"some bytes", 0).unwrap();
         assert_eq!(copy_content(&from, &to).unwrap(), 10);
         assert_eq!(content(&mut to), "some bytes");
+    }
+
+    #[test]
+    fn a_cached_file_that_was_altered_is_not_served() {
+        use std::os::unix::fs::FileExt;
+        let temp = tempfile::tempdir().unwrap();
+        let cache = Cache::open(temp.path(), 1 << 20).unwrap();
+        let content = b"what the server has";
+        let hash = ContentHash::of(crate::hash::HashKind::Xxh3, content);
+        let put = || {
+            let fetched = cache.begin().unwrap();
+            fetched.file.write_all_at(content, 0).unwrap();
+            cache.keep(fetched, hash, true);
+            cache.path(hash)
+        };
+        let path = put();
+        assert!(cache.file(hash).is_some());
+        assert!(cache.lend(hash, Ino(1), |_| true).is_ok());
+        cache.give_back(hash);
+        let alter = |change: &dyn Fn(&File)| change(&OpenOptions::new().write(true).open(&path).unwrap());
+        let alterations: [&dyn Fn(&File); 3] =
+            [&|file| file.write_all_at(b"x", 3).unwrap(), &|file| file.set_len(5).unwrap(), &|file| {
+                file.write_all_at(b"more", content.len() as u64).unwrap()
+            }];
+        for alteration in alterations {
+            put();
+            alter(alteration);
+            assert!(cache.file(hash).is_none());
+            assert!(cache.lend(hash, Ino(1), |_| true).is_err());
+            assert!(cache.check(hash).is_none() && !path.exists(), "gone, to be fetched again");
+        }
+        // Written over with what it was, it is as good as before once that was looked at.
+        put();
+        alter(&|file| file.write_all_at(content, 0).unwrap());
+        assert!(cache.file(hash).is_none());
+        assert!(cache.check(hash).is_some());
+        assert!(cache.file(hash).is_some());
+        // What a seal does not tell, whoever passes the bytes on sees.
+        cache.distrust(hash);
+        assert!(cache.file(hash).is_none() && !path.exists());
     }
 }

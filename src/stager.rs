@@ -795,7 +795,7 @@ impl Stager {
             Want::Remote { object, source, .. } if item.fetched.is_none() => {
                 let (fs, object, source, capture) = (self.fs.clone(), *object, source.clone(), item.capture);
                 let fetch = async move {
-                    let fetched = fs.fetch_content(object.hash, object.size, source).await;
+                    let fetched = fs.fetch_checked(object.hash, object.size, source).await;
                     Done::Fetched(Box::new(capture), fetched)
                 };
                 self.running.push(fetch.boxed());
