@@ -47,7 +47,7 @@ use crate::path::{Name, RepoPath};
 use crate::workspace::{CommitId, CommitRequest, Upload};
 
 /// What this code writes. A reader refuses anything newer.
-const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 1;
 /// Hex digits of the checksum: 128 bits of SHA-256.
 const SUM_DIGITS: usize = 32;
 /// Room asked of the filesystem at a time, ahead of the end, so that a full disk is met before the change is made.

@@ -165,9 +165,10 @@ impl From<StateError> for Failure {
             E::NotOurs { .. } | E::OnFuse { .. } | E::InsideMount { .. } | E::Io { .. } => {
                 "name a directory of your own on a local disk: --state-dir DIR".into()
             }
+            E::Newer { .. } => "use the newer oxenfs, or another --state-dir".into(),
             E::Damaged { path, .. } => {
                 let dir = path.parent().unwrap_or(path);
-                format!("mounting the same repository again rewrites it; the data beside it is kept in {}", quoted(dir))
+                format!("move it out of {} and mount again, which writes another", quoted(dir))
             }
         };
         Self::new(error).hint(hint)

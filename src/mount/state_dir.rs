@@ -12,6 +12,8 @@ mod owned;
 #[cfg(test)]
 mod tests;
 
+mod meta;
+
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -23,6 +25,8 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode};
 use serde::{Deserialize, Serialize};
+
+pub use meta::Formats;
 
 use super::preflight::mountinfo;
 use crate::disk::Disk;
@@ -82,6 +86,12 @@ pub struct Meta {
     /// As whose the last mount showed what the base has; not in what early versions wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<BaseAccess>,
+    /// The formats of what the directory holds; not in what early versions wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub formats: Option<Formats>,
+    /// Fields that are not known here; they go back to the disk.
+    #[serde(flatten)]
+    pub rest: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Why a state directory cannot be used.
@@ -134,6 +144,14 @@ pub enum StateError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// Made by a newer oxenfs.
+    #[error("the state directory {} was written by a newer oxenfs: {what}", .path.display())]
+    Newer {
+        /// The directory.
+        path: PathBuf,
+        /// What of it this one does not know.
+        what: String,
     },
     /// A `meta.json` that no oxenfs wrote.
     #[error("{} is damaged: {reason}", .path.display())]
@@ -315,10 +333,29 @@ impl Identity {
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
+    /// Locked: whoever removes the lock file removes no lock.
     dir: OwnedFd,
+    /// Locked as well, for versions that lock this file alone.
     lock: File,
     meta: Meta,
     is_new: bool,
+}
+
+/// A state directory that is kept from daemons while it is repaired.
+#[derive(Debug)]
+pub struct HeldDir {
+    _dir: OwnedFd,
+    _lock: File,
+}
+
+/// Keeps daemons from a state directory, and changes nothing in it.
+///
+/// # Errors
+/// [`StateError::Locked`] when one has it; when it is not ours, or none.
+pub fn hold(path: &Path) -> Result<HeldDir, StateError> {
+    let dir = owned::open_dir(path)?;
+    let lock = lock(path, &dir)?;
+    Ok(HeldDir { _dir: dir, _lock: lock })
 }
 
 /// A state directory that may hold nothing of worth yet.
@@ -362,10 +399,17 @@ impl StateDir {
         Disk::default().make_dirs(&path).map_err(io_error("create", &path))?;
         let dir = owned::open_dir(&path)?;
         rustix::fs::fchmod(&dir, Mode::RWXU).map_err(|errno| io_error("close to others", &path)(errno.into()))?;
-        let lock = lock(&path)?;
+        let lock = lock(&path, &dir)?;
+        // Before anything in it is touched. What is gone can be told anew; what is damaged is for a person to look at.
+        let before = match read_meta(&path) {
+            Ok(meta) => Some(meta),
+            Err(StateError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
         write_readme(&path)?;
-        let access = read_meta(&path).ok().and_then(|meta| meta.access);
-        let meta = Meta { identity: identity.clone(), pid: 0, version: String::new(), access };
+        let (access, rest) = before.map(|meta| (meta.access, meta.rest)).unwrap_or_default();
+        let formats = Some(Formats::default());
+        let meta = Meta { identity: identity.clone(), pid: 0, version: String::new(), access, formats, rest };
         let mut state = Self { path, dir, lock, meta, is_new };
         state.claim()?;
         Ok(state)
@@ -398,7 +442,7 @@ impl StateDir {
 
     fn write_meta(&self) -> Result<(), StateError> {
         let path = self.path.join(META);
-        let text = serde_json::to_vec_pretty(&self.meta)
+        let text = meta::to_text(&self.meta)
             .map_err(|error| StateError::Damaged { path: path.clone(), reason: error.to_string() })?;
         let mut written = replace(&path, &text);
         // On a full disk the logs make way for what no mount can do without; a line that comes meanwhile may take it.
@@ -504,8 +548,10 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 /// Takes the lock, patiently: a `status` that looks, or a daemon that ends, holds it for a moment.
-fn lock(dir: &Path) -> Result<File, StateError> {
+fn lock(dir: &Path, opened: &OwnedFd) -> Result<File, StateError> {
     let path = dir.join(LOCK);
+    let deadline = std::time::Instant::now() + LOCK_PATIENCE;
+    take_lock(dir, opened, deadline, || Known::pid_in(dir))?;
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -516,18 +562,27 @@ fn lock(dir: &Path) -> Result<File, StateError> {
         .open(&path)
         .and_then(|file| owned::regular(&file).map(|()| file))
         .map_err(io_error("open", &path))?;
-    let deadline = std::time::Instant::now() + LOCK_PATIENCE;
+    take_lock(dir, &file, deadline, || holder_of(&file))?;
+    Ok(file)
+}
+
+fn take_lock(
+    dir: &Path,
+    what: impl std::os::fd::AsFd,
+    deadline: std::time::Instant,
+    holder: impl Fn() -> u32,
+) -> Result<(), StateError> {
     loop {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
+        match rustix::fs::flock(&what, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
             Err(rustix::io::Errno::WOULDBLOCK) if std::time::Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(20));
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mountpoint = read_meta(dir).map(|meta| meta.identity.mountpoint).unwrap_or_default();
-                return Err(StateError::Locked { path: dir.to_owned(), pid: holder_of(&file), mountpoint });
+                return Err(StateError::Locked { path: dir.to_owned(), pid: holder(), mountpoint });
             }
-            Err(errno) => return Err(io_error("lock", &path)(errno.into())),
+            Err(errno) => return Err(io_error("lock", dir)(errno.into())),
         }
     }
 }
@@ -543,7 +598,40 @@ fn holder_of(lock: &File) -> u32 {
 fn read_meta(dir: &Path) -> Result<Meta, StateError> {
     let path = dir.join(META);
     let text = owned::read_meta_text(&path).map_err(io_error("read", &path))?;
-    serde_json::from_slice(&text).map_err(|error| StateError::Damaged { path, reason: error.to_string() })
+    let meta = meta::from_text(&text).map_err(|reason| StateError::Damaged { path, reason })?;
+    match meta.formats.as_ref().and_then(Formats::unknown) {
+        Some(what) => Err(StateError::Newer { path: dir.to_owned(), what }),
+        None => Ok(meta),
+    }
+}
+
+/// How what is on record in a state directory was mounted, as far as can be read of a `meta.json` that may be damaged or
+/// gone; and whether it is damaged.
+pub fn shown_as_far_as_known(dir: &Path) -> (Shown, Option<StateError>) {
+    match shown(dir) {
+        Ok(shown) => (shown, None),
+        Err(error) => {
+            let text = owned::read_meta_text(&dir.join(META)).unwrap_or_default();
+            let value: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+            let subdir = value.get("subdir").and_then(serde_json::Value::as_str).unwrap_or_default();
+            let root_path = RepoPath::parse(subdir).unwrap_or_else(|_| RepoPath::root());
+            let gone = matches!(&error, StateError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound);
+            (Shown { root_path, access: None }, (!gone).then_some(error))
+        }
+    }
+}
+
+/// Sets a damaged `meta.json` aside, under a name that nothing has: the next mount writes another.
+///
+/// # Errors
+/// The filesystem's.
+pub fn set_meta_aside(dir: &Path) -> Result<PathBuf, StateError> {
+    let from = dir.join(META);
+    let names =
+        (0..).map(|n| dir.join(format!("{META}.damaged{}", if n == 0 { String::new() } else { format!(".{n}") })));
+    let to = names.into_iter().find(|to| std::fs::symlink_metadata(to).is_err()).unwrap_or_else(|| from.clone());
+    std::fs::rename(&from, &to).map_err(io_error("set aside", &from))?;
+    Ok(to)
 }
 
 /// How what is on record in a state directory was mounted.
@@ -588,11 +676,19 @@ pub struct Known {
 impl Known {
     /// The process that holds the lock; `None` when none does.
     pub fn holder(&self) -> Option<u32> {
-        let file = owned::open_plain(&self.path.join(LOCK)).ok()?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => None, // and closing the file gives it back
-            Err(_) => Some(holder_of(&file)),
+        // Closing the file gives the lock back.
+        let is_held = |file: &File| rustix::fs::flock(file, FlockOperation::NonBlockingLockShared).is_err();
+        if File::open(&self.path).is_ok_and(|dir| is_held(&dir)) {
+            return Some(Self::pid_in(&self.path));
         }
+        let file = owned::open_plain(&self.path.join(LOCK)).ok()?;
+        is_held(&file).then(|| holder_of(&file))
+    }
+
+    /// The process that a lock file names, else the one that `meta.json` names; 0 when neither does.
+    fn pid_in(dir: &Path) -> u32 {
+        let named = owned::open_plain(&dir.join(LOCK)).map_or(0, |file| holder_of(&file));
+        if named != 0 { named } else { read_meta(dir).map_or(0, |meta| meta.pid) }
     }
 }
 

@@ -131,3 +131,74 @@ fn a_directory_without_its_description_is_reported_not_hidden() {
     assert!(listing.known.is_empty());
     assert_eq!(listing.unreadable[0].0, state.path());
 }
+
+#[test]
+fn who_removes_the_lock_file_lets_no_second_daemon_in() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = prepared(&temp.path().join("state"));
+    let held = StateDir::open(&root, &identity("/mnt/a")).unwrap();
+    std::fs::remove_file(held.path().join(LOCK)).unwrap();
+    match StateDir::open(&root, &identity("/mnt/b")) {
+        Err(StateError::Locked { pid, .. }) => assert_eq!(pid, std::process::id()),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(hold(held.path()), Err(StateError::Locked { .. })));
+    assert_eq!(StateDir::list(&root).unwrap().known[0].holder(), Some(std::process::id()));
+    drop(held);
+    assert_eq!(StateDir::list(&root).unwrap().known[0].holder(), None);
+    StateDir::open(&root, &identity("/mnt/b")).unwrap();
+}
+
+#[test]
+fn a_description_that_is_not_as_it_was_written_is_refused_before_anything_is_touched() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = prepared(&temp.path().join("state"));
+    let path = StateDir::open(&root, &identity("/mnt/a")).unwrap().path().join(META);
+    let whole = std::fs::read(&path).unwrap();
+    for at in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1 << (at % 7);
+        std::fs::write(&path, &bytes).unwrap();
+        match StateDir::open(&root, &identity("/mnt/b")) {
+            Err(StateError::Damaged { path: named, .. }) => assert_eq!(named, path),
+            // White space says nothing.
+            Ok(state) => assert!(whole[at].is_ascii_whitespace(), "byte {at}: {:?}", state.meta),
+            other => panic!("byte {at}: {other:?}"),
+        }
+        if !whole[at].is_ascii_whitespace() {
+            assert!(std::fs::read(&path).unwrap() == bytes, "refused, and changed");
+        }
+    }
+    std::fs::write(&path, &whole).unwrap();
+    let aside = path.with_file_name("meta.json.damaged");
+    assert_eq!(set_meta_aside(path.parent().unwrap()).unwrap(), aside);
+    StateDir::open(&root, &identity("/mnt/a")).unwrap();
+    assert!(path.exists() && aside.exists());
+}
+
+#[test]
+fn a_description_of_a_newer_oxenfs_is_refused_and_its_fields_are_kept() {
+    let temp = tempfile::tempdir().unwrap();
+    let root = prepared(&temp.path().join("state"));
+    let mut state = StateDir::open(&root, &identity("/mnt/a")).unwrap();
+    state.meta.rest.insert("colour".into(), "green".into());
+    state.write_meta().unwrap();
+    let path = state.path().to_owned();
+    drop(state);
+    let mut state = StateDir::open(&root, &identity("/mnt/b")).unwrap();
+    assert!(std::fs::read_to_string(path.join(META)).unwrap().contains("\"colour\": \"green\""));
+    let newer = [
+        Formats { journal: 99, ..Formats::default() },
+        Formats { cache: 99, ..Formats::default() },
+        Formats { rest: [("index".into(), 1.into())].into_iter().collect(), ..Formats::default() },
+    ];
+    for formats in newer {
+        state.meta.formats = Some(formats);
+        state.write_meta().unwrap();
+        assert!(matches!(read_meta(&path), Err(StateError::Newer { .. })));
+    }
+    drop(state);
+    let before = std::fs::read(path.join(META)).unwrap();
+    assert!(matches!(StateDir::open(&root, &identity("/mnt/b")), Err(StateError::Newer { .. })));
+    assert!(std::fs::read(path.join(META)).unwrap() == before);
+}
