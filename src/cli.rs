@@ -17,6 +17,7 @@ mod log_level;
 mod mount;
 mod output;
 mod progress;
+mod repair;
 mod repo;
 mod seams;
 mod status;
@@ -100,6 +101,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Import(args) => import::import(args, &find()?),
         Command::Sync(args) => sync::sync(args, &find()?),
         Command::Commit(args) => sync::commit(args, &find()?, environment),
+        Command::Repair(args) => repair::repair(args),
         Command::Repo(args::RepoCommand::Create(args)) => repo::create(args, environment),
         Command::Branches(args) => repo::branches(args, environment),
         Command::Workspaces(args) => repo::workspaces(args, environment),

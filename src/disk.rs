@@ -18,6 +18,8 @@ pub enum Act<'a> {
     Create(&'a Path),
     /// A name is changed; what stood at the second goes.
     Rename(&'a Path, &'a Path),
+    /// A file that has the first name is given the second as well.
+    Link(&'a Path, &'a Path),
     /// A file is removed.
     Remove(&'a Path),
     /// An empty directory is removed; nothing happens to one that is not empty.
@@ -112,6 +114,14 @@ impl Disk {
     /// The filesystem's.
     pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.act(Act::Rename(from, to), || fs::rename(from, to))
+    }
+
+    /// Gives a file a second name, which nothing may have.
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.act(Act::Link(from, to), || fs::hard_link(from, to))
     }
 
     /// Removes a file.

@@ -7,6 +7,7 @@
 //! Every change is made under one lock, written as one journal frame, and acknowledged once that frame is in the
 //! kernel. The lock is held for memory work alone: not across a write, a copy or a request.
 
+mod belief;
 mod borrowed;
 mod check;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod layers;
 mod listing;
 mod live;
 mod local;
+mod lost;
 mod mapped;
 mod ops;
 mod passthrough;
@@ -26,6 +28,7 @@ mod presence;
 mod queue;
 mod ranges;
 mod recovery;
+mod repair;
 mod room;
 mod staging;
 mod unseen;
@@ -57,12 +60,14 @@ pub use import::{Arrival, Arrived, Spooled};
 pub use listing::{GRANTED, Keep, OpenedDir};
 pub use live::Lender;
 pub use local::quarter_of_descriptors;
+pub use lost::{LOST, LostFound};
 pub use mapped::Unflushed;
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat};
 pub use passthrough::{Passthrough, Reach};
 pub use queue::Phase;
 pub use ranges::{RangeChange, Seek};
 pub use recovery::{BaseAccess, Foreign, Limits, Shown, survey};
+pub use repair::{Label, Repair, Rescued, repair};
 pub use room::Statfs;
 pub use staging::{Capture, Frees, Held, Waiting, Want};
 pub use xattrs::XattrMode;
@@ -257,6 +262,12 @@ pub struct Fs {
     /// Spool files that no file has any more. Each is removed when the record of that is on stable storage: after a
     /// power loss an older record may count, which still names them.
     leaving: Mutex<Vec<SpoolId>>,
+    /// Spool files that a crash left without a name; they are set aside bit by bit.
+    strays: Mutex<Vec<SpoolId>>,
+    /// Where they go.
+    lost: LostFound,
+    /// When it is next looked which of those have lain there for long enough.
+    expiry: Mutex<Option<Instant>>,
     /// Those that no record names any more; they go bit by bit.
     unnamed: Mutex<VecDeque<SpoolId>>,
     /// Downloads under way, so that many readers of one content share one.
@@ -319,6 +330,8 @@ struct State {
     lost: HashMap<Ino, String>,
     /// Files of the spool that nobody may have looked at since the mount; `None` once all have been.
     unseen: Option<Vec<Ino>>,
+    /// What a repair salvaged, and shows.
+    salvaged: lost::SalvagedFiles,
 }
 
 /// Something that the kernel may have cached and that changed without it.
@@ -419,12 +432,16 @@ impl State {
             Change::Base { commit } => self.move_base(commit),
             Change::Rebase { commit, alone } => self.rebase(commit, *alone),
             Change::Intent { intent } => self.intent.clone_from(intent),
-            Change::Complete => {}
+            Change::Boot { .. } | Change::Complete => {}
         }
     }
 
     /// Puts an inode on record as it is now.
     fn record(&mut self, ino: Ino) {
+        // Made anew by every mount.
+        if self.tree.lost() == Some(ino) {
+            return;
+        }
         if let Some(record) = self.tree.record(ino) {
             self.apply(Change::Inode { ino, record });
         }
@@ -433,7 +450,7 @@ impl State {
     /// Puts an inode of the base on record, with the directories above it.
     fn materialize(&mut self, ino: Ino) {
         let Some(inode) = self.tree.get(ino) else { return };
-        if inode.recorded {
+        if inode.recorded || self.tree.lost() == Some(ino) {
             return;
         }
         let links = inode.links.to_vec();
@@ -441,7 +458,8 @@ impl State {
             self.materialize(*parent);
         }
         self.record(ino);
-        for (parent, name) in links {
+        let lost = self.tree.lost();
+        for (parent, name) in links.into_iter().filter(|(parent, _)| Some(*parent) != lost) {
             self.frame.push(Change::Link { parent, name, ino });
         }
     }
@@ -1083,12 +1101,16 @@ impl Fs {
     /// # Errors
     /// When the record cannot be flushed; what was to be done is done the next time, or at the next mount.
     pub fn tidy(&self) -> Result<(), FsError> {
+        self.journal.note_written();
         self.settle_spool()?;
+        self.forget_salvaged()?;
         let waiting = self.unnamed().len();
         let (most, pause) = match self.cache.has_some_free() {
             true => (LEAST_REMOVED.max(waiting / REMOVED_WITHIN), REMOVAL_PAUSE),
             false => (usize::MAX, Duration::ZERO),
         };
+        self.put_strays_aside(most, Duration::ZERO);
+        self.expire_strays();
         self.remove_unnamed(most, pause);
         Ok(())
     }
@@ -1099,6 +1121,9 @@ impl Fs {
     /// As [`tidy`](Self::tidy).
     pub fn tidy_all(&self) -> Result<(), FsError> {
         self.settle_spool()?;
+        self.forget_salvaged()?;
+        self.put_strays_aside(usize::MAX, Duration::ZERO);
+        self.journal.note_written();
         self.remove_unnamed(usize::MAX, Duration::ZERO);
         Ok(())
     }

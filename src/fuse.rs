@@ -230,7 +230,11 @@ fn name(name: &OsStr) -> Op<Name> {
     Name::from_os(name).map_err(|error| {
         Stop::Error(match error {
             PathError::TooLong => FsError::NameTooLong,
-            PathError::Invalid | PathError::NotUtf8 | PathError::Backslash | PathError::Reserved => FsError::Invalid,
+            PathError::Invalid
+            | PathError::NotUtf8
+            | PathError::Backslash
+            | PathError::Reserved
+            | PathError::Salvaged => FsError::Invalid,
         })
     })
 }

@@ -31,6 +31,7 @@ pub enum Staged {
 
 /// One path.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Account {
     /// What the base commit has there.
     #[serde(default, rename = "b", skip_serializing_if = "Option::is_none")]

@@ -18,6 +18,8 @@
 //! - **Ledger**: what base and workspace hold at each path that ever differed from the base.
 //! - **Settled**: a path nobody has written to for its quiet period; only settled paths are staged, unless a barrier
 //!   (`sync`, `commit`, `unmount`) asks for all of them.
+//! - **Mark**: a small file beside the record that tells how far it was flushed. **Stray**: a spool file that no record
+//!   names; it is set aside in `lost+found`. **Salvaged**: one that a repair shows there.
 //! - **Late**: a request that went without an answer and may be carried out yet, after newer ones.
 //! - **Barrier**: somebody waits for what is pending; it follows a file that is renamed meanwhile.
 //! - **Cut**: what a commit is to hold: a map of names to pinned content, made at one instant.

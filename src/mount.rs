@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::config::{FsyncPolicy, MountSettings};
 use crate::control::{Difference, Status};
-use crate::fs::{BaseAccess, Fs, FsError, Limits, Need, Options, Stale};
+use crate::fs::{BaseAccess, Fs, FsError, Limits, Need, Options, Repair, Stale};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
 use crate::journal::JournalError;
@@ -634,4 +634,22 @@ pub fn offline_differences(dir: &Path) -> Result<Vec<Difference>, MountError> {
 pub fn offline_status(dir: &Path) -> Result<Status, MountError> {
     let (counts, local, base) = crate::fs::survey(dir, &state_dir::shown(dir)?)?;
     Ok(Status { phase: "stopped".to_owned(), base: base.to_string(), counts, local, ..Status::default() })
+}
+
+/// What can be salvaged of a state directory without a daemon, and what is wrong with its `meta.json`; does it if told to
+/// `apply`.
+///
+/// # Errors
+/// When a daemon has it, a newer oxenfs wrote it, or the disk does not let it.
+pub fn repair(dir: &Path, apply: bool) -> Result<(Repair, Option<String>), MountError> {
+    let _held = state_dir::hold(dir)?;
+    let (shown, wrong) = state_dir::shown_as_far_as_known(dir);
+    if let Some(newer @ StateError::Newer { .. }) = wrong {
+        return Err(newer.into());
+    }
+    let repair = crate::fs::repair(&crate::disk::Disk::default(), dir, &shown, apply)?;
+    if wrong.is_some() && apply {
+        state_dir::set_meta_aside(dir)?;
+    }
+    Ok((repair, wrong.map(|error| error.to_string())))
 }

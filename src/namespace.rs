@@ -81,6 +81,7 @@ impl From<Timestamp> for SystemTime {
 
 /// What `stat` shows beside type, size and link count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Attrs {
     /// Permission bits with set-id and sticky, `07777`.
     #[serde(rename = "m")]
@@ -364,13 +365,11 @@ impl Inode {
 }
 
 /// An inode as the journal holds it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct InodeRecord {
     /// What `stat` shows.
-    #[serde(rename = "at")]
     pub attrs: Attrs,
     /// What it is.
-    #[serde(rename = "b")]
     pub body: BodyRecord,
 }
 
@@ -415,6 +414,8 @@ pub struct Namespace {
     next: u64,
     /// What the mount's root is in the repository.
     root_path: RepoPath,
+    /// The directory of what a repair salvaged, of which nothing travels.
+    lost: Option<Ino>,
 }
 
 impl Namespace {
@@ -431,12 +432,29 @@ impl Namespace {
         };
         let mut inodes = Table::default();
         inodes.insert(ROOT.0, root);
-        Self { inodes, next: ROOT.0 + 1, root_path }
+        Self { inodes, next: ROOT.0 + 1, root_path, lost: None }
     }
 
     /// What the mount's root is in the repository.
     pub fn root_path(&self) -> &RepoPath {
         &self.root_path
+    }
+
+    /// Makes a directory the one of which nothing travels.
+    pub fn set_lost(&mut self, dir: Ino) {
+        self.lost = Some(dir);
+    }
+
+    /// The directory of what a repair salvaged, if there is any.
+    pub fn lost(&self) -> Option<Ino> {
+        self.lost
+    }
+
+    /// Whether something lies in that directory.
+    pub fn is_lost(&self, ino: Ino) -> bool {
+        let above =
+            |lost| self.get(ino).and_then(|inode| inode.links.first()).is_some_and(|(parent, _)| *parent == lost);
+        self.lost.is_some_and(above)
     }
 
     /// A number that no inode has had.
@@ -650,6 +668,9 @@ impl Namespace {
     fn path_below<'a>(&'a self, mut names: Vec<&'a Name>, dir: Ino) -> Result<RepoPath, PathError> {
         let mut at = dir;
         while at != ROOT {
+            if self.lost == Some(at) {
+                return Err(PathError::Salvaged);
+            }
             let (parent, name) = self.get(at).and_then(|inode| inode.links.first()).ok_or(PathError::Invalid)?;
             names.push(name);
             at = *parent;
@@ -723,6 +744,7 @@ impl Namespace {
             if let Some(at) = next.take() {
                 match (known.get(&at), self.dir(at)) {
                     (Some(true), _) => {}
+                    (None, Some(_)) if self.lost == Some(at) => drop(known.insert(at, true)),
                     (Some(false), _) | (None, None) => break,
                     (None, Some(dir)) if !dir.listed || dir.files > 0 => break,
                     (None, Some(dir)) if dir.subdirs == 0 => drop(known.insert(at, true)),

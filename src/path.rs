@@ -47,6 +47,9 @@ pub enum PathError {
     /// name refuses the whole request).
     #[error("the server takes the name for .oxen, which belongs to Oxen itself")]
     Reserved,
+    /// In the directory where a repair shows what it salvaged.
+    #[error("salvaged by a repair: move or copy it out to have it sent")]
+    Salvaged,
 }
 
 impl Name {

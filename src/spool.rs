@@ -79,15 +79,7 @@ impl Spool {
     }
 
     fn ids(&self) -> io::Result<Vec<SpoolId>> {
-        let mut ids = Vec::new();
-        for shard in fs::read_dir(&self.dir)? {
-            for entry in fs::read_dir(shard?.path())? {
-                if let Some(id) = entry?.file_name().to_str().and_then(|name| u64::from_str_radix(name, 16).ok()) {
-                    ids.push(SpoolId(id));
-                }
-            }
-        }
-        Ok(ids)
+        ids_in(&self.dir)
     }
 
     fn path(&self, id: SpoolId) -> PathBuf {
@@ -147,6 +139,23 @@ impl Spool {
         with_parent(&path, |parent| self.make_shard(parent), || self.disk.rename(from, &path))?;
         *self.unflushed(id.0 % SHARDS) = true;
         Ok(id)
+    }
+
+    /// Gives the file at `from` a number, which no other has, beside the name that it has.
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub fn link_in(&self, from: &Path) -> io::Result<SpoolId> {
+        let id = SpoolId(self.next.fetch_add(1, Ordering::Relaxed));
+        let path = self.path(id);
+        with_parent(&path, |parent| self.make_shard(parent), || self.disk.link(from, &path))?;
+        *self.unflushed(id.0 % SHARDS) = true;
+        Ok(id)
+    }
+
+    /// Where a file is.
+    pub fn path_of(&self, id: SpoolId) -> PathBuf {
+        self.path(id)
     }
 
     /// Flushed with the first file that is: one flush for each new directory would hold the first files up.
@@ -1051,7 +1060,55 @@ fn shard_dir(dir: &Path, shard: u64) -> PathBuf {
     dir.join(format!("{shard:02x}"))
 }
 
-fn path_in(dir: &Path, id: SpoolId) -> PathBuf {
+/// The numbers of the files of the spool in `dir`.
+///
+/// # Errors
+/// When it cannot be listed.
+pub fn ids_in(dir: &Path) -> io::Result<Vec<SpoolId>> {
+    let mut ids = Vec::new();
+    for shard in fs::read_dir(dir)? {
+        for entry in fs::read_dir(shard?.path())? {
+            let name = entry?.file_name();
+            let id = name.to_str().and_then(|name| u64::from_str_radix(name, 16).ok()).map(SpoolId);
+            // Not what somebody else put there under another spelling of a number.
+            ids.extend(id.filter(|id| path_in(dir, *id).file_name() == Some(&name)));
+        }
+    }
+    Ok(ids)
+}
+
+/// What lies in a spool or a cache where oxenfs puts nothing of the kind, if anything does; it would be in the way.
+///
+/// # Errors
+/// When they cannot be listed.
+pub fn foreign_in(spool: &Path, cache: &Path) -> io::Result<Option<PathBuf>> {
+    let odd = |dir: &Path, is_odd: fn(&fs::FileType) -> bool| -> io::Result<Option<PathBuf>> {
+        let entries = match fs::read_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if is_odd(&entry.file_type()?) {
+                return Ok(Some(entry.path()));
+            }
+        }
+        Ok(None)
+    };
+    for (dir, is_odd) in [
+        (spool.to_owned(), (|kind| !kind.is_dir()) as fn(&fs::FileType) -> bool),
+        (cache.to_owned(), |kind| !kind.is_dir()),
+        (cache.join(FETCHING), |kind| kind.is_dir()),
+    ] {
+        if let Some(found) = odd(&dir, is_odd)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// Where a file of the spool in `dir` is.
+pub fn path_in(dir: &Path, id: SpoolId) -> PathBuf {
     shard_dir(dir, id.0 % SHARDS).join(format!("{:x}", id.0))
 }
 

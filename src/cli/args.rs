@@ -54,6 +54,8 @@ pub enum Command {
     LogLevel(LogLevelArgs),
     /// Look for what may keep a mount from working, and say what to do
     Doctor(DoctorArgs),
+    /// Salvage the damaged record of a state directory; shows what it would do
+    Repair(RepairArgs),
     /// Work with repositories on a server
     #[command(subcommand)]
     Repo(RepoCommand),
@@ -326,6 +328,30 @@ pub struct DoctorArgs {
     pub server: Option<String>,
 
     /// As a JSON list
+    #[arg(long)]
+    pub json: bool,
+}
+
+const REPAIR_AFTER: &str = "\
+A mount that finds its record damaged is refused, and changes nothing. This puts what is whole of the record in order: all
+files that it names are there again at the next mount, and are sent. Files on this disk that no record names any more show
+in the mount under lost+found, read-only, each named after what is known of it: new, replaced or deleted. They are not sent
+until you move or copy them out; remove those that you do not want. Nothing is destroyed: the damaged parts are kept.
+Needs next to no room, can be ended at any time, and repeated.";
+
+/// `oxenfs repair`.
+#[derive(Debug, Args)]
+#[command(after_help = REPAIR_AFTER)]
+pub struct RepairArgs {
+    /// The state directory, which the refusal names
+    #[arg(value_name = "STATE")]
+    pub state: PathBuf,
+
+    /// Do it; without this only show it
+    #[arg(long, short)]
+    pub yes: bool,
+
+    /// As a JSON object
     #[arg(long)]
     pub json: bool,
 }

@@ -168,7 +168,7 @@ impl From<StateError> for Failure {
             E::Newer { .. } => "use the newer oxenfs, or another --state-dir".into(),
             E::Damaged { path, .. } => {
                 let dir = path.parent().unwrap_or(path);
-                format!("move it out of {} and mount again, which writes another", quoted(dir))
+                format!("oxenfs repair {} sets it aside; the data beside it is kept", quoted(dir))
             }
         };
         Self::new(error).hint(hint)
@@ -222,8 +222,17 @@ impl From<MountError> for Failure {
             MountError::NoRepository { .. } => {
                 Self::new(error).hint("add --create to make it, or check the name: NAMESPACE/NAME")
             }
-            MountError::Journal(JournalError::Newer { .. }) => {
+            MountError::Journal(JournalError::Newer { .. } | JournalError::Unknown { .. }) => {
                 Self::new(error).hint("use the newer oxenfs, or another --state-dir")
+            }
+            MountError::Journal(JournalError::Damaged(damage)) => {
+                let journal = damage.path.ancestors().find(|dir| dir.file_name().is_some_and(|name| name == "journal"));
+                let state = journal.and_then(std::path::Path::parent).unwrap_or(std::path::Path::new("STATE")).to_owned();
+                Self::new(damage).hint(format_args!("oxenfs repair {} shows what can be salvaged", quoted(state)))
+            }
+            MountError::Journal(JournalError::Stray { path }) => {
+                let hint = format!("if it is not yours, move it out of there: mv {} /somewhere/else", quoted(&path));
+                Self::new(JournalError::Stray { path }).hint(hint)
             }
             MountError::Journal(_) | MountError::Fs(_) => {
                 Self::new(error).hint("look at the disk of the state directory: df -h, ls -ld")

@@ -39,7 +39,19 @@ pub fn helper(args: HelperArgs, environment: &Environment) -> Result<u8, Failure
     for list in &args.options {
         input.apply_options(list, args.sloppy).doing(|| &what)?;
     }
-    start(input, environment, args.fake).map_err(|failure| failure.doing(what))
+    let mountpoint = input.mountpoint.clone();
+    start(input, environment, args.fake).map_err(|failure| {
+        let mut failure = failure.doing(what);
+        // Whoever mounts at boot writes on without looking, below the mount point where nothing is mounted.
+        if let Some(hint) = failure.hint.as_mut().filter(|hint| hint.starts_with("oxenfs repair")) {
+            let guard = format!(
+                "; so that nothing is written below the mount point meanwhile: chattr +i {}",
+                quoted(mountpoint)
+            );
+            hint.push_str(&guard);
+        }
+        failure
+    })
 }
 
 fn start(input: MountInput, environment: &Environment, fake: bool) -> Result<u8, Failure> {

@@ -10,6 +10,7 @@ use super::output::are;
 use super::repo::NewRepo;
 use crate::config::{CredentialSource, MountSettings, RepoId, ServerUrl};
 use crate::control::{Difference, Status};
+use crate::fs::Repair;
 use crate::mount::daemon::Notifier;
 use crate::mount::preflight::Place as MountPlace;
 use crate::mount::state_dir::StateDir;
@@ -47,6 +48,14 @@ pub fn offline_status(dir: &Path) -> Result<Status, Failure> {
 /// When its journal cannot be read.
 pub fn offline_differences(dir: &Path) -> Result<Vec<Difference>, Failure> {
     Ok(mount::offline_differences(dir)?)
+}
+
+/// What can be salvaged of a state directory, and what is wrong with its `meta.json`; does it if told to `apply`.
+///
+/// # Errors
+/// When a daemon has the directory, a newer oxenfs wrote it, or the disk does not let it.
+pub fn repair(dir: &Path, apply: bool) -> Result<(Repair, Option<String>), Failure> {
+    Ok(mount::repair(dir, apply)?)
 }
 
 /// A repository on a server, and the way in.

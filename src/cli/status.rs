@@ -72,6 +72,9 @@ fn print_json(args: &StatusArgs, mut seen: Vec<Status>) -> Result<(), Failure> {
     json(&value, !args.watch)
 }
 
+/// The phase of a mount whose record cannot be read.
+const UNREADABLE: &str = "unreadable";
+
 /// What the daemon says, or, where none answers, what its directory says. One mount that cannot be read does not hide
 /// the others.
 fn look(known: &Known) -> Status {
@@ -85,7 +88,9 @@ fn look(known: &Known) -> Status {
         Ok(recorded) => (recorded, None),
         Err(failure) => {
             let cause = format!("what it owes the server cannot be read: {}", failure.cause);
-            (Status::default(), Some(cause))
+            let cause = failure.hint.map_or(cause.clone(), |hint| format!("{cause}; {hint}"));
+            let phase = if phase == "stopped" { UNREADABLE } else { phase };
+            (Status { phase: phase.into(), ..Status::default() }, Some(cause))
         }
     };
     let identity = &known.meta.identity;
@@ -95,7 +100,7 @@ fn look(known: &Known) -> Status {
         repo: identity.repo.clone(),
         branch: identity.branch.clone(),
         workspace: identity.workspace.clone(),
-        phase: phase.into(),
+        phase: if recorded.phase == UNREADABLE { recorded.phase.clone() } else { phase.into() },
         pid,
         stalled: silent.or(unread),
         ..recorded
@@ -114,6 +119,7 @@ fn table(known: &Known, status: &Status) -> String {
         match status.phase.as_str() {
             "draining" => format!("unmounted, still sending (process {})", status.pid),
             "stopped" => "not mounted, no daemon runs".into(),
+            UNREADABLE => "not mounted, and cannot be".into(),
             phase => format!("{} (process {})", printable(phase), status.pid),
         },
     );
@@ -123,6 +129,10 @@ fn table(known: &Known, status: &Status) -> String {
     }
     if let Some(why) = &status.stalled {
         row("stalled", printable(why).into_owned());
+    }
+    // Nobody knows what is to send.
+    if status.phase == UNREADABLE {
+        return text;
     }
     row("to send", to_send(status));
     let counts = &status.counts;

@@ -163,7 +163,8 @@ impl State {
             account.base.is_some() && self.tree.resolve(path) != Resolved::AsBase
         };
         let changed: Vec<RepoPath> = accounts.iter().filter(changed).map(|(path, _)| path.clone()).collect();
-        let inodes: Vec<Ino> = self.tree.iter().map(|(ino, _)| ino).collect();
+        let lost = self.tree.lost();
+        let inodes: Vec<Ino> = self.tree.iter().map(|(ino, _)| ino).filter(|ino| Some(*ino) != lost).collect();
         for ino in inodes {
             match self.tree.get_mut(ino).map(|inode| &mut inode.body) {
                 Some(Body::File { content: Content::Remote { origin: Some(origin), .. }, .. })
@@ -217,7 +218,8 @@ impl State {
     /// The base is `commit`, and may differ anywhere: every listing is taken in again when it is needed.
     pub(super) fn move_base(&mut self, commit: &CommitId) {
         self.base = commit.clone();
-        let inodes: Vec<Ino> = self.tree.iter().map(|(ino, _)| ino).collect();
+        let lost = self.tree.lost();
+        let inodes: Vec<Ino> = self.tree.iter().map(|(ino, _)| ino).filter(|ino| Some(*ino) != lost).collect();
         for ino in inodes {
             if let Some(dir) = self.tree.dir_mut(ino) {
                 (dir.based, dir.listed) = (true, false);

@@ -44,7 +44,7 @@ impl Fs {
     /// Removes some of what nobody needs, else of what is only a copy; whether there was any.
     fn make_way(&self, bytes: u64) -> bool {
         const AT_ONCE: usize = 1000;
-        self.remove_unnamed(AT_ONCE, Duration::ZERO) || self.cache.make_room(bytes)
+        self.remove_unnamed(AT_ONCE, Duration::ZERO) || self.lost.make_way(bytes) || self.cache.make_room(bytes)
     }
 
     /// Has the cache make way for `bytes` that are about to be written.
@@ -58,6 +58,9 @@ impl Fs {
     /// # Errors
     /// Why it does not work yet.
     pub fn heal(&self) -> Result<(), FsError> {
+        if !self.cache.has_some_free() {
+            self.lost.make_way(ROOM_BYTES);
+        }
         self.cache.keep_some_free();
         self.journal.ready()?;
         if self.journal.must_be_rewritten() {

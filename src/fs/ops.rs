@@ -181,6 +181,7 @@ impl State {
 
     /// Checks that `name` can be made in `parent`.
     pub(super) fn vacancy(&self, parent: Ino, name: &Name) -> Op<()> {
+        self.check_open_to_change(parent)?;
         if self.entry(parent, name)?.is_some() {
             return Err(FsError::Exists.into());
         }
@@ -432,6 +433,7 @@ impl Fs {
     /// What truncating gives.
     pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Op<Stat> {
         self.writable_mount()?;
+        self.lock().check_open_to_change(ino)?;
         self.lock().need_seen(ino)?;
         if let Some(size) = set.size {
             self.truncate(ino, size)?;
@@ -786,6 +788,9 @@ impl Fs {
         let done = self.change(|state| {
             let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
             let target = state.entry(to_parent, to_name)?;
+            if state.tree.lost().is_some_and(|lost| [ino, to_parent].contains(&lost) || target == Some(lost)) {
+                return Err(FsError::ReadOnly.into());
+            }
             if to_parent != ROOT && state.tree.get(to_parent).is_none_or(|dir| dir.links.is_empty()) {
                 return Err(FsError::NotFound.into());
             }
@@ -854,6 +859,7 @@ impl Fs {
     pub fn open(&self, ino: Ino, flags: OpenFlags) -> Op<u64> {
         if flags.write || flags.truncate {
             self.writable_mount()?;
+            self.lock().check_open_to_change(ino)?;
         }
         let handle = self.attach(ino, flags)?;
         // Who writes past the daemon is told by nobody whether the file's place in the spool is on record: another thread

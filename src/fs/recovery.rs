@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -10,20 +10,25 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use super::lost::LostFound;
 use super::queue::Parked;
 use super::staging::into_plain;
 use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, now_secs, unlisted_dir};
 use crate::control::{Counts, LocalPath};
 use crate::disk::Disk;
-use crate::journal::{Change, Journal, JournalError};
+use crate::journal::{Change, Damage, Journal, JournalError};
 use crate::ledger::{Account, Ledger, Staged};
 use crate::namespace::{Body, Content, Ino, Namespace, ROOT, Resolved, SpoolId};
 use crate::path::{Name, RepoPath};
-use crate::spool::{Cache, Spool};
+use crate::spool::{Cache, Spool, foreign_in, ids_in};
 use crate::workspace::{Change as StagedChange, ChangeKind, CommitId, EntryKind, Object, Source, Workspace};
 
-/// Inodes put on record in one frame while the journal is compacted: a fraction of a millisecond under the lock.
+/// Inodes put on record at a time while the journal is compacted: a fraction of a millisecond under the lock.
 const COMPACTION_PORTION: usize = 1000;
+/// Of a mount that shows nothing.
+const NO_OPTIONS: Options = Options { read_only: true, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
+/// Changes in a frame then: what a flipped bit costs.
+pub(super) const COMPACTION_FRAME: usize = 50;
 /// A journal segment below this length is not worth compacting.
 const COMPACTION_MIN_BYTES: u64 = 64 << 20;
 
@@ -79,14 +84,24 @@ impl Fs {
             let path = path.to_owned();
             move |source| JournalError::Io { path, source }
         };
+        let place = Place::of(dir);
+        // Before anything is touched.
+        refuse_odd(&place)?;
         let mut state = State::empty(empty_tree(root_path, &options));
-        let journal = Journal::open_on(disk, &dir.join("journal"), |change| state.replay(&change))?;
-        let spool_dir = dir.join("spool");
+        let opened =
+            Journal::open_marked(disk, &place.journal, &place.mark, &mut |seen, change| state.believe(seen, &change));
+        let journal = opened.map_err(|error| state.with_owed(error, &place))?;
+        state.check_whole().map_err(|what| state.with_owed(Damage::new(&place.journal, 0, what).into(), &place))?;
+        let spool_dir = place.spool;
         let spool = Spool::open_on(disk, &spool_dir, limits.spool).map_err(io(&spool_dir))?;
         let cache_dir = dir.join("cache");
         let cache = Cache::open_on(disk, &cache_dir, limits.cache).map_err(io(&cache_dir))?;
         let keep = state.recover(&spool);
         let strays = spool.strays(&keep).map_err(io(&spool_dir))?;
+        let lost = LostFound::new(disk, dir);
+        // What a repair gave a second name in lost+found, and the names that an earlier mount showed it by.
+        let (mut named, strays) = lost.partition(&spool, strays).map_err(io(dir))?;
+        state.show_salvaged(&lost, &spool, &mut named, &options).map_err(io(dir))?;
         let fs = Arc::new_cyclic(|this| Self {
             this: this.clone(),
             options,
@@ -102,7 +117,10 @@ impl Fs {
             wanted_back: AtomicBool::new(false),
             watcher: Mutex::new(None),
             write_back: OnceLock::new(),
-            leaving: Mutex::new(strays),
+            leaving: Mutex::new(named.into_values().collect()),
+            strays: Mutex::new(strays),
+            lost,
+            expiry: Mutex::default(),
             unnamed: Mutex::default(),
             fetching: Mutex::new(HashMap::new()),
             learning: tokio::sync::Mutex::default(),
@@ -114,6 +132,16 @@ impl Fs {
             worthwhile: OnceLock::new(),
             loaded: tokio::sync::OnceCell::new(),
         });
+        if fs.journal.is_outdated() {
+            match fs.compact(true) {
+                // Goes on as it is, and is tried again.
+                Err(FsError::NoSpace) => tracing::warn!("no room to bring the record to this version's format"),
+                done => done.map_err(|error| JournalError::Io {
+                    path: dir.join("journal"),
+                    source: std::io::Error::other(error),
+                })?,
+            }
+        }
         Ok(fs)
     }
 
@@ -239,7 +267,8 @@ impl Fs {
     /// # Errors
     /// The journal's; the old segments stay then. It takes none of the room that is kept back for removals.
     pub fn compact(&self, always: bool) -> Result<(), FsError> {
-        if !always && !self.journal.is_worth_compacting(COMPACTION_MIN_BYTES) {
+        let wanted = always || self.journal.is_outdated() || self.journal.is_worth_compacting(COMPACTION_MIN_BYTES);
+        if !wanted {
             return Ok(());
         }
         let compaction = self.journal.compaction();
@@ -308,7 +337,12 @@ impl Fs {
         self.journal_room()?;
         let ticket = {
             let state = self.lock();
-            self.journal.append(&changes(&state))
+            let changes = changes(&state);
+            let mut ticket = self.journal.append(&[]);
+            for frame in changes.chunks(COMPACTION_FRAME) {
+                ticket = self.journal.append(frame);
+            }
+            ticket
         };
         Ok(self.journal.commit(ticket)?)
     }
@@ -341,6 +375,49 @@ impl<'a> Listings<'a> {
     }
 }
 
+/// Where a state directory keeps what.
+pub(super) struct Place {
+    /// The record.
+    pub journal: PathBuf,
+    /// Its mark: beside it, so that it is missed when it is gone.
+    pub mark: PathBuf,
+    /// The spool.
+    pub spool: PathBuf,
+    /// The cache.
+    pub cache: PathBuf,
+}
+
+impl Place {
+    pub fn of(dir: &Path) -> Self {
+        let below = |name: &str| dir.join(name);
+        Self { journal: below("journal"), mark: below("journal.mark"), spool: below("spool"), cache: below("cache") }
+    }
+}
+
+/// Refuses a directory in which something lies that is not ours, or of which the record is gone.
+fn refuse_odd(place: &Place) -> Result<(), JournalError> {
+    let io = |source| JournalError::Io { path: place.spool.clone(), source };
+    if let Some(path) = foreign_in(&place.spool, &place.cache).map_err(io)? {
+        return Err(JournalError::Stray { path });
+    }
+    match lost_record(place).map_err(io)? {
+        Some(damage) => Err(State::empty(empty_tree(RepoPath::root(), &NO_OPTIONS)).with_owed(damage.into(), place)),
+        None => Ok(()),
+    }
+}
+
+/// Whether there is no record though the spool has files, which are never made before it.
+pub(super) fn lost_record(place: &Place) -> std::io::Result<Option<Damage>> {
+    let any = match std::fs::read_dir(&place.journal) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        entries => entries?.flatten().any(|entry| entry.file_name().as_encoded_bytes().starts_with(b"journal.0")),
+    };
+    if any || !place.spool.is_dir() || ids_in(&place.spool)?.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Damage::new(&place.journal, 0, "it has no record, though the spool has files")))
+}
+
 /// What a state directory does not say of itself: what was mounted from it, and how.
 #[derive(Debug, Clone)]
 pub struct Shown {
@@ -351,7 +428,7 @@ pub struct Shown {
 }
 
 impl Shown {
-    fn options(&self, dir: &Path) -> Options {
+    pub(super) fn options(&self, dir: &Path) -> Options {
         let own = || {
             let (uid, gid) = std::fs::metadata(dir).map_or((0, 0), |dir| (dir.uid(), dir.gid()));
             BaseAccess { uid, gid, umask: 0o022 }
@@ -421,13 +498,31 @@ pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, Comm
 pub(super) fn recorded(dir: &Path, shown: &Shown) -> Result<(State, Options), JournalError> {
     let options = shown.options(dir);
     let mut state = State::empty(empty_tree(shown.root_path.clone(), &options));
-    Journal::read(&dir.join("journal"), |change| state.replay(&change))?;
+    let place = Place::of(dir);
+    refuse_odd(&place)?;
+    let read = Journal::read_marked(&place.journal, &place.mark, &mut |seen, change| state.believe(seen, &change));
+    read.map_err(|error| state.with_owed(error, &place))?;
+    state.check_whole().map_err(|what| state.with_owed(Damage::new(&place.journal, 0, what).into(), &place))?;
     Ok((state, options))
 }
 
 impl State {
+    /// Adds to a damage what is known to be owed by what was replayed until then.
+    fn with_owed(&self, error: JournalError, place: &Place) -> JournalError {
+        let JournalError::Damaged(mut damage) = error else { return error };
+        let accounts: Vec<(RepoPath, Account)> =
+            self.ledger.iter().map(|(path, account)| (path.clone(), account)).collect();
+        let owed = accounts.iter().filter(|(path, account)| self.owes(path, account)).count();
+        let (files, bytes) = super::repair::weigh(&place.spool);
+        damage.owed = Some(format!(
+            "known to be owed to the server: {owed} change{} before that place; files here that it may lack: {files}, {bytes} bytes",
+            if owed == 1 { "" } else { "s" }
+        ));
+        JournalError::Damaged(damage)
+    }
+
     /// Nothing known but the root.
-    fn empty(tree: Namespace) -> Self {
+    pub(super) fn empty(tree: Namespace) -> Self {
         Self {
             tree,
             ledger: Ledger::default(),
@@ -453,6 +548,7 @@ impl State {
             uneven: HashMap::new(),
             lost: HashMap::new(),
             unseen: None,
+            salvaged: HashMap::new(),
         }
     }
 
@@ -514,7 +610,7 @@ impl State {
     }
 
     /// Shows a change that somebody else staged.
-    fn import(&mut self, change: &Foreign, options: &Options) {
+    pub(super) fn import(&mut self, change: &Foreign, options: &Options) {
         let staged = change.staged.map_or(Staged::Removed, Staged::Put);
         let account = Account { base: change.base, staged, late: None };
         self.apply(Change::Account { path: change.path.clone(), account: Some(account) });

@@ -1200,7 +1200,9 @@ impl State {
     /// file's travel. What is counted are paths, and the bytes of regular files that stay.
     pub(super) fn local_paths(&self, options: &Options, counts: &mut Counts) -> Vec<LocalPath> {
         let mut shown = Vec::new();
-        for (ino, inode) in self.tree.iter().filter(|(ino, inode)| inode.recorded && *ino != ROOT) {
+        for (ino, inode) in
+            self.tree.iter().filter(|(ino, inode)| *ino != ROOT && (inode.recorded || self.tree.is_lost(*ino)))
+        {
             let Some((parent, name)) = inode.links.first() else {
                 continue;
             };

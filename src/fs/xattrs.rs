@@ -110,6 +110,7 @@ impl Fs {
             return Err(FsError::TooBig.into());
         }
         self.admit()?;
+        self.lock().check_open_to_change(ino)?;
         self.change(|state| {
             let inode = state.tree.get(ino).ok_or(FsError::Stale)?;
             if class == Class::Ours || (class == Class::User && !takes_user(inode)) {
@@ -144,6 +145,7 @@ impl Fs {
     pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Op<()> {
         let class = class(name)?;
         self.writable_mount()?;
+        self.lock().check_open_to_change(ino)?;
         self.change(|state| {
             let inode = state.tree.get(ino).ok_or(FsError::Stale)?;
             if class == Class::Ours || (class == Class::User && !takes_user(inode)) {

@@ -701,3 +701,94 @@ fn completions_are_generated_for_every_common_shell() {
         assert!(said.out.contains("spool-limit"), "{shell}");
     }
 }
+
+/// A state directory as a daemon left it that was killed, with a flipped bit in the middle of its record.
+fn damaged(user: &User) -> PathBuf {
+    fn copy(from: &Path, to: &Path) {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let to = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                copy(&entry.path(), &to);
+            } else {
+                std::fs::write(to, std::fs::read(entry.path()).unwrap()).unwrap();
+            }
+        }
+    }
+    let state = user.state().join("ox-cats-golden");
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/format-2"), &state);
+    std::fs::set_permissions(user.state(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    state
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at] ^= 4;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_record_is_told_with_its_place_and_repaired_on_request() {
+    let user = User::new();
+    let state = damaged(&user);
+    let record = state.join("journal/journal.00000001");
+    let whole = std::fs::read(&record).unwrap();
+    // In the frame that gave `new` its name.
+    let at = whole.windows(9).position(|part| part == br#""n":"new""#).unwrap();
+    let frame = whole[..at].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
+    flip(&record, at);
+    let hurt = std::fs::read(&record).unwrap();
+    let place = format!("{} is damaged at byte {frame}: what is there is no frame that oxenfs wrote", text(&record));
+    let hint = format!("oxenfs repair {} shows what can be salvaged", text(&state));
+
+    let status = user.run(["status"]);
+    assert!(status.out.contains(&place) && status.out.contains(&hint), "{status:#?}");
+    assert!(status.out.contains("files here that it may lack: 3, 40027 bytes"), "{status:#?}");
+    assert!(!status.out.contains("all is staged") && !status.out.contains("nothing to commit"), "{status:#?}");
+    let diff = user.run(["diff", "/mnt/cats"]);
+    assert_eq!(diff.exit, 1);
+    assert!(diff.err.contains(&place) && diff.err.ends_with(&format!("hint: {hint}\n")), "{diff:#?}");
+    let doctor = user.run(["doctor"]);
+    assert!(doctor.out.contains(&place) && doctor.out.contains(&hint), "{doctor:#?}");
+    for said in [&status, &diff, &doctor] {
+        assert!(!format!("{said:?}").contains("df -h"), "{said:#?}");
+    }
+
+    let shown = user.run(["repair", text(&state)]);
+    assert_eq!(shown.exit, 1, "{shown:#?}");
+    assert!(shown.out.contains(&place), "{shown:#?}");
+    assert!(
+        shown.out.contains("come back under lost+found of the mount:\n  new.3.hard 11 B (was hard)\n"),
+        "{shown:#?}"
+    );
+    assert!(shown.out.ends_with(&format!("to do it: oxenfs repair {} --yes\n", text(&state))), "{shown:#?}");
+    assert!(std::fs::read(&record).unwrap() == hurt && !state.join("lost+found").exists(), "shown, and done");
+
+    let done = user.run(["repair", text(&state), "--yes"]);
+    assert_eq!(done.exit, 0, "{done:#?}");
+    assert_eq!(std::fs::read(state.join("lost+found/new.3.hard")).unwrap(), b"new content");
+    assert!(std::fs::read(state.join("journal/damaged/journal.00000001")).unwrap() == hurt);
+    for again in [vec!["repair", text(&state)], vec!["repair", text(&state), "--yes"]] {
+        let said = user.run(again);
+        assert_eq!((said.exit, said.out.as_str()), (0, "nothing is damaged\n"));
+    }
+    let status = user.run(["status"]);
+    assert!(status.out.contains("not mounted, no daemon runs") && status.out.contains("to send"), "{status:#?}");
+}
+
+#[test]
+fn a_damaged_description_is_set_aside_by_a_repair() {
+    let user = User::new();
+    let state = damaged(&user);
+    let meta = state.join("meta.json");
+    flip(&meta, 30);
+    let status = user.run(["status"]);
+    assert!(status.err.contains("meta.json is damaged: "), "{status:#?}");
+    let shown = user.run(["repair", text(&state)]);
+    assert_eq!(shown.exit, 1, "{shown:#?}");
+    assert!(shown.out.contains("would be set aside") && meta.exists(), "{shown:#?}");
+    assert_eq!(user.run(["repair", text(&state), "--yes"]).exit, 0);
+    assert!(!meta.exists() && state.join("meta.json.damaged").exists());
+    assert_eq!(user.run(["repair", text(&state)]).out, "nothing is damaged\n");
+}

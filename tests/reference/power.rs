@@ -101,6 +101,7 @@ impl State {
                 }
             }
             Act::Rename(from, to) => self.change(Some(from), Some((to, Entry::File(number(to))))),
+            Act::Link(_, to) => self.change(None, Some((to, Entry::File(number(to))))),
             Act::Remove(path) | Act::RemoveDir(path) => self.change(Some(path), None),
             Act::Write(_) | Act::Resize(_) => {}
             Act::Flush(file) => {

@@ -99,7 +99,7 @@ impl Witness for Killer {
     }
 }
 
-fn copy(from: &FsPath, to: &FsPath) {
+pub fn copy(from: &FsPath, to: &FsPath) {
     for entry in std::fs::read_dir(from).unwrap_or_else(|error| panic!("{}: {error}", from.display())) {
         let entry = entry.unwrap();
         let to = to.join(entry.file_name());

@@ -16,6 +16,7 @@ use oxenfs::fs::{
     XattrMode,
 };
 use oxenfs::hash::{ContentHash, HashKind};
+use oxenfs::journal::JournalError;
 use oxenfs::mount::commit::finish::{self, Answered, Finished, Unpublished};
 use oxenfs::namespace::{Attrs, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
@@ -345,7 +346,7 @@ async fn start(
     disk: &Disk,
     kernel: Option<&Arc<Kernel>>,
     manner: Manner,
-) -> (Arc<Fs>, Tasks) {
+) -> Result<(Arc<Fs>, Tasks), JournalError> {
     let options = Options { read_only: false, settle: Duration::from_millis(1), uid: 0, gid: 0, umask: 0o022 };
     let limits = Limits { spool: None, cache: if manner == Manner::Careful { 1 << 30 } else { 200 } };
     if manner == Manner::Careful {
@@ -359,7 +360,7 @@ async fn start(
         }
     }
     let workspace: Arc<dyn Workspace> = memory.clone();
-    let fs = Fs::recover_on(disk, dir, RepoPath::root(), options, limits, workspace).unwrap();
+    let fs = Fs::recover_on(disk, dir, RepoPath::root(), options, limits, workspace)?;
     if let Some(kernel) = kernel {
         assert_eq!(fs.lend_to(kernel.clone()), Passthrough::On);
     }
@@ -392,7 +393,7 @@ async fn start(
     });
     let loaded = fs.clone();
     let loading = tokio::spawn(async move { loaded.load().await });
-    (fs, Tasks([stager, tidying, loading]))
+    Ok((fs, Tasks([stager, tidying, loading])))
 }
 
 fn refusal(error: &FsError) -> Refusal {
@@ -444,9 +445,21 @@ impl World {
         past: bool,
         manner: Manner,
     ) -> Self {
+        Self::try_recovered(dir, memory, disk, model, past, manner).await.unwrap()
+    }
+
+    /// The same, if the record is not refused.
+    pub async fn try_recovered(
+        dir: Arc<tempfile::TempDir>,
+        memory: Arc<Memory>,
+        disk: Disk,
+        model: Model,
+        past: bool,
+        manner: Manner,
+    ) -> Result<Self, JournalError> {
         let kernel = past.then(Arc::<Kernel>::default);
-        let (fs, tasks) = start(dir.path(), &memory, &disk, kernel.as_ref(), manner).await;
-        Self { dir, memory, fs, disk, tasks, kernel, model, commit: None, manner }
+        let (fs, tasks) = start(dir.path(), &memory, &disk, kernel.as_ref(), manner).await?;
+        Ok(Self { dir, memory, fs, disk, tasks, kernel, model, commit: None, manner })
     }
 
     /// Has the record's frames end within some hundred bytes before `end`, by what no model knows.
@@ -1200,7 +1213,7 @@ impl World {
         }
         change(self.dir.path());
         let kernel = self.kernel.as_ref();
-        (self.fs, self.tasks) = start(self.dir.path(), &self.memory, &self.disk, kernel, self.manner).await;
+        (self.fs, self.tasks) = start(self.dir.path(), &self.memory, &self.disk, kernel, self.manner).await.unwrap();
     }
 
     async fn foreign(&mut self, path: &Path, text: Option<&str>) {

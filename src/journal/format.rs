@@ -1,0 +1,383 @@
+//! What the record looks like on the disk: the header of a segment, and frames. `docs/FORMAT.md` has the grammar.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::Change;
+use crate::namespace::Ino;
+use crate::path::{Name, RepoPath};
+
+/// What this code writes. It reads this and all before it, and refuses what is newer.
+pub const FORMAT: u32 = 2;
+/// Frames of this format have neither a number nor the sum of the one before.
+pub(super) const UNCHAINED: u32 = 1;
+/// Features that a segment may need of its reader, by the names that its header gives them. None yet.
+const FEATURES: [&str; 0] = [];
+/// A field whose name begins with this must not be passed over by a reader that does not know it.
+const REQUIRED: char = '!';
+
+/// Hex digits of a checksum: 128 bits of SHA-256.
+const SUM_DIGITS: usize = 32;
+/// Hex digits of it that the next frame repeats.
+const LINK_DIGITS: usize = 16;
+
+/// A frame's checksum, in hex digits.
+pub(super) type Sum = [u8; SUM_DIGITS];
+/// What a frame has of the one before: the first digits of its checksum.
+pub(super) type Link = [u8; LINK_DIGITS];
+
+/// Where a record begins: nothing comes before.
+pub(super) const NO_SUM: Sum = [b'0'; SUM_DIGITS];
+
+/// What the next frame has of this one.
+pub(super) fn link_of(sum: &Sum) -> Link {
+    sum.first_chunk().copied().unwrap_or([b'0'; LINK_DIGITS])
+}
+
+/// The first line of a segment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Header {
+    /// The format.
+    pub oxenfs_journal: u32,
+    /// The segment's number, which its name has too.
+    #[serde(default)]
+    pub segment: u64,
+    /// The number of its first frame.
+    #[serde(default)]
+    pub first: u64,
+    /// What the frame before that has for a checksum, as frames repeat it.
+    #[serde(default)]
+    pub link: String,
+    /// The boot of the machine in which the segment was made.
+    #[serde(default)]
+    pub boot: String,
+    /// Features without which it cannot be read.
+    #[serde(default)]
+    pub needs: Vec<String>,
+    /// Made by `oxenfs repair`: the segments before it are kept, not removed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub repaired: bool,
+}
+
+/// What the first line of a segment turned out to be.
+pub(super) enum FirstLine {
+    Good(Box<Header>),
+    /// Of a newer format.
+    Newer(u32),
+    /// Needs what this reader does not have.
+    Needs(String),
+    Bad(&'static str),
+}
+
+impl Header {
+    /// The line, with its newline.
+    pub fn line(&self) -> serde_json::Result<Vec<u8>> {
+        let mut line = serde_json::to_vec(self)?;
+        line.pop();
+        let sum = checksum(&line);
+        line.extend_from_slice(b",\"sum\":\"");
+        line.extend_from_slice(&sum);
+        line.extend_from_slice(b"\"}\n");
+        Ok(line)
+    }
+
+    /// What a line says.
+    pub fn read(line: &[u8]) -> FirstLine {
+        const SUM: &[u8] = b",\"sum\":\"";
+        if line.is_empty() {
+            return FirstLine::Bad("it is empty");
+        }
+        let header = line.strip_suffix(b"\n").and_then(|line| serde_json::from_slice::<Self>(line).ok());
+        let Some(header) = header else { return FirstLine::Bad("its first line is not that of an oxenfs journal") };
+        let sum = line.windows(SUM.len()).rposition(|part| part == SUM).map(|at| {
+            let (before, rest) = line.split_at(at);
+            rest[SUM.len()..].starts_with(&checksum(before))
+        });
+        match (header.oxenfs_journal, sum) {
+            (0, _) | (_, Some(false)) | (FORMAT, None) => FirstLine::Bad("its first line is not as it was written"),
+            (newer, _) if newer > FORMAT => FirstLine::Newer(newer),
+            _ => match header.needs.iter().find(|need| !FEATURES.contains(&need.as_str())) {
+                Some(need) => FirstLine::Needs(need.clone()),
+                None => FirstLine::Good(Box::new(header)),
+            },
+        }
+    }
+}
+
+/// A line that was read as a frame.
+pub(super) enum Frame {
+    Good(Good),
+    /// Its checksum is right, and what it says is not known here: which part.
+    Unknown(String),
+    /// Not a frame that anybody wrote.
+    Bad,
+}
+
+/// A frame that checks.
+pub(super) struct Good {
+    /// Its number and its link; frames of the first format have none.
+    pub chain: Option<(u64, Link)>,
+    pub sum: Sum,
+    pub changes: Vec<Change>,
+    /// Optional fields that are not known here, by the change that has them.
+    pub extras: Vec<(usize, Extras)>,
+}
+
+/// Fields that are not known here, as they were read.
+pub(super) type Extras = Map<String, Value>;
+
+/// Appends a frame to `buffer`; returns its checksum.
+pub(super) fn encode(changes: &[Change], chain: Option<(u64, &Sum)>, kept: &mut Kept, buffer: &mut Vec<u8>) -> Sum {
+    let start = buffer.len();
+    buffer.resize(start + SUM_DIGITS, b' ');
+    buffer.push(b' ');
+    let summed = buffer.len();
+    if let Some((number, before)) = chain {
+        write_number(number, buffer);
+        buffer.push(b' ');
+        buffer.extend_from_slice(&link_of(before));
+        buffer.push(b' ');
+    }
+    let body = buffer.len();
+    let written = match kept.is_empty() {
+        true => serde_json::to_writer(&mut *buffer, changes),
+        false => kept.merged(changes).and_then(|values| serde_json::to_writer(&mut *buffer, &values)),
+    };
+    // Serializing plain data into memory cannot fail; were it to, the frame would not check and replay would stop
+    // there, so it is replaced by an empty one.
+    if written.is_err() {
+        buffer.truncate(body);
+        buffer.extend_from_slice(b"[]");
+    }
+    let sum = checksum(&buffer[summed..]);
+    buffer[start..start + SUM_DIGITS].copy_from_slice(&sum);
+    buffer.push(b'\n');
+    sum
+}
+
+fn write_number(number: u64, buffer: &mut Vec<u8>) {
+    let (mut digits, mut at, mut left) = ([0; 20], 20, number);
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (left % 10) as u8;
+        left /= 10;
+        if left == 0 {
+            break;
+        }
+    }
+    buffer.extend_from_slice(&digits[at..]);
+}
+
+/// Reads a line with its newline as a frame of a format.
+pub(super) fn decode(line: &[u8], format: u32) -> Frame {
+    let Some((sum, chain, body)) = checked(line, format) else { return Frame::Bad };
+    match serde_json::from_slice(body) {
+        Ok(changes) => Frame::Good(Good { chain, sum, changes, extras: Vec::new() }),
+        Err(_) => match decode_with_unknown(body) {
+            Ok((changes, extras)) => Frame::Good(Good { chain, sum, changes, extras }),
+            Err(what) => Frame::Unknown(what),
+        },
+    }
+}
+
+type Checked<'a> = (Sum, Option<(u64, Link)>, &'a [u8]);
+
+/// The parts of a line whose checksum is right.
+fn checked(line: &[u8], format: u32) -> Option<Checked<'_>> {
+    let line = line.strip_suffix(b"\n")?;
+    let (sum, rest) = line.split_first_chunk::<SUM_DIGITS>()?;
+    let summed = rest.strip_prefix(b" ")?;
+    if checksum(summed) != *sum {
+        return None;
+    }
+    if format == UNCHAINED {
+        return Some((*sum, None, summed));
+    }
+    let end = summed.iter().position(|byte| *byte == b' ')?;
+    let number = std::str::from_utf8(&summed[..end]).ok()?.parse().ok()?;
+    let (link, rest) = summed[end + 1..].split_first_chunk::<LINK_DIGITS>()?;
+    Some((*sum, Some((number, *link)), rest.strip_prefix(b" ")?))
+}
+
+/// Whether bytes that end the record can be the beginning of the frame that would come next, and no more: what a write
+/// leaves that was cut short.
+pub(super) fn begins_frame(bytes: &[u8], format: u32, number: u64, before: &Sum) -> bool {
+    let (sum, rest) = bytes.split_at(bytes.len().min(SUM_DIGITS));
+    let hex = sum.iter().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte));
+    let mut expected = vec![b' '];
+    if format != UNCHAINED {
+        write_number(number, &mut expected);
+        expected.push(b' ');
+        expected.extend_from_slice(&link_of(before));
+        expected.push(b' ');
+    }
+    expected.push(b'[');
+    let length = rest.len().min(expected.len());
+    // A whole frame that lacks its newline alone is no beginning if something else is in the newline's place.
+    let whole = bytes.split_last().is_some_and(|(_, frame)| checked(&[frame, b"\n"].concat(), format).is_some());
+    hex && rest[..length] == expected[..length] && !bytes.iter().any(|byte| matches!(byte, b'\n' | 0)) && !whole
+}
+
+pub(super) fn checksum(body: &[u8]) -> Sum {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let digest: [u8; 32] = Sha256::digest(body).into();
+    std::array::from_fn(|i| HEX[usize::from(digest[i / 2] >> (4 * (1 - i % 2))) & 15])
+}
+
+/// The fields of a kind that is known here.
+fn fields_of(kind: &str) -> Option<&'static [&'static str]> {
+    Some(match kind {
+        "inode" => &["k", "i", "at", "b"],
+        "xattr" => &["k", "i", "n", "v"],
+        "noxattr" => &["k", "i", "n"],
+        "link" => &["k", "p", "n", "i"],
+        "unlink" => &["k", "p", "n", "h"],
+        "hide" => &["k", "p", "n"],
+        "drop" => &["k", "i"],
+        "account" => &["k", "p", "a"],
+        "upload" => &["k", "p", "u"],
+        "base" => &["k", "c"],
+        "rebase" => &["k", "c", "o"],
+        "intent" => &["k", "t"],
+        "boot" => &["k", "b"],
+        "complete" => &["k"],
+        _ => return None,
+    })
+}
+
+/// Objects within a change that may have fields which are not known here, and those that are.
+const NESTED: [(&str, &[&str]); 4] =
+    [("at", &["m", "u", "g", "a", "t", "c"]), ("a", &["b", "s", "l"]), ("u", &["h", "s"]), ("t", &["h", "r", "d"])];
+
+/// Changes, and the fields that are not known here by the change that has them.
+type WithUnknown = (Vec<Change>, Vec<(usize, Extras)>);
+
+/// Reads what has something in it that is not known here, unless that is more than optional fields.
+fn decode_with_unknown(body: &[u8]) -> Result<WithUnknown, String> {
+    let values: Vec<Value> =
+        serde_json::from_slice(body).map_err(|_| "a frame that is no list of changes".to_owned())?;
+    let (mut changes, mut extras) = (Vec::new(), Vec::new());
+    for (at, mut value) in values.into_iter().enumerate() {
+        let kind = value.get("k").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let Some(object) = value.as_object_mut() else { return Err("a change that is no object".into()) };
+        let mut unknown = Extras::new();
+        if let Some(known) = fields_of(&kind) {
+            take_unknown(object, known, &mut unknown)?;
+            for (field, known) in NESTED {
+                let mut below = Extras::new();
+                if let Some(object) = object.get_mut(field).and_then(Value::as_object_mut) {
+                    take_unknown(object, known, &mut below)?;
+                }
+                if !below.is_empty() {
+                    unknown.insert(field.into(), below.into());
+                }
+            }
+        }
+        changes.push(serde_json::from_value(value).map_err(|_| format!("a change of the kind {kind:?}"))?);
+        if !unknown.is_empty() {
+            extras.push((at, unknown));
+        }
+    }
+    Ok((changes, extras))
+}
+
+fn take_unknown(object: &mut Extras, known: &[&str], into: &mut Extras) -> Result<(), String> {
+    let names: Vec<String> = object.keys().filter(|name| !known.contains(&name.as_str())).cloned().collect();
+    for name in names {
+        if name.starts_with(REQUIRED) {
+            return Err(format!("the field {name:?}"));
+        }
+        into.extend(object.remove_entry(&name));
+    }
+    Ok(())
+}
+
+/// Optional fields that are not known here, by what they are about: they go back to the disk with every later frame about
+/// it, for whoever knows them.
+#[derive(Default)]
+pub(super) struct Kept(HashMap<Key, Extras>);
+
+#[derive(PartialEq, Eq, Hash)]
+enum Key {
+    Inode(Ino),
+    Xattr(Ino, Box<[u8]>),
+    Link(Ino, Name),
+    Hidden(Ino, Name),
+    Account(RepoPath),
+    Upload(RepoPath),
+    Intent,
+}
+
+impl Key {
+    /// What a change is about, and whether that is there after it.
+    fn of(change: &Change) -> Option<(Self, bool)> {
+        Some(match change {
+            Change::Inode { ino, .. } => (Self::Inode(*ino), true),
+            Change::Drop { ino } => (Self::Inode(*ino), false),
+            Change::Xattr { ino, name, .. } => (Self::Xattr(*ino, name.clone()), true),
+            Change::DropXattr { ino, name } => (Self::Xattr(*ino, name.clone()), false),
+            Change::Link { parent, name, .. } => (Self::Link(*parent, name.clone()), true),
+            Change::Unlink { parent, name, .. } => (Self::Link(*parent, name.clone()), false),
+            Change::Hide { parent, name } => (Self::Hidden(*parent, name.clone()), true),
+            Change::Account { path, account } => (Self::Account(path.clone()), account.is_some()),
+            Change::Upload { path, upload } => (Self::Upload(path.clone()), upload.is_some()),
+            Change::Intent { intent } => (Self::Intent, intent.is_some()),
+            _ => return None,
+        })
+    }
+}
+
+impl Kept {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes note of what a frame has that was read.
+    pub fn note(&mut self, frame: &Good) {
+        if self.is_empty() && frame.extras.is_empty() {
+            return;
+        }
+        for (at, change) in frame.changes.iter().enumerate() {
+            let Some((key, there)) = Key::of(change) else { continue };
+            match frame.extras.iter().find(|(of, _)| *of == at) {
+                Some((_, extras)) if there => drop(self.0.insert(key, extras.clone())),
+                _ => drop(self.0.remove(&key)),
+            }
+        }
+    }
+
+    /// Changes with the fields that belong to them.
+    fn merged(&mut self, changes: &[Change]) -> serde_json::Result<Vec<Value>> {
+        changes
+            .iter()
+            .map(|change| {
+                let mut value = serde_json::to_value(change)?;
+                match Key::of(change) {
+                    Some((key, true)) => {
+                        if let (Some(extras), Some(object)) = (self.0.get(&key), value.as_object_mut()) {
+                            put_back(object, extras);
+                        }
+                    }
+                    Some((key, false)) => drop(self.0.remove(&key)),
+                    None => {}
+                }
+                Ok(value)
+            })
+            .collect()
+    }
+}
+
+fn put_back(object: &mut Extras, extras: &Extras) {
+    for (name, value) in extras {
+        match (object.get_mut(name), value) {
+            (Some(Value::Object(below)), Value::Object(extras)) => put_back(below, extras),
+            // A field that is known now, or whose object is gone.
+            (Some(_), _) => {}
+            (None, _) if NESTED.iter().any(|(nested, _)| nested == name) => {}
+            (None, value) => drop(object.insert(name.clone(), value.clone())),
+        }
+    }
+}

@@ -1,0 +1,658 @@
+//! Appending to the record, and compacting it.
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
+use super::format::{self, FORMAT, Header, Kept, UNCHAINED};
+use super::mark::{self, Keeper, Mark};
+use super::recover::{self, Chain, Found, segment_path, segments};
+use super::{Change, JournalError, Replay, salvage};
+use crate::disk::{Act, Disk};
+
+/// Room asked of the filesystem at a time, ahead of the end, so that a full disk is met before the change is made.
+const ROOM_BYTES: u64 = 8 << 20;
+/// What is kept back for removals and confirmations, which must work on a full disk.
+const RESERVE_BYTES: u64 = 2 << 20;
+/// Zeros are written up to a multiple of this.
+pub(super) const ZEROED_BYTES: u64 = 1 << 20;
+/// The least room that is worth asking for.
+const LEAST_ROOM_BYTES: u64 = 64 << 10;
+/// How soon a full disk is asked for room again: it may take its time to say no.
+const ROOM_PAUSE: Duration = Duration::from_millis(200);
+
+/// Names one appended frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(u64);
+
+/// The log. All methods take `&self`; see [`append`](Journal::append) for what must be serialized by the caller.
+pub struct Journal {
+    disk: Disk,
+    dir: PathBuf,
+    state: Mutex<State>,
+    moved: Condvar,
+    compacting: Mutex<()>,
+    mark: Keeper,
+}
+
+/// A compaction under way: one at a time.
+pub struct Compaction<'a> {
+    journal: &'a Journal,
+    _alone: MutexGuard<'a, ()>,
+}
+
+struct State {
+    segment: u64,
+    file: std::sync::Arc<File>,
+    /// The segment's.
+    format: u32,
+    /// Whether all that counts is of the newest one.
+    current: bool,
+    /// Where the next frame goes on.
+    chain: Chain,
+    /// Frames before those that were appended here.
+    before: u64,
+    /// Fields that are not known here.
+    kept: Kept,
+    /// Encoded frames that are not in the kernel yet.
+    buffer: Vec<u8>,
+    appended: u64,
+    written: u64,
+    synced: u64,
+    /// A caller is writing for the others.
+    writing: bool,
+    /// A caller is flushing for the others.
+    flushing: bool,
+    /// How many wait for one of these: mostly none, and then nobody need be woken.
+    waiting: u32,
+    /// Why the last write failed; its frames are in the buffer.
+    unwritten: Option<io::Error>,
+    /// Why a flush failed, until the whole state is in a new segment.
+    unflushed: Option<io::Error>,
+    /// Length of the segment's frames: where the next write goes.
+    bytes: u64,
+    /// Length of the file: up to here there is something written, be it zeros.
+    zeroed: u64,
+    /// Whether the filesystem puts new bytes where the old ones were, so that zeros ahead are of use.
+    in_place: bool,
+    /// How long the segment was when it was complete; 0 where that is not known.
+    whole_bytes: u64,
+    room: Room,
+    /// No room is asked for before this.
+    ask_for_room: Option<Instant>,
+}
+
+/// How far a frame has to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// Into the kernel.
+    Kernel,
+    /// Onto stable storage.
+    Disk,
+    /// Onto stable storage, as the frame that completes a segment: nothing of older ones counts any more.
+    NewSegment,
+}
+
+/// How far the segment's room reaches.
+enum Room {
+    /// This many bytes are allocated.
+    Until(u64),
+    /// The filesystem cannot tell.
+    Unknown,
+}
+
+impl Journal {
+    /// Opens the log in `dir`, and hands every change of every frame to `replay`, oldest first.
+    ///
+    /// # Errors
+    /// [`JournalError`]. What a crash may leave at the end is none: it is cut off and kept as `*.torn`.
+    pub fn open(dir: &Path, replay: impl FnMut(Change)) -> Result<Self, JournalError> {
+        Self::open_on(&Disk::default(), dir, replay)
+    }
+
+    /// [`open`](Self::open) by way of `disk`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_on(disk: &Disk, dir: &Path, mut replay: impl FnMut(Change)) -> Result<Self, JournalError> {
+        Self::open_marked(disk, dir, &dir.join("mark"), &mut |_, change| {
+            replay(change);
+            Ok(())
+        })
+    }
+
+    /// [`open_on`](Self::open_on) with the mark in another place, and with somebody who need not `believe` a change. What
+    /// was replayed is on stable storage when this returns, so that the caller may remove what it no longer needs. Until
+    /// all has been replayed, nothing is changed.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_marked(disk: &Disk, dir: &Path, mark: &Path, believe: &mut Replay<'_>) -> Result<Self, JournalError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| JournalError::Io { path, source }
+        };
+        let marked = mark::read(mark).map_err(io(mark))?;
+        let found = recover::replay(dir, &marked, disk.boot(), believe)?;
+        disk.make_dirs(dir).map_err(io(dir))?;
+        let (found, file, keeper) = match found {
+            Some(found) => {
+                let path = segment_path(dir, found.last());
+                let file = OpenOptions::new().read(true).write(true).open(&path).map_err(io(&path))?;
+                if let Some(torn) = &found.torn {
+                    cut_off(disk, &path, &file, found.end, torn).map_err(io(&path))?;
+                }
+                // A killed daemon's last frames may be in the kernel alone; a segment before the last was flushed
+                // when the next was started.
+                disk.flush(&file).and_then(|()| disk.flush_dir(dir)).map_err(io(&path))?;
+                found.put_away(disk, dir).map_err(io(dir))?;
+                let keeper = keep_mark(disk, mark, &marked, &found).map_err(io(mark))?;
+                (found, file, keeper)
+            }
+            None => {
+                // Before the segment: whoever finds this one and no segment knows that there was none yet.
+                let none = Mark::default();
+                let keeper = Keeper::new(disk, mark::make(disk, mark, &none).map_err(io(mark))?, none);
+                let found = Found::new(disk.boot());
+                let file = create_segment(disk, dir, &found.header(disk), true).map_err(io(dir))?;
+                keeper.advance(1, None, 0);
+                (found, file, keeper)
+            }
+        };
+        let length = file.metadata().map_err(io(dir))?.len();
+        // Not the length of the file: behind the frames may be zeros.
+        let bytes = if found.end == 0 { length } else { found.end };
+        let continued = found.boot != disk.boot() && found.format != UNCHAINED;
+        let mut state = State {
+            segment: found.last(),
+            in_place: overwrites_in_place(&file),
+            file: std::sync::Arc::new(file),
+            format: found.format,
+            current: found.current,
+            chain: Chain { next: found.next, sum: found.sum },
+            before: found.next - 1,
+            kept: found.kept,
+            buffer: Vec::new(),
+            appended: 0,
+            written: 0,
+            synced: 0,
+            writing: false,
+            flushing: false,
+            waiting: 0,
+            unwritten: None,
+            unflushed: None,
+            bytes,
+            zeroed: length,
+            whole_bytes: 0,
+            room: Room::Until(bytes),
+            ask_for_room: None,
+        };
+        state.extend_room();
+        if continued {
+            state.append(&[Change::Boot { boot: disk.boot().to_owned() }]);
+        }
+        Ok(Self {
+            disk: disk.clone(),
+            dir: dir.to_owned(),
+            state: Mutex::new(state),
+            moved: Condvar::new(),
+            compacting: Mutex::default(),
+            mark: keeper,
+        })
+    }
+
+    /// Hands every change to `replay` as [`open`](Self::open) does, and changes nothing.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn read(dir: &Path, mut replay: impl FnMut(Change)) -> Result<(), JournalError> {
+        Self::read_marked(dir, &dir.join("mark"), &mut |_, change| {
+            replay(change);
+            Ok(())
+        })
+        .map(|_| ())
+    }
+
+    /// [`read`](Self::read) with the mark in another place, and with somebody who need not `believe` a change; whether
+    /// there was a log.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn read_marked(dir: &Path, mark: &Path, believe: &mut Replay<'_>) -> Result<bool, JournalError> {
+        let marked = mark::read(mark).map_err(|source| JournalError::Io { path: mark.to_owned(), source })?;
+        recover::replay(dir, &marked, Disk::default().boot(), believe).map(|found| found.is_some())
+    }
+
+    /// Whether some of what counts has an older format than this code writes: the whole state is to go into a new segment,
+    /// which an older reader refuses.
+    pub fn is_outdated(&self) -> bool {
+        !self.lock().current
+    }
+
+    /// Has the mark say how far the log is written, in case it is cut off while nothing is flushed. To be called now and
+    /// then.
+    pub fn note_written(&self) {
+        let (segment, written) = {
+            let state = self.lock();
+            (state.segment, state.before + state.written)
+        };
+        self.mark.advance(segment, None, written);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a frame in; no system call. Frames are replayed in the order of these calls: the caller makes them under
+    /// the lock that orders the changes themselves.
+    pub fn append(&self, changes: &[Change]) -> Ticket {
+        let mut state = self.lock();
+        if !changes.is_empty() {
+            state.append(changes);
+        }
+        Ticket(state.appended)
+    }
+
+    /// Returns when the frame, and all before it, are in the kernel: `kill -9` does not undo them.
+    ///
+    /// # Errors
+    /// The write failed. The frame is not acknowledged, and goes with the next write that works.
+    pub fn commit(&self, ticket: Ticket) -> io::Result<()> {
+        self.advance(ticket, Reach::Kernel)
+    }
+
+    /// Returns when the frame, and all before it, are on stable storage.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit); and after a flush failed, until the state was [rewritten](Self::must_be_rewritten).
+    pub fn sync(&self, ticket: Ticket) -> io::Result<()> {
+        self.advance(ticket, Reach::Disk)
+    }
+
+    fn advance(&self, ticket: Ticket, reach: Reach) -> io::Result<()> {
+        let mut state = self.lock();
+        loop {
+            if state.written < ticket.0 {
+                if state.writing {
+                    state = self.wait(state);
+                    continue;
+                }
+                state.writing = true;
+                let upto = state.appended;
+                let mut bytes = std::mem::take(&mut state.buffer);
+                let (file, at) = (state.file.clone(), state.bytes);
+                let frames = bytes.len();
+                let end = state.zeros_up_to(at + frames as u64);
+                drop(state);
+                bytes.resize((end - at) as usize, 0);
+                let done = self.disk.write_at(&file, &bytes, at);
+                bytes.truncate(frames);
+                state = self.lock();
+                state.writing = false;
+                match done {
+                    Ok(()) => {
+                        state.bytes += frames as u64;
+                        state.zeroed = state.zeroed.max(end);
+                        state.written = upto;
+                        if state.buffer.is_empty() {
+                            bytes.clear();
+                            state.buffer = bytes;
+                        }
+                        if state.unwritten.take().is_some() {
+                            tracing::info!("the journal can be written again");
+                        }
+                        state.extend_room();
+                    }
+                    Err(error) => {
+                        bytes.append(&mut state.buffer);
+                        state.buffer = bytes;
+                        if state.unwritten.as_ref().is_none_or(|before| before.kind() != error.kind()) {
+                            tracing::error!(%error, "the journal cannot be written: nothing is acknowledged until it can");
+                        }
+                        state.unwritten = Some(same(&error));
+                        self.wake(&state);
+                        return Err(error);
+                    }
+                }
+            } else if reach != Reach::Kernel && state.synced < ticket.0 {
+                if state.flushing {
+                    state = self.wait(state);
+                    continue;
+                }
+                if let Some(error) = &state.unflushed
+                    && reach == Reach::Disk
+                {
+                    return Err(same(error));
+                }
+                // Others go on writing meanwhile, and their acknowledgements do not wait for this flush.
+                state.flushing = true;
+                let upto = state.written;
+                let file = state.file.clone();
+                drop(state);
+                let done = self.disk.flush(&file);
+                state = self.lock();
+                state.flushing = false;
+                match done {
+                    Ok(()) => {
+                        state.synced = upto;
+                        if reach == Reach::NewSegment && state.unflushed.take().is_some() {
+                            tracing::info!("the journal was written anew, and is on the disk");
+                        }
+                        // After a flush that failed, what is before it need not be there.
+                        let flushed = state.unflushed.is_none().then_some(state.before + upto);
+                        let (segment, written) = (state.segment, state.before + state.written);
+                        self.wake(&state);
+                        drop(state);
+                        self.mark.advance(segment, flushed, written);
+                        state = self.lock();
+                        continue;
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the journal cannot be flushed: it is to be written anew");
+                        state.unflushed = Some(same(&error));
+                        self.wake(&state);
+                        return Err(error);
+                    }
+                }
+            } else {
+                return Ok(());
+            }
+            self.wake(&state);
+        }
+    }
+
+    fn wait<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.waiting += 1;
+        let mut state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+        state.waiting -= 1;
+        state
+    }
+
+    fn wake(&self, state: &State) {
+        if state.waiting > 0 {
+            self.moved.notify_all();
+        }
+    }
+
+    /// Whether changes can be put on record. Where the last write failed, tries once more; costs little otherwise. To
+    /// be asked before a change is made, so that what would be refused changes nothing.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn ready(&self) -> io::Result<()> {
+        let ticket = {
+            let state = self.lock();
+            if state.unwritten.is_none() {
+                return Ok(());
+            }
+            Ticket(state.appended)
+        };
+        self.commit(ticket)
+    }
+
+    /// Why nothing is acknowledged, or nothing counts as flushed, if that is so.
+    pub fn trouble(&self) -> Option<io::Error> {
+        let state = self.lock();
+        state.unwritten.as_ref().or(state.unflushed.as_ref()).map(same)
+    }
+
+    /// Whether a flush failed, so that the whole state has to go into a new segment.
+    pub fn must_be_rewritten(&self) -> bool {
+        self.lock().unflushed.is_some()
+    }
+
+    /// Whether there is room for changes that make something new.
+    pub fn has_room(&self) -> bool {
+        let mut state = self.lock();
+        state.extend_room();
+        state.unwritten.is_none()
+            && match state.room {
+                Room::Until(end) => end >= state.bytes + state.buffer.len() as u64 + RESERVE_BYTES,
+                Room::Unknown => true,
+            }
+    }
+
+    /// Whether the segment is `least` bytes long, and twice as long as the state was that it begins with: compacting a
+    /// large state again and again would cost more than it saves.
+    pub fn is_worth_compacting(&self, least: u64) -> bool {
+        let state = self.lock();
+        state.bytes >= least.max(state.whole_bytes.saturating_mul(2))
+    }
+
+    /// Begins a compaction, after the end of one that is under way: of two at once the first to end would call a segment
+    /// complete that has but a part of either's state. Not to be called under the lock that orders the changes.
+    pub fn compaction(&self) -> Compaction<'_> {
+        let alone = self.compacting.lock().unwrap_or_else(PoisonError::into_inner);
+        Compaction { journal: self, _alone: alone }
+    }
+}
+
+impl Compaction<'_> {
+    /// Starts a segment. The caller then appends the whole state, in any portions between other frames, and calls
+    /// [`complete`](Self::complete). To be called under the lock that orders the changes.
+    ///
+    /// # Errors
+    /// The old segment could not be finished, or the new one not be made with some room in it; the old one stays in use.
+    pub fn start_segment(&self) -> io::Result<()> {
+        let journal = self.journal;
+        let (ticket, reach) = {
+            let state = journal.lock();
+            // What a flush lost is not to be had by another.
+            (Ticket(state.appended), if state.unflushed.is_some() { Reach::Kernel } else { Reach::Disk })
+        };
+        journal.advance(ticket, reach)?;
+        let mut state = journal.lock();
+        // Nobody can have appended: the caller holds the lock under which that happens.
+        let segment = state.segment + 1;
+        let header = state.chain.header(segment, journal.disk.boot());
+        let file = create_segment(&journal.disk, &journal.dir, &header, true)?;
+        state.format = FORMAT;
+        let (old, old_bytes) = (state.file.clone(), state.bytes);
+        state.bytes = file.metadata()?.len();
+        state.zeroed = state.bytes;
+        state.file = std::sync::Arc::new(file);
+        state.segment = segment;
+        state.room = Room::Until(state.bytes);
+        // The room ahead of its end is the new one's.
+        let _ = journal.disk.resize(&old, old_bytes);
+        state.ask_for_room = None;
+        state.extend_room();
+        Ok(())
+    }
+
+    /// Marks the segment as holding the whole state, and removes the older ones.
+    ///
+    /// # Errors
+    /// When it could not be flushed or they could not be removed; both are tried again at the next open.
+    pub fn complete(self) -> io::Result<()> {
+        let journal = self.journal;
+        let ticket = journal.append(&[Change::Complete]);
+        journal.advance(ticket, Reach::NewSegment)?;
+        let current = {
+            let mut state = journal.lock();
+            state.whole_bytes = state.bytes;
+            state.current = true;
+            state.segment
+        };
+        for old in segments(&journal.dir)?.into_iter().filter(|segment| *segment < current) {
+            journal.disk.remove(&segment_path(&journal.dir, old))?;
+        }
+        journal.disk.flush_dir(&journal.dir)
+    }
+}
+
+impl State {
+    fn append(&mut self, changes: &[Change]) {
+        let chain = (self.format != UNCHAINED).then_some((self.chain.next, &self.chain.sum));
+        let sum = format::encode(changes, chain, &mut self.kept, &mut self.buffer);
+        self.chain = Chain { next: self.chain.next + 1, sum };
+        self.appended += 1;
+    }
+
+    /// How far a write goes whose frames end at `end`, with the zeros behind them: they take up no room that is not
+    /// the segment's already.
+    fn zeros_up_to(&self, end: u64) -> u64 {
+        let with_zeros = end.next_multiple_of(ZEROED_BYTES);
+        match self.room {
+            // After a write that failed only what must be written is.
+            Room::Until(room) if self.in_place && end > self.zeroed && self.unwritten.is_none() => {
+                with_zeros.min(room).max(end)
+            }
+            _ => end,
+        }
+    }
+
+    /// Asks for room well before the end of what there is; of a disk that is nearly full, for what it has.
+    fn extend_room(&mut self) {
+        let Room::Until(end) = self.room else { return };
+        let enough = end >= self.bytes + self.buffer.len() as u64 + ROOM_BYTES / 2;
+        if enough || self.ask_for_room.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        let mut bytes = ROOM_BYTES;
+        while bytes >= LEAST_ROOM_BYTES {
+            match fallocate(&*self.file, FallocateFlags::KEEP_SIZE, end, bytes) {
+                Ok(()) => {
+                    self.room = Room::Until(end + bytes);
+                    self.ask_for_room = None;
+                    return;
+                }
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                    self.room = Room::Unknown;
+                    return;
+                }
+                Err(Errno::NOSPC | Errno::DQUOT) => bytes /= 2,
+                Err(_) => break,
+            }
+        }
+        self.ask_for_room = Some(Instant::now() + ROOM_PAUSE);
+    }
+}
+
+/// An error to be told more than once.
+fn same(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
+}
+
+/// Makes a segment; with `room` for removals and confirmations.
+pub(super) fn create_segment(disk: &Disk, dir: &Path, header: &Header, room: bool) -> io::Result<File> {
+    // Complete under its name or not there at all: a header cut short would look foreign.
+    let temporary = dir.join("journal.new");
+    let mut open = OpenOptions::new();
+    open.create(true).read(true).write(true).truncate(true).mode(0o600);
+    let file = disk.act(Act::Create(&temporary), || open.open(&temporary))?;
+    // One that cannot take a removal is worse than none.
+    if room
+        && let Err(error @ (Errno::NOSPC | Errno::DQUOT)) =
+            fallocate(&file, FallocateFlags::KEEP_SIZE, 0, RESERVE_BYTES)
+    {
+        let _ = disk.remove(&temporary);
+        return Err(error.into());
+    }
+    disk.write_at(&file, &header.line()?, 0)?;
+    disk.flush(&file)?;
+    disk.rename(&temporary, &segment_path(dir, header.segment))?;
+    disk.flush_dir(dir)?;
+    Ok(file)
+}
+
+/// Cuts off what a crash left behind the frames, and keeps it beside.
+fn cut_off(disk: &Disk, path: &Path, file: &File, end: u64, torn: &[u8]) -> io::Result<()> {
+    tracing::warn!(path = %path.display(), bytes = torn.len(), "cutting off the journal's torn tail");
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".torn");
+    // For whoever wants to know; a full disk must not keep what is intact from being used.
+    if let Err(error) = fs::write(Path::new(&aside), torn) {
+        tracing::warn!(%error, path = %path.display(), "the torn tail is not kept");
+    }
+    disk.resize(file, end)?;
+    disk.flush(file)
+}
+
+/// Has the mark say what is so once a log was opened and flushed.
+fn keep_mark(disk: &Disk, path: &Path, marked: &mark::Found, found: &Found) -> io::Result<Keeper> {
+    let last = found.next - 1;
+    let mark = Mark { segment: found.last(), flushed: last, written: last, boot: disk.boot().to_owned() };
+    match marked {
+        mark::Found::Mark(before) => {
+            let file = OpenOptions::new().write(true).open(path)?;
+            let keeper = Keeper::new(disk, file, Mark { written: 0, ..before.clone() });
+            keeper.advance(mark.segment, Some(last), last);
+            Ok(keeper)
+        }
+        mark::Found::Nothing | mark::Found::Damaged => Ok(Keeper::new(disk, mark::make(disk, path, &mark)?, mark)),
+    }
+}
+
+impl Chain {
+    /// The header of a segment that goes on from here.
+    pub(super) fn header(&self, segment: u64, boot: &str) -> Header {
+        Header {
+            oxenfs_journal: FORMAT,
+            segment,
+            first: self.next,
+            link: String::from_utf8_lossy(&format::link_of(&self.sum)).into_owned(),
+            boot: boot.to_owned(),
+            needs: Vec::new(),
+            repaired: false,
+        }
+    }
+}
+
+impl Found {
+    /// A record that begins.
+    fn new(boot: &str) -> Self {
+        Self {
+            segments: Vec::new(),
+            first: None,
+            repaired: false,
+            end: 0,
+            torn: None,
+            format: FORMAT,
+            current: true,
+            next: Chain::START.next,
+            sum: Chain::START.sum,
+            boot: boot.to_owned(),
+            kept: Kept::default(),
+        }
+    }
+
+    fn header(&self, disk: &Disk) -> Header {
+        Chain { next: self.next, sum: self.sum }.header(self.last(), disk.boot())
+    }
+
+    /// The segment in use.
+    fn last(&self) -> u64 {
+        self.segments.last().copied().unwrap_or(1)
+    }
+
+    /// Removes the segments that do not count any more; what a repair replaced is set aside instead.
+    fn put_away(&self, disk: &Disk, dir: &Path) -> io::Result<()> {
+        for old in self.segments.iter().filter(|segment| Some(**segment) < self.first) {
+            match self.repaired {
+                true => salvage::set_aside(disk, dir, &segment_path(dir, *old))?,
+                false => disk.remove(&segment_path(dir, *old))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether bytes that are written over others go where those were. Copy-on-write filesystems put them elsewhere each
+/// time: zeros ahead would only be room that is taken twice.
+fn overwrites_in_place(file: &File) -> bool {
+    const BTRFS: u32 = 0x9123_683e;
+    const ZFS: u32 = 0x2fc1_2fc1;
+    const BCACHEFS: u32 = 0xca45_1a4e;
+    rustix::fs::fstatfs(file).is_ok_and(|found| ![BTRFS, ZFS, BCACHEFS].contains(&(found.f_type as u32)))
+}
