@@ -7,6 +7,7 @@ mod disks;
 mod loading;
 mod model;
 mod power;
+mod records;
 mod regressions;
 mod scale;
 mod sweep;

@@ -1,0 +1,260 @@
+//! State directories as they lie on a disk: those of every format that there was, those of a newer oxenfs, those that are
+//! damaged or forged. `tests/golden/` has one a format, as a daemon of that version left it when it was killed.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path as FsPath, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use oxenfs::disk::Disk;
+use oxenfs::fs::{Fs, Limits, Options, Shown as Mounted, repair, survey};
+use oxenfs::journal::{Change, Journal, JournalError};
+use oxenfs::namespace::{Attrs, BodyRecord, Ino, InodeRecord, ROOT, SpoolId, Timestamp};
+use oxenfs::path::{Name, RepoPath};
+use oxenfs::workspace::memory::Memory;
+use oxenfs::workspace::{ByHash, Object};
+
+use crate::model::{Model, Path, Shown};
+use crate::sweep::copy;
+use crate::world::{Manner, World, temporary_dir};
+
+/// What the commit under the golden directories holds.
+const BASE: [(&str, &str); 5] =
+    [("base", "base content"), ("dir/a", "a"), ("dir/from", "moves"), ("dir/removed", "gone"), ("dir/sub/b", "b")];
+
+fn golden(name: &str) -> Arc<tempfile::TempDir> {
+    let dir = temporary_dir();
+    copy(&FsPath::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name), dir.path());
+    Arc::new(dir)
+}
+
+fn memory() -> Arc<Memory> {
+    let memory = Arc::new(Memory::new(ByHash::Single));
+    let base = BASE.map(|(path, text)| (RepoPath::parse(path).unwrap(), text.into()));
+    memory.set_base(base.into_iter().collect());
+    memory
+}
+
+async fn opened(dir: &Arc<tempfile::TempDir>, memory: &Arc<Memory>) -> Result<World, JournalError> {
+    World::try_recovered(dir.clone(), memory.clone(), Disk::default(), Model::default(), false, Manner::Plain).await
+}
+
+/// What the mount showed when the daemon was killed.
+fn owed() -> BTreeMap<Path, Shown> {
+    let path = |text: &str| text.split('/').map(str::to_owned).collect::<Path>();
+    let file = |text: &str| Shown::File(text.as_bytes().to_vec());
+    BTreeMap::from([
+        (path("base"), file("replaced content")),
+        (path("big"), Shown::File(vec![0; 40_000])),
+        (path("dir"), Shown::Dir),
+        (path("dir/a"), file("a")),
+        (path("dir/to"), file("moves")),
+        (path("empty"), Shown::Dir),
+        (path("hard"), file("new content")),
+        (path("moved"), Shown::Dir),
+        (path("moved/b"), file("b")),
+        (path("new"), file("new content")),
+        (path("soft"), Shown::Symlink),
+    ])
+}
+
+fn segments(dir: &FsPath) -> Vec<(PathBuf, String)> {
+    let entries = std::fs::read_dir(dir.join("journal")).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<_> = entries.filter(|path| path.is_file()).collect();
+    found.sort();
+    found
+        .into_iter()
+        .map(|path| (path.clone(), String::from_utf8_lossy(&std::fs::read(path).unwrap()).into()))
+        .collect()
+}
+
+#[test]
+fn a_directory_of_every_format_opens_with_what_it_owes_and_is_brought_to_the_newest() {
+    crate::world::runtime(2).block_on(async {
+        for name in ["format-1", "format-2", "unknown-field"] {
+            let (dir, memory) = (golden(name), memory());
+            for _ in 0..2 {
+                let mut world = opened(&dir, &memory).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+                assert_eq!(world.shown().await, owed(), "{name}");
+                let found = segments(dir.path());
+                let newest = found.iter().all(|(_, text)| text.starts_with("{\"oxenfs_journal\":2,"));
+                assert!(newest, "{name}: {:?}", found.iter().map(|(path, _)| path).collect::<Vec<_>>());
+                world.keep(&crate::world::Op::Compact).await;
+                if name == "unknown-field" {
+                    let (_, text) = segments(dir.path()).pop().unwrap();
+                    assert!(text.contains(r#""reviewed":true"#) && text.contains(r#""by":"a newer oxenfs""#), "{text}");
+                }
+            }
+            let world = opened(&dir, &memory).await.unwrap();
+            assert_eq!(world.stage_all().await, 0, "{name}: {:?}", world.report());
+            let files = owed().into_iter().filter_map(|(path, shown)| match shown {
+                Shown::File(content) => Some((path.join("/"), content)),
+                _ => None,
+            });
+            assert_eq!(world.view(), files.collect(), "{name}");
+        }
+    });
+}
+
+#[test]
+fn a_kind_that_a_newer_oxenfs_wrote_is_refused_and_nothing_is_changed() {
+    crate::world::runtime(1).block_on(async {
+        let dir = golden("unknown-kind");
+        let before = segments(dir.path());
+        match opened(&dir, &memory()).await.err() {
+            Some(error @ JournalError::Unknown { .. }) => {
+                let told = error.to_string();
+                assert!(told.contains("newer oxenfs") && told.contains("a change of the kind \"hologram\""), "{told}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(segments(dir.path()) == before && !dir.path().join("lost+found").exists());
+        let shown = Mounted { root_path: RepoPath::root(), access: None };
+        assert!(matches!(repair(&Disk::default(), dir.path(), &shown, true), Err(JournalError::Unknown { .. })));
+        assert!(segments(dir.path()) == before);
+    });
+}
+
+fn attrs() -> Attrs {
+    let zero = Timestamp(0, 0);
+    Attrs { mode: 0o644, uid: 0, gid: 0, atime: zero, mtime: zero, ctime: zero }
+}
+
+fn inode(ino: u64, body: BodyRecord) -> Change {
+    Change::Inode { ino: Ino(ino), record: InodeRecord { attrs: attrs(), body } }
+}
+
+fn dir(ino: u64) -> Change {
+    inode(ino, BodyRecord::Dir { based: false })
+}
+
+fn link(parent: u64, name: &str, ino: u64) -> Change {
+    Change::Link { parent: Ino(parent), name: Name::new(name.as_bytes()).unwrap(), ino: Ino(ino) }
+}
+
+fn start(dir: &FsPath) -> Result<Arc<Fs>, JournalError> {
+    let options = Options { read_only: false, settle: Duration::from_secs(3600), uid: 0, gid: 0, umask: 0o022 };
+    Fs::recover(dir, RepoPath::root(), options, Limits { spool: None, cache: 1 << 20 }, memory())
+}
+
+#[test]
+fn what_cannot_have_been_is_not_believed_though_its_checksum_is_right() {
+    let root = ROOT.0;
+    let spool = |ino, id| inode(ino, BodyRecord::Spool(SpoolId(id)));
+    let hash = oxenfs::hash::ContentHash::of(oxenfs::hash::HashKind::Xxh3, b"");
+    let remote = |size| BodyRecord::Remote { object: Object { hash, size }, origin: None };
+    let forged: [(&str, Vec<Change>); 12] = [
+        ("lies within itself", vec![dir(2), link(2, "self", 2)]),
+        ("lies within itself", vec![dir(2), dir(3), link(2, "a", 3), link(3, "b", 2)]),
+        ("has two names", vec![dir(2), dir(3), link(root, "a", 2), link(root, "b", 3), link(3, "c", 2)]),
+        ("the root has a name", vec![dir(2), link(root, "a", 2), link(2, "up", root)]),
+        ("leads nowhere", vec![link(root, "a", 77)]),
+        ("leads nowhere", vec![spool(2, 1), link(77, "a", 2)]),
+        ("is no directory", vec![spool(2, 1), spool(3, 2), link(root, "a", 2), link(2, "b", 3)]),
+        ("is longer than any can be", vec![inode(2, remote(u64::MAX))]),
+        ("no inode can have the number", vec![dir(u64::MAX)]),
+        ("no spool file can have the number", vec![spool(2, u64::MAX)]),
+        ("a directory and something else", vec![dir(2), link(root, "a", 2), spool(2, 1)]),
+        ("is the content of inodes 2 and 3", vec![spool(2, 1), spool(3, 1), link(root, "a", 2), link(root, "b", 3)]),
+    ];
+    for (why, changes) in forged {
+        let temp = temporary_dir();
+        let journal = temp.path().join("journal");
+        let mut log = Journal::open(&journal, |_| ()).unwrap();
+        log.commit(log.append(&changes)).unwrap();
+        log = {
+            drop(log);
+            Journal::open(&journal, |_| ()).unwrap()
+        };
+        drop(log);
+        std::fs::rename(journal.join("mark"), temp.path().join("journal.mark")).unwrap();
+        let shown = Mounted { root_path: RepoPath::root(), access: None };
+        for refused in [start(temp.path()).err(), survey(temp.path(), &shown).err()] {
+            match refused {
+                Some(JournalError::Damaged(damage)) => assert!(damage.what.contains(why), "{changes:?}: {damage}"),
+                other => panic!("{changes:?}: {other:?}"),
+            }
+        }
+        // And what is left of it without that can be had.
+        repair(&Disk::default(), temp.path(), &shown, true).unwrap();
+        survey(temp.path(), &shown).unwrap_or_else(|error| panic!("{changes:?}: {error}"));
+    }
+}
+
+#[test]
+fn what_lies_where_oxenfs_keeps_its_files_is_named() {
+    let foreign: [(&str, bool); 3] = [("spool/notes.txt", false), ("cache/fetching/photos", true), ("cache/x", false)];
+    for (path, is_dir) in foreign {
+        let temp = temporary_dir();
+        drop(start(temp.path()).unwrap());
+        let path = temp.path().join(path);
+        match is_dir {
+            true => std::fs::create_dir_all(&path).unwrap(),
+            false => std::fs::write(&path, "x").unwrap(),
+        }
+        match start(temp.path()).err() {
+            Some(JournalError::Stray { path: named }) => assert_eq!(named, path),
+            other => panic!("{other:?}"),
+        }
+        assert!(path.exists());
+    }
+}
+
+#[test]
+fn a_record_that_is_gone_is_missed() {
+    for gone in ["journal", "journal and mark", "journal.00000001", "all but the spool"] {
+        let dir = golden("format-2");
+        let below = |name: &str| dir.path().join(name);
+        match gone {
+            "journal" => std::fs::remove_dir_all(below("journal")).unwrap(),
+            "journal.00000001" => std::fs::remove_file(below("journal/journal.00000001")).unwrap(),
+            _ => {
+                std::fs::remove_dir_all(below("journal")).unwrap();
+                std::fs::remove_file(below("journal.mark")).unwrap();
+            }
+        }
+        if gone == "all but the spool" {
+            std::fs::remove_dir_all(below("cache")).unwrap();
+            std::fs::remove_file(below("meta.json")).unwrap();
+        }
+        match start(dir.path()).err() {
+            Some(JournalError::Damaged(damage)) => {
+                assert!(
+                    damage.owed.as_ref().unwrap().contains("files here that it may lack: 3, 40027 bytes"),
+                    "{damage}"
+                );
+            }
+            other => panic!("{gone}: {other:?}"),
+        }
+        let shown = Mounted { root_path: RepoPath::root(), access: None };
+        let repaired = repair(&Disk::default(), dir.path(), &shown, true).unwrap();
+        assert_eq!(repaired.rescued.len(), 3, "{gone}: {repaired:?}");
+        drop(start(dir.path()).unwrap());
+    }
+}
+
+#[test]
+fn a_file_that_no_record_names_is_set_aside_and_goes_after_two_weeks_or_when_room_is_short() {
+    let temp = temporary_dir();
+    drop(start(temp.path()).unwrap());
+    std::fs::create_dir_all(temp.path().join("spool/07")).unwrap();
+    std::fs::write(temp.path().join("spool/07/7"), "precious").unwrap();
+    let fs = start(temp.path()).unwrap();
+    fs.tidy_all().unwrap();
+    let aside = temp.path().join("lost+found/stray-7");
+    assert_eq!(std::fs::read_to_string(&aside).unwrap(), "precious");
+    assert!(!temp.path().join("spool/07/7").exists());
+    let since = std::fs::metadata(&aside).unwrap().ctime() as u64;
+    let lost = oxenfs::fs::LostFound::new(&Disk::default(), temp.path());
+    let at = |days: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(since + days * 24 * 3600);
+    lost.expire(at(13));
+    assert!(aside.exists());
+    lost.expire(at(15));
+    assert!(!aside.exists());
+    std::fs::write(&aside, "again").unwrap();
+    std::fs::write(temp.path().join("lost+found/new.9.cat.jpg"), "salvaged").unwrap();
+    assert!(lost.make_way(1));
+    assert!(!aside.exists(), "makes way");
+    assert!(!lost.make_way(1) && temp.path().join("lost+found/new.9.cat.jpg").exists(), "not what was salvaged");
+}
