@@ -32,6 +32,7 @@ mod repair;
 mod room;
 mod staging;
 mod unseen;
+mod verify;
 mod xattrs;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};

@@ -209,7 +209,7 @@ impl Fs {
     }
 
     /// What is staged there at this moment.
-    async fn staged_now(&self, change: &StagedChange) -> Result<Option<Object>, FsError> {
+    pub(super) async fn staged_now(&self, change: &StagedChange) -> Result<Option<Object>, FsError> {
         match self.workspace.staged_object(change).await {
             Ok(object) => Ok(Some(object)),
             Err(WorkspaceError::NotFound { .. }) => Ok(None),

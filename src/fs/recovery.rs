@@ -152,6 +152,10 @@ impl Fs {
     /// The server's, or the journal's.
     pub async fn reconcile(&self) -> Result<(), FsError> {
         self.meet_workspace().await?;
+        let mut conflicts = match self.journal.is_unverified() {
+            true => self.verify_repaired().await?,
+            false => Vec::new(),
+        };
         let base = self.workspace.base().await?;
         let known = self.base();
         let staged: HashMap<RepoPath, StagedChange> =
@@ -164,7 +168,6 @@ impl Fs {
             self.lock().ledger.iter().map(|(path, account)| (path.clone(), account)).collect();
         let mut listings = Listings::new(self, base.clone());
         let mut updates = Vec::new();
-        let mut conflicts = Vec::new();
         for (path, account) in &accounts {
             let base = if moved { listings.object(path).await? } else { account.base };
             let fell = |kind| kind == ChangeKind::Removed && self.lock().ledger.may_fall(path);
@@ -614,11 +617,16 @@ impl State {
         let staged = change.staged.map_or(Staged::Removed, Staged::Put);
         let account = Account { base: change.base, staged, late: None };
         self.apply(Change::Account { path: change.path.clone(), account: Some(account) });
-        match change.staged {
-            Some(object) => self.show_file(&change.path, object, None, options),
+        self.show(&change.path, change.staged, true, options);
+    }
+
+    /// Shows what the server has at a path, or that it has nothing there; then the base's entry is hidden if told to `hide`.
+    pub(super) fn show(&mut self, path: &RepoPath, object: Option<Object>, hide: bool, options: &Options) {
+        match object {
+            Some(object) => self.show_file(path, object, None, options),
             None => {
-                if let Some((at, last)) = self.dir_for(&change.path, options) {
-                    self.apply(Change::Unlink { parent: at, name: last, hide: true });
+                if let Some((at, last)) = self.dir_for(path, options) {
+                    self.apply(Change::Unlink { parent: at, name: last, hide });
                 }
             }
         }

@@ -60,6 +60,9 @@ pub(super) struct Header {
     /// Made by `oxenfs repair`: the segments before it are kept, not removed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub repaired: bool,
+    /// What the record says of the server was not compared with it since a repair.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unverified: bool,
 }
 
 /// What the first line of a segment turned out to be.

@@ -60,6 +60,8 @@ struct State {
     current: bool,
     /// Where the next frame goes on.
     chain: Chain,
+    /// Whether what it says of the server was not compared with it since a repair.
+    unverified: bool,
     /// Frames before those that were appended here.
     before: u64,
     /// Fields that are not known here.
@@ -180,6 +182,7 @@ impl Journal {
             format: found.format,
             current: found.current,
             chain: Chain { next: found.next, sum: found.sum },
+            unverified: found.unverified,
             before: found.next - 1,
             kept: found.kept,
             buffer: Vec::new(),
@@ -237,6 +240,16 @@ impl Journal {
     /// which an older reader refuses.
     pub fn is_outdated(&self) -> bool {
         !self.lock().current
+    }
+
+    /// Whether the record was repaired, and what it says of the server was not [compared](Self::note_verified) with it since.
+    pub fn is_unverified(&self) -> bool {
+        self.lock().unverified
+    }
+
+    /// What the record says of the server was compared with it: the next segment says so.
+    pub fn note_verified(&self) {
+        self.lock().unverified = false;
     }
 
     /// Has the mark say how far the log is written, in case it is cut off while nothing is flushed. To be called now and
@@ -454,7 +467,8 @@ impl Compaction<'_> {
         let mut state = journal.lock();
         // Nobody can have appended: the caller holds the lock under which that happens.
         let segment = state.segment + 1;
-        let header = state.chain.header(segment, journal.disk.boot());
+        let unverified = state.unverified;
+        let header = Header { unverified, ..state.chain.header(segment, journal.disk.boot()) };
         let file = create_segment(&journal.disk, &journal.dir, &header, true)?;
         state.format = FORMAT;
         let (old, old_bytes) = (state.file.clone(), state.bytes);
@@ -605,6 +619,7 @@ impl Chain {
             boot: boot.to_owned(),
             needs: Vec::new(),
             repaired: false,
+            unverified: false,
         }
     }
 }
@@ -616,6 +631,7 @@ impl Found {
             segments: Vec::new(),
             first: None,
             repaired: false,
+            unverified: false,
             end: 0,
             torn: None,
             format: FORMAT,

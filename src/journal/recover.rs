@@ -31,6 +31,8 @@ pub(super) struct Found {
     pub first: Option<u64>,
     /// Whether it was made by a repair: what is before it is kept.
     pub repaired: bool,
+    /// Whether what it says of the server is to be compared with it.
+    pub unverified: bool,
     /// Where the frames of the last one end.
     pub end: u64,
     /// What is behind them and is to be cut off.
@@ -201,6 +203,7 @@ pub(super) fn replay(
         whole: false,
         current: true,
         repaired: false,
+        unverified: false,
     };
     let mut tail = None;
     for (at, &number) in segments.iter().enumerate().skip(first) {
@@ -215,11 +218,12 @@ pub(super) fn replay(
         tail = Some((segment, torn));
     }
     let Some((segment, torn)) = tail else { return Ok(None) };
-    let Reading { chain, kept, boot, current, repaired, .. } = reading;
+    let Reading { chain, kept, boot, current, repaired, unverified, .. } = reading;
     Ok(Some(Found {
         first: segments.get(first).copied(),
         segments,
         repaired,
+        unverified,
         end: segment.offset,
         torn,
         format: segment.header.oxenfs_journal,
@@ -256,6 +260,7 @@ struct Reading {
     whole: bool,
     current: bool,
     repaired: bool,
+    unverified: bool,
 }
 
 impl Reading {
@@ -272,7 +277,7 @@ impl Reading {
             return Ok(());
         }
         if is_first {
-            self.repaired = header.repaired;
+            (self.repaired, self.unverified) = (header.repaired, header.unverified);
             let sum = [header.link.as_bytes(), &NO_SUM].concat();
             self.chain = Chain { next: header.first, sum: sum.first_chunk().copied().unwrap_or(NO_SUM) };
         } else if header.first != self.chain.next || header.link.as_bytes() != link_of(&self.chain.sum) {
@@ -444,6 +449,7 @@ impl Segment {
             boot: String::new(),
             needs: Vec::new(),
             repaired: false,
+            unverified: false,
         };
         // The damaged line is the first that is passed over.
         Ok(Some(Self { path, number, reader, length: metadata.len(), header, offset: 0, line: Vec::new() }))

@@ -75,7 +75,7 @@ pub fn rewrite<'a>(disk: &'a Disk, dir: &'a Path, mark: &'a Path, salvaged: Salv
     let Salvaged { chain, kept, .. } = salvaged;
     // What begins the numbering is told apart from what goes on.
     let chain = Chain { next: chain.next.max(2), ..chain };
-    let header = format::Header { repaired: true, ..chain.header(segment, disk.boot()) };
+    let header = format::Header { repaired: true, unverified: true, ..chain.header(segment, disk.boot()) };
     let new = new_path(dir);
     let mut open = OpenOptions::new();
     open.create(true).read(true).write(true).truncate(true).mode(0o600);

@@ -9,15 +9,15 @@ use std::time::{Duration, SystemTime};
 
 use oxenfs::disk::Disk;
 use oxenfs::fs::{Fs, Limits, Options, Shown as Mounted, repair, survey};
-use oxenfs::journal::{Change, Journal, JournalError};
+use oxenfs::journal::{Change, CommitIntent, Journal, JournalError};
 use oxenfs::namespace::{Attrs, BodyRecord, Ino, InodeRecord, ROOT, SpoolId, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::workspace::memory::Memory;
-use oxenfs::workspace::{ByHash, Object};
+use oxenfs::workspace::{ByHash, CommitId, Object};
 
 use crate::model::{Model, Path, Shown};
 use crate::sweep::copy;
-use crate::world::{Manner, World, temporary_dir};
+use crate::world::{Manner, Op, World, split, temporary_dir};
 
 /// What the commit under the golden directories holds.
 const BASE: [(&str, &str); 5] =
@@ -80,7 +80,7 @@ fn a_directory_of_every_format_opens_with_what_it_owes_and_is_brought_to_the_new
                 let found = segments(dir.path());
                 let newest = found.iter().all(|(_, text)| text.starts_with("{\"oxenfs_journal\":2,"));
                 assert!(newest, "{name}: {:?}", found.iter().map(|(path, _)| path).collect::<Vec<_>>());
-                world.keep(&crate::world::Op::Compact).await;
+                world.keep(&Op::Compact).await;
                 if name == "unknown-field" {
                     let (_, text) = segments(dir.path()).pop().unwrap();
                     assert!(text.contains(r#""reviewed":true"#) && text.contains(r#""by":"a newer oxenfs""#), "{text}");
@@ -257,4 +257,87 @@ fn a_file_that_no_record_names_is_set_aside_and_goes_after_two_weeks_or_when_roo
     assert!(lost.make_way(1));
     assert!(!aside.exists(), "makes way");
     assert!(!lost.make_way(1) && temp.path().join("lost+found/new.9.cat.jpg").exists(), "not what was salvaged");
+}
+
+#[test]
+fn an_open_commit_intention_survives_a_repair() {
+    let temp = temporary_dir();
+    let (journal, mark) = (temp.path().join("journal"), temp.path().join("journal.mark"));
+    let intent = CommitIntent {
+        head: CommitId("c1".into()),
+        request: crate::world::commit_request(),
+        digest: "of what was staged".into(),
+    };
+    let mut nothing = |_, _| Ok(());
+    let log = Journal::open_marked(&Disk::default(), &journal, &mark, &mut nothing).unwrap();
+    let frames = [
+        vec![dir(2), link(ROOT.0, "d", 2)],
+        vec![Change::Intent { intent: Some(intent.clone()) }],
+        vec![dir(3), link(ROOT.0, "e", 3)],
+    ];
+    for frame in &frames {
+        log.sync(log.append(frame)).unwrap();
+    }
+    drop(log);
+    // In the frame before, and in the one behind it.
+    let segment = journal.join("journal.00000001");
+    let whole = std::fs::read(&segment).unwrap();
+    for name in [r#""n":"d""#, r#""n":"e""#] {
+        let mut bytes = whole.clone();
+        let at = bytes.windows(name.len()).position(|part| part == name.as_bytes()).unwrap();
+        bytes[at + 5] ^= 1;
+        let hurt = temporary_dir();
+        copy(temp.path(), hurt.path());
+        std::fs::write(hurt.path().join("journal/journal.00000001"), &bytes).unwrap();
+        assert!(matches!(start(hurt.path()), Err(JournalError::Damaged(_))));
+        let shown = Mounted { root_path: RepoPath::root(), access: None };
+        repair(&Disk::default(), hurt.path(), &shown, true).unwrap();
+        for _ in 0..2 {
+            let fs = start(hurt.path()).unwrap();
+            assert_eq!(fs.intent().as_ref(), Some(&intent), "{name}");
+            fs.compact(true).unwrap();
+        }
+    }
+}
+
+#[test]
+fn after_a_repair_an_older_record_replaces_nothing_that_is_staged() {
+    crate::world::runtime(2).block_on(async {
+        let (dir, memory) = (Arc::new(temporary_dir()), memory());
+        let mut world = opened(&dir, &memory).await.unwrap();
+        world.model = crate::world::model_of(&BASE);
+        let write = |path: &str, text: &str| Op::Replace { path: split(path), text: text.into() };
+        for op in [write("again", "first"), write("moved", "stays"), write("over", "was there"), Op::Drain] {
+            world.step(&op).await;
+        }
+        let segment = dir.path().join("journal/journal.00000001");
+        let earlier = std::fs::read(&segment).unwrap();
+        let rename = |from: &str, to: &str| Op::Rename { from: split(from), to: split(to), mode: 0 };
+        let later = [write("again", "second"), rename("over", "dir/new name"), write("over", "and over"), Op::Drain];
+        for op in later.iter().chain([&rename("moved", "dir/moved"), &Op::Drain]) {
+            world.step(op).await;
+        }
+        drop(world);
+        // All that came later is cut off, and the mark tells of it.
+        std::fs::write(&segment, &earlier[..earlier.iter().rposition(|byte| *byte != 0).unwrap() + 1]).unwrap();
+        assert!(matches!(opened(&dir, &memory).await.err(), Some(JournalError::Damaged(_))));
+        let shown = Mounted { root_path: RepoPath::root(), access: None };
+        repair(&Disk::default(), dir.path(), &shown, true).unwrap();
+        let staged = memory.view();
+        for mount in 0..3 {
+            let world = opened(&dir, &memory).await.unwrap();
+            let shown = world.shown().await;
+            let file = |path: &str, text: &str| {
+                let expected = Some(Shown::File(text.as_bytes().to_vec()));
+                assert_eq!(shown.get(&split(path)).cloned(), expected, "{path}, at mount {mount}");
+            };
+            file("again", "second");
+            file("over", "and over");
+            file("dir/new name", "was there");
+            file("dir/moved", "stays");
+            world.stage_all().await;
+            let now = memory.view();
+            assert!(staged.iter().all(|(path, content)| now.get(path) == Some(content)), "at mount {mount}");
+        }
+    });
 }

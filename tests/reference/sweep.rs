@@ -26,13 +26,13 @@ const AT_ONCE: usize = 16;
 const GOES_ON: usize = 6;
 
 /// What a kill leaves.
-struct Remains {
-    dir: Arc<tempfile::TempDir>,
-    memory: Arc<Memory>,
+pub struct Remains {
+    pub dir: Arc<tempfile::TempDir>,
+    pub memory: Arc<Memory>,
     /// Operations acknowledged by then.
-    acknowledged: usize,
+    pub acknowledged: usize,
     /// Which point it was.
-    point: String,
+    pub point: String,
 }
 
 /// Stands at every point; the world does not move while it copies.
@@ -115,7 +115,7 @@ pub fn copy(from: &FsPath, to: &FsPath) {
 }
 
 /// Runs a workload under a killer; the states of the model, and what each kill leaves.
-async fn run(workload: &Workload) -> (Vec<Model>, Vec<Remains>) {
+pub async fn run(workload: &Workload) -> (Vec<Model>, Vec<Remains>) {
     let dir = Arc::new(temporary_dir());
     let memory = Arc::new(Memory::new(workload.by_hash));
     let acknowledged = Arc::new(AtomicUsize::new(0));

@@ -194,6 +194,7 @@ pub struct World {
     pub model: Model,
     commit: Option<Underway>,
     manner: Manner,
+    patience: Duration,
 }
 
 /// How a world is.
@@ -329,14 +330,19 @@ const BASE: [(&str, &str); 4] =
 
 /// The model of the base commit.
 pub fn base_model() -> Model {
+    model_of(&BASE)
+}
+
+/// The model of a base that holds these files.
+pub fn model_of(base: &[(&str, &str)]) -> Model {
     let mut model = Model::default();
-    for (path, text) in BASE {
-        model.insert_base(&split(path), text.into());
+    for (path, text) in base {
+        model.insert_base(&split(path), (*text).into());
     }
     model
 }
 
-fn split(path: &str) -> Path {
+pub fn split(path: &str) -> Path {
     path.split('/').map(str::to_owned).collect()
 }
 
@@ -459,7 +465,25 @@ impl World {
     ) -> Result<Self, JournalError> {
         let kernel = past.then(Arc::<Kernel>::default);
         let (fs, tasks) = start(dir.path(), &memory, &disk, kernel.as_ref(), manner).await?;
-        Ok(Self { dir, memory, fs, disk, tasks, kernel, model, commit: None, manner })
+        Ok(Self { dir, memory, fs, disk, tasks, kernel, model, commit: None, manner, patience: PATIENCE })
+    }
+
+    /// Where nobody mends what the server lacks: an operation is tried again for so long.
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// Waits until what is owed is staged or given up, without anybody asking for it; not for what is never done.
+    pub async fn settle(&self) {
+        let until = Instant::now() + self.patience;
+        let is_under_way = || {
+            let (counts, ..) = self.fs.report();
+            let waiting = [counts.dirty, counts.hashing, counts.queued, counts.uploading, counts.removals];
+            waiting.iter().any(|tally| tally.files > 0)
+        };
+        while is_under_way() && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Has the record's frames end within some hundred bytes before `end`, by what no model knows.
@@ -485,7 +509,7 @@ impl World {
     }
 
     async fn attempt<T>(&self, op: impl Fn(&Fs) -> oxenfs::fs::Op<T>) -> Result<T, FsError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         loop {
             let done = match op(&self.fs) {
                 Err(Stop::Need(need)) => self.fs.run(need, &op).await,
@@ -499,7 +523,9 @@ impl World {
                     let _ = self.fs.audit_between_commits().await;
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
-                Err(FsError::Remote(error)) if error.is_transient() => {}
+                Err(FsError::Remote(error)) if error.is_transient() => {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
                 done => return done,
             }
         }
@@ -930,6 +956,17 @@ impl World {
     /// What a status would say.
     pub fn report(&self) -> impl std::fmt::Debug {
         self.fs.report()
+    }
+
+    /// What does not hold that always should.
+    pub fn broken(&self) -> Vec<String> {
+        self.fs.check().iter().map(|broken| format!("{broken:?}")).collect()
+    }
+
+    /// The paths that a status would name with an error.
+    pub fn errors(&self) -> std::collections::BTreeSet<String> {
+        let (_, _, errors, _) = self.fs.report();
+        errors.into_iter().map(|error| error.path).collect()
     }
 
     async fn commit(&self) {
