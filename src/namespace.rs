@@ -375,6 +375,7 @@ pub struct InodeRecord {
 
 /// [`Body`] as the journal holds it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub enum BodyRecord {
     /// A regular file whose bytes the server has.
     #[serde(rename = "remote")]

@@ -35,6 +35,7 @@ impl std::fmt::Display for CommitId {
 
 /// A file's content: what it is, not where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Object {
     /// Hash of the whole content.
     pub hash: ContentHash,
@@ -44,6 +45,7 @@ pub struct Object {
 
 /// Where bytes can be read from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Source {
     /// Which tree.
     pub revision: Revision,
@@ -144,6 +146,7 @@ pub enum Outcome {
 
 /// How far a large upload got, in the form that survives a crash: written down by the caller, given back on resume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Upload {
     /// The server's name for it; empty where the protocol has none.
     pub id: String,
@@ -187,6 +190,7 @@ pub struct ServerInfo {
 
 /// A commit to be made of everything staged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CommitRequest {
     /// The branch it goes to.
     pub branch: String,

@@ -251,9 +251,22 @@ fn fields_of(kind: &str) -> Option<&'static [&'static str]> {
     })
 }
 
-/// Objects within a change that may have fields which are not known here, and those that are.
-const NESTED: [(&str, &[&str]); 4] =
-    [("at", &["m", "u", "g", "a", "t", "c"]), ("a", &["b", "s", "l"]), ("u", &["h", "s"]), ("t", &["h", "r", "d"])];
+/// Objects within a change that may have fields which are not known here: the way to each, and its fields that are.
+const NESTED: [(&[&str], &[&str]); 13] = [
+    (&["at"], &["m", "u", "g", "a", "t", "c"]),
+    (&["b", "remote"], &["object", "origin"]),
+    (&["b", "remote", "object"], &["hash", "size"]),
+    (&["b", "remote", "origin"], &["revision", "path"]),
+    (&["b", "dir"], &["based"]),
+    (&["b", "special"], &["format", "rdev"]),
+    (&["a"], &["b", "s", "l"]),
+    (&["a", "b"], &["hash", "size"]),
+    (&["a", "s", "put"], &["hash", "size"]),
+    (&["u"], &["h", "s"]),
+    (&["u", "s"], &["id", "part_bytes", "parts"]),
+    (&["t"], &["h", "r", "d"]),
+    (&["t", "r"], &["branch", "message", "author", "email"]),
+];
 
 /// Changes, and the fields that are not known here by the change that has them.
 type WithUnknown = (Vec<Change>, Vec<(usize, Extras)>);
@@ -269,13 +282,12 @@ fn decode_with_unknown(body: &[u8]) -> Result<WithUnknown, String> {
         let mut unknown = Extras::new();
         if let Some(known) = fields_of(&kind) {
             take_unknown(object, known, &mut unknown)?;
-            for (field, known) in NESTED {
-                let mut below = Extras::new();
-                if let Some(object) = object.get_mut(field).and_then(Value::as_object_mut) {
-                    take_unknown(object, known, &mut below)?;
-                }
-                if !below.is_empty() {
-                    unknown.insert(field.into(), below.into());
+            for (way, known) in NESTED {
+                let Some(object) = below(object, way) else { continue };
+                let mut found = Extras::new();
+                take_unknown(object, known, &mut found)?;
+                if !found.is_empty() {
+                    put_below(&mut unknown, way, found);
                 }
             }
         }
@@ -285,6 +297,20 @@ fn decode_with_unknown(body: &[u8]) -> Result<WithUnknown, String> {
         }
     }
     Ok((changes, extras))
+}
+
+/// The object to which a way leads, if there is one.
+fn below<'a>(object: &'a mut Extras, way: &[&str]) -> Option<&'a mut Extras> {
+    way.iter().try_fold(object, |object, field| object.get_mut(*field)?.as_object_mut())
+}
+
+/// Puts fields into the object to which a way leads, which is made where it is not there.
+fn put_below(object: &mut Extras, way: &[&str], fields: Extras) {
+    let Some((field, rest)) = way.split_first() else { return object.extend(fields) };
+    let below = object.entry(*field).or_insert_with(|| Extras::new().into());
+    if let Some(below) = below.as_object_mut() {
+        put_below(below, rest, fields);
+    }
 }
 
 fn take_unknown(object: &mut Extras, known: &[&str], into: &mut Extras) -> Result<(), String> {
@@ -361,7 +387,7 @@ impl Kept {
                 match Key::of(change) {
                     Some((key, true)) => {
                         if let (Some(extras), Some(object)) = (self.0.get(&key), value.as_object_mut()) {
-                            put_back(object, extras);
+                            put_back(object, extras, &mut Vec::new());
                         }
                     }
                     Some((key, false)) => drop(self.0.remove(&key)),
@@ -373,14 +399,19 @@ impl Kept {
     }
 }
 
-fn put_back(object: &mut Extras, extras: &Extras) {
+/// Puts fields back that are not known here; those of an object that is not there any more go with it.
+fn put_back(object: &mut Extras, extras: &Extras, way: &mut Vec<String>) {
     for (name, value) in extras {
+        way.push(name.clone());
+        let leads_on =
+            NESTED.iter().any(|(nested, _)| nested.len() >= way.len() && nested.iter().zip(&*way).all(|(a, b)| a == b));
         match (object.get_mut(name), value) {
-            (Some(Value::Object(below)), Value::Object(extras)) => put_back(below, extras),
-            // A field that is known now, or whose object is gone.
+            (Some(Value::Object(below)), Value::Object(extras)) if leads_on => put_back(below, extras, way),
+            // A field that is known now.
             (Some(_), _) => {}
-            (None, _) if NESTED.iter().any(|(nested, _)| nested == name) => {}
+            (None, _) if leads_on => {}
             (None, value) => drop(object.insert(name.clone(), value.clone())),
         }
+        way.pop();
     }
 }

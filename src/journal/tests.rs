@@ -316,10 +316,19 @@ fn what_a_newer_oxenfs_wrote_is_refused_and_its_optional_fields_are_kept() {
     let account = |more: &str| format!(r#"[{{"k":"account","p":"f","a":{{"s":"nothing"{more}}},"z":[1]}}]"#);
     let inode =
         r#"[{"k":"inode","i":7,"at":{"m":0,"u":0,"g":0,"a":[0,0],"t":[0,0],"c":[0,0],"born":5},"b":{"spool":1}}]"#;
-    fs::write(&path, unchained(&[inode, &account(r#","why":"x""#)])).unwrap();
+    let intent = r#"[{"k":"intent","t":{"h":"c1","d":"0","r":{"branch":"main","message":"m","author":"a","email":"e","signed":"by"},"since":9}}]"#;
+    let hash = "0123456789abcdef0123456789abcdef";
+    let remote = format!(
+        r#"[{{"k":"inode","i":8,"at":{{"m":0,"u":0,"g":0,"a":[0,0],"t":[0,0],"c":[0,0]}},"b":{{"remote":{{"object":{{"hash":"{hash}","size":3,"kind":"x"}},"near":1}}}}}}]"#
+    );
+    let upload = format!(
+        r#"[{{"k":"upload","p":"f","u":{{"h":"{hash}","s":{{"id":"1","part_bytes":5,"parts":[],"via":"relay"}}}}}}]"#
+    );
+    let written = unchained(&[inode, &account(r#","why":"x""#), intent, &remote, &upload]);
+    fs::write(&path, written).unwrap();
     let mut seen = Vec::new();
     let journal = Journal::open(dir.path(), |change| seen.push(change)).unwrap();
-    assert_eq!(seen.len(), 2);
+    assert_eq!(seen.len(), 5);
     assert!(journal.is_outdated());
     let compaction = journal.compaction();
     compaction.start_segment().unwrap();
@@ -330,10 +339,19 @@ fn what_a_newer_oxenfs_wrote_is_refused_and_its_optional_fields_are_kept() {
     for _ in 0..2 {
         let text = fs::read(segment_path(dir.path(), 2)).unwrap();
         let text = String::from_utf8_lossy(&text);
-        for kept in [r#""born":5"#, r#""why":"x""#, r#""z":[1]"#] {
+        for kept in [
+            r#""born":5"#,
+            r#""why":"x""#,
+            r#""z":[1]"#,
+            r#""signed":"by""#,
+            r#""since":9"#,
+            r#""kind":"x""#,
+            r#""near":1"#,
+            r#""via":"relay""#,
+        ] {
             assert!(text.contains(kept), "{kept} is not in {text}");
         }
-        assert_eq!(replayed(dir.path())[..2], seen);
+        assert_eq!(replayed(dir.path())[..5], seen);
     }
 }
 
