@@ -11,6 +11,7 @@ mod commits;
 mod copies;
 mod crashes;
 mod cuts;
+mod damage;
 mod dataset;
 mod differences;
 mod disks;

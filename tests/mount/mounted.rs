@@ -176,6 +176,19 @@ impl TestMount {
         self.oxenfs_with(&self.state, arguments)
     }
 
+    /// Runs `oxenfs` without naming a state directory.
+    pub fn bare<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Said {
+        let mut command = Command::new(&self.binary);
+        command.args(arguments);
+        self.as_its_user(&mut command);
+        Said::of(&mut self.at_home(command))
+    }
+
+    /// Takes the mount away that a killed daemon left.
+    pub fn detach(&self) {
+        Command::new("fusermount3").args(["-u", "-z", "-q"]).arg(&self.dir).status().unwrap();
+    }
+
     /// `oxenfs mount`, which may be refused.
     pub fn mount(&self, options: &[&str]) -> Said {
         self.mount_with(&self.state, &self.dir, options)
