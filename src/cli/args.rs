@@ -336,7 +336,8 @@ const REPAIR_AFTER: &str = "\
 A mount that finds its record damaged is refused, and changes nothing. This puts what is whole of the record in order: all
 files that it names are there again at the next mount, and are sent. Files on this disk that no record names any more show
 in the mount under lost+found, read-only, each named after what is known of it: new, replaced or deleted. They are not sent
-until you move or copy them out; remove those that you do not want. Nothing is destroyed: the damaged parts are kept.
+until you move or copy them out; remove those that you do not want. Nothing is destroyed: the damaged parts are kept. The
+next mount compares every path with the server; what differs there in bytes that are here alone waits until you sync it.
 Needs next to no room, can be ended at any time, and repeated.";
 
 /// `oxenfs repair`.

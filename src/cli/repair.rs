@@ -122,10 +122,13 @@ fn text(found: &Repair, meta: Option<&str>, done: bool) -> String {
         }
     }
     for path in found.missing.iter().take(SHOWN) {
-        let _ = writeln!(text, "lost: the bytes of {} are not on this disk", printable(path));
+        let _ = writeln!(text, "not on this disk: the bytes of {}, which the server may have", printable(path));
     }
     if done {
-        let _ = writeln!(text, "repaired; mount again to go on. The damaged parts are kept in journal/damaged");
+        let _ = writeln!(
+            text,
+            "repaired; mount again to go on: that compares it with the server. The damaged parts are kept in journal/damaged"
+        );
     }
     text
 }
