@@ -227,7 +227,8 @@ impl From<MountError> for Failure {
             }
             MountError::Journal(JournalError::Damaged(damage)) => {
                 let journal = damage.path.ancestors().find(|dir| dir.file_name().is_some_and(|name| name == "journal"));
-                let state = journal.and_then(std::path::Path::parent).unwrap_or(std::path::Path::new("STATE")).to_owned();
+                let state =
+                    journal.and_then(std::path::Path::parent).unwrap_or(std::path::Path::new("STATE")).to_owned();
                 Self::new(damage).hint(format_args!("oxenfs repair {} shows what can be salvaged", quoted(state)))
             }
             MountError::Journal(JournalError::Stray { path }) => {

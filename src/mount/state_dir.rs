@@ -354,6 +354,7 @@ pub struct HeldDir {
 /// [`StateError::Locked`] when one has it; when it is not ours, or none.
 pub fn hold(path: &Path) -> Result<HeldDir, StateError> {
     let dir = owned::open_dir(path)?;
+    owned::check_record(path)?;
     let lock = lock(path, &dir)?;
     Ok(HeldDir { _dir: dir, _lock: lock })
 }
