@@ -89,6 +89,8 @@ struct Rare {
 pub(super) enum Parked {
     /// Somebody who acts.
     Person,
+    /// Somebody who names it: the server has another version, and nothing else lets one replace the other.
+    Conflict,
     /// A commit, which makes way for it first.
     Commit,
 }
@@ -139,8 +141,16 @@ impl Pending {
         (rare.error, rare.parked) = (Some(error), parked);
     }
 
+    /// Whether it waits for somebody who names it.
+    pub fn is_in_conflict(&self) -> bool {
+        self.parked() == Some(Parked::Conflict)
+    }
+
+    /// It has changed: the failures of before tell nothing about it. A conflict remains one.
     fn forgive(&mut self) {
-        if let Some(rare) = &mut self.rare {
+        if !self.is_in_conflict()
+            && let Some(rare) = &mut self.rare
+        {
             (rare.attempts, rare.error, rare.parked) = (0, None, None);
         }
         self.tidy();
@@ -381,7 +391,7 @@ impl Queue {
         let rested = now.after(settle).min(entry.since.after(settle * MAX_QUIET_PERIODS)).max(now);
         let due = if entry.forced && entry.phase == Phase::Waiting { now } else { rested };
         match entry.phase {
-            Phase::Waiting => self.schedule(number, due),
+            Phase::Waiting if !entry.is_parked() => self.schedule(number, due),
             _ => entry.due = due,
         }
     }
@@ -585,7 +595,8 @@ impl Queue {
     }
 
     /// Makes every one of these paths that is pending due now, parked ones too, and counts them until they are done or
-    /// parked. `bytes` tells a path's content length; inodes from `first_new` on are made after it.
+    /// parked. What waits for somebody who names it counts as failed, unless the `scope` names it. `bytes` tells a path's
+    /// content length; inodes from `first_new` on are made after it.
     pub fn barrier(
         &mut self,
         paths: &[RepoPath],
@@ -613,9 +624,13 @@ impl Queue {
                 continue;
             };
             let size = bytes(path);
-            barrier.remaining += 1;
             barrier.progress.files_total += 1;
             barrier.progress.bytes_total += size;
+            if entry.is_in_conflict() && !matches!(&barrier.scope, Scope::Below(named) if named.contains(path)) {
+                barrier.progress.files_failed += 1;
+                continue;
+            }
+            barrier.remaining += 1;
             entry.wait(id, size);
             entry.force();
             if entry.phase != Phase::Waiting {
@@ -704,9 +719,13 @@ impl Queue {
             if entry.waiting().any(|id| id == follower.barrier) {
                 continue;
             }
-            barrier.remaining += 1;
             barrier.progress.files_total += 1;
             barrier.progress.bytes_total += bytes;
+            if entry.is_in_conflict() {
+                barrier.progress.files_failed += 1;
+                continue;
+            }
+            barrier.remaining += 1;
             match follower.seq.filter(|_| replaced) {
                 Some(seq) => entry.wait_since(follower.barrier, seq, bytes),
                 None => entry.wait(follower.barrier, bytes),
@@ -872,6 +891,30 @@ mod tests {
     }
 
     #[test]
+    fn a_conflict_is_taken_up_again_by_nobody_but_who_names_it() {
+        let mut queue = Queue::default();
+        queue.touch(&path("d/a"), NOW);
+        queue.park(&path("d/a"), "the server has another".into(), Parked::Conflict);
+        queue.touch(&path("d/a"), NOW);
+        let below = |dir: &str| Scope::Below(HashSet::from([RepoPath::parse(dir).unwrap()]));
+        for scope in [Scope::Fixed, Scope::Waited, below(""), below("d")] {
+            let barrier = queue.barrier(&[path("d/a")], scope, Ino(1), |_| 7);
+            let (progress, reached) = queue.barrier_progress(barrier);
+            assert!(reached && (progress.files_total, progress.files_failed) == (1, 1));
+        }
+        queue.touch(&path("old"), NOW);
+        let following = queue.barrier(&[path("old")], Scope::Waited, Ino(9), |_| 7);
+        let followers = queue.leave(&path("old"), Ino(1));
+        queue.join(&followers, &path("d/a"), 7, false);
+        assert_eq!(queue.barrier_progress(following).0.files_failed, 1);
+        queue.remove(&path("old"));
+        assert!(take(&mut queue).is_empty() && queue.get(&path("d/a")).unwrap().error().is_some());
+        let barrier = queue.barrier(&[path("d/a")], below("d/a"), Ino(1), |_| 7);
+        assert!(!queue.barrier_progress(barrier).1);
+        assert_eq!(take(&mut queue), [path("d/a")]);
+    }
+
+    #[test]
     fn a_parked_path_ends_the_wait_and_a_change_takes_it_up_again() {
         let mut queue = Queue::default();
         queue.touch(&path("a"), NOW);
@@ -965,7 +1008,10 @@ mod tests {
                     1 => drop(queue.take_due(Instant::now() + wait, at + 1)),
                     2 => queue.done(path, seq - wait.as_secs().min(seq)),
                     3 => queue.retry(path, wait, (at > 2).then(|| "refused".into())),
-                    4 => queue.park(path, "refused".into(), Parked::Person),
+                    4 => {
+                        let parked = if wait.as_secs() < 2 { Parked::Person } else { Parked::Conflict };
+                        queue.park(path, "refused".into(), parked);
+                    }
                     5 if at % 2 == 0 => {
                         let scope = if wait.is_zero() { Scope::Fixed } else { Scope::Below(HashSet::from([paths[at].clone()])) };
                         barriers.push((queue.barrier(&paths[..at], scope, Ino(3), |_| 1), at));

@@ -152,10 +152,11 @@ impl Fs {
     /// The server's, or the journal's.
     pub async fn reconcile(&self) -> Result<(), FsError> {
         self.meet_workspace().await?;
-        let mut conflicts = match self.journal.is_unverified() {
+        let after_repair = match self.journal.is_unverified() {
             true => self.verify_repaired().await?,
             false => Vec::new(),
         };
+        let mut conflicts = Vec::new();
         let base = self.workspace.base().await?;
         let known = self.base();
         let staged: HashMap<RepoPath, StagedChange> =
@@ -228,6 +229,15 @@ impl Fs {
                 if state.queue.get(&path).is_some() {
                     let error = format!("{what}; `oxenfs sync` on it stages yours over that");
                     state.queue.park(&path, error, Parked::Person);
+                }
+            }
+            for (path, what) in after_repair {
+                if state.queue.get(&path).is_some() {
+                    let error = format!(
+                        "{what}; `oxenfs sync` on it by name stages yours over that, and to have the other, move yours \
+                         elsewhere and mount again"
+                    );
+                    state.queue.park(&path, error, Parked::Conflict);
                 }
             }
             Ok(())

@@ -778,14 +778,21 @@ impl Fs {
         }
     }
 
-    /// Gets a file's bytes into the spool, so that it needs those on the server no longer.
+    /// Gets a file's bytes into the spool, so that it needs those on the server no longer. What it is to be staged as does
+    /// not change by that: a path of it that waits for a person or for a commit goes on waiting.
     ///
     /// # Errors
     /// When they cannot be downloaded or stored.
     pub async fn rescue(&self, ino: Ino) -> Result<(), FsError> {
         self.satisfy(super::Need::Own(ino)).await?;
         into_plain(self.change(|state| {
-            state.touch_file(ino, Duration::ZERO);
+            for path in state.tree.file_paths(ino) {
+                state.open_account(&path, Some(ino));
+                if !state.queue.get(&path).is_some_and(Pending::is_parked) {
+                    // Something is owed for it.
+                    state.queue.touch(&path, Duration::ZERO);
+                }
+            }
             Ok(())
         }))
     }

@@ -300,6 +300,71 @@ fn an_open_commit_intention_survives_a_repair() {
     }
 }
 
+/// The record ends with the rename of a staged file to a name that got newer content later. Its old name is to be removed,
+/// for which its bytes are got from the server first: that makes the conflict no smaller.
+#[test]
+fn a_conflict_after_a_repair_waits_until_somebody_names_it() {
+    crate::world::runtime(2).block_on(async {
+        let (dir, memory) = (Arc::new(temporary_dir()), memory());
+        let mut world = opened(&dir, &memory).await.unwrap();
+        world.model = crate::world::model_of(&BASE);
+        let write = |path: &str, text: &str| Op::Replace { path: split(path), text: text.into() };
+        let rename = |from: &str, to: &str| Op::Rename { from: split(from), to: split(to), mode: 0 };
+        for op in [write("old", "older"), Op::Drain, rename("old", "renamed"), Op::Drain] {
+            world.step(&op).await;
+        }
+        for op in [write("renamed", "newer"), write("old", "older"), Op::Drain] {
+            world.step(&op).await;
+        }
+        drop(world);
+        let segment = dir.path().join("journal/journal.00000001");
+        let record = std::fs::read(&segment).unwrap();
+        let name = br#""n":"renamed""#;
+        let at = record.windows(name.len()).position(|part| part == name).unwrap();
+        let end = at + record[at..].iter().position(|byte| *byte == b'\n').unwrap();
+        std::fs::write(&segment, &record[..=end]).unwrap();
+        let shown = Mounted { root_path: RepoPath::root(), access: None };
+        repair(&Disk::default(), dir.path(), &shown, true).unwrap();
+        let path = |text: &str| RepoPath::parse(text).unwrap();
+        let staged =
+            |name: &str| memory.view().get(&path(name)).map(|content| String::from_utf8_lossy(content).into_owned());
+        let named = |name: &str| std::collections::BTreeSet::from([name.to_owned()]);
+        for mount in 0..2 {
+            let world = opened(&dir, &memory).await.unwrap();
+            world.settle().await;
+            assert_eq!(staged("old"), None, "what makes the bytes be got is done, at mount {mount}");
+            assert_eq!((staged("renamed").as_deref(), world.errors()), (Some("newer"), named("renamed")));
+            // Nor by a wait for all, or by what a program does to it.
+            assert_eq!(world.stage_all().await, 1);
+            world.real(&Op::Write { path: split("renamed"), at: 0, text: "O".into() }).await.unwrap();
+            assert_eq!(world.stage_all().await, 1);
+            assert_eq!(world.fs().cut().await.unwrap().waiting.reached().await.files_failed, 1);
+            assert_eq!((staged("renamed").as_deref(), world.errors()), (Some("newer"), named("renamed")));
+        }
+        // To keep one's own.
+        let (ours, theirs) = (Arc::new(temporary_dir()), Arc::new(memory.fork()));
+        copy(dir.path(), ours.path());
+        let world = opened(&ours, &theirs).await.unwrap();
+        let waiting = world.fs().barrier_below([path("renamed")].into()).unwrap();
+        assert_eq!(waiting.reached().await.files_failed, 0);
+        assert_eq!(theirs.view().get(&path("renamed")).map(|content| content.to_vec()), Some(b"Older".to_vec()));
+        drop(world);
+        // To keep both: the other shows at the next mount.
+        let world = opened(&dir, &memory).await.unwrap();
+        world.real(&rename("renamed", "mine")).await.unwrap();
+        world.settle().await;
+        assert_eq!((staged("renamed").as_deref(), staged("mine").as_deref()), (Some("newer"), Some("Older")));
+        drop(world);
+        let world = opened(&dir, &memory).await.unwrap();
+        assert_eq!(world.stage_all().await, 0);
+        let file = |text: &str| Some(Shown::File(text.as_bytes().to_vec()));
+        let shown = world.shown().await;
+        assert_eq!(shown.get(&split("renamed")).cloned(), file("newer"));
+        assert_eq!(shown.get(&split("mine")).cloned(), file("Older"));
+        assert_eq!(world.errors(), std::collections::BTreeSet::new());
+    });
+}
+
 #[test]
 fn after_a_repair_an_older_record_replaces_nothing_that_is_staged() {
     crate::world::runtime(2).block_on(async {

@@ -468,6 +468,10 @@ impl World {
         Ok(Self { dir, memory, fs, disk, tasks, kernel, model, commit: None, manner, patience: PATIENCE })
     }
 
+    pub fn fs(&self) -> &Fs {
+        &self.fs
+    }
+
     /// Where nobody mends what the server lacks: an operation is tried again for so long.
     pub fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
