@@ -157,7 +157,8 @@ impl State {
     }
 
     /// Keeps what is staged at a path, where the record is right about that and would replace or remove it, and no file of
-    /// the tree has the same content: a frame that is lost may have renamed it. `false` where it would be replaced.
+    /// the tree has the same content: a frame that is lost may have renamed it. `false` where it would be replaced. So does a
+    /// removal that is staged where the record has lost it.
     fn keep_last(
         &mut self,
         path: &RepoPath,
@@ -167,8 +168,20 @@ impl State {
     ) -> bool {
         let Some(account) = self.ledger.get(path) else { return true };
         self.note_found(path, Account { late: account.late, ..there });
-        let Staged::Put(object) = there.staged else { return true };
-        if !self.owes(path, &account) || named.contains(&object.hash) {
+        let owes = self.owes(path, &account);
+        let is_named = matches!(there.staged, Staged::Put(object) if named.contains(&object.hash));
+        if owes && self.tree.resolve(path) == Resolved::AsBase {
+            // The frame that hid what the base has there is lost. What such a path wants is fixed here: otherwise a
+            // listing, which shows nothing at a path that has an account, would change it while it is staged.
+            return match is_named {
+                true => {
+                    self.show(path, there.base, there.base.is_some(), options);
+                    true
+                }
+                false => self.take(path, there, options),
+            };
+        }
+        if !owes || is_named || !matches!(there.staged, Staged::Put(_)) {
             return true;
         }
         self.content_at(path).is_none() && self.take(path, there, options)

@@ -365,6 +365,33 @@ fn a_conflict_after_a_repair_waits_until_somebody_names_it() {
     });
 }
 
+/// The frame is lost that hid what the base has, and the one that tells that its removal is staged is not.
+#[test]
+fn a_removal_that_is_staged_stays_removed_after_a_repair_that_lost_it() {
+    crate::world::runtime(2).block_on(async {
+        let (dir, memory) = (Arc::new(temporary_dir()), memory());
+        let mut world = opened(&dir, &memory).await.unwrap();
+        world.model = crate::world::model_of(&BASE);
+        world.step(&Op::Unlink(split("dir/removed"))).await;
+        world.step(&Op::Drain).await;
+        drop(world);
+        let segment = dir.path().join("journal/journal.00000001");
+        let mut record = std::fs::read(&segment).unwrap();
+        let name = br#""n":"removed""#;
+        let at = record.windows(name.len()).position(|part| part == name).unwrap();
+        record[at + 5] ^= 1;
+        std::fs::write(&segment, &record).unwrap();
+        let shown = Mounted { root_path: RepoPath::root(), access: None };
+        assert!(!repair(&Disk::default(), dir.path(), &shown, true).unwrap().damage.is_empty());
+        let world = opened(&dir, &memory).await.unwrap();
+        assert_eq!(world.stage_all().await, 0);
+        assert_eq!(world.shown().await.get(&split("dir/removed")), None);
+        assert!(!memory.view().contains_key(&RepoPath::parse("dir/removed").unwrap()));
+        let broken = world.broken();
+        assert!(broken.is_empty(), "{broken:?}");
+    });
+}
+
 #[test]
 fn after_a_repair_an_older_record_replaces_nothing_that_is_staged() {
     crate::world::runtime(2).block_on(async {
