@@ -35,7 +35,7 @@ mod unseen;
 mod verify;
 mod xattrs;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -331,6 +331,8 @@ struct State {
     lost: HashMap<Ino, String>,
     /// Files of the spool that nobody may have looked at since the mount; `None` once all have been.
     unseen: Option<Vec<Ino>>,
+    /// Parked because something that is parked itself is in their way. Some may be so no longer.
+    kept_out: HashSet<RepoPath>,
     /// What a repair salvaged, and shows.
     salvaged: lost::SalvagedFiles,
 }
@@ -784,7 +786,8 @@ impl Fs {
         }
     }
 
-    /// What was staged may have gone with the workspace. Then it is staged again, which this waits for; whether it was.
+    /// What was staged may have gone with the workspace. Then it is staged again, which this waits for; whether it was. What
+    /// waits for somebody is not: to read it is not to act.
     async fn is_staged_again(&self, ino: Ino) -> bool {
         if let Err(error) = self.find_workspace().await {
             tracing::debug!(%error, "it is not known whether the workspace is still there");
@@ -792,7 +795,8 @@ impl Fs {
         }
         let owed: Vec<RepoPath> = {
             let state = self.lock();
-            state.tree.paths_of(ino).filter(|path| state.queue.get(path).is_some()).collect()
+            let on_its_way = |path: &RepoPath| state.queue.get(path).is_some_and(|entry| !entry.is_parked());
+            state.tree.paths_of(ino).filter(on_its_way).collect()
         };
         if owed.is_empty() {
             return false;

@@ -270,6 +270,8 @@ enum Turn {
     Later,
     /// Not as long as this is so.
     Kept(String),
+    /// Not before somebody has acted about this path, which is in its way.
+    KeptOut(RepoPath),
 }
 
 /// The engine of one mount.
@@ -507,6 +509,11 @@ impl Stager {
                     self.put_back(&item.capture.path);
                     continue;
                 }
+                Turn::KeptOut(other) => {
+                    self.in_hand -= 1;
+                    self.fs.step_kept_out(&item.capture, &other);
+                    continue;
+                }
                 Turn::Kept(why) => {
                     self.in_hand -= 1;
                     let delay = self.delays.after(self.fs.attempts(&item.capture.path), None);
@@ -579,7 +586,7 @@ impl Stager {
         }
         let is_clear = || self.fs.clear_for_put(path) && !self.removing.iter().flatten().any(|dir| path.is_in(dir));
         match item.step {
-            Step::Put(_) if !is_clear() => Turn::Later,
+            Step::Put(_) if !is_clear() => self.fs.kept_out_by(path).map_or(Turn::Later, Turn::KeptOut),
             _ => Turn::Now,
         }
     }

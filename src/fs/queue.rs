@@ -135,6 +135,11 @@ impl Pending {
         self.rare.as_ref()?.parked
     }
 
+    /// Whether it stays as it is until somebody acts, here or elsewhere.
+    pub fn waits_for_somebody(&self) -> bool {
+        matches!(self.parked(), Some(Parked::Person | Parked::Conflict))
+    }
+
     fn failed(&mut self, error: String, parked: Option<Parked>) {
         let rare = self.rare.get_or_insert_default();
         rare.attempts += 1;

@@ -561,6 +561,7 @@ impl State {
             uneven: HashMap::new(),
             lost: HashMap::new(),
             unseen: None,
+            kept_out: HashSet::new(),
             salvaged: HashMap::new(),
         }
     }

@@ -652,6 +652,9 @@ impl Fs {
                 adopt.extend(state.confirm(capture, *step));
                 staged.extend(state.take_from_cut(capture));
             }
+            if steps.iter().any(|(_, step)| *step != Step::Nothing) {
+                state.let_in();
+            }
             Ok(())
         });
         drop(staged);
@@ -752,6 +755,28 @@ impl Fs {
     /// both and keeps one of them.
     pub fn clear_for_put(&self, path: &RepoPath) -> bool {
         self.lock().is_clear_for_put(path)
+    }
+
+    /// What keeps a file from being put at `path` until somebody acts, if the first thing in its way waits for that.
+    pub fn kept_out_by(&self, path: &RepoPath) -> Option<RepoPath> {
+        let state = self.lock();
+        let waits = |other: &RepoPath| state.queue.get(other).is_some_and(Pending::waits_for_somebody);
+        state.in_the_way(path).filter(waits)
+    }
+
+    /// A step of `capture` works only when somebody has acted about `other`, which is in its way: it waits as well, and is
+    /// looked at again when anything has been done to what the workspace has.
+    pub fn step_kept_out(&self, capture: &Capture, other: &RepoPath) {
+        let error = format!("cannot be staged beside {other}, which the server has and which waits for somebody itself");
+        if self.has_changed_since(capture, &error) {
+            return;
+        }
+        tracing::debug!(path = %capture.path, error, "not staged");
+        let mut state = self.lock();
+        state.queue.park(&capture.path, error, Parked::Person);
+        state.kept_out.insert(capture.path.clone());
+        drop(state);
+        self.progress.notify_waiters();
     }
 
     /// Whether `path` may be given to `step` without losing bytes that the workspace has nowhere else: those of a file
@@ -1125,9 +1150,23 @@ impl State {
 
     /// See [`Fs::clear_for_put`].
     fn is_clear_for_put(&self, path: &RepoPath) -> bool {
+        self.in_the_way(path).is_none()
+    }
+
+    /// The first that a file at `path` would be put above or below.
+    fn in_the_way(&self, path: &RepoPath) -> Option<RepoPath> {
         let mut above = std::iter::successors(path.parent(), RepoPath::parent);
-        !above.any(|dir| self.ledger.get(&dir).is_some_and(|account| account.may_show()))
-            && !self.ledger.shown_below(path).any(|below| below != path)
+        let above = above.find(|dir| self.ledger.get(dir).is_some_and(|account| account.may_show()));
+        above.or_else(|| self.ledger.shown_below(path).find(|below| *below != path).cloned())
+    }
+
+    /// What was kept out by something is looked at again.
+    fn let_in(&mut self) {
+        for path in std::mem::take(&mut self.kept_out) {
+            if self.queue.get(&path).is_some_and(Pending::waits_for_somebody) {
+                self.queue.touch(&path, Duration::ZERO);
+            }
+        }
     }
 
     /// Whether the queue will stage a pinned file under a name of its own, without waiting for one of `waiting`, for

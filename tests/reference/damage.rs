@@ -11,8 +11,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use oxenfs::disk::Disk;
 use oxenfs::fs::{LOST, Repair, Shown as Mounted, repair};
 use oxenfs::journal::{Change, Journal, JournalError};
@@ -22,12 +23,15 @@ use oxenfs::path::{Name, RepoPath};
 use crate::model::{Model, Path, Shown};
 use crate::sweep::{self, Remains};
 use crate::workload::{self, Workload};
-use crate::world::{Manner, World, difference, in_time, temporary_dir, write_with_hole};
+use crate::world::{Course, Manner, SLOW, World, difference, in_time_at, temporary_dir, write_with_hole};
 
 /// Damages in CI.
 const FEW: usize = 60;
 /// How long a read is tried again that does not succeed: nobody mends the server here.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Damages at once: enough to fill the waits of each.
+const AT_ONCE: usize = 8;
 
 /// What was done to which file.
 #[derive(Debug)]
@@ -292,7 +296,7 @@ impl Look<'_> {
     }
 }
 
-async fn outcome(workload: &Workload, models: &[Model], remains: &Remains, seed: u64) -> Tally {
+async fn outcome(workload: &Workload, models: &[Model], remains: &Remains, seed: u64, course: &Course) -> Tally {
     let mut tally = Tally::default();
     let mut random = fastrand::Rng::with_seed(seed);
     let dir = Arc::new(temporary_dir());
@@ -320,9 +324,10 @@ async fn outcome(workload: &Workload, models: &[Model], remains: &Remains, seed:
             workload.past,
             Manner::Plain,
         );
-        opened.await.map(|world| world.with_patience(PATIENCE))
+        opened.await.map(|world| world.with_patience(PATIENCE).along(course))
     };
     let before = all_bytes(dir.path());
+    course.step(format!("{} is opened", hurt.what));
     let (world, repaired) = match open(memory.clone()).await {
         Ok(world) => {
             tally.whole += 1;
@@ -331,9 +336,11 @@ async fn outcome(workload: &Workload, models: &[Model], remains: &Remains, seed:
         Err(JournalError::Damaged(_)) => {
             tally.refused += 1;
             assert!(before == all_bytes(dir.path()), "{told}: refused, and changed");
+            course.step("it is repaired");
             let shown = repair(&Disk::default(), dir.path(), &mounted(), false).unwrap();
             assert!(!shown.damage.is_empty(), "{told}: a repair sees no damage where a mount does");
             let repaired = repair(&Disk::default(), dir.path(), &mounted(), true).unwrap();
+            course.step("it is opened again");
             let opened = open(memory).await;
             (opened.unwrap_or_else(|error| panic!("{told}: refused after the repair: {error}")), Some(repaired))
         }
@@ -348,9 +355,11 @@ async fn outcome(workload: &Workload, models: &[Model], remains: &Remains, seed:
     let shown = world.shown().await;
     let fates = look(&world, &shown);
     // Once the rest is on its way, nothing has been taken from what was there.
+    course.step("it settles");
     world.settle().await;
     let later = world.shown().await;
     let drained = look(&world, &later);
+    course.step("it is checked");
     let broken = world.broken();
     assert!(broken.is_empty(), "{told}: {broken:#?}");
     let lost: Vec<(&Path, Fate, Fate)> = fates
@@ -419,14 +428,22 @@ fn damage(workload: &Workload, count: usize) -> Tally {
     runtime.block_on(async {
         let (models, remains) = sweep::run(workload).await;
         let mut random = fastrand::Rng::with_seed(workload.seed);
-        let mut tally = Tally::default();
-        for _ in 0..count {
-            let remains = random.choice(&remains).unwrap();
-            let seed = random.u64(..);
+        let chosen: Vec<(&Remains, u64)> =
+            (0..count).map(|_| (random.choice(&remains).unwrap(), random.u64(..))).collect();
+        let outcomes = futures_util::stream::iter(chosen).map(async |(remains, seed)| {
             let what = format!("seed {}, damage {seed}, {}", workload.seed, remains.point);
-            tally.add(in_time(&what, outcome(workload, &models, remains, seed)).await);
-        }
-        tally
+            let (course, begun) = (Course::default(), Instant::now());
+            let tally = in_time_at(&what, &course, outcome(workload, &models, remains, seed, &course)).await;
+            if begun.elapsed() > SLOW {
+                crate::tell(&format!("{what} took {:?}:\n{}", begun.elapsed(), course.told()));
+            }
+            tally
+        });
+        let add = async |mut all: Tally, one| {
+            all.add(one);
+            all
+        };
+        outcomes.buffer_unordered(AT_ONCE).fold(Tally::default(), add).await
     })
 }
 

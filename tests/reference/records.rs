@@ -365,6 +365,87 @@ fn a_conflict_after_a_repair_waits_until_somebody_names_it() {
     });
 }
 
+/// Cuts the record in `dir` off where it ends with `frames`, the bytes that it had at some earlier moment, and repairs it.
+fn repair_cut(dir: &FsPath, frames: &[u8]) {
+    let end = frames.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    std::fs::write(dir.join("journal/journal.00000001"), &frames[..end]).unwrap();
+    let shown = Mounted { root_path: RepoPath::root(), access: None };
+    assert!(!repair(&Disk::default(), dir, &shown, true).unwrap().damage.is_empty());
+}
+
+/// The record ends where a directory was and the server has a file by now, or the reverse. Nobody waits for what can only be
+/// staged when that is decided.
+#[test]
+fn what_a_conflict_keeps_out_is_named_and_goes_when_that_is_decided() {
+    let write = |path: &str, text: &str| Op::Replace { path: split(path), text: text.into() };
+    let gone = |path: &str| Op::Unlink(split(path));
+    let dir = || Op::Mkdir(split("n"));
+    let below = (vec![dir(), write("n/x", "ours")], vec![gone("n/x"), Op::Rmdir(split("n")), write("n", "theirs")]);
+    let above = (vec![write("n", "ours")], vec![gone("n"), dir(), write("n/x", "theirs")]);
+    crate::world::runtime(2).block_on(async {
+        for ((before, after), ours, theirs) in [(below, "n/x", "n"), (above, "n", "n/x")] {
+            let (dir, memory) = (Arc::new(temporary_dir()), memory());
+            let mut world = opened(&dir, &memory).await.unwrap();
+            world.model = crate::world::model_of(&BASE);
+            for op in before.iter().chain([&Op::Drain]) {
+                world.step(op).await;
+            }
+            let earlier = std::fs::read(dir.path().join("journal/journal.00000001")).unwrap();
+            for op in after.iter().chain([&Op::Drain]) {
+                world.step(op).await;
+            }
+            drop(world);
+            repair_cut(dir.path(), &earlier);
+            let world = opened(&dir, &memory).await.unwrap();
+            let staged = |name: &str| {
+                let view = memory.view();
+                view.get(&RepoPath::parse(name).unwrap()).map(|content| String::from_utf8_lossy(content).into_owned())
+            };
+            let named = std::collections::BTreeSet::from([ours.to_owned(), theirs.to_owned()]);
+            for _ in 0..2 {
+                assert_eq!(world.stage_all().await, 2, "{ours}: {:?}", world.report());
+                assert_eq!(world.errors(), named);
+                assert_eq!((staged(theirs).as_deref(), staged(ours)), (Some("theirs"), None));
+            }
+            assert_eq!(world.fs().cut().await.unwrap().waiting.reached().await.files_failed, 2);
+            let waiting = world.fs().barrier_below([RepoPath::parse(theirs).unwrap()].into()).unwrap();
+            assert_eq!(waiting.reached().await.files_failed, 0, "{ours}: {:?}", world.report());
+            world.settle().await;
+            assert_eq!((staged(ours).as_deref(), staged(theirs)), (Some("ours"), None));
+            assert_eq!(world.errors(), std::collections::BTreeSet::new());
+        }
+    });
+}
+
+/// Its bytes are nowhere any more, and it cannot be staged: that is said at once, however often it is read.
+#[test]
+fn a_read_does_not_wait_for_what_a_conflict_keeps_out() {
+    crate::world::runtime(2).block_on(async {
+        let (dir, memory) = (Arc::new(temporary_dir()), memory());
+        let mut world = opened(&dir, &memory).await.unwrap();
+        world.model = crate::world::model_of(&BASE);
+        let write = |path: &str, text: &str| Op::Replace { path: split(path), text: text.into() };
+        let long = "long".repeat(1000);
+        for op in [Op::Mkdir(split("n")), write("n/x", &long), Op::Drain] {
+            world.step(&op).await;
+        }
+        let earlier = std::fs::read(dir.path().join("journal/journal.00000001")).unwrap();
+        for op in [Op::Unlink(split("n/x")), Op::Rmdir(split("n")), write("n", "theirs"), Op::Drain] {
+            world.step(&op).await;
+        }
+        drop(world);
+        repair_cut(dir.path(), &earlier);
+        let _ = std::fs::remove_dir_all(dir.path().join("cache"));
+        let world = opened(&dir, &memory).await.unwrap().with_patience(Duration::ZERO);
+        for _ in 0..5 {
+            let begun = std::time::Instant::now();
+            assert_eq!(world.shown().await.get(&split("n/x")), Some(&Shown::Unreadable));
+            assert!(begun.elapsed() < crate::world::SLOW, "{:?}", begun.elapsed());
+        }
+        assert_eq!(memory.view().get(&RepoPath::parse("n").unwrap()).map(|content| content.to_vec()), Some(b"theirs".to_vec()));
+    });
+}
+
 /// The frame is lost that hid what the base has, and the one that tells that its removal is staged is not.
 #[test]
 fn a_removal_that_is_staged_stays_removed_after_a_repair_that_lost_it() {
