@@ -769,18 +769,16 @@ impl Fs {
                 true => self.fetch_checked(hash, size, source.clone()).await,
                 false => self.fetch_content(hash, size, source.clone()).await,
             };
+            let is_elsewhere = matches!(
+                &fetched,
+                Err(FsError::Remote(
+                    WorkspaceError::NotFound { .. } | WorkspaceError::Conflict { .. } | WorkspaceError::Protocol { .. }
+                ))
+            );
             match fetched {
                 // What was renamed here is staged under its new name meanwhile, and gone from the old one.
-                Err(FsError::Remote(WorkspaceError::NotFound { .. } | WorkspaceError::Protocol { .. }))
-                    if tried.as_ref() != Some(&source) =>
-                {
-                    tried = Some(source);
-                }
-                Err(FsError::Remote(WorkspaceError::NotFound { .. } | WorkspaceError::Protocol { .. }))
-                    if !waited && self.is_staged_again(ino).await =>
-                {
-                    (tried, waited) = (None, true);
-                }
+                Err(_) if is_elsewhere && tried.as_ref() != Some(&source) => tried = Some(source),
+                Err(_) if is_elsewhere && !waited && self.is_staged_again(ino).await => (tried, waited) = (None, true),
                 fetched => return fetched.map(|file| Some((hash, file))),
             }
         }
@@ -849,13 +847,14 @@ impl Fs {
         self.make_room(size);
         let fetched = self.cache.begin()?;
         let length = self.workspace.fetch(&source, &fetched.file).await?;
-        self.blocking(move |fs| {
-            fs.keep_fetched(fetched, hash, (length, size))?.map_err(|found| {
-                let detail = format!("{} has content {found} of {length} bytes, not {hash} of {size}", source.path);
-                WorkspaceError::Protocol { detail, request: None }.into()
-            })
-        })
-        .await
+        let kept = self.blocking(move |fs| Ok(fs.keep_fetched(fetched, hash, (length, size))?)).await?;
+        match kept {
+            Ok(file) => Ok(file),
+            Err(found) => {
+                let what = format!("{} has content {found} of {length} bytes, not {hash} of {size}", source.path);
+                Err(self.why_not(&source, hash, what).await.into())
+            }
+        }
     }
 
     /// [`fetch_content`](Self::fetch_content) for who passes all of it on, to the server or to a file of its own: its bytes

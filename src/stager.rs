@@ -269,9 +269,16 @@ enum Turn {
     Now,
     Later,
     /// Not as long as this is so.
-    Kept(String),
+    Kept(Kept),
     /// Not before somebody has acted about this path, which is in its way.
     KeptOut(RepoPath),
+}
+
+/// Why a path keeps what it has.
+struct Kept {
+    why: String,
+    /// Nobody need do anything about it.
+    passes: bool,
 }
 
 /// The engine of one mount.
@@ -298,7 +305,7 @@ pub struct Stager {
     rescuing: HashSet<Ino>,
     lost: HashSet<Ino>,
     /// Why the last attempt at a file's bytes failed, until somebody is told.
-    unrescued: HashMap<Ino, String>,
+    unrescued: HashMap<Ino, Kept>,
     /// Nothing is sent before this, after a request that told nothing.
     quiet_until: Option<Instant>,
     failures: u32,
@@ -514,10 +521,10 @@ impl Stager {
                     self.fs.step_kept_out(&item.capture, &other);
                     continue;
                 }
-                Turn::Kept(why) => {
+                Turn::Kept(Kept { why, passes }) => {
                     self.in_hand -= 1;
-                    let delay = self.delays.after(self.fs.attempts(&item.capture.path), None);
-                    self.fs.step_failed(&item.capture, &why, Some(delay));
+                    let delay = passes.then(|| self.delays.after(self.fs.attempts(&item.capture.path), None));
+                    self.fs.step_failed(&item.capture, &why, delay);
                     continue;
                 }
             }
@@ -570,8 +577,9 @@ impl Stager {
             Frees::Later => return Turn::Later,
             Frees::Once(stranded) => {
                 let stranded: Vec<Ino> = stranded.into_iter().filter(|ino| !self.lost.contains(ino)).collect();
-                if let Some(why) = stranded.iter().find_map(|ino| self.unrescued.remove(ino)) {
-                    return Turn::Kept(format!("a file that was renamed away from here has its bytes here yet: {why}"));
+                if let Some(Kept { why, passes }) = stranded.iter().find_map(|ino| self.unrescued.remove(ino)) {
+                    let why = format!("a file that was renamed away from here has its bytes here yet: {why}");
+                    return Turn::Kept(Kept { why, passes });
                 }
                 for ino in &stranded {
                     if self.rescuing.insert(*ino) {
@@ -637,13 +645,15 @@ impl Stager {
                 self.rescuing.remove(&ino);
                 self.unrescued.remove(&ino);
                 if let Err(error) = rescued {
+                    // Other bytes are there, which are not ours to remove.
+                    let is_taken = matches!(&error, FsError::Remote(WorkspaceError::Conflict { .. }));
                     let gone = matches!(&error, FsError::Remote(error) if !error.is_transient());
-                    if gone {
+                    if gone && !is_taken {
                         tracing::warn!(%error, ino = ino.0, "bytes that were only on the server are gone");
                         self.lost.insert(ino);
                     } else {
                         tracing::debug!(%error, ino = ino.0, "bytes that are only on the server were not fetched yet");
-                        self.unrescued.insert(ino, error.to_string());
+                        self.unrescued.insert(ino, Kept { why: error.to_string(), passes: !is_taken });
                     }
                 }
             }

@@ -11,14 +11,16 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::queue::Pending;
 use super::recovery::Listings;
 use super::staging::into_plain;
 use super::{Fs, FsError, State, now_secs};
+use crate::hash::ContentHash;
 use crate::journal::Change;
 use crate::ledger::{Account, Staged};
 use crate::path::RepoPath;
 use crate::workspace::verify::{Expected, StagedSet};
-use crate::workspace::{Change as StagedChange, ChangeKind, Object, WorkspaceError};
+use crate::workspace::{Change as StagedChange, ChangeKind, Object, Revision, Source, WorkspaceError};
 
 /// How long a request is expected: longer than gateways, which give up after a minute or a few, and servers under load
 /// hold one.
@@ -206,6 +208,41 @@ impl Fs {
             _ => Expected::SomeFile,
         };
         changes.iter().map(|change| (change.path.clone(), expected(change))).collect()
+    }
+
+    /// Why what was fetched is not what it should be: the way garbled it, or a request came late, which passes; or it is not
+    /// there any more, which the server says itself and which does not pass.
+    pub(super) async fn why_not(&self, source: &Source, hash: ContentHash, what: String) -> WorkspaceError {
+        let is_undone = {
+            let state = self.lock();
+            let late = state.ledger.get(&source.path).is_some_and(|account| account.late.is_some());
+            let waits = state.queue.get(&source.path).is_some_and(Pending::waits_for_somebody);
+            source.revision == Revision::Workspace && late && !waits
+        };
+        match self.object_at(source).await {
+            Ok(None) if !is_undone => WorkspaceError::NotFound { what, request: None },
+            // Nobody else's bytes go for the sake of ours.
+            Ok(Some(there)) if !is_undone && there.hash != hash => {
+                WorkspaceError::Conflict { message: what, request: None }
+            }
+            _ => WorkspaceError::Protocol { detail: what, request: None },
+        }
+    }
+
+    /// What the server says that it has where content is read.
+    async fn object_at(&self, source: &Source) -> Result<Option<Object>, FsError> {
+        let commit = match &source.revision {
+            Revision::Commit(commit) => commit.clone(),
+            Revision::Workspace => {
+                let changes = self.workspace.changes().await?;
+                match changes.iter().find(|change| change.path == source.path) {
+                    Some(change) if change.kind == ChangeKind::Removed => return Ok(None),
+                    Some(change) => return self.staged_now(change).await,
+                    None => self.workspace.base().await?,
+                }
+            }
+        };
+        Listings::new(self, commit).object(&source.path).await
     }
 
     /// What is staged there at this moment.

@@ -767,7 +767,8 @@ impl Fs {
     /// A step of `capture` works only when somebody has acted about `other`, which is in its way: it waits as well, and is
     /// looked at again when anything has been done to what the workspace has.
     pub fn step_kept_out(&self, capture: &Capture, other: &RepoPath) {
-        let error = format!("cannot be staged beside {other}, which the server has and which waits for somebody itself");
+        let error =
+            format!("cannot be staged beside {other}, which the server has and which waits for somebody itself");
         if self.has_changed_since(capture, &error) {
             return;
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use oxenfs::disk::Disk;
-use oxenfs::fs::{Fs, Limits, Options, Shown as Mounted, repair, survey};
+use oxenfs::fs::{Fs, Limits, Options, RenameMode, Shown as Mounted, Stop, repair, survey};
 use oxenfs::journal::{Change, CommitIntent, Journal, JournalError};
 use oxenfs::namespace::{Attrs, BodyRecord, Ino, InodeRecord, ROOT, SpoolId, Timestamp};
 use oxenfs::path::{Name, RepoPath};
@@ -30,7 +30,11 @@ fn golden(name: &str) -> Arc<tempfile::TempDir> {
 }
 
 fn memory() -> Arc<Memory> {
-    let memory = Arc::new(Memory::new(ByHash::Single));
+    memory_with(ByHash::Single)
+}
+
+fn memory_with(by_hash: ByHash) -> Arc<Memory> {
+    let memory = Arc::new(Memory::new(by_hash));
     let base = BASE.map(|(path, text)| (RepoPath::parse(path).unwrap(), text.into()));
     memory.set_base(base.into_iter().collect());
     memory
@@ -134,8 +138,13 @@ fn link(parent: u64, name: &str, ino: u64) -> Change {
 }
 
 fn start(dir: &FsPath) -> Result<Arc<Fs>, JournalError> {
+    start_with(dir, &memory())
+}
+
+/// A filesystem of which nothing is staged.
+fn start_with(dir: &FsPath, memory: &Arc<Memory>) -> Result<Arc<Fs>, JournalError> {
     let options = Options { read_only: false, settle: Duration::from_secs(3600), uid: 0, gid: 0, umask: 0o022 };
-    Fs::recover(dir, RepoPath::root(), options, Limits { spool: None, cache: 1 << 20 }, memory())
+    Fs::recover(dir, RepoPath::root(), options, Limits { spool: None, cache: 1 << 20 }, memory.clone())
 }
 
 #[test]
@@ -365,6 +374,40 @@ fn a_conflict_after_a_repair_waits_until_somebody_names_it() {
     });
 }
 
+/// A file was renamed to a name that somebody else took, and its old name is to be removed: for that its bytes are got from
+/// the server, and the conflict stays what it is. Nor is it ended by who reads it.
+#[test]
+fn a_conflict_with_somebody_else_is_not_let_go_by_getting_the_bytes() {
+    crate::world::runtime(2).block_on(async {
+        let (dir, memory) = (Arc::new(temporary_dir()), memory());
+        let mut world = opened(&dir, &memory).await.unwrap();
+        world.model = crate::world::model_of(&BASE);
+        world.step(&Op::Replace { path: split("old"), text: "ours".into() }).await;
+        world.step(&Op::Drain).await;
+        drop(world);
+        // By a daemon that is killed before it stages anything.
+        let fs = start_with(dir.path(), &memory).unwrap();
+        fs.reconcile().await.unwrap();
+        let name = |text: &str| Name::new(text.as_bytes()).unwrap();
+        let renamed = |fs: &Fs| fs.rename(ROOT, &name("old"), ROOT, &name("renamed"), RenameMode::Replace);
+        match renamed(&fs) {
+            Err(Stop::Need(need)) => fs.run(need, renamed).await.unwrap(),
+            done => done.unwrap(),
+        }
+        drop(fs);
+        let path = |text: &str| RepoPath::parse(text).unwrap();
+        memory.stage_foreign(path("renamed"), Some("theirs".into()));
+        let world = opened(&dir, &memory).await.unwrap();
+        world.settle().await;
+        assert_eq!(world.shown().await[&split("renamed")], Shown::File(b"ours".to_vec()));
+        world.settle().await;
+        let staged = memory.view();
+        assert_eq!(staged.get(&path("renamed")).map(|content| &**content), Some(&b"theirs"[..]));
+        assert_eq!(world.errors(), std::collections::BTreeSet::from(["renamed".to_owned()]));
+        assert_eq!(staged.get(&path("old")), None, "what makes the bytes be got is done");
+    });
+}
+
 /// Cuts the record in `dir` off where it ends with `frames`, the bytes that it had at some earlier moment, and repairs it.
 fn repair_cut(dir: &FsPath, frames: &[u8]) {
     let end = frames.iter().rposition(|byte| *byte != 0).unwrap() + 1;
@@ -417,6 +460,44 @@ fn what_a_conflict_keeps_out_is_named_and_goes_when_that_is_decided() {
     });
 }
 
+/// After the record ends its old name, where its bytes are read, got other content: the server says so, and nobody waits for
+/// what does not come.
+#[test]
+fn bytes_that_the_server_has_no_more_are_given_up() {
+    crate::world::runtime(2).block_on(async {
+        let (dir, memory) = (Arc::new(temporary_dir()), memory_with(ByHash::Never));
+        let mut world = opened(&dir, &memory).await.unwrap();
+        world.model = crate::world::model_of(&BASE);
+        let write = |path: &str, text: &str| Op::Replace { path: split(path), text: text.into() };
+        for op in [write("old", &"long".repeat(1000)), Op::Drain, write("other", "x"), Op::Drain] {
+            world.step(&op).await;
+        }
+        drop(world);
+        let fs = start_with(dir.path(), &memory).unwrap();
+        fs.reconcile().await.unwrap();
+        let name = |text: &str| Name::new(text.as_bytes()).unwrap();
+        let renamed = |fs: &Fs| fs.rename(ROOT, &name("old"), ROOT, &name("renamed"), RenameMode::Replace);
+        match renamed(&fs) {
+            Err(Stop::Need(need)) => fs.run(need, renamed).await.unwrap(),
+            done => done.unwrap(),
+        }
+        drop(fs);
+        let old = RepoPath::parse("old").unwrap();
+        memory.stage_foreign(old.clone(), Some("theirs".into()));
+        std::fs::remove_dir_all(dir.path().join("cache")).unwrap();
+        let world = opened(&dir, &memory).await.unwrap().with_patience(Duration::ZERO);
+        for _ in 0..2 {
+            assert_eq!(world.stage_all().await, 2, "{:?}", world.report());
+            // Nor do the other's bytes go.
+            assert_eq!(memory.view().get(&old).map(|content| &**content), Some(&b"theirs"[..]));
+        }
+        let begun = std::time::Instant::now();
+        assert_eq!(world.shown().await.get(&split("renamed")), Some(&Shown::Unreadable));
+        assert!(begun.elapsed() < crate::world::SLOW, "{:?}", begun.elapsed());
+        assert_eq!(world.errors(), std::collections::BTreeSet::from(["old".to_owned(), "renamed".to_owned()]));
+    });
+}
+
 /// Its bytes are nowhere any more, and it cannot be staged: that is said at once, however often it is read.
 #[test]
 fn a_read_does_not_wait_for_what_a_conflict_keeps_out() {
@@ -442,7 +523,10 @@ fn a_read_does_not_wait_for_what_a_conflict_keeps_out() {
             assert_eq!(world.shown().await.get(&split("n/x")), Some(&Shown::Unreadable));
             assert!(begun.elapsed() < crate::world::SLOW, "{:?}", begun.elapsed());
         }
-        assert_eq!(memory.view().get(&RepoPath::parse("n").unwrap()).map(|content| content.to_vec()), Some(b"theirs".to_vec()));
+        assert_eq!(
+            memory.view().get(&RepoPath::parse("n").unwrap()).map(|content| content.to_vec()),
+            Some(b"theirs".to_vec())
+        );
     });
 }
 
