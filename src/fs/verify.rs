@@ -187,9 +187,15 @@ impl State {
         self.content_at(path).is_none() && self.take(path, there, options)
     }
 
-    /// Shows what the server has; whether that worked.
+    /// Shows what the server has; whether that worked. A directory stays, and what else is here alone.
     fn take(&mut self, path: &RepoPath, there: Account, options: &super::Options) -> bool {
         let shown = there.shown().flatten();
+        if matches!(self.tree.resolve(path), Resolved::Inode(ino) if self.content(ino).is_none()) {
+            if shown.is_none() {
+                self.note_found(path, there);
+            }
+            return shown.is_none();
+        }
         self.show(path, shown, there.base.is_some(), options);
         self.note_found(path, there);
         self.agrees(path, shown)

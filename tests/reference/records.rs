@@ -13,7 +13,7 @@ use oxenfs::journal::{Change, CommitIntent, Journal, JournalError};
 use oxenfs::namespace::{Attrs, BodyRecord, Ino, InodeRecord, ROOT, SpoolId, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::workspace::memory::Memory;
-use oxenfs::workspace::{ByHash, CommitId, Object};
+use oxenfs::workspace::{ByHash, CommitId, Object, Workspace};
 
 use crate::model::{Model, Path, Shown};
 use crate::sweep::copy;
@@ -89,6 +89,7 @@ fn a_directory_of_every_format_opens_with_what_it_owes_and_is_brought_to_the_new
                     let (_, text) = segments(dir.path()).pop().unwrap();
                     assert!(text.contains(r#""reviewed":true"#) && text.contains(r#""by":"a newer oxenfs""#), "{text}");
                 }
+                world.killed().await;
             }
             let world = opened(&dir, &memory).await.unwrap();
             assert_eq!(world.stage_all().await, 0, "{name}: {:?}", world.report());
@@ -325,7 +326,7 @@ fn a_conflict_after_a_repair_waits_until_somebody_names_it() {
         for op in [write("renamed", "newer"), write("old", "older"), Op::Drain] {
             world.step(&op).await;
         }
-        drop(world);
+        world.killed().await;
         let segment = dir.path().join("journal/journal.00000001");
         let record = std::fs::read(&segment).unwrap();
         let name = br#""n":"renamed""#;
@@ -349,21 +350,22 @@ fn a_conflict_after_a_repair_waits_until_somebody_names_it() {
             assert_eq!(world.stage_all().await, 1);
             assert_eq!(world.fs().cut().await.unwrap().waiting.reached().await.files_failed, 1);
             assert_eq!((staged("renamed").as_deref(), world.errors()), (Some("newer"), named("renamed")));
+            world.killed().await;
         }
         // To keep one's own.
         let (ours, theirs) = (Arc::new(temporary_dir()), Arc::new(memory.fork()));
         copy(dir.path(), ours.path());
         let world = opened(&ours, &theirs).await.unwrap();
-        let waiting = world.fs().barrier_below([path("renamed")].into()).unwrap();
-        assert_eq!(waiting.reached().await.files_failed, 0);
+        let named = world.fs().barrier_below([path("renamed")].into()).unwrap().reached().await;
+        assert_eq!(named.files_failed, 0);
         assert_eq!(theirs.view().get(&path("renamed")).map(|content| content.to_vec()), Some(b"Older".to_vec()));
-        drop(world);
+        world.killed().await;
         // To keep both: the other shows at the next mount.
         let world = opened(&dir, &memory).await.unwrap();
         world.real(&rename("renamed", "mine")).await.unwrap();
         world.settle().await;
         assert_eq!((staged("renamed").as_deref(), staged("mine").as_deref()), (Some("newer"), Some("Older")));
-        drop(world);
+        world.killed().await;
         let world = opened(&dir, &memory).await.unwrap();
         assert_eq!(world.stage_all().await, 0);
         let file = |text: &str| Some(Shown::File(text.as_bytes().to_vec()));
@@ -384,7 +386,7 @@ fn a_conflict_with_somebody_else_is_not_let_go_by_getting_the_bytes() {
         world.model = crate::world::model_of(&BASE);
         world.step(&Op::Replace { path: split("old"), text: "ours".into() }).await;
         world.step(&Op::Drain).await;
-        drop(world);
+        world.killed().await;
         // By a daemon that is killed before it stages anything.
         let fs = start_with(dir.path(), &memory).unwrap();
         fs.reconcile().await.unwrap();
@@ -405,6 +407,51 @@ fn a_conflict_with_somebody_else_is_not_let_go_by_getting_the_bytes() {
         assert_eq!(staged.get(&path("renamed")).map(|content| &**content), Some(&b"theirs"[..]));
         assert_eq!(world.errors(), std::collections::BTreeSet::from(["renamed".to_owned()]));
         assert_eq!(staged.get(&path("old")), None, "what makes the bytes be got is done");
+    });
+}
+
+/// A directory came where a file is staged, and the repaired record may be wrong about that: it stays, with all that is in it.
+#[test]
+fn a_directory_is_not_replaced_by_what_a_repair_finds_on_the_server() {
+    crate::world::runtime(2).block_on(async {
+        for is_staged in [true, false] {
+            let (dir, memory) = (Arc::new(temporary_dir()), memory());
+            let mut world = opened(&dir, &memory).await.unwrap();
+            world.model = crate::world::model_of(&BASE);
+            for path in ["other", "n"] {
+                world.step(&Op::Replace { path: split(path), text: path.into() }).await;
+                world.step(&Op::Drain).await;
+            }
+            world.killed().await;
+            // By a daemon that is killed before it stages anything.
+            let fs = start_with(dir.path(), &memory).unwrap();
+            fs.reconcile().await.unwrap();
+            let name = |text: &str| Name::new(text.as_bytes()).unwrap();
+            fs.unlink(ROOT, &name("n")).unwrap();
+            let made = fs.mkdir(ROOT, &name("n"), crate::world::attrs()).unwrap();
+            fs.symlink(made.ino, &name("link"), b"target", crate::world::attrs()).unwrap();
+            drop(fs);
+            let path = RepoPath::parse("n").unwrap();
+            if !is_staged {
+                memory.unstage(std::slice::from_ref(&path)).await.unwrap();
+            }
+            let segment = dir.path().join("journal/journal.00000001");
+            let mut record = std::fs::read(&segment).unwrap();
+            let name = br#""n":"other""#;
+            let at = record.windows(name.len()).position(|part| part == name).unwrap();
+            record[at + 5] ^= 1;
+            repair_cut(dir.path(), &record);
+            for _ in 0..2 {
+                let world = opened(&dir, &memory).await.unwrap();
+                assert_eq!(world.stage_all().await, u64::from(is_staged), "{:?}", world.report());
+                let shown = world.shown().await;
+                assert_eq!(shown.get(&split("n")), Some(&Shown::Dir), "{is_staged}");
+                assert_eq!(shown.get(&split("n/link")), Some(&Shown::Symlink), "{is_staged}");
+                assert_eq!(memory.view().contains_key(&path), is_staged);
+                assert_eq!(world.errors().contains("n"), is_staged);
+                world.killed().await;
+            }
+        }
     });
 }
 
@@ -437,7 +484,7 @@ fn what_a_conflict_keeps_out_is_named_and_goes_when_that_is_decided() {
             for op in after.iter().chain([&Op::Drain]) {
                 world.step(op).await;
             }
-            drop(world);
+            world.killed().await;
             repair_cut(dir.path(), &earlier);
             let world = opened(&dir, &memory).await.unwrap();
             let staged = |name: &str| {
@@ -472,7 +519,7 @@ fn bytes_that_the_server_has_no_more_are_given_up() {
         for op in [write("old", &"long".repeat(1000)), Op::Drain, write("other", "x"), Op::Drain] {
             world.step(&op).await;
         }
-        drop(world);
+        world.killed().await;
         let fs = start_with(dir.path(), &memory).unwrap();
         fs.reconcile().await.unwrap();
         let name = |text: &str| Name::new(text.as_bytes()).unwrap();
@@ -514,7 +561,7 @@ fn a_read_does_not_wait_for_what_a_conflict_keeps_out() {
         for op in [Op::Unlink(split("n/x")), Op::Rmdir(split("n")), write("n", "theirs"), Op::Drain] {
             world.step(&op).await;
         }
-        drop(world);
+        world.killed().await;
         repair_cut(dir.path(), &earlier);
         let _ = std::fs::remove_dir_all(dir.path().join("cache"));
         let world = opened(&dir, &memory).await.unwrap().with_patience(Duration::ZERO);
@@ -539,7 +586,7 @@ fn a_removal_that_is_staged_stays_removed_after_a_repair_that_lost_it() {
         world.model = crate::world::model_of(&BASE);
         world.step(&Op::Unlink(split("dir/removed"))).await;
         world.step(&Op::Drain).await;
-        drop(world);
+        world.killed().await;
         let segment = dir.path().join("journal/journal.00000001");
         let mut record = std::fs::read(&segment).unwrap();
         let name = br#""n":"removed""#;
@@ -574,7 +621,7 @@ fn after_a_repair_an_older_record_replaces_nothing_that_is_staged() {
         for op in later.iter().chain([&rename("moved", "dir/moved"), &Op::Drain]) {
             world.step(op).await;
         }
-        drop(world);
+        world.killed().await;
         // All that came later is cut off, and the mark tells of it.
         std::fs::write(&segment, &earlier[..earlier.iter().rposition(|byte| *byte != 0).unwrap() + 1]).unwrap();
         assert!(matches!(opened(&dir, &memory).await.err(), Some(JournalError::Damaged(_))));
@@ -595,6 +642,7 @@ fn after_a_repair_an_older_record_replaces_nothing_that_is_staged() {
             world.stage_all().await;
             let now = memory.view();
             assert!(staged.iter().all(|(path, content)| now.get(path) == Some(content)), "at mount {mount}");
+            world.killed().await;
         }
     });
 }

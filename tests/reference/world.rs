@@ -1333,8 +1333,12 @@ impl World {
         self.crash_after(|_| ()).await;
     }
 
-    /// Ends the daemon, changes what it left, and starts another.
-    async fn crash_after(&mut self, change: impl FnOnce(&std::path::Path)) {
+    /// Ends the daemon, as a kill does: nothing of it is at work any more.
+    pub async fn killed(mut self) {
+        self.stop().await;
+    }
+
+    async fn stop(&mut self) {
         self.commit = None;
         // The old tasks must be gone before the new ones read the directory, as a process would be.
         for task in &mut self.tasks.0 {
@@ -1347,6 +1351,11 @@ impl World {
             assert!(Instant::now() < deadline, "somebody is still at work in the filesystem");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    /// Ends the daemon, changes what it left, and starts another.
+    async fn crash_after(&mut self, change: impl FnOnce(&std::path::Path)) {
+        self.stop().await;
         change(self.dir.path());
         let kernel = self.kernel.as_ref();
         (self.fs, self.tasks) = start(self.dir.path(), &self.memory, &self.disk, kernel, self.manner).await.unwrap();
