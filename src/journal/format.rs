@@ -24,6 +24,10 @@ const SUM_DIGITS: usize = 32;
 /// Hex digits of it that the next frame repeats.
 const LINK_DIGITS: usize = 16;
 
+/// No frame and no segment has a larger number: a million a second for a hundred thousand years. Larger ones are forged, and
+/// nobody has to count on from them.
+pub(super) const LAST_NUMBER: u64 = 1 << 62;
+
 /// A frame's checksum, in hex digits.
 pub(super) type Sum = [u8; SUM_DIGITS];
 /// What a frame has of the one before: the first digits of its checksum.
@@ -102,6 +106,9 @@ impl Header {
         match (header.oxenfs_journal, sum) {
             (0, _) | (_, Some(false)) | (FORMAT, None) => FirstLine::Bad("its first line is not as it was written"),
             (newer, _) if newer > FORMAT => FirstLine::Newer(newer),
+            (FORMAT, _) if header.first == 0 || header.first.max(header.segment) > LAST_NUMBER => {
+                FirstLine::Bad("its first line has numbers that none can have")
+            }
             _ => match header.needs.iter().find(|need| !FEATURES.contains(&need.as_str())) {
                 Some(need) => FirstLine::Needs(need.clone()),
                 None => FirstLine::Good(Box::new(header)),
@@ -200,7 +207,7 @@ fn checked(line: &[u8], format: u32) -> Option<Checked<'_>> {
         return Some((*sum, None, summed));
     }
     let end = summed.iter().position(|byte| *byte == b' ')?;
-    let number = std::str::from_utf8(&summed[..end]).ok()?.parse().ok()?;
+    let number = std::str::from_utf8(&summed[..end]).ok()?.parse().ok().filter(|number| *number <= LAST_NUMBER)?;
     let (link, rest) = summed[end + 1..].split_first_chunk::<LINK_DIGITS>()?;
     Some((*sum, Some((number, *link)), rest.strip_prefix(b" ")?))
 }

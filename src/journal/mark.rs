@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::format::{Sum, checksum};
+use super::format::{LAST_NUMBER, Sum, checksum};
 use crate::disk::{Act, Disk};
 
 /// Its length, always: written at once within a sector.
@@ -69,7 +69,8 @@ impl Mark {
     fn parse(bytes: &[u8]) -> Option<Self> {
         let text = bytes.trim_ascii_end();
         let at = text.iter().rposition(|byte| *byte == b' ')?;
-        (checksum(&text[..at]) == text[at + 1..]).then(|| serde_json::from_slice(&text[..at]).ok()).flatten()
+        let mark = (checksum(&text[..at]) == text[at + 1..]).then(|| serde_json::from_slice::<Self>(&text[..at]).ok());
+        mark.flatten().filter(|mark| mark.segment.max(mark.flushed).max(mark.written) <= LAST_NUMBER)
     }
 }
 

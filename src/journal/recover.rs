@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::format::{self, FORMAT, FirstLine, Frame, Good, Header, Kept, NO_SUM, Sum, UNCHAINED, link_of};
+use super::format::{self, FORMAT, FirstLine, Frame, Good, Header, Kept, LAST_NUMBER, NO_SUM, Sum, UNCHAINED, link_of};
 use super::mark::{Found as FoundMark, Mark};
 use super::{Change, Damage, JournalError, Replay};
 
@@ -63,7 +63,9 @@ pub(super) fn segments(dir: &Path) -> io::Result<Vec<u64>> {
     for entry in entries {
         let name = entry?.file_name();
         let number = name.to_str().and_then(|name| name.strip_prefix("journal.")?.parse().ok());
-        if let Some(number) = number.filter(|number| segment_path(dir, *number).file_name() == Some(&name)) {
+        if let Some(number) =
+            number.filter(|number| *number <= LAST_NUMBER && segment_path(dir, *number).file_name() == Some(&name))
+        {
             found.push(number);
         }
     }

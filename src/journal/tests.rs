@@ -601,3 +601,31 @@ fn threads_share_writes_and_lose_nothing() {
     drop(journal);
     assert_eq!(replayed(dir.path()).len(), 800);
 }
+
+#[test]
+fn numbers_that_none_can_have_are_damage_and_nobody_counts_on_from_them() {
+    let salvaged = |dir: &Path| super::salvage::salvage(dir, &dir.join("mark"), &mut |_, _| (), &mut |_, _| Ok(()));
+    let at_start = || Header { boot: "boot".into(), ..Chain::START.header(1, "boot") };
+    for header in [Header { first: 0, ..at_start() }, Header { first: u64::MAX, ..at_start() }] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(segment_path(dir.path(), 1), header.line().unwrap()).unwrap();
+        assert!(damage(&Disk::default(), dir.path()).what.contains("numbers that none can have"));
+        assert!(!salvaged(dir.path()).unwrap().damage.is_empty());
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut segment = at_start().line().unwrap();
+    format::encode(&[link(7)], Some((u64::MAX, &format::NO_SUM)), &mut Kept::default(), &mut segment);
+    fs::write(segment_path(dir.path(), 1), segment).unwrap();
+    damage(&Disk::default(), dir.path());
+    let found = salvaged(dir.path()).unwrap();
+    let mark = dir.path().join("mark");
+    let disk = Disk::default();
+    super::salvage::rewrite(&disk, dir.path(), &mark, found).unwrap().complete().unwrap();
+    assert_eq!(replayed(dir.path()), [Change::Complete]);
+    // A mark and a name of this kind tell nothing.
+    let forged = Mark { segment: u64::MAX, flushed: u64::MAX, written: u64::MAX, boot: String::new() };
+    mark::make(&Disk::default(), &mark, &forged).unwrap();
+    fs::write(segment_path(dir.path(), u64::MAX), "x").unwrap();
+    assert_eq!(replayed(dir.path()), [Change::Complete]);
+    assert_eq!(fs::read(segment_path(dir.path(), u64::MAX)).unwrap(), b"x");
+}
