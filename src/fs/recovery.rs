@@ -235,7 +235,7 @@ impl Fs {
                 if state.queue.get(&path).is_some() {
                     let error = format!(
                         "{what}; `oxenfs sync` on it by name stages yours over that, and to have the other, move yours \
-                         elsewhere and mount again"
+                         elsewhere, `oxenfs unmount --detach` and mount again"
                     );
                     state.queue.park(&path, error, Parked::Conflict);
                 }

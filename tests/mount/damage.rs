@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use rustix::process::Signal;
 use sha2::{Digest, Sha256};
 
-use crate::http::Tree;
+use crate::faults::owed;
+use crate::http::{Tree, assert_same};
 use crate::mounted::{Said, TestMount, local_tree};
 use crate::scripted::Scripted;
 
 /// The directory of the only mount.
-fn state_of(test: &TestMount) -> PathBuf {
+pub fn state_of(test: &TestMount) -> PathBuf {
     let entries = fs::read_dir(&test.state).unwrap().map(|entry| entry.unwrap().path());
     entries.into_iter().find(|path| path.join("meta.json").is_file()).expect("a state directory")
 }
@@ -39,7 +40,7 @@ fn held(state: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 
 /// A mount is refused in such words, with a hint that fits, and nothing is changed.
 #[track_caller]
-fn assert_refused(test: &TestMount, words: &[&str]) -> Said {
+pub fn assert_refused(test: &TestMount, words: &[&str]) -> Said {
     let state = state_of(test);
     let before = held(&state);
     let said = test.mount(&[]);
@@ -125,6 +126,100 @@ fn a_record_that_was_removed_loses_none_of_sixty_files() {
     assert_refused(&test, &[gone, "files here that it may lack: 60,"]);
     assert_eq!(assert_all_come_back(&test, &contents), 60);
     test.oxenfs(["unmount", test.dir.to_str().unwrap()]).ok();
+}
+
+/// Cuts the only segment behind the first frame that names `name`.
+fn cut_behind(test: &TestMount, name: &str) {
+    let segment = state_of(test).join("journal/journal.00000001");
+    let record = fs::read(&segment).unwrap();
+    let name = format!(r#""n":"{name}""#);
+    let at = record.windows(name.len()).position(|part| part == name.as_bytes()).unwrap();
+    let end = at + record[at..].iter().position(|byte| *byte == b'\n').unwrap();
+    fs::write(&segment, &record[..=end]).unwrap();
+}
+
+/// A file that was staged, renamed, staged, changed and staged, of which the repaired record knows but the rename: it has
+/// older bytes, which the server has nowhere else any more.
+fn repaired_with_conflict(server: &Scripted) -> TestMount {
+    let test = TestMount::through(&server.url());
+    fs::write(test.at("old"), "older").unwrap();
+    test.sync();
+    fs::rename(test.at("old"), test.at("renamed")).unwrap();
+    test.sync();
+    fs::write(test.at("renamed"), "newer").unwrap();
+    fs::write(test.at("old"), "older").unwrap();
+    fs::write(test.at("other"), "of no concern").unwrap();
+    test.sync();
+    test.signal(Signal::KILL);
+    test.detach();
+    cut_behind(&test, "renamed");
+    assert_refused(&test, &["is damaged at byte ", "hint: oxenfs repair "]);
+    test.bare(["repair", state_of(&test).to_str().unwrap(), "--yes"]).ok();
+    test.mount(&[]).ok();
+    test
+}
+
+fn staged(server: &Scripted, test: &TestMount, path: &str) -> Option<String> {
+    test.staged_content_on(&server.url(), path).map(|content| String::from_utf8(content).unwrap())
+}
+
+#[test]
+fn a_conflict_after_a_repair_is_ended_by_a_sync_of_that_path_and_by_nothing_else() {
+    let server = Scripted::new();
+    let test = repaired_with_conflict(&server);
+    let dir = test.dir.to_str().unwrap();
+    let in_conflict = || {
+        let status = test.wait_status("all else to be staged", |status| owed(status) == 1);
+        assert_eq!(status["counts"]["failed"]["files"], 1, "{status:#}");
+        assert_eq!(status["errors"][0]["path"], "renamed", "{status:#}");
+        assert_eq!(staged(&server, &test, "renamed").as_deref(), Some("newer"));
+        assert_eq!(fs::read_to_string(test.at("renamed")).unwrap(), "older");
+    };
+    in_conflict();
+    let told = test.oxenfs(["status", dir]).ok();
+    let words = "is on the server otherwise than the repaired record says; `oxenfs sync` on it by name";
+    assert!(told.out.contains("renamed") && told.out.contains(words), "{told:#?}");
+    let commit = ["commit", dir, "-m", "m", "--author", "a", "--email", "a@example.org"];
+    for (command, exit) in [(&["sync", dir][..], 3), (&commit, 3), (&["unmount", dir, "--timeout", "30s"], 3)] {
+        let said = test.oxenfs(command);
+        assert_eq!(said.exit, exit, "{command:?}: {said:#?}");
+        assert!(said.err.contains("renamed"), "{command:?}: {said:#?}");
+        in_conflict();
+    }
+    fs::write(test.at("renamed"), "older").unwrap();
+    test.oxenfs(["sync", dir]);
+    in_conflict();
+    // The next mount has it as well.
+    test.signal(Signal::KILL);
+    test.detach();
+    test.mount(&[]).ok();
+    in_conflict();
+
+    test.oxenfs(["sync", test.at("renamed").to_str().unwrap()]).ok();
+    assert_eq!(staged(&server, &test, "renamed").as_deref(), Some("older"));
+    test.commit();
+    // What was made under the old name has the bytes that came back under the new one.
+    let expected = [("other", "of no concern"), ("renamed", "older")];
+    assert_same(&server.committed(&test.repo), &expected.map(|(path, text)| (path.into(), text.into())).into());
+    test.unmount();
+}
+
+#[test]
+fn what_is_moved_elsewhere_after_a_repair_leaves_the_servers_version_in_its_place() {
+    let server = Scripted::new();
+    let test = repaired_with_conflict(&server);
+    fs::rename(test.at("renamed"), test.at("mine")).unwrap();
+    // It is a conflict yet: what is there may not go without a word either.
+    let dir = test.dir.to_str().unwrap();
+    let said = test.oxenfs(["unmount", dir]);
+    assert!(said.exit == 3 && said.err.contains("oxenfs unmount --detach"), "{said:#?}");
+    assert_eq!(test.oxenfs(["unmount", dir, "--detach"]).exit, 3);
+    test.mount(&[]).ok();
+    assert_eq!(fs::read_to_string(test.at("renamed")).unwrap(), "newer");
+    assert_eq!(fs::read_to_string(test.at("mine")).unwrap(), "older");
+    test.unmount_commit();
+    let expected = [("other", "of no concern"), ("renamed", "newer"), ("mine", "older")];
+    assert_same(&server.committed(&test.repo), &expected.map(|(path, text)| (path.into(), text.into())).into());
 }
 
 /// A record of the first format, which all versions read, of these frames.

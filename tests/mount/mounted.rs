@@ -312,30 +312,35 @@ impl TestMount {
         http::committed_file(server::url(), &self.repo, path)
     }
 
-    fn ask(&self, path: &str) -> Value {
-        let (status, body) = http::get(server::url(), &format!("/api/repos/{}{path}", self.repo)).unwrap();
+    fn ask(&self, server: &str, path: &str) -> Value {
+        let (status, body) = http::get(server, &format!("/api/repos/{}{path}", self.repo)).unwrap();
         assert_eq!(status, 200, "{path}: {}", String::from_utf8_lossy(&body));
         serde_json::from_slice(&body).unwrap()
     }
 
-    fn workspace_id(&self) -> String {
+    fn workspace_id(&self, server: &str) -> String {
         let name = self.status()["workspace"].clone();
-        let workspaces = self.ask("/workspaces");
+        let workspaces = self.ask(server, "/workspaces");
         let found = workspaces["workspaces"].as_array().unwrap().iter().find(|workspace| workspace["name"] == name);
         found.expect("the workspace is listed")["id"].as_str().unwrap().to_owned()
     }
 
     /// What the workspace has at a path, staged or as the base has it.
     pub fn staged_content(&self, path: &str) -> Option<Vec<u8>> {
-        let place = format!("/api/repos/{}/workspaces/{}/files/{path}", self.repo, self.workspace_id());
-        let (status, body) = http::get(server::url(), &place).unwrap();
+        self.staged_content_on(server::url(), path)
+    }
+
+    /// The same, on a server of the test's own.
+    pub fn staged_content_on(&self, server: &str, path: &str) -> Option<Vec<u8>> {
+        let place = format!("/api/repos/{}/workspaces/{}/files/{path}", self.repo, self.workspace_id(server));
+        let (status, body) = http::get(server, &place).unwrap();
         (status == 200).then_some(body)
     }
 
     /// All paths that the workspace's list of changes names.
     pub fn staged_paths(&self) -> Vec<String> {
-        let id = self.workspace_id();
-        let changes = self.ask(&format!("/workspaces/{id}/changes?page=1&page_size=100000"));
+        let id = self.workspace_id(server::url());
+        let changes = self.ask(server::url(), &format!("/workspaces/{id}/changes?page=1&page_size=100000"));
         let mut paths = Vec::new();
         for kind in ["added_files", "modified_files", "removed_files"] {
             for entry in changes["staged"][kind]["entries"].as_array().into_iter().flatten() {
