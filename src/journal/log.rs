@@ -21,13 +21,13 @@ use super::{Change, JournalError, Replay, salvage};
 use crate::disk::{Act, Disk};
 
 /// Room asked of the filesystem at a time, ahead of the end, so that a full disk is met before the change is made.
-const ROOM_BYTES: u64 = 8 << 20;
+pub(super) const ROOM_BYTES: u64 = 8 << 20;
 /// What is kept back for removals and confirmations, which must work on a full disk.
-const RESERVE_BYTES: u64 = 2 << 20;
+pub(super) const RESERVE_BYTES: u64 = 2 << 20;
 /// Zeros are written up to a multiple of this.
 pub(super) const ZEROED_BYTES: u64 = 1 << 20;
 /// The least room that is worth asking for.
-const LEAST_ROOM_BYTES: u64 = 64 << 10;
+pub(super) const LEAST_ROOM_BYTES: u64 = 64 << 10;
 /// How soon a full disk is asked for room again: it may take its time to say no.
 const ROOM_PAUSE: Duration = Duration::from_millis(200);
 
@@ -656,7 +656,7 @@ impl Found {
     fn put_away(&self, disk: &Disk, dir: &Path) -> io::Result<()> {
         for old in self.segments.iter().filter(|segment| Some(**segment) < self.first) {
             match self.repaired {
-                true => salvage::set_aside(disk, dir, &segment_path(dir, *old))?,
+                true => drop(salvage::set_aside(disk, dir, &segment_path(dir, *old))?),
                 false => disk.remove(&segment_path(dir, *old))?,
             }
         }

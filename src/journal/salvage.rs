@@ -5,7 +5,11 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
 use super::format::{self, Kept};
+use super::log::{LEAST_ROOM_BYTES, RESERVE_BYTES, ROOM_BYTES};
 use super::mark::{self, Mark};
 use super::recover::{self, Chain, segment_path, segments, zeros_from};
 use super::{Change, Damage, JournalError, Replay};
@@ -116,6 +120,19 @@ impl Rewritten<'_> {
         Ok(())
     }
 
+    /// Asks for room for what makes room, as removals and confirmations do: on a full disk others take whatever the old
+    /// segments give back. Whether there was enough, as far as the filesystem tells.
+    fn reserve(&self) -> bool {
+        let mut bytes = ROOM_BYTES;
+        while bytes >= LEAST_ROOM_BYTES {
+            match fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.at, bytes) {
+                Err(Errno::NOSPC | Errno::DQUOT) => bytes /= 2,
+                _ => break,
+            }
+        }
+        bytes >= RESERVE_BYTES
+    }
+
     /// Puts it in the place of the old one, by one rename, and sets the old segments aside.
     ///
     /// # Errors
@@ -125,13 +142,20 @@ impl Rewritten<'_> {
         self.disk.flush(&self.file)?;
         self.disk.rename(&new_path(self.dir), &segment_path(self.dir, self.segment))?;
         self.disk.flush_dir(self.dir)?;
+        let mut aside = Vec::new();
         for old in segments(self.dir)?.into_iter().filter(|old| *old < self.segment) {
-            set_aside(self.disk, self.dir, &segment_path(self.dir, old))?;
+            aside.push(set_aside(self.disk, self.dir, &segment_path(self.dir, old))?);
         }
         let last = self.chain.next - 1;
         let boot = self.disk.boot().to_owned();
         let mark = Mark { segment: self.segment, flushed: last, written: last, boot };
-        mark::make(self.disk, self.mark, &mark).map(|_| ())
+        mark::make(self.disk, self.mark, &mark)?;
+        // Last: what is above needs a block or two.
+        if !self.reserve() {
+            aside.iter().try_for_each(|path| give_back(self.disk, path))?;
+            self.reserve();
+        }
+        Ok(())
     }
 }
 
@@ -140,35 +164,40 @@ impl Rewritten<'_> {
 /// # Errors
 /// The filesystem's.
 pub fn give_back_room(disk: &Disk, dir: &Path) -> io::Result<()> {
-    for segment in segments(dir)? {
-        let file = OpenOptions::new().read(true).write(true).open(segment_path(dir, segment))?;
-        let length = file.metadata()?.len();
-        let mut end = length;
-        let mut block = vec![0; 1 << 20];
-        while end > 0 {
-            let from = end.saturating_sub(block.len() as u64);
-            let part = &mut block[..(end - from) as usize];
-            file.read_exact_at(part, from)?;
-            end = from + zeros_from(part) as u64;
-            if end > from {
-                break;
-            }
-        }
-        // Also what is allocated behind its end.
-        disk.resize(&file, end + 1)?;
-        disk.resize(&file, end)?;
-    }
-    Ok(())
+    segments(dir)?.into_iter().try_for_each(|segment| give_back(disk, &segment_path(dir, segment)))
 }
 
-/// Moves a segment out of the way, and destroys nothing.
-pub(super) fn set_aside(disk: &Disk, dir: &Path, path: &Path) -> io::Result<()> {
+fn give_back(disk: &Disk, path: &Path) -> io::Result<()> {
+    if !fs::symlink_metadata(path)?.is_file() {
+        return Ok(());
+    }
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut end = file.metadata()?.len();
+    let mut block = vec![0; 1 << 20];
+    while end > 0 {
+        let from = end.saturating_sub(block.len() as u64);
+        let part = &mut block[..(end - from) as usize];
+        file.read_exact_at(part, from)?;
+        end = from + zeros_from(part) as u64;
+        if end > from {
+            break;
+        }
+    }
+    // Also what is allocated behind its end.
+    disk.resize(&file, end + 1)?;
+    disk.resize(&file, end)
+}
+
+/// Moves a segment out of the way, and destroys nothing; where it is then.
+pub(super) fn set_aside(disk: &Disk, dir: &Path, path: &Path) -> io::Result<PathBuf> {
     let aside = dir.join(DAMAGED);
     disk.make_dirs(&aside)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let free = (0..).map(|n| if n == 0 { name.clone() } else { format!("{name}.{n}") });
     let to = free.map(|name| aside.join(name)).find(|to| fs::symlink_metadata(to).is_err());
-    disk.rename(path, &to.unwrap_or_else(|| aside.join(&name)))?;
+    let to = to.unwrap_or_else(|| aside.join(&name));
+    disk.rename(path, &to)?;
     disk.flush_dir(&aside)?;
-    disk.flush_dir(dir)
+    disk.flush_dir(dir)?;
+    Ok(to)
 }

@@ -1,6 +1,7 @@
 //! State directories on small disks of their own, which become full, fail, or are read-only: what programs see, what
 //! `status` says, and that all goes on when the disk does.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
@@ -9,6 +10,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
+use crate::damage::{assert_refused, state_of};
 use crate::dataset::noise;
 use crate::faults::{assert_ends_well, owed};
 use crate::http::{Tree, assert_same};
@@ -275,6 +277,65 @@ fn a_disk_that_turns_read_only_is_told_and_what_was_flushed_is_there_when_it_is_
     disk.mount("rw");
     test.mount(&[]).ok();
     assert_ends_well(&test, &server, &expected);
+}
+
+/// A person's view: from the refusal to all files in the branch, with not a block to spare until they are repaired.
+#[test]
+#[ignore = "needs root, to mount a small disk: scripts/test has it"]
+fn a_damaged_record_is_repaired_on_a_full_disk_and_every_file_comes_back() {
+    let disk = SmallDisk::new(40);
+    let server = Scripted::new();
+    let mut test = TestMount::unmounted(&server.url());
+    test.state = disk.dir().join("state");
+    test.mount(&["--create", "--settle", "600s"]).ok();
+    fs::create_dir(test.at("d")).unwrap();
+    let mut contents = BTreeSet::new();
+    for at in 0..60 {
+        let content = noise(at, 20_000);
+        let file = fs::File::create(test.at(format!("d/f{at}"))).unwrap();
+        file.write_all_at(&content, 0).unwrap();
+        file.sync_all().unwrap();
+        contents.insert(content);
+    }
+    test.signal(Signal::KILL);
+    test.detach();
+    // A block of the record is lost, with some ten of its frames.
+    let state = state_of(&test);
+    let segment = state.join("journal/journal.00000001");
+    let frames = fs::read(&segment).unwrap().iter().rposition(|byte| *byte != 0).unwrap() as u64;
+    assert!(frames > 3 * 4096, "the record has {frames} bytes");
+    fs::File::options().write(true).open(&segment).unwrap().write_all_at(&[0; 4096], frames / 4096 / 2 * 4096).unwrap();
+    disk.fill();
+
+    let place = format!("{} is damaged at byte ", segment.display());
+    let command = format!("hint: oxenfs repair {}", state.display());
+    assert_refused(&test, &[&place, "files here that it may lack: 60, 1200000 bytes", &command]);
+    test.bare(["repair", state.to_str().unwrap(), "--yes"]).ok();
+    disk.fill();
+    test.mount(&["--settle", "600s"]).ok();
+    let tree = local_tree(&test.dir);
+    assert!(tree.values().cloned().collect::<BTreeSet<_>>() == contents, "{} came back: {:?}", tree.len(), tree.keys());
+    let salvaged: Vec<&String> = tree.keys().filter(|path| path.starts_with("lost+found/")).collect();
+    assert!((2..40).contains(&salvaged.len()), "{salvaged:?}");
+    let named = tree.keys().filter(|path| path.starts_with("d/")).count();
+    assert_eq!(named + salvaged.len(), 60);
+    // They are not sent where they lie.
+    let said = test.oxenfs(["sync", test.dir.to_str().unwrap()]);
+    assert_eq!(said.exit, 0, "{said:#?} {:#}", test.status());
+    assert_eq!(test.status()["counts"]["staged"]["files"], named);
+    for (at, path) in salvaged.iter().enumerate() {
+        fs::rename(test.at(path), test.at(format!("d/back {at}"))).unwrap();
+    }
+    test.sync();
+    assert_eq!(test.status()["counts"]["staged"]["files"], 60);
+    test.commit();
+    let committed = server.committed(&test.repo);
+    assert_eq!(committed.len(), 60);
+    assert!(committed.into_values().collect::<BTreeSet<_>>() == contents);
+    test.unmount();
+    // The damaged part is still here, and nothing else is.
+    assert!(state.join("journal/damaged/journal.00000001").is_file());
+    assert_eq!(fs::read_dir(state.join("lost+found")).unwrap().count(), 0);
 }
 
 /// Nothing is left mounted or attached for what was just dropped.
