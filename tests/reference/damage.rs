@@ -410,8 +410,9 @@ async fn outcome(workload: &Workload, models: &[Model], remains: &Remains, seed:
             }
         }
         tally.lost.push(format!(
-            "{told}\n{}\nlost: {lost:?}\nrepaired: {repaired:?}\n{}\n{:?}",
+            "{told}\n{}\nlost: {lost:?}\nafter: {:?}\nrepaired: {repaired:?}\n{}\n{:?}",
             places.join("\n"),
+            &workload.ops[by.saturating_sub(4)..workload.ops.len().min(by + 1)],
             difference(&shown, &models[by].shown()),
             world.report()
         ));
