@@ -1065,13 +1065,15 @@ fn shard_dir(dir: &Path, shard: u64) -> PathBuf {
 /// # Errors
 /// When it cannot be listed.
 pub fn ids_in(dir: &Path) -> io::Result<Vec<SpoolId>> {
+    /// No spool file has such a number, nor does any count on from it.
+    const NUMBERS_END: u64 = 1 << 62;
     let mut ids = Vec::new();
     for shard in fs::read_dir(dir)? {
         for entry in fs::read_dir(shard?.path())? {
             let name = entry?.file_name();
             let id = name.to_str().and_then(|name| u64::from_str_radix(name, 16).ok()).map(SpoolId);
             // Not what somebody else put there under another spelling of a number.
-            ids.extend(id.filter(|id| path_in(dir, *id).file_name() == Some(&name)));
+            ids.extend(id.filter(|id| id.0 < NUMBERS_END && path_in(dir, *id).file_name() == Some(&name)));
         }
     }
     Ok(ids)
@@ -1395,6 +1397,13 @@ mod tests {
         let mut strays = spool.strays(&HashSet::from([kept])).unwrap();
         strays.sort();
         assert_eq!(strays, [orphan, next]);
+        // Somebody else's, by a name that is a number all the same.
+        let odd = SpoolId(u64::MAX);
+        fs::create_dir_all(spool.path_of(odd).parent().unwrap()).unwrap();
+        fs::write(spool.path_of(odd), "x").unwrap();
+        let spool = Spool::open(dir.path(), None).unwrap();
+        assert_eq!(spool.create().unwrap().0, SpoolId(next.0 + 1));
+        assert!(!spool.strays(&HashSet::new()).unwrap().contains(&odd) && spool.path_of(odd).exists());
     }
 
     #[test]
