@@ -47,7 +47,7 @@ use crate::workspace::{CommitId, CommitRequest, Upload};
 
 pub use format::FORMAT;
 pub use log::{Compaction, Journal, Ticket};
-pub use recover::Seen;
+pub use recover::{Seen, has_segments};
 pub use salvage::{Rewritten, Salvaged, give_back_room, rewrite, salvage};
 
 /// Takes the changes of a record one by one; says what is wrong with one that cannot be.

@@ -16,7 +16,7 @@ use super::staging::into_plain;
 use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, now_secs, unlisted_dir};
 use crate::control::{Counts, LocalPath};
 use crate::disk::Disk;
-use crate::journal::{Change, Damage, Journal, JournalError};
+use crate::journal::{self, Change, Damage, Journal, JournalError};
 use crate::ledger::{Account, Ledger, Staged};
 use crate::namespace::{Body, Content, Ino, Namespace, ROOT, Resolved, SpoolId};
 use crate::path::{Name, RepoPath};
@@ -421,11 +421,7 @@ fn refuse_odd(place: &Place) -> Result<(), JournalError> {
 
 /// Whether there is no record though the spool has files, which are never made before it.
 pub(super) fn lost_record(place: &Place) -> std::io::Result<Option<Damage>> {
-    let any = match std::fs::read_dir(&place.journal) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        entries => entries?.flatten().any(|entry| entry.file_name().as_encoded_bytes().starts_with(b"journal.0")),
-    };
-    if any || !place.spool.is_dir() || ids_in(&place.spool)?.is_empty() {
+    if journal::has_segments(&place.journal)? || !place.spool.is_dir() || ids_in(&place.spool)?.is_empty() {
         return Ok(None);
     }
     Ok(Some(Damage::new(&place.journal, 0, "it has no record, though the spool has files")))

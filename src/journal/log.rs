@@ -583,10 +583,15 @@ pub(super) fn create_segment(disk: &Disk, dir: &Path, header: &Header, room: boo
 /// Cuts off what a crash left behind the frames, and keeps it beside.
 fn cut_off(disk: &Disk, path: &Path, file: &File, end: u64, torn: &[u8]) -> io::Result<()> {
     tracing::warn!(path = %path.display(), bytes = torn.len(), "cutting off the journal's torn tail");
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".torn");
-    // For whoever wants to know; a full disk must not keep what is intact from being used.
-    if let Err(error) = fs::write(Path::new(&aside), torn) {
+    let aside = |n: u32| {
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(if n == 0 { ".torn".to_owned() } else { format!(".torn.{n}") });
+        PathBuf::from(aside)
+    };
+    // For whoever wants to know; a full disk must not keep what is intact from being used. What an earlier crash left
+    // stays.
+    let free = (0..).map(aside).find(|aside| fs::symlink_metadata(aside).is_err());
+    if let Some(Err(error)) = free.map(|aside| fs::write(aside, torn)) {
         tracing::warn!(%error, path = %path.display(), "the torn tail is not kept");
     }
     disk.resize(file, end)?;

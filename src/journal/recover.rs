@@ -73,6 +73,14 @@ pub(super) fn segments(dir: &Path) -> io::Result<Vec<u64>> {
     Ok(found)
 }
 
+/// Whether there is any record in a directory.
+///
+/// # Errors
+/// When it cannot be listed.
+pub fn has_segments(dir: &Path) -> io::Result<bool> {
+    Ok(!segments(dir)?.is_empty())
+}
+
 /// A segment that is being read.
 pub(super) struct Segment {
     path: PathBuf,

@@ -629,3 +629,23 @@ fn numbers_that_none_can_have_are_damage_and_nobody_counts_on_from_them() {
     assert_eq!(replayed(dir.path()), [Change::Complete]);
     assert_eq!(fs::read(segment_path(dir.path(), u64::MAX)).unwrap(), b"x");
 }
+
+#[test]
+fn a_torn_tail_is_kept_beside_those_of_earlier_crashes() {
+    let dir = tempfile::tempdir().unwrap();
+    written(dir.path(), 1);
+    let path = segment_path(dir.path(), 1);
+    for kept in 1..3 {
+        let bytes = fs::read(&path).unwrap();
+        let end = zeros_from(&bytes);
+        let last = bytes[..end - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
+        fs::write(&path, &bytes[..end - kept * 3]).unwrap();
+        let torn = bytes[last..end - kept * 3].to_vec();
+        assert_eq!(replayed(dir.path()), []);
+        let aside = if kept == 1 { "journal.00000001.torn" } else { "journal.00000001.torn.1" };
+        assert_eq!(fs::read(dir.path().join(aside)).unwrap(), torn);
+        fs::write(&path, &bytes).unwrap();
+        let _ = fs::remove_file(dir.path().join("mark"));
+    }
+    assert!(dir.path().join("journal.00000001.torn").exists());
+}
