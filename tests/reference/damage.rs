@@ -20,10 +20,11 @@ use oxenfs::journal::{Change, Journal, JournalError};
 use oxenfs::namespace::{BodyRecord, Ino, ROOT, SpoolId};
 use oxenfs::path::{Name, RepoPath};
 
+use crate::course::{Course, SLOW, in_time_at};
 use crate::model::{Model, Path, Shown};
 use crate::sweep::{self, Remains};
 use crate::workload::{self, Workload};
-use crate::world::{Course, Manner, SLOW, World, difference, in_time_at, temporary_dir, write_with_hole};
+use crate::world::{Manner, World, difference, temporary_dir, write_with_hole};
 
 /// Damages in CI.
 const FEW: usize = 60;

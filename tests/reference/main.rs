@@ -3,6 +3,7 @@
 
 mod borrowed;
 mod commits;
+mod course;
 mod damage;
 mod disks;
 mod loading;

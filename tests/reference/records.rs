@@ -543,7 +543,7 @@ fn bytes_that_the_server_has_no_more_are_given_up() {
         }
         let begun = std::time::Instant::now();
         assert_eq!(world.shown().await.get(&split("renamed")), Some(&Shown::Unreadable));
-        assert!(begun.elapsed() < crate::world::SLOW, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < crate::course::SLOW, "{:?}", begun.elapsed());
         assert_eq!(world.errors(), std::collections::BTreeSet::from(["old".to_owned(), "renamed".to_owned()]));
     });
 }
@@ -571,7 +571,7 @@ fn a_read_does_not_wait_for_what_a_conflict_keeps_out() {
         for _ in 0..5 {
             let begun = std::time::Instant::now();
             assert_eq!(world.shown().await.get(&split("n/x")), Some(&Shown::Unreadable));
-            assert!(begun.elapsed() < crate::world::SLOW, "{:?}", begun.elapsed());
+            assert!(begun.elapsed() < crate::course::SLOW, "{:?}", begun.elapsed());
         }
         assert_eq!(
             memory.view().get(&RepoPath::parse("n").unwrap()).map(|content| content.to_vec()),

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use oxenfs::disk::{Act, Disk};
 use oxenfs::fs::{
-    CommitCut, Fs, FsError, Lender, Limits, Need, OpenFlags, Options, Passthrough, RangeChange, RenameMode, SetAttr,
-    Stop, XattrMode,
+    CommitCut, Fs, FsError, Lender, Limits, OpenFlags, Options, Passthrough, RangeChange, RenameMode, SetAttr, Stop,
+    XattrMode,
 };
 use oxenfs::hash::{ContentHash, HashKind};
 use oxenfs::journal::JournalError;
@@ -25,6 +25,7 @@ use oxenfs::workspace::memory::{CommitFault, Fault, Memory};
 use oxenfs::workspace::verify::StagedSet;
 use oxenfs::workspace::{ByHash, CommitId, CommitRequest, Workspace};
 
+use crate::course::Course;
 use crate::model::{MADE_MODE, Meta, Model, Node, Path, Refusal, Shown};
 
 #[derive(Debug, Clone)]
@@ -274,9 +275,6 @@ const UNDRAINED: Duration = Duration::from_secs(60);
 /// Longer than anything here takes on a slow machine: what is not done by then never is.
 pub const STUCK: Duration = Duration::from_secs(120);
 
-/// What takes longer waits for something that does not come, most likely.
-pub const SLOW: Duration = Duration::from_secs(10);
-
 /// What a filesystem under test runs on. A panic on one of its threads ends the whole run: what that thread was doing,
 /// others would wait for without end.
 pub fn runtime(workers: usize) -> tokio::runtime::Runtime {
@@ -301,72 +299,6 @@ pub fn runtime(workers: usize) -> tokio::runtime::Runtime {
 /// Waits for what has to end.
 pub async fn in_time<T>(what: &str, ending: impl Future<Output = T>) -> T {
     tokio::time::timeout(STUCK, ending).await.unwrap_or_else(|_| panic!("{what} has not ended in {STUCK:?}"))
-}
-
-/// Waits for what has to end; tells where it was if it does not.
-pub async fn in_time_at<T>(what: &str, course: &Course, ending: impl Future<Output = T>) -> T {
-    let mut ending = std::pin::pin!(ending);
-    let ended = tokio::time::timeout(STUCK, &mut ending).await;
-    ended.unwrap_or_else(|_| panic!("{what} has not ended in {STUCK:?}:\n{}", course.told()))
-}
-
-/// What a test has been at, and since when: for who tells that it does not end, or was slow.
-#[derive(Clone, Default)]
-pub struct Course(Arc<Mutex<Steps>>);
-
-#[derive(Default)]
-struct Steps {
-    /// Each with what the filesystem needed for it so far, and how often.
-    steps: Vec<(Instant, String, Vec<(Need, u32)>)>,
-    fs: std::sync::Weak<Fs>,
-}
-
-impl Course {
-    /// So many of the longest, and the last, are told.
-    const TOLD: usize = 12;
-
-    /// Another step begins.
-    pub fn step(&self, what: impl Into<String>) {
-        let Steps { steps, fs } = &mut *self.0.lock().unwrap();
-        // What was owed then, if that may tell why.
-        if let (Some((begun, before, _)), Some(fs)) = (steps.last_mut(), fs.upgrade())
-            && begun.elapsed() > SLOW
-        {
-            *before = format!("{before}, with {:?}", fs.report());
-        }
-        steps.push((Instant::now(), what.into(), Vec::new()));
-    }
-
-    fn on(&self, fs: &Arc<Fs>) {
-        self.0.lock().unwrap().fs = Arc::downgrade(fs);
-    }
-
-    fn needs(&self, need: Need) {
-        if let Some((_, _, needs)) = self.0.lock().unwrap().steps.last_mut() {
-            match needs.iter_mut().find(|(known, _)| *known == need) {
-                Some((_, times)) => *times += 1,
-                None => needs.push((need, 1)),
-            }
-        }
-    }
-
-    /// The steps that took longest, the last one, and what is owed now.
-    pub fn told(&self) -> String {
-        let (mut took, report) = {
-            let Steps { steps, fs } = &*self.0.lock().unwrap();
-            let ends = steps.iter().skip(1).map(|(at, ..)| *at).chain([Instant::now()]);
-            let took = ends.zip(steps).map(|(end, (at, what, needs))| (end - *at, what.clone(), needs.clone()));
-            (took.collect::<Vec<_>>(), fs.upgrade())
-        };
-        let last = took.pop();
-        took.sort_by_key(|(took, ..)| std::cmp::Reverse(*took));
-        took.truncate(Self::TOLD);
-        let line =
-            |(took, what, needs): (Duration, String, Vec<(Need, u32)>)| format!("{took:?}: {what}, needs {needs:?}");
-        let lines: Vec<String> = took.into_iter().chain(last).map(line).collect();
-        let report = report.map(|fs| format!("{:?}\nbroken: {:?}", fs.report(), fs.check()));
-        format!("{}\n{}", lines.join("\n"), report.unwrap_or_default())
-    }
 }
 
 /// In memory where there is such a place: what is tested here does not depend on the disk.
