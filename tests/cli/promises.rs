@@ -1,4 +1,4 @@
-//! The table of promises in the README names the test that proves each cell; every test it names is there and runs.
+//! The table of promises in docs/SEMANTICS.md names the test that proves each cell; every test it names is there and runs.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -23,15 +23,15 @@ fn has_test(file: &str, name: &str) -> bool {
 
 #[test]
 fn every_promise_names_a_test_that_is_there() {
-    let readme = read("README.md");
-    let table: Vec<Vec<&str>> = readme
+    let page = read("docs/SEMANTICS.md");
+    let table: Vec<Vec<&str>> = page
         .lines()
         .skip_while(|line| !line.starts_with("| once this returns |"))
         .take_while(|line| line.starts_with('|'))
         .skip(2)
         .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
         .collect();
-    assert!(table.len() >= 6, "the table of promises is gone from the README");
+    assert!(table.len() >= 6, "the table of promises is gone from docs/SEMANTICS.md");
     let mut used = BTreeSet::new();
     for row in &table {
         assert_eq!(row.len(), 4, "{row:?}");
@@ -43,7 +43,7 @@ fn every_promise_names_a_test_that_is_there() {
         }
     }
     let mut proved = BTreeSet::new();
-    let items = readme.split("\n- [").skip(1);
+    let items = page.split("\n- [").skip(1);
     for item in items.filter_map(|item| item.split("\n\n").next()) {
         let Some((number, rest)) = item.split_once("] ") else { continue };
         let Ok(number) = number.parse::<u32>() else { continue };
@@ -55,10 +55,48 @@ fn every_promise_names_a_test_that_is_there() {
         proved.insert(number);
     }
     // And what the text promises.
-    for mention in readme.replace("\n- [", "\n").replace("\n", " ").split(" [").skip(1) {
+    for mention in page.replace("\n- [", "\n").replace("\n", " ").split(" [").skip(1) {
         if let Some(Ok(number)) = mention.split_once(']').map(|(number, _)| number.parse::<u32>()) {
             used.insert(number);
         }
     }
     assert_eq!(used, proved, "numbers in the table and the text, and the tests named for them");
+}
+
+/// The places that a document's links lead to, in it or beside it; addresses elsewhere are left out.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    let ends = text.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+    ends.map(|(target, _)| target).filter(|target| !target.contains("://"))
+}
+
+/// What a heading is called in a link: lower case, spaces as hyphens, no other signs.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim().to_lowercase();
+    kept.chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+        .map(|c| if c == ' ' { '-' } else { c })
+        .collect()
+}
+
+#[test]
+fn every_link_of_the_documents_leads_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let mut seen = 0;
+    for page in docs.chain([root.join("README.md"), root.join("tests/README.md")]) {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for link in links(&text) {
+            let (file, part) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { page.clone() } else { page.with_file_name("").join(file) };
+            assert!(target.exists(), "{}: {link} leads nowhere", page.display());
+            if !part.is_empty() {
+                let target = std::fs::read_to_string(&target).unwrap();
+                let mut headings =
+                    target.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#'));
+                assert!(headings.any(|heading| anchor(heading) == part), "{}: {link}: no such heading", page.display());
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 20, "{seen} links were found");
 }
