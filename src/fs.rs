@@ -317,6 +317,9 @@ struct State {
     next_generation: u64,
     /// How many changes were made that could not be put on record: the kernel heard of a failure.
     doubts: u32,
+    /// The highest number of a spool file that the record names, or named before a later frame: what it stood for must
+    /// not become another file's bytes, in a record of which the end is lost.
+    last_spool: SpoolId,
     /// Changes made and not yet appended.
     frame: Vec<Change>,
     /// What others changed, for the kernel.

@@ -23,6 +23,11 @@ impl State {
     /// Why not, in words.
     pub(super) fn believe(&mut self, seen: Seen, change: &Change) -> Result<(), String> {
         self.check(seen, change)?;
+        if let Change::Inode { record, .. } = change
+            && let BodyRecord::Spool(spool) = record.body
+        {
+            self.last_spool = self.last_spool.max(spool);
+        }
         self.replay(change);
         Ok(())
     }
@@ -105,6 +110,9 @@ impl State {
         let mut spooled: HashMap<SpoolId, Ino> = HashMap::new();
         for (ino, inode) in self.tree.iter() {
             match &inode.body {
+                // Removed while a program had it open, when the daemon was killed: nobody has it any more. A daemon before
+                // may have used its number again.
+                _ if inode.links.is_empty() => {}
                 Body::File { content: Content::Local { spool, .. }, .. } => {
                     if let Some(other) = spooled.insert(*spool, ino) {
                         let (ino, other) = (ino.0.max(other.0), ino.0.min(other.0));

@@ -97,6 +97,8 @@ impl Fs {
         let cache_dir = dir.join("cache");
         let cache = Cache::open_on(disk, &cache_dir, limits.cache).map_err(io(&cache_dir))?;
         let keep = state.recover(&spool);
+        // What was dropped is, once and for all.
+        journal.append(&std::mem::take(&mut state.frame));
         let strays = spool.strays(&keep).map_err(io(&spool_dir))?;
         let lost = LostFound::new(disk, dir);
         // What a repair gave a second name in lost+found, and the names that an earlier mount showed it by.
@@ -551,6 +553,7 @@ impl State {
             may_leave_uncached: false,
             next_generation: 0,
             doubts: 0,
+            last_spool: SpoolId(0),
             frame: Vec::new(),
             stale: Vec::new(),
             pinned: HashMap::new(),
@@ -598,9 +601,8 @@ impl State {
         for (ino, path) in pinned.collect::<Vec<_>>() {
             self.pinned.entry(path).or_default().push(ino);
         }
-        self.frame.clear();
         let keep = local.iter().map(|(_, id)| *id).collect();
-        local.iter().for_each(|(_, id)| spool.pass_over(*id));
+        spool.pass_over(self.last_spool);
         self.unseen = Some(local.into_iter().map(|(ino, _)| ino).collect());
         keep
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use oxenfs::disk::Disk;
-use oxenfs::fs::{Fs, Limits, Options, RenameMode, Shown as Mounted, Stop, repair, survey};
+use oxenfs::fs::{Fs, Limits, Need, OpenFlags, Options, RenameMode, Shown as Mounted, Stop, repair, survey};
 use oxenfs::journal::{Change, CommitIntent, Journal, JournalError};
 use oxenfs::namespace::{Attrs, BodyRecord, Ino, InodeRecord, ROOT, SpoolId, Timestamp};
 use oxenfs::path::{Name, RepoPath};
@@ -190,6 +190,64 @@ fn what_cannot_have_been_is_not_believed_though_its_checksum_is_right() {
         repair(&Disk::default(), temp.path(), &shown, true).unwrap();
         survey(temp.path(), &shown).unwrap_or_else(|error| panic!("{changes:?}: {error}"));
     }
+}
+
+/// A daemon that is killed while programs have removed files open, again and again: none of them is in the way of a later
+/// mount, and no two files ever have one number, as far as the record can tell.
+#[test]
+fn files_that_were_removed_and_open_at_a_kill_are_in_no_mounts_way() {
+    let temp = temporary_dir();
+    let write = OpenFlags { read: true, write: true, truncate: false, execute: false };
+    let runtime = crate::world::runtime(1);
+    for round in 0..4 {
+        let fs = start(temp.path()).unwrap_or_else(|error| panic!("round {round}: {error}"));
+        runtime.block_on(fs.reconcile()).unwrap();
+        runtime.block_on(fs.satisfy(Need::List(ROOT))).unwrap();
+        for (what, removed) in [("kept", false), ("removed", true)] {
+            let name = Name::new(format!("{what}{round}").as_bytes()).unwrap();
+            fs.create(ROOT, &name, attrs(), write).unwrap();
+            if removed {
+                fs.unlink(ROOT, &name).unwrap();
+            }
+        }
+        drop(fs);
+        // Their bytes go aside here: the spool does not tell of their numbers any more.
+        start(temp.path()).unwrap().tidy_all().unwrap();
+    }
+    let mut named = Vec::new();
+    Journal::read_marked(&temp.path().join("journal"), &temp.path().join("journal.mark"), &mut |_, change| {
+        if let Change::Inode { ino, record: InodeRecord { body: BodyRecord::Spool(spool), .. } } = change {
+            named.push((spool, ino));
+        }
+        Ok(())
+    })
+    .unwrap();
+    named.sort_unstable();
+    named.dedup();
+    assert_eq!(named.len(), 8, "{named:?}");
+    assert!(named.windows(2).all(|pair| pair[0].0 != pair[1].0), "a number was used twice: {named:?}");
+    start(temp.path()).unwrap();
+}
+
+/// Records of daemons before this one have such files twice.
+#[test]
+fn a_removed_file_that_has_the_number_of_another_is_no_damage() {
+    let temp = temporary_dir();
+    let journal = temp.path().join("journal");
+    let spool = |ino| inode(ino, BodyRecord::Spool(SpoolId(1)));
+    let log = Journal::open(&journal, |_| ()).unwrap();
+    let name = Name::new(b"a").unwrap();
+    let removed = Change::Unlink { parent: ROOT, name, hide: false };
+    log.commit(log.append(&[spool(2), link(ROOT.0, "a", 2), removed])).unwrap();
+    log.commit(log.append(&[spool(3), link(ROOT.0, "b", 3)])).unwrap();
+    drop(log);
+    std::fs::rename(journal.join("mark"), temp.path().join("journal.mark")).unwrap();
+    let bytes = temp.path().join("spool/01/1");
+    std::fs::create_dir_all(bytes.parent().unwrap()).unwrap();
+    std::fs::write(&bytes, "b's").unwrap();
+    drop(start(temp.path()).unwrap());
+    assert_eq!(std::fs::read(&bytes).unwrap(), b"b's");
+    start(temp.path()).unwrap();
 }
 
 #[test]
