@@ -1,7 +1,7 @@
 //! Writers that never stop, while daemons are killed, mounts taken away, servers cut off and restarted, and commits
 //! made; at the end the tree, the branch and a plain copy of all that was acknowledged are equal.
 //!
-//! `OXENFS_SOAK_SECS` says for how long (`scripts/soak`).
+//! `OXENFS_SOAK_SECS` says for how long (`scripts/soak`), `OXENFS_TEST_SEED` or `PROPTEST_RNG_SEED` what is drawn.
 
 use std::fs;
 use std::io;
@@ -83,7 +83,8 @@ fn change(mount: &Path, copy: &Path, random: &mut fastrand::Rng) {
 #[test]
 fn kills_faults_and_remounts_under_load_lose_nothing() {
     let secs = std::env::var("OXENFS_SOAK_SECS").map_or(25, |secs| secs.parse().expect("a number of seconds"));
-    let seed = fastrand::u64(..);
+    let given = ["OXENFS_TEST_SEED", "PROPTEST_RNG_SEED"].into_iter().find_map(|name| std::env::var(name).ok());
+    let seed = given.map_or_else(|| fastrand::u64(..), |seed| seed.parse().expect("a number"));
     tell(&format!("seed {seed}"));
     let mut random = fastrand::Rng::with_seed(seed);
     let mut server = Scripted::new();
