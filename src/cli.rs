@@ -23,6 +23,7 @@ mod seams;
 mod status;
 mod sync;
 mod unmount;
+mod vigil;
 
 use std::ffi::OsStr;
 use std::path::Path;

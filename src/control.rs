@@ -13,6 +13,8 @@ use crate::path::Name;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "kebab-case")]
 pub enum Request {
+    /// Whether the daemon can work at all: [`Event::Done`] at once.
+    Ping,
     /// One [`Event::Status`].
     Status,
     /// What is logged: one [`Event::LogLevel`].

@@ -3,19 +3,16 @@
 use std::fmt::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
 use super::args::DiffArgs;
 use super::failure::{Doing, Failure, quoted};
 use super::find::{self, Finder, connect};
 use super::output::{bytes, count, data, json, note, printable, thousands};
 use super::seams;
-use crate::control::client::{Client, ClientError, Next};
+use super::vigil::{self, Vigil};
+use crate::control::client::ClientError;
 use crate::control::{Difference, Event, Kind, Request};
 use crate::mount::state_dir::Known;
-
-/// Between two answers of a daemon: it looks through everything that changed before the first.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `oxenfs diff`. Works without a daemon too.
 pub fn diff(args: DiffArgs, finder: &Finder) -> Result<u8, Failure> {
@@ -26,7 +23,7 @@ pub fn diff(args: DiffArgs, finder: &Finder) -> Result<u8, Failure> {
         return Err(failure.doing(failed()));
     };
     let mut found = match connect(known).doing(failed)? {
-        Some(stream) => ask(stream).doing(failed)?,
+        Some(stream) => ask(known, stream).doing(failed)?,
         None => seams::offline_differences(&known.path).doing(failed)?,
     };
     let below = real.strip_prefix(&known.meta.identity.mountpoint).unwrap_or(Path::new(""));
@@ -40,19 +37,16 @@ pub fn diff(args: DiffArgs, finder: &Finder) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn ask(stream: UnixStream) -> Result<Vec<Difference>, Failure> {
-    let mut client = Client::ask(stream, &Request::Diff)?;
+fn ask(known: &Known, stream: UnixStream) -> Result<Vec<Difference>, Failure> {
+    let mut vigil = Vigil::over(known, &stream);
+    let mut client = vigil::asked(&vigil, stream, &Request::Diff)?;
     let mut found = Vec::new();
     loop {
-        match client.next(PATIENCE)? {
-            Next::Event(Event::Differences { changes }) => found.extend(changes),
-            Next::Event(Event::Done) => return Ok(found),
-            Next::Event(Event::Failed(failure)) => return Err(failure.into()),
-            Next::Event(_) => return Err(ClientError::NotUnderstood.into()),
-            Next::Nothing => {
-                let silence = format!("the mount's daemon did not answer within {} s", PATIENCE.as_secs());
-                return Err(Failure::new(silence));
-            }
+        match vigil::next(&mut client, &mut vigil)? {
+            Event::Differences { changes } => found.extend(changes),
+            Event::Done => return Ok(found),
+            Event::Failed(failure) => return Err(failure.into()),
+            _ => return Err(ClientError::NotUnderstood.into()),
         }
     }
 }

@@ -7,13 +7,13 @@ use serde::Serialize;
 
 use super::args::DoctorArgs;
 use super::failure::{Doing, FAILED, Failure, quoted};
-use super::find::{self, Finder, connect_now, mount_command, owed, status_of};
+use super::find::{self, Finder, at_once, connect_now, mount_command, owed, status_of};
 use super::output::{bytes, count, data, json, printable, seconds, thousands};
 use super::repo::place;
 use super::seams::{self, Place};
 use crate::config::{Environment, OxenConfig, ServerUrl};
 use crate::control::Status;
-use crate::mount::preflight::{self, mountinfo};
+use crate::mount::preflight::{self, Behind, mountinfo};
 use crate::mount::state_dir::{self, Known};
 
 /// A clock that is off by more makes tokens and time stamps unreliable.
@@ -74,7 +74,7 @@ pub fn doctor(args: DoctorArgs, state_dir: Option<&Path>, environment: &Environm
         }
     };
     found.extend(servers(&args, &chosen, environment));
-    found.extend(chosen.iter().flat_map(|known| mount(known)));
+    found.extend(at_once(&chosen, mount).into_iter().flatten());
     if args.dir.is_none() {
         found.extend(strays(finder.all()));
     }
@@ -212,7 +212,7 @@ fn credentials(place: &Place) -> Finding {
 fn mount(known: &Known) -> Vec<Finding> {
     let mountpoint = &known.meta.identity.mountpoint;
     let about = format!("mount {}", quoted(mountpoint));
-    let status = match connect_now(known).and_then(|stream| stream.map(status_of).transpose()) {
+    let status = match connect_now(known).and_then(|stream| stream.map(|stream| status_of(known, stream)).transpose()) {
         Ok(Some(status)) => status,
         Ok(None) => return vec![stopped(known, &about)],
         Err(failure) => return vec![Finding::failed(&about, failure)],
@@ -271,13 +271,20 @@ fn strays(all: &[Known]) -> Vec<Finding> {
     let known: Vec<&PathBuf> = all.iter().map(|known| &known.meta.identity.mountpoint).collect();
     let mounts = mountinfo::all().unwrap_or_default().into_iter();
     mounts
-        .filter(|mount| {
-            mount.is_ours() && !known.contains(&&mount.mountpoint) && preflight::is_stale(&mount.mountpoint)
-        })
-        .map(|mount| {
-            let hint = format!("oxenfs unmount {}", quoted(&mount.mountpoint));
+        .filter(|mount| mount.is_ours() && !known.contains(&&mount.mountpoint))
+        .filter_map(|mount| {
             let about = format!("mount {}", quoted(&mount.mountpoint));
-            Finding::warning(&about, "its daemon has ended, and left a broken mount", Some(hint))
+            match preflight::behind(&mount.mountpoint) {
+                Behind::Answers => None,
+                Behind::Gone => {
+                    let hint = format!("oxenfs unmount {}", quoted(&mount.mountpoint));
+                    Some(Finding::warning(&about, "its daemon has ended, and left a broken mount", Some(hint)))
+                }
+                Behind::Silent => {
+                    let hint = "name the state directory it was mounted with: oxenfs doctor --state-dir DIR".to_owned();
+                    Some(Finding::warning(&about, "its daemon does not answer", Some(hint)))
+                }
+            }
         })
         .collect()
 }

@@ -63,6 +63,11 @@ impl Failure {
         self
     }
 
+    /// Of a daemon that does not answer, with what that prevents.
+    pub fn about(self, what: impl fmt::Display) -> Self {
+        Self { cause: format!("{what}, and {}", self.cause), ..self }
+    }
+
     /// With what could not be done, unless that was said already.
     pub fn doing(mut self, what: impl fmt::Display) -> Self {
         if self.what.is_empty() && self.exit != 0 {
@@ -137,6 +142,7 @@ impl From<PreflightError> for Failure {
             E::Moved(_) => "name a directory that nobody else can change, or try again".into(),
             E::AlreadyMounted(ref path) => format!("oxenfs unmount {}", quoted(path)),
             E::ForeignMount { .. } => "name another directory".into(),
+            E::Unanswered(_) => "name another directory, or see how it is: oxenfs status".into(),
             E::ForeignStale { ref path, .. } => format!("umount -l {}", quoted(path)),
             E::Stale { ref path, .. } => format!("sudo umount -l {}", quoted(path)),
             E::NotWritable(ref path) => format!("name a directory of your own, or: sudo chown $USER {}", quoted(path)),
@@ -250,6 +256,7 @@ impl From<ClientError> for Failure {
             ClientError::HungUp => {
                 "what was written is safe on this disk; oxenfs status shows it, mounting again sends it"
             }
+            ClientError::Silent => "oxenfs status tells how it is",
             ClientError::NotUnderstood => "use the version of oxenfs that mounted it: oxenfs status --json",
             ClientError::Io(_) => "oxenfs status",
         };

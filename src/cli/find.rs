@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use super::failure::{Failure, quoted};
 use super::follow::Deadline;
 use super::output::warn;
+use super::vigil::{self, Vigil};
 use crate::config::Environment;
-use crate::control::client::{Client, Next};
+use crate::control::client::Next;
 use crate::control::{Event, Request, Status};
 use crate::mount::preflight;
 use crate::mount::state_dir::{self, Known, StateDir, StateError};
@@ -19,6 +20,8 @@ const STATUS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long one may take to begin to listen, or to end when it listens no more, and how often that is looked at.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
 const CHANGE_CHECK: Duration = Duration::from_millis(20);
+/// How often one that says nothing is looked at.
+const TICK: Duration = Duration::from_millis(200);
 
 /// Looks mounts up by their state directories.
 pub struct Finder {
@@ -106,6 +109,10 @@ impl Finder {
 pub fn real(path: &Path) -> Result<PathBuf, Failure> {
     match preflight::resolve(path) {
         Ok(real) => Ok(real),
+        // The daemon of the mount is then asked by another way, and its failure says what to do.
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            preflight::resolve_up_to_mounts(path).map_err(Failure::new)
+        }
         Err(_) => {
             let absolute = std::path::absolute(path).map_err(Failure::new)?;
             Ok(state_dir::resolve_existing(&absolute))
@@ -139,6 +146,8 @@ pub fn connect_now(known: &Known) -> Result<Option<UnixStream>, Failure> {
 
 fn connect_within(known: &Known, patience: Duration) -> Result<Option<UnixStream>, Failure> {
     let deadline = Instant::now() + patience;
+    let identity = &known.meta.identity;
+    let mut vigil = Vigil::new(&known.path, &identity.mountpoint, known.holder(), mount_command(known));
     loop {
         match state_dir::connect_control(&known.path) {
             Ok(stream) => return Ok(Some(stream)),
@@ -149,6 +158,8 @@ fn connect_within(known: &Known, patience: Duration) -> Result<Option<UnixStream
                         .hint("repeat the command in a moment"));
                 }
             }
+            // It accepts nobody: more wait than there is room for.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => vigil.check()?,
             Err(error) => return Err(Failure::new(format_args!("its daemon cannot be reached: {error}"))),
         }
         std::thread::sleep(CHANGE_CHECK);
@@ -159,24 +170,38 @@ fn connect_within(known: &Known, patience: Duration) -> Result<Option<UnixStream
 ///
 /// # Errors
 /// When it does not answer.
-pub fn status_of(stream: UnixStream) -> Result<Status, Failure> {
-    status_by(stream, Deadline::after(None))
+pub fn status_of(known: &Known, stream: UnixStream) -> Result<Status, Failure> {
+    status_by(known, stream, Deadline::after(None))
 }
 
 /// [`status_of`], without waiting past a deadline.
 ///
 /// # Errors
 /// As [`status_of`].
-pub fn status_by(stream: UnixStream, deadline: Deadline) -> Result<Status, Failure> {
+pub fn status_by(known: &Known, stream: UnixStream, deadline: Deadline) -> Result<Status, Failure> {
+    let vigil = Vigil::over(known, &stream);
+    status_while(vigil, stream, deadline)
+}
+
+/// [`status_by`], for a daemon that is watched.
+///
+/// # Errors
+/// As [`status_of`].
+pub fn status_while(mut vigil: Vigil, stream: UnixStream, deadline: Deadline) -> Result<Status, Failure> {
+    let began = Instant::now();
     let patience = deadline.or_sooner(STATUS_PATIENCE);
-    let mut client = Client::ask(stream, &Request::Status)?;
-    match client.next(patience)? {
-        Next::Event(Event::Status(status)) => Ok(*status),
-        Next::Event(Event::Failed(failure)) => Err(failure.into()),
-        Next::Event(_) => Err(crate::control::client::ClientError::NotUnderstood.into()),
-        Next::Nothing => {
-            let within = patience.as_secs_f64().ceil();
-            Err(Failure::new(format_args!("the mount's daemon did not answer within {within} s")))
+    let mut client = vigil::asked(&vigil, stream, &Request::Status)?;
+    loop {
+        match client.next(patience.saturating_sub(began.elapsed()).min(TICK))? {
+            Next::Event(Event::Status(status)) => return Ok(*status),
+            Next::Event(Event::Failed(failure)) => return Err(failure.into()),
+            Next::Event(_) => return Err(crate::control::client::ClientError::NotUnderstood.into()),
+            Next::Nothing if began.elapsed() >= patience => {
+                let within = patience.as_secs_f64().ceil();
+                let silent = || Failure::new(format_args!("the mount's daemon did not answer within {within} s"));
+                return Err(vigil.reason().unwrap_or_else(silent));
+            }
+            Next::Nothing => vigil.check()?,
         }
     }
 }
@@ -203,4 +228,28 @@ pub fn mount_command(known: &Known) -> String {
         option("--subdir", &identity.subdir);
     }
     command
+}
+
+/// Looks at all mounts at once, a few at a time: one that does not answer takes seconds.
+pub fn at_once<'a, T: Send>(mounts: &[&'a Known], look: impl Fn(&'a Known) -> T + Sync) -> Vec<T> {
+    const AT_A_TIME: usize = 16;
+    let mut seen = Vec::with_capacity(mounts.len());
+    for some in mounts.chunks(AT_A_TIME) {
+        std::thread::scope(|scope| {
+            let look = &look;
+            let spawn = |known: &&'a Known| {
+                let known = *known;
+                std::thread::Builder::new().spawn_scoped(scope, move || look(known))
+            };
+            let looking: Vec<_> = some.iter().map(spawn).collect();
+            for (looking, known) in looking.into_iter().zip(some) {
+                seen.push(match looking {
+                    Ok(looking) => looking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                    // There is no thread to be had.
+                    Err(_) => look(known),
+                });
+            }
+        });
+    }
+    seen
 }

@@ -3,11 +3,14 @@
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use super::failure::Failure;
 use super::interrupt;
 use super::output::{bytes, count, note};
 use super::progress::Meter;
+use super::vigil::{self, Vigil};
 use crate::control::client::{Client, ClientError, Next};
 use crate::control::{Event, Failure as Refusal, Progress, Request};
+use crate::mount::state_dir::Known;
 
 /// When waiting ends: once for all that a command waits for.
 #[derive(Debug, Clone, Copy)]
@@ -92,10 +95,11 @@ impl std::fmt::Display for GaveUp {
 /// Sends `request` and shows progress until its last event.
 ///
 /// # Errors
-/// When the daemon ends first.
-pub fn follow(stream: UnixStream, request: &Request, deadline: Deadline) -> Result<End, ClientError> {
+/// When the daemon ends first, or does not answer.
+pub fn follow(known: &Known, stream: UnixStream, request: &Request, deadline: Deadline) -> Result<End, Failure> {
     interrupt::catch();
-    let mut client = Client::ask(stream, request)?;
+    let mut vigil = Vigil::over(known, &stream);
+    let mut client = vigil::asked(&vigil, stream, request)?;
     let mut meter = Meter::new("staged");
     loop {
         let given_up = match deadline.left() {
@@ -106,16 +110,26 @@ pub fn follow(stream: UnixStream, request: &Request, deadline: Deadline) -> Resu
         if let Some(why) = given_up {
             let left = meter.last();
             meter.clear();
+            if let Some(failure) = vigil.reason() {
+                return Err(failure);
+            }
             return Ok(End::GaveUp(GaveUp { why, left }));
         }
         let event = match client.next(deadline.or_sooner(TICK)) {
             Ok(Next::Event(event)) => event,
-            Ok(Next::Nothing) => continue,
+            Ok(Next::Nothing) => match vigil.check() {
+                Ok(()) => continue,
+                Err(failure) => {
+                    meter.clear();
+                    return Err(failure);
+                }
+            },
             Err(error) => {
                 meter.clear();
-                return Err(error);
+                return Err(error.into());
             }
         };
+        vigil.heard();
         match event {
             Event::Progress(progress) => meter.update(progress),
             Event::Stalled { why } => meter.stalled(why),
@@ -143,7 +157,7 @@ pub fn follow(stream: UnixStream, request: &Request, deadline: Deadline) -> Resu
             | Event::Copied { .. }
             | Event::Imported { .. } => {
                 meter.clear();
-                return Err(ClientError::NotUnderstood);
+                return Err(ClientError::NotUnderstood.into());
             }
         }
     }

@@ -22,6 +22,7 @@ use super::find::{self, Finder};
 use super::interrupt;
 use super::output::{count, note, thousands};
 use super::progress::Meter;
+use super::vigil::{self, Vigil};
 use crate::control::client::{Client, ClientError, Next};
 use crate::control::{self, Event, Import, Item, Progress, Refusal, Request, passing};
 use below::Opener;
@@ -48,26 +49,35 @@ pub fn import(args: ImportArgs, finder: &Finder) -> Result<u8, Failure> {
     let failed = || format!("cannot import into {}", quoted(&destination));
     let real = find::real(&destination).doing(failed)?;
     let (known, stream) = finder.running(&real).doing(failed)?;
+    // What the destination is, the kernel has to ask it.
+    vigil::await_answer(known, stream).doing(failed)?;
+    let (_, stream) = finder.running(&real).doing(failed)?;
+    let mut vigil = Vigil::over(known, &stream);
     let root = &known.meta.identity.mountpoint;
     let plan = planned(&sources, &destination, &real, root).doing(failed)?;
     interrupt::catch();
-    let mut client = Client::ask(stream.try_clone().map_err(Failure::new)?, &Request::Import { into: plan.0.clone() })?;
-    match await_event(&mut client).doing(failed)? {
+    let request = Request::Import { into: plan.0.clone() };
+    let mut client = vigil::asked(&vigil, stream.try_clone().map_err(Failure::new)?, &request).doing(failed)?;
+    match await_event(&mut client, &mut vigil).doing(failed)? {
         Event::Importing => {}
         Event::Failed(refusal) => return Err(Failure::from(refusal).doing(failed())),
         _ => return Err(Failure::from(ClientError::NotUnderstood).doing(failed())),
     }
-    let outcome = carry_out(&plan, client, stream).doing(failed)?;
+    let outcome = carry_out(&plan, client, vigil, stream).doing(failed)?;
     outcome.judge(root).doing(failed)
 }
 
-fn await_event(client: &mut Client) -> Result<Event, Failure> {
+fn await_event(client: &mut Client, vigil: &mut Vigil) -> Result<Event, Failure> {
     loop {
         if interrupt::seen() {
             return Err(Failure::new("interrupted"));
         }
-        if let Next::Event(event) = client.next(TICK)? {
-            return Ok(event);
+        match client.next(TICK)? {
+            Next::Event(event) => {
+                vigil.heard();
+                return Ok(event);
+            }
+            Next::Nothing => vigil.check()?,
         }
     }
 }
@@ -123,7 +133,7 @@ struct UnderWay {
     bad: u64,
     no_space: bool,
     /// The daemon says no more.
-    over: Option<Result<(), ClientError>>,
+    over: Option<Result<(), Failure>>,
 }
 
 impl Shared {
@@ -180,13 +190,13 @@ impl Outcome {
     }
 }
 
-fn carry_out(plan: &Plan, client: Client, stream: UnixStream) -> Result<Outcome, Failure> {
+fn carry_out(plan: &Plan, client: Client, vigil: Vigil, stream: UnixStream) -> Result<Outcome, Failure> {
     let shared = Shared::default();
     std::thread::scope(|scope| {
         let shared = &shared;
         let (send, found) = sync_channel(FOUND_AHEAD);
         let walking = scope.spawn(move || Walk::all(&plan.1, send, &shared.totals, &shared.stop));
-        let listening = scope.spawn(move || listen(client, shared));
+        let listening = scope.spawn(move || listen(client, vigil, shared));
         let mut sender = Sender {
             stream,
             shared,
@@ -211,8 +221,9 @@ fn carry_out(plan: &Plan, client: Client, stream: UnixStream) -> Result<Outcome,
         // Not by what was counted: the walk may have stopped before it found the rest.
         let interrupted = interrupt::seen() && !matches!(sent, Ok(true));
         match (&state.over, sent) {
-            (Some(Err(error)), _) if !state.no_space => {
-                Err(Failure::new(format_args!("{error}; {} imported", count(state.done, "file"))))
+            (Some(Err(failure)), _) if !state.no_space => {
+                let cause = format!("{}; {} imported", failure.cause, count(state.done, "file"));
+                Err(Failure { cause, ..failure.clone() })
             }
             (_, Err(error)) if !interrupted => Err(Failure::new(error)),
             (_, Ok(false)) if !interrupted && !state.no_space => {
@@ -231,22 +242,32 @@ fn carry_out(plan: &Plan, client: Client, stream: UnixStream) -> Result<Outcome,
 }
 
 /// Takes the daemon's answers in, and shows how far it is.
-fn listen(mut client: Client, shared: &Shared) {
+fn listen(mut client: Client, mut vigil: Vigil, shared: &Shared) {
     let mut meter = Meter::new("imported");
     let mut patience: Option<Instant> = None;
     let over = loop {
         if interrupt::seen() && patience.get_or_insert_with(|| Instant::now() + STOP_PATIENCE) < &mut Instant::now() {
-            break Err(ClientError::HungUp);
+            break Err(ClientError::HungUp.into());
         }
-        match client.next(TICK) {
-            Ok(Next::Nothing) => {}
+        let next = client.next(TICK);
+        if matches!(next, Ok(Next::Event(_))) {
+            vigil.heard();
+        }
+        match next {
+            Ok(Next::Nothing) => {
+                if let Err(failure) = vigil.check() {
+                    // The sender may wait for it to take something.
+                    client.hang_up();
+                    break Err(failure);
+                }
+            }
             Ok(Next::Event(Event::Copied { bytes })) => shared.copied.store(bytes, Ordering::Relaxed),
             Ok(Next::Event(Event::Imported { batch, bytes, refused })) => {
                 answered(batch, bytes, refused, shared, &meter)
             }
             Ok(Next::Event(Event::Done)) => break Ok(()),
-            Ok(Next::Event(_)) => break Err(ClientError::NotUnderstood),
-            Err(error) => break Err(error),
+            Ok(Next::Event(_)) => break Err(ClientError::NotUnderstood.into()),
+            Err(error) => break Err(error.into()),
         }
         meter.update(shared.progress());
     };

@@ -5,21 +5,25 @@ use std::time::{Duration, Instant};
 
 use super::args::{HelperArgs, MountArgs};
 use super::failure::{Doing, Failure, quoted};
-use super::find::status_of;
+use super::find::{connect_now, status_while};
+use super::follow::Deadline;
 use super::output::{count, note, warn, without_credentials};
 use super::seams;
+use super::vigil::{Vigil, await_answer};
 use crate::config::{Environment, MountInput, MountSettings};
 use crate::control::Request;
 use crate::control::client::Client;
 use crate::log;
 use crate::mount::daemon::{self, Fork, Notifier, Outcome, Ready};
-use crate::mount::preflight::{self, Place, mountinfo};
+use crate::mount::preflight::{self, Place, PreflightError, mountinfo};
 use crate::mount::state_dir::{self, Identity, StateDir, StateError};
 
 /// How long a daemon that only drains may take to let go: it stops between two requests.
 const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(30);
 /// How long one that does not answer may take: it is about to end, or hangs.
 const SILENCE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is tried again.
+const LOCK_CHECK: Duration = Duration::from_millis(50);
 
 /// `oxenfs mount`.
 pub fn mount(args: MountArgs, state_dir: Option<PathBuf>, environment: &Environment) -> Result<u8, Failure> {
@@ -57,7 +61,7 @@ pub fn helper(args: HelperArgs, environment: &Environment) -> Result<u8, Failure
 fn start(input: MountInput, environment: &Environment, fake: bool) -> Result<u8, Failure> {
     let mut settings = MountSettings::new(input, environment)?;
     super::repo::check_credentials(&settings.credentials)?;
-    let checked = preflight::check(&settings)?;
+    let checked = preflight::check(&settings).map_err(|error| refused(error, &settings, environment))?;
     for warning in &checked.warnings {
         warn(warning);
     }
@@ -159,14 +163,21 @@ fn open_state(root: &Path, identity: &Identity) -> Result<StateDir, Failure> {
             Err(error @ StateError::Locked { .. }) => error,
             Err(error) => return Err(error.into()),
         };
-        let StateError::Locked { path, .. } = &locked else {
+        let StateError::Locked { path, pid, mountpoint } = &locked else {
             return Err(locked.into());
         };
-        match state_dir::connect_control(path).map_err(Failure::new).and_then(status_of) {
+        let vigil = || Vigil::new(path, mountpoint, Some(*pid), "and repeat the command".into());
+        let connected = state_dir::connect_control(path).map_err(Failure::new);
+        match connected.and_then(|stream| status_while(vigil(), stream, Deadline::after(None))) {
             Ok(status) => break (locked, status),
-            Err(_) if began.elapsed() < SILENCE_PATIENCE => {}
-            Err(_) => return Err(locked.into()),
+            Err(failure) => {
+                let stopped = vigil().reason();
+                if stopped.is_some() || began.elapsed() >= SILENCE_PATIENCE {
+                    return Err(stopped.unwrap_or(failure).about(&locked));
+                }
+            }
         }
+        std::thread::sleep(LOCK_CHECK);
     };
     let StateError::Locked { path, mountpoint, .. } = &locked else {
         return Err(locked.into());
@@ -186,6 +197,24 @@ fn open_state(root: &Path, identity: &Identity) -> Result<StateDir, Failure> {
             other => return Ok(other?),
         }
     }
+}
+
+/// The failure of a check; of a mount point whose daemon does not answer, with the way out.
+fn refused(error: PreflightError, settings: &MountSettings, environment: &Environment) -> Failure {
+    if let PreflightError::AlreadyMounted(mountpoint) = &error {
+        let roots = [Some(settings.state_root.clone()), environment.state_root().ok()];
+        let known =
+            roots.into_iter().flatten().filter_map(|root| StateDir::list(&root).ok()).flat_map(|list| list.known);
+        let there = known.filter(|known| known.meta.identity.mountpoint == *mountpoint && known.holder().is_some());
+        for known in there {
+            let answers =
+                connect_now(&known).and_then(|stream| stream.map_or(Ok(()), |stream| await_answer(&known, stream)));
+            if let Err(silence) = answers {
+                return silence.about(&error);
+            }
+        }
+    }
+    error.into()
 }
 
 /// Makes sure that `status` and `unmount` find the mount without being told its state root.

@@ -1,14 +1,19 @@
 //! `oxenfs repair`: what can be salvaged of a damaged state directory, and the doing of it.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use serde::Serialize;
 
 use super::args::RepairArgs;
 use super::failure::{Doing, FAILED, Failure, quoted};
+use super::find;
 use super::output::{bytes, count, data, printable};
 use super::seams;
+use super::vigil::Vigil;
 use crate::fs::Repair;
+use crate::mount::preflight::mountinfo;
+use crate::mount::state_dir::{self, StateError};
 
 /// Files that are named one by one; the mount shows all.
 const SHOWN: usize = 20;
@@ -42,8 +47,9 @@ struct Found<'a> {
 
 /// `oxenfs repair`: exit code 1 when something is damaged and was not repaired.
 pub fn repair(args: RepairArgs) -> Result<u8, Failure> {
-    let state = args.state.canonicalize().unwrap_or(args.state);
+    let state = find::real(&args.state).unwrap_or(args.state);
     let failed = || format!("cannot repair {}", quoted(&state));
+    check(&state).doing(failed)?;
     let (found, meta) = seams::repair(&state, args.yes).doing(failed)?;
     let damaged = !found.damage.is_empty() || meta.is_some();
     let repaired = damaged && args.yes;
@@ -81,6 +87,24 @@ pub fn repair(args: RepairArgs) -> Result<u8, Failure> {
         }
     }
     Ok(if damaged && !args.yes { FAILED } else { 0 })
+}
+
+/// Refuses what is no state directory because it lies on a mount, and one that a daemon has which does not answer.
+fn check(state: &Path) -> Result<(), Failure> {
+    let mounts = mountinfo::all().unwrap_or_default();
+    if mounts.iter().any(|mount| mount.is_of_process() && state.starts_with(&mount.mountpoint)) {
+        return Err(Failure::new("it lies on a mount, and no state directory does")
+            .hint("name the one that the refusal of the mount names"));
+    }
+    if let Err(locked @ StateError::Locked { .. }) = state_dir::hold(state)
+        && let StateError::Locked { path, pid, mountpoint } = &locked
+    {
+        let repeat = format!("oxenfs repair {}", quoted(state));
+        if let Some(silence) = Vigil::new(path, mountpoint, Some(*pid), repeat).reason() {
+            return Err(silence.about(&locked));
+        }
+    }
+    Ok(())
 }
 
 fn text(found: &Repair, meta: Option<&str>, done: bool) -> String {

@@ -1,11 +1,11 @@
 //! What the commands need of other layers, in one place.
 
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use super::failure::Failure;
+use super::failure::{Failure, quoted};
 use super::output::are;
 use super::repo::NewRepo;
 use crate::config::{CredentialSource, MountSettings, RepoId, ServerUrl};
@@ -16,6 +16,9 @@ use crate::mount::preflight::Place as MountPlace;
 use crate::mount::state_dir::StateDir;
 use crate::mount::{self, Contents, InitialFile, NewRepository, Repository, User, WorkspaceInfo};
 use crate::workspace::WorkspaceError;
+
+/// How long a server may take to say what it is.
+const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves a mount until it is unmounted; tells `notifier` when it answers.
 ///
@@ -113,7 +116,17 @@ pub fn create_repo(new: NewRepo) -> Result<Vec<String>, Failure> {
 /// # Errors
 /// When it cannot be reached or is none.
 pub fn look_at_server(place: &Place) -> Result<(String, Option<SystemTime>), Failure> {
-    ask(place, async |repository| Ok((repository.server_version().await?, repository.server_time().await?)))
+    let look =
+        async |repository: &Repository| Ok((repository.server_version().await?, repository.server_time().await?));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)?;
+    let looked = runtime.block_on(async { tokio::time::timeout(LOOK_PATIENCE, talk(place, look)).await });
+    // A name that is being looked up is not waited for.
+    runtime.shutdown_background();
+    looked.unwrap_or_else(|_| {
+        let cause = format!("{} did not answer within {} s", place.server, LOOK_PATIENCE.as_secs());
+        Err(Failure::new(cause)
+            .hint(format_args!("try it: curl -m 10 {}", quoted(format!("{}/api/health", place.server)))))
+    })
 }
 
 /// The branches of a repository.
@@ -136,14 +149,24 @@ pub fn workspaces(place: Place) -> Result<Vec<Ref>, Failure> {
 }
 
 /// One conversation with a server, after its version was found to be one.
-fn ask<T>(place: &Place, talk: impl AsyncFnOnce(&Repository) -> Result<T, WorkspaceError>) -> Result<T, Failure> {
+fn ask<T>(
+    place: &Place,
+    conversation: impl AsyncFnOnce(&Repository) -> Result<T, WorkspaceError>,
+) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)?;
-    let done = runtime.block_on(async {
+    runtime.block_on(talk(place, conversation))
+}
+
+async fn talk<T>(
+    place: &Place,
+    conversation: impl AsyncFnOnce(&Repository) -> Result<T, WorkspaceError>,
+) -> Result<T, Failure> {
+    let done = async {
         let repository = mount::repository(&place.server, &place.repo, place.credentials.clone())?;
         repository.server_version().await?;
-        talk(&repository).await
-    });
-    done.map_err(|error| match error {
+        conversation(&repository).await
+    };
+    done.await.map_err(|error| match error {
         WorkspaceError::NotFound { .. } => Failure::new(format_args!("the repository {} does not exist", place.repo))
             .hint(format_args!("oxenfs repo create {}", place.url())),
         other => other.into(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::args::StatusArgs;
 use super::failure::{Doing, Failure, quoted};
-use super::find::{self, Finder, connect_now, mount_command, owed, status_of};
+use super::find::{self, Finder, at_once, connect_now, mount_command, owed, status_of};
 use super::output::{are, bytes, count, data, json, note, printable, seconds, thousands, verbatim};
 use super::seams;
 use crate::control::{Counts, Status, Tally};
@@ -31,10 +31,8 @@ pub fn status(args: StatusArgs, finder: &Finder) -> Result<u8, Failure> {
         chosen.sort_by_key(|known| known.path != above.path);
     }
     loop {
-        let mut seen = Vec::new();
-        for known in &chosen {
-            seen.push((*known, look(known)));
-        }
+        let looked = at_once(&chosen, look);
+        let mut seen: Vec<(&Known, Status)> = chosen.iter().copied().zip(looked).collect();
         if args.dir.is_none() || chosen.len() > 1 {
             // Of what is neither mounted nor owed there is nothing to tell.
             let worth = |status: &Status| status.phase != "stopped" || status.stalled.is_some() || owed(status).0 > 0;
@@ -78,11 +76,14 @@ const UNREADABLE: &str = "unreadable";
 /// What the daemon says, or, where none answers, what its directory says. One mount that cannot be read does not hide
 /// the others.
 fn look(known: &Known) -> Status {
-    let daemon = connect_now(known).and_then(|stream| stream.map(status_of).transpose());
+    let daemon = connect_now(known).and_then(|stream| stream.map(|stream| status_of(known, stream)).transpose());
     let (phase, pid, silent) = match daemon {
         Ok(Some(status)) => return status,
         Ok(None) => ("stopped", 0, None),
-        Err(failure) => ("unresponsive", known.holder().unwrap_or(known.meta.pid), Some(failure.cause)),
+        Err(failure) => {
+            let cause = failure.hint.map_or(failure.cause.clone(), |hint| format!("{}; {hint}", failure.cause));
+            ("unresponsive", known.holder().unwrap_or(known.meta.pid), Some(cause))
+        }
     };
     let (recorded, unread) = match seams::offline_status(&known.path) {
         Ok(recorded) => (recorded, None),

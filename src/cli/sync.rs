@@ -30,8 +30,8 @@ pub fn sync(args: SyncArgs, finder: &Finder) -> Result<u8, Failure> {
         if paths.iter().any(String::is_empty) {
             paths.clear(); // the root itself: everything
         }
-        let (_, stream) = finder.running_by(&root, deadline).doing(failed)?;
-        wait(stream, paths, deadline, &root).doing(failed)?;
+        let (known, stream) = finder.running_by(&root, deadline).doing(failed)?;
+        wait(known, stream, paths, deadline).doing(failed)?;
     }
     Ok(0)
 }
@@ -45,14 +45,14 @@ fn inside(path: &Path, root: &Path) -> Result<String, Failure> {
     }
 }
 
-fn wait(stream: UnixStream, paths: Vec<String>, deadline: Deadline, root: &Path) -> Result<(), Failure> {
-    match follow(stream, &Request::Sync { paths, before_commit: false }, deadline)? {
+fn wait(known: &Known, stream: UnixStream, paths: Vec<String>, deadline: Deadline) -> Result<(), Failure> {
+    match follow(known, stream, &Request::Sync { paths, before_commit: false }, deadline)? {
         End::Done(_) | End::Committed(..) => Ok(()),
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(Failure::owed(format_args!(
             "{why}; the rest is safe on this disk, and staging goes on in the background"
         ))
-        .hint(format_args!("wait for it again with: oxenfs sync {}", quoted(root)))),
+        .hint(format_args!("wait for it again with: oxenfs sync {}", quoted(&known.meta.identity.mountpoint)))),
     }
 }
 
@@ -81,7 +81,7 @@ pub fn commit_at(
     deadline: Deadline,
 ) -> Result<(), Failure> {
     let dir = quoted(&known.meta.identity.mountpoint);
-    match follow(stream, request, deadline)? {
+    match follow(known, stream, request, deadline)? {
         End::Committed(Some(id), _) => data(&printable(&id)),
         End::Committed(None, more) | End::Done(more) => {
             // After a line that says how many were staged.

@@ -24,7 +24,7 @@ pub fn unmount(args: UnmountArgs, finder: &Finder, environment: &Environment) ->
     let mut stopped = Vec::new();
     for known in finder.at(&dir) {
         match find::connect_by(known, deadline).doing(|| &what)? {
-            Some(stream) => running.push((known, status_by(stream, deadline).doing(|| &what)?)),
+            Some(stream) => running.push((known, status_by(known, stream, deadline).doing(|| &what)?)),
             None => stopped.push(known),
         }
     }
@@ -57,19 +57,23 @@ fn one(
 ) -> Result<u8, Failure> {
     if let Some(commit) = commit {
         // First all that is there is staged, whatever it is called by then; the cut that is committed comes after that.
-        let staged =
-            match follow(connected(known)?, &Request::Sync { paths: Vec::new(), before_commit: true }, deadline)? {
-                End::Done(staged) | End::Committed(_, staged) => staged,
-                End::Refused(refusal) => return Err(refusal.into()),
-                End::GaveUp(why) => return Err(gave_up(format_args!("{why}; nothing was committed"), &args.dir)),
-            };
+        let staged = match follow(
+            known,
+            connected(known)?,
+            &Request::Sync { paths: Vec::new(), before_commit: true },
+            deadline,
+        )? {
+            End::Done(staged) | End::Committed(_, staged) => staged,
+            End::Refused(refusal) => return Err(refusal.into()),
+            End::GaveUp(why) => return Err(gave_up(format_args!("{why}; nothing was committed"), &args.dir)),
+        };
         sync::commit_at(known, connected(known)?, commit, staged, deadline)
             .map_err(|failure| failure.doing(format_args!("cannot commit {}", quoted(&args.dir))))?;
     }
     if args.detach {
         return detach(args, known, status);
     }
-    match follow(connected(known)?, &Request::Unmount, deadline)? {
+    match follow(known, connected(known)?, &Request::Unmount, deadline)? {
         End::Done(_) | End::Committed(..) => {
             // The record of the daemon that just ended.
             let left = seams::offline_status(&known.path).unwrap_or_default().counts;
@@ -107,7 +111,7 @@ fn gave_up(why: impl std::fmt::Display, dir: &Path) -> Failure {
 }
 
 fn detach(args: &UnmountArgs, known: &Known, before: &Status) -> Result<u8, Failure> {
-    match follow(connected(known)?, &Request::Detach, Deadline::after(None))? {
+    match follow(known, connected(known)?, &Request::Detach, Deadline::after(None))? {
         End::Refused(refusal) if !refusal.owed => return Err(refusal.into()),
         End::GaveUp(why) => return Err(Failure::new(why)),
         _ => {}

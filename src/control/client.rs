@@ -8,6 +8,8 @@ use super::{Event, Request};
 
 /// A line from the daemon longer than this is no event: the longest, a status, is some tens of kilobytes.
 const LINE_LIMIT_BYTES: usize = 16 << 20;
+/// How long a daemon may take to read what it is sent, where that is more than a socket holds.
+const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why the daemon did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +17,9 @@ pub enum ClientError {
     /// It ended, or closed the connection, before its last event.
     #[error("the mount's daemon ended before it answered")]
     HungUp,
+    /// It does not read what it is asked.
+    #[error("the mount's daemon does not answer")]
+    Silent,
     /// What it said is no event: another version of oxenfs, say.
     #[error("the mount's daemon gave an answer that this oxenfs does not understand")]
     NotUnderstood,
@@ -47,11 +52,19 @@ impl Client {
     pub fn ask(mut stream: UnixStream, request: &Request) -> Result<Self, ClientError> {
         let mut line = serde_json::to_vec(request).map_err(io::Error::from)?;
         line.push(b'\n');
+        stream.set_write_timeout(Some(WRITE_PATIENCE))?;
         stream.write_all(&line).map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ClientError::HungUp,
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ClientError::Silent,
             _ => ClientError::Io(error),
         })?;
+        stream.set_write_timeout(None)?;
         Ok(Self { stream, partial: Vec::new() })
+    }
+
+    /// Ends the conversation, for everybody who holds the connection.
+    pub fn hang_up(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 
     /// The next event, if it comes within `patience`.

@@ -2,13 +2,17 @@
 
 pub mod mountinfo;
 mod place;
+mod probe;
 mod unmount;
 
+use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 pub use place::{Claim, Place};
+pub use probe::{Behind, behind};
 pub use unmount::{How, UnmountError, User, unmount, users_of};
 
 use super::state_dir::{self, StateError};
@@ -48,6 +52,9 @@ pub enum PreflightError {
         /// What is mounted there.
         fs_type: String,
     },
+    /// A mount that it lies in does not answer.
+    #[error("a mount that {} lies in does not answer", .0.display())]
+    Unanswered(PathBuf),
     /// A mount whose process is gone, and not one of ours.
     #[error("{} holds a broken mount of type {fs_type}", .path.display())]
     ForeignStale {
@@ -178,19 +185,59 @@ pub fn check(settings: &MountSettings) -> Result<Checked, PreflightError> {
 /// `path` without symbolic links, also when a mount there is broken: its own name is then taken as it is.
 ///
 /// # Errors
-/// When it, or the directory it is in, cannot be found.
+/// When it, or the directory it is in, cannot be found; [`io::ErrorKind::TimedOut`] when a mount that lies in its way does
+/// not answer.
 pub fn resolve(path: &Path) -> io::Result<PathBuf> {
-    let error = match path.canonicalize() {
+    let error = match probe::real_path(path) {
         Ok(real) => return Ok(real),
         Err(error) => error,
     };
     match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) if error.kind() != io::ErrorKind::NotFound => {
+        (Some(parent), Some(name)) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::TimedOut) => {
             let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-            Ok(parent.canonicalize()?.join(name))
+            Ok(probe::real_path(parent)?.join(name))
         }
         _ => Err(error),
     }
+}
+
+/// `path` from the root, its links followed as far as no process behind a mount has to be asked: the rest is taken as it
+/// is written.
+///
+/// # Errors
+/// When the working directory or the kernel's table of mounts cannot be read.
+pub fn resolve_up_to_mounts(path: &Path) -> io::Result<PathBuf> {
+    const LINKS: usize = 40;
+    let mounts = mountinfo::all()?;
+    let of_process =
+        |path: &Path| mounts.iter().any(|mount| mount.is_of_process() && path.starts_with(&mount.mountpoint));
+    let mut rest: VecDeque<OsString> =
+        std::path::absolute(path)?.components().map(|part| part.as_os_str().into()).collect();
+    let (mut real, mut links) = (PathBuf::from("/"), 0);
+    while let Some(part) = rest.pop_front() {
+        if part == ".." {
+            real.pop();
+            continue;
+        }
+        let next = real.join(&part);
+        if of_process(&next) || links == LINKS {
+            real = next;
+            continue;
+        }
+        match std::fs::read_link(&next) {
+            Ok(target) => {
+                links += 1;
+                if target.is_absolute() {
+                    real = PathBuf::from("/");
+                }
+                for part in target.components().rev() {
+                    rest.push_front(part.as_os_str().into());
+                }
+            }
+            Err(_) => real = next,
+        }
+    }
+    Ok(real)
 }
 
 fn io_at(path: &Path) -> impl FnOnce(io::Error) -> PreflightError + use<> {
@@ -201,6 +248,9 @@ fn io_at(path: &Path) -> impl FnOnce(io::Error) -> PreflightError + use<> {
 fn check_mountpoint(path: &Path, warnings: &mut Vec<Warning>) -> Result<Place, PreflightError> {
     let mountpoint = match resolve(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(PreflightError::Missing(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            return Err(PreflightError::Unanswered(path.to_owned()));
+        }
         other => other.map_err(io_at(path))?,
     };
     // Mounts can lie on each other; each broken one of ours is taken away.
@@ -229,12 +279,9 @@ fn check_mountpoint(path: &Path, warnings: &mut Vec<Warning>) -> Result<Place, P
 }
 
 /// Whether the process behind the FUSE mount at `path` is gone: the kernel then answers everything with ENOTCONN
-/// ("Transport endpoint is not connected"), and with ECONNABORTED what it was asked while the process was going
-/// (`fuse_abort_conn` ends the requests that wait with that).
+/// ("Transport endpoint is not connected"). Of one that is stopped it is known that it is there.
 pub fn is_stale(path: &Path) -> bool {
-    use rustix::io::Errno;
-    // Not stat: the kernel answers that from its cache for as long as it was told to.
-    matches!(rustix::fs::statvfs(path), Err(Errno::NOTCONN | Errno::CONNABORTED))
+    behind(path) == Behind::Gone
 }
 
 /// Whether this process can mount: the device, and the right to or a helper.

@@ -119,11 +119,17 @@ async fn answer(stream: UnixStream, daemon: &Arc<Daemon>) -> io::Result<()> {
 }
 
 async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listener) -> io::Result<()> {
-    if !matches!(request, Request::Detach | Request::LogLevel { .. }) {
+    if !matches!(request, Request::Ping | Request::Detach | Request::LogLevel { .. }) {
         // All others tell bytes. What takes longer to be looked at is counted as a file alone.
         let _ = tokio::time::timeout(LOAD_PATIENCE, daemon.fs.load()).await;
     }
     match request {
+        Request::Ping => {
+            // What a daemon that hangs would wait for.
+            let fs = daemon.fs.clone();
+            tokio::task::spawn_blocking(move || fs.owed()).await?;
+            listener.tell(&Event::Done).await
+        }
         Request::Status => listener.tell(&Event::Status(Box::new(daemon.status()))).await,
         Request::LogLevel { level } => listener.tell(&log_level(level.as_deref())).await,
         Request::Diff => {

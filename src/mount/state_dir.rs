@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 pub use meta::Formats;
@@ -651,16 +652,22 @@ fn through(dir: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))
 }
 
-/// Connects to the daemon that has the state directory `dir`.
+/// Connects to the daemon that has the state directory `dir`. Does not wait: where so many wait already that the daemon
+/// did not accept, it does not answer.
 ///
 /// # Errors
-/// [`io::ErrorKind::NotFound`] or [`io::ErrorKind::ConnectionRefused`] when none runs.
+/// [`io::ErrorKind::NotFound`] or [`io::ErrorKind::ConnectionRefused`] when none runs, [`io::ErrorKind::WouldBlock`] when
+/// it accepts nobody.
 pub fn connect_control(dir: &Path) -> io::Result<UnixStream> {
     let dir = owned::open_dir(dir).map_err(|error| match error {
         StateError::Io { source, .. } => source,
         other => io::Error::new(io::ErrorKind::PermissionDenied, other),
     })?;
-    let stream = UnixStream::connect(through(&dir))?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(through(&dir))?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
     owned::check_peer(&stream)?;
     Ok(stream)
 }

@@ -54,24 +54,71 @@ pub enum Then {
 }
 
 fn serve(listener: &UnixListener, script: fn(&Request) -> (Vec<Event>, Then), mut seen: impl FnMut(Request)) {
-    let mut open = Vec::new();
     for stream in listener.incoming() {
         let mut stream = stream.unwrap();
         let Some(request) = read(&stream) else { continue };
-        let (events, then) = script(&request);
-        seen(request);
-        for event in events {
-            let mut line = serde_json::to_vec(&event).unwrap();
-            line.push(b'\n');
-            // A command that gave up does not listen.
-            if stream.write_all(&line).is_err() {
-                break;
+        seen(request.clone());
+        // Each by itself, as a daemon does.
+        std::thread::spawn(move || {
+            let (events, then) = script(&request);
+            for event in events {
+                let mut line = serde_json::to_vec(&event).unwrap();
+                line.push(b'\n');
+                // A command that gave up does not listen.
+                if stream.write_all(&line).is_err() {
+                    break;
+                }
             }
-        }
-        if then == Then::Wait {
-            open.push(stream);
-        }
+            if then == Then::Wait {
+                // Until the command has gone.
+                let _ = std::io::copy(&mut stream, &mut std::io::sink());
+            }
+        });
     }
+}
+
+/// Where the process that hangs finds what it is to be.
+const HANGS_AT: &str = "OXENFS_TEST_HANGS_AT";
+
+/// A daemon in a process of its own that says nothing to anybody. It ends when this is dropped.
+pub struct Hanging(std::process::Child);
+
+impl Hanging {
+    /// With a state directory below `root`, mounted at `mountpoint`.
+    pub fn start(root: &Path, mountpoint: &Path) -> Self {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--ignored", "--exact", "--nocapture", "daemon::hangs"]).stdin(std::process::Stdio::piped());
+        command.env(HANGS_AT, format!("{}\n{}", root.display(), mountpoint.display()));
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(said.any(|line| line.unwrap().contains("hangs from now on")));
+        Self(child)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+#[ignore = "no test: the process of `Hanging`"]
+#[expect(clippy::print_stdout, reason = "the parent waits for it")]
+fn hangs() {
+    let Ok(places) = std::env::var(HANGS_AT) else { return };
+    let (root, mountpoint) = places.split_once('\n').unwrap();
+    let (root, _) = prepare_root(Path::new(root), Path::new(mountpoint)).unwrap();
+    let state = StateDir::open(&root, &identity(Path::new(mountpoint))).unwrap();
+    let _listener = state.bind_control().unwrap();
+    println!("hangs from now on");
+    // Ends with the parent.
+    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
 }
 
 fn read(stream: &UnixStream) -> Option<Request> {

@@ -4,6 +4,7 @@
 mod daemon;
 mod promises;
 mod shown;
+mod silence;
 mod trust;
 
 use std::ffi::OsStr;

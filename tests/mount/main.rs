@@ -35,6 +35,7 @@ mod refusals;
 mod scripted;
 mod server;
 mod shown;
+mod silence;
 mod soak;
 mod suites;
 mod tables;

@@ -22,6 +22,11 @@ impl Mount {
         let ours = self.source == super::FS_NAME || self.source.starts_with("oxenfs:");
         self.fs_type == "fuse.oxenfs" || (self.fs_type == "fuse" && ours)
     }
+
+    /// Whether a process serves it, which may be stopped.
+    pub fn is_of_process(&self) -> bool {
+        matches!(&*self.fs_type, "fuse" | "fuseblk") || self.fs_type.starts_with("fuse.")
+    }
 }
 
 /// All mounts that this process sees, lowest first.
