@@ -63,6 +63,9 @@ pub struct Delays {
     pub last: Duration,
 }
 
+/// How soon a path is looked at again that waits for one which has just become due.
+const NEXT_TURN: Duration = Duration::from_millis(20);
+
 impl Default for Delays {
     fn default() -> Self {
         Self { first: Duration::from_millis(200), last: Duration::from_secs(30) }
@@ -306,6 +309,8 @@ pub struct Stager {
     lost: HashSet<Ino>,
     /// Why the last attempt at a file's bytes failed, until somebody is told.
     unrescued: HashMap<Ino, Kept>,
+    /// When to look at the queue again, whatever was due when it was looked at.
+    look_again_at: Option<Instant>,
     /// Nothing is sent before this, after a request that told nothing.
     quiet_until: Option<Instant>,
     failures: u32,
@@ -335,6 +340,7 @@ impl Stager {
             rescuing: HashSet::new(),
             lost: HashSet::new(),
             unrescued: HashMap::new(),
+            look_again_at: None,
             quiet_until: None,
             failures: 0,
             delays,
@@ -346,8 +352,10 @@ impl Stager {
         let fs = self.fs.clone();
         loop {
             let woken = fs.wake.notified();
+            self.look_again_at = None;
             let next_due = self.take();
             self.start();
+            let next_due = next_due.into_iter().chain(self.look_again_at).min();
             let quiet = self.quiet_until.filter(|_| !self.ready.0.iter().all(VecDeque::is_empty));
             let timer = [next_due.filter(|_| self.in_hand < self.most_in_hand), quiet].into_iter().flatten().min();
             let timer = async {
@@ -513,7 +521,7 @@ impl Stager {
                 Turn::Now => {}
                 // Not kept in hand: what it waits for must find room there.
                 Turn::Later => {
-                    self.put_back(&item.capture.path);
+                    self.wait_its_turn(&item.capture.path);
                     continue;
                 }
                 Turn::KeptOut(other) => {
@@ -744,8 +752,27 @@ impl Stager {
     }
 
     fn put_back(&mut self, path: &RepoPath) {
+        self.put_back_for(path, self.delays.first);
+    }
+
+    fn put_back_for(&mut self, path: &RepoPath, delay: Duration) {
         self.in_hand -= 1;
-        self.fs.put_back(path, self.delays.first);
+        self.fs.put_back(path, delay);
+        self.look_again(Instant::now() + delay);
+    }
+
+    /// The path comes when others have been staged; those come now if somebody waits for it.
+    fn wait_its_turn(&mut self, path: &RepoPath) {
+        let sooner = self.fs.hasten_before(path);
+        self.put_back_for(path, if sooner { NEXT_TURN.min(self.delays.first) } else { self.delays.first });
+        if sooner {
+            self.look_again(Instant::now());
+        }
+    }
+
+    /// Something is due by then that was not when it was last asked what is.
+    fn look_again(&mut self, at: Instant) {
+        self.look_again_at = Some(self.look_again_at.map_or(at, |before| before.min(at)));
     }
 
     /// The item is no longer in hand.

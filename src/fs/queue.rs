@@ -575,6 +575,22 @@ impl Queue {
         self.schedule(number, due);
     }
 
+    /// A path that somebody waits for cannot be staged before this one: it is due now, unless it waits for somebody to act,
+    /// or failed and has its delay. Says whether it was not due yet.
+    pub fn hasten(&mut self, path: &RepoPath) -> bool {
+        let now = self.now();
+        let Some((number, entry)) = self.find(path) else { return false };
+        if entry.forced || entry.is_parked() {
+            return false;
+        }
+        entry.forced = true;
+        let comes_sooner = entry.phase == Phase::Waiting && entry.attempts() == 0 && entry.due > now;
+        if comes_sooner {
+            self.schedule(number, now);
+        }
+        comes_sooner
+    }
+
     /// The next request that carries the path carries nothing else.
     pub fn set_alone(&mut self, path: &RepoPath) {
         if let Some((_, entry)) = self.find(path) {

@@ -804,6 +804,25 @@ impl Fs {
         }
     }
 
+    /// Where somebody waits for `path`: what it cannot be staged before does not wait out its quiet period either, that is
+    /// the new names of files whose bytes the workspace has there alone, and what it shows above or below. Says whether any of
+    /// them comes sooner by that.
+    pub fn hasten_before(&self, path: &RepoPath) -> bool {
+        let mut state = self.lock();
+        let state = &mut *state;
+        if !state.queue.get(path).is_some_and(|entry| entry.forced) {
+            return false;
+        }
+        let pinned: Vec<Ino> = state.pinned.get(path).into_iter().flatten().copied().collect();
+        let names =
+            pinned.into_iter().filter(|ino| state.is_pinned(*ino, path)).flat_map(|ino| state.tree.paths_of(ino));
+        let shows = |dir: &RepoPath| state.ledger.get(dir).is_some_and(|account| account.may_show());
+        let above = std::iter::successors(path.parent(), RepoPath::parent).filter(shows);
+        let below = state.ledger.shown_below(path).filter(|below| *below != path).cloned();
+        let before: Vec<RepoPath> = names.chain(above).chain(below).filter(|before| before != path).collect();
+        before.iter().fold(false, |sooner, before| state.queue.hasten(before) || sooner)
+    }
+
     /// Gets a file's bytes into the spool, so that it needs those on the server no longer. What it is to be staged as does
     /// not change by that: a path of it that waits for a person or for a commit goes on waiting.
     ///

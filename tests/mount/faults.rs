@@ -547,6 +547,58 @@ fn fsync_and_close_wait_for_the_server_where_they_were_asked_to() {
     }
 }
 
+#[test]
+fn no_barrier_waits_out_the_quiet_period_of_a_path_that_it_did_not_name() {
+    for option in ["write-through", "fsync=staged", "sync"] {
+        let server = Scripted::new();
+        let test = TestMount::unmounted(&server.url());
+        // Longer than any test waits.
+        let given: &[&str] = if option == "sync" { &[] } else { &["-o", option] };
+        test.mount(&[&["--create", "--settle", "3600"], given].concat()).ok();
+        let store = |path: &str, content: &str| {
+            let mut file = fs::File::create(test.at(path)).unwrap();
+            file.write_all(content.as_bytes()).unwrap();
+            file.sync_all().unwrap();
+            close(file).unwrap();
+            if option == "sync" {
+                test.oxenfs(["sync".as_ref(), test.at(path).as_os_str()]).ok();
+            }
+        };
+        let begun = Instant::now();
+        // The usual way to replace a file: the temporary name is used again while the server knows the last file by it.
+        for round in 0..10 {
+            store("x.tmp", &format!("round {round}"));
+            fs::rename(test.at("x.tmp"), test.at("x")).unwrap();
+        }
+        let rounds = begun.elapsed();
+        // In a chain.
+        for at in ["a", "b", "c"] {
+            store(at, at);
+        }
+        fs::rename(test.at("c"), test.at("d")).unwrap();
+        fs::rename(test.at("b"), test.at("c")).unwrap();
+        fs::rename(test.at("a"), test.at("b")).unwrap();
+        store("a", "new");
+        // A file where a directory was, and the reverse.
+        fs::create_dir(test.at("kind")).unwrap();
+        store("kind/of", "1");
+        store("other", "2");
+        fs::remove_dir_all(test.at("kind")).unwrap();
+        fs::remove_file(test.at("other")).unwrap();
+        store("kind", "3");
+        fs::create_dir(test.at("other")).unwrap();
+        store("other/kind", "4");
+        let took = begun.elapsed();
+        // Each of these took an hour; a busy machine may take its time.
+        assert!(took < Duration::from_secs(30), "{option}: {took:?}, of that {rounds:?} for ten rounds");
+        let expected =
+            [("x", "round 9"), ("a", "new"), ("b", "a"), ("c", "b"), ("d", "c"), ("kind", "3"), ("other/kind", "4")];
+        let expected = expected.map(|(path, content)| (path.to_owned(), content.as_bytes().to_vec()));
+        test.sync();
+        assert_ends_well(&test, &server, &expected.into());
+    }
+}
+
 /// `close(2)`, whose error `drop` does not tell.
 fn close(file: fs::File) -> std::io::Result<()> {
     use std::os::fd::IntoRawFd;
