@@ -63,6 +63,8 @@ pub struct Delays {
     pub last: Duration,
 }
 
+/// How many of the longest pauses are long: 2 minutes.
+const LONG: u32 = 4;
 /// How soon a path is looked at again that waits for one which has just become due.
 const NEXT_TURN: Duration = Duration::from_millis(20);
 
@@ -73,6 +75,12 @@ impl Default for Delays {
 }
 
 impl Delays {
+    /// For how long a server has to refuse a path in the same words before it is believed: proxies are configured, servers
+    /// replaced and portals passed meanwhile, most often.
+    fn long(&self) -> Duration {
+        self.last * LONG
+    }
+
     /// The pause after this many failures, from 0: a ceiling that doubles up to the last delay, less a random half; or
     /// what the server asked for, where that is longer.
     fn after(&self, failures: u32, asked: Option<Duration>) -> Duration {
@@ -172,6 +180,8 @@ enum Done {
     Fetched(Box<Capture>, Result<Arc<std::fs::File>, FsError>),
     Listed(Box<Capture>, Result<(), FsError>),
     Rescued(Ino, Result<(), FsError>),
+    /// An item that was refused for long, and whether the server answers what else it is asked.
+    Judged(Box<Item>, String, bool),
     Unrecorded {
         kind: Kind,
         items: Vec<Item>,
@@ -189,6 +199,12 @@ enum Done {
         took: Duration,
         result: Result<Vec<Outcome>, WorkspaceError>,
     },
+}
+
+/// What a server says of a path again and again.
+struct Refusal {
+    reason: String,
+    since: Instant,
 }
 
 /// The directories that a request removes whole.
@@ -309,6 +325,8 @@ pub struct Stager {
     lost: HashSet<Ino>,
     /// Why the last attempt at a file's bytes failed, until somebody is told.
     unrescued: HashMap<Ino, Kept>,
+    /// What was refused, and may yet pass.
+    refusals: HashMap<RepoPath, Refusal>,
     /// When to look at the queue again, whatever was due when it was looked at.
     look_again_at: Option<Instant>,
     /// Nothing is sent before this, after a request that told nothing.
@@ -340,6 +358,7 @@ impl Stager {
             rescuing: HashSet::new(),
             lost: HashSet::new(),
             unrescued: HashMap::new(),
+            refusals: HashMap::new(),
             look_again_at: None,
             quiet_until: None,
             failures: 0,
@@ -665,6 +684,20 @@ impl Stager {
                     }
                 }
             }
+            Done::Judged(item, error, answers) => {
+                self.drop_item(&item);
+                let attempts = self.fs.attempts(&item.capture.path);
+                if answers {
+                    self.refusals.remove(&item.capture.path);
+                    // It is not the server that is stalled.
+                    self.meter.goes_on();
+                    let long = self.delays.long().as_secs();
+                    let error = format!("{error}; the server said so for {long} s, and answers otherwise");
+                    self.fs.step_failed(&item.capture, &error, None);
+                } else {
+                    self.fs.step_failed(&item.capture, &error, Some(self.delays.after(attempts, None)));
+                }
+            }
             Done::Fetched(capture, Ok(file)) => self.decide(*capture, Some(file), true),
             // Captured anew, with the account as it is now.
             Done::Listed(capture, Ok(())) => self.put_back(&capture.path),
@@ -792,6 +825,7 @@ impl Stager {
     fn confirm(&mut self, items: Vec<Item>) {
         for item in &items {
             self.drop_item(item);
+            self.refusals.remove(&item.capture.path);
         }
         let steps: Vec<(Capture, Step)> = items.into_iter().map(|item| (item.capture, item.step)).collect();
         if let Err(error) = self.fs.confirmed(&steps) {
@@ -860,9 +894,28 @@ impl Stager {
             self.fs.step_waits_for_commit(&item.capture, &error.to_string());
             return;
         }
+        if error.may_pass() && self.is_refused_for_long(path, error) {
+            self.in_hand += 1;
+            let (fs, error) = (self.fs.clone(), error.to_string());
+            // At a gate, nothing is answered: then it is not about this file.
+            let judge = async move { Done::Judged(Box::new(item), error, fs.find_workspace().await.is_ok()) };
+            return self.running.push(judge.boxed());
+        }
         let attempts = self.fs.attempts(path);
-        let delay = error.is_transient().then(|| self.delays.after(attempts, error.retry_after()));
+        let passes = error.is_transient() || error.may_pass();
+        let delay = passes.then(|| self.delays.after(attempts, error.retry_after()));
         self.fs.step_failed(&item.capture, &error.to_string(), delay);
+    }
+
+    /// Whether the server has said the same about a path for as long as anything may take that passes.
+    fn is_refused_for_long(&mut self, path: &RepoPath, error: &WorkspaceError) -> bool {
+        let (now, reason) = (Instant::now(), error.reason());
+        let refusal =
+            self.refusals.entry(path.clone()).or_insert_with(|| Refusal { reason: reason.clone(), since: now });
+        if refusal.reason != reason {
+            *refusal = Refusal { reason, since: now };
+        }
+        refusal.since.elapsed() >= self.delays.long()
     }
 
     /// A request that told nothing about its items. Where the cause lies in the server or the way to it, everything
@@ -888,6 +941,14 @@ impl Stager {
             return self.pause(items, why, delay);
         }
         let alone = items.len() == 1;
+        if error.may_pass() {
+            // It may be about one of them, or a gate on the way: for a while nothing else is sent, less often each time
+            // until something succeeds.
+            let delay = self.delays.after(self.failures, None);
+            self.failures += 1;
+            self.quiet_until = Some(Instant::now() + delay);
+            self.meter.stall(Stall { shown: error.to_string(), reason: error.reason() }, delay);
+        }
         for item in items {
             if alone {
                 self.item_failed(item, error);

@@ -572,6 +572,17 @@ impl WorkspaceError {
         }
     }
 
+    /// Whether it is a refusal that often has another cause than what was asked, and passes: a redirect or an answer of a
+    /// portal or a proxy on the way, a server that is just being replaced by another version. 422 tells that the server
+    /// understood the request and will not do it, and a refusal without a status is the client's own.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Refused { status, .. } => !matches!(status, 0 | 422),
+            Self::Conflict { .. } => true,
+            _ => false,
+        }
+    }
+
     /// The request that it is about, where it is about one.
     pub fn request(&self) -> Option<RequestId> {
         match self {

@@ -32,6 +32,8 @@ pub enum Fault {
     AnswerLost,
     /// It is given up, and has its effect after some more requests.
     Late,
+    /// It is refused with this status, by the server or by what is before it.
+    Refused(u16),
 }
 
 /// What a request does to the workspace.
@@ -309,10 +311,11 @@ impl Memory {
                         self.give_up(&mut state, effect);
                         Err(lost())
                     }
+                    (Fault::Refused(status), _) => Err(refused(status)),
                     (..) => Err(lost()),
                 }
             };
-            if answer.is_err() {
+            if answer.is_err() && !matches!(fault, Fault::Refused(_)) {
                 self.unanswered.fetch_add(1, Ordering::Relaxed);
             }
             self.tell(name);
@@ -334,6 +337,7 @@ impl Memory {
             self.lock().serve_late();
             let answer = match fault {
                 Fault::Lost | Fault::Late => Err(lost()),
+                Fault::Refused(status) => Err(refused(status)),
                 Fault::None => serve(&mut self.lock()),
                 Fault::AnswerLost => serve(&mut self.lock()).and_then(|_| Err(lost())),
             };
@@ -371,6 +375,10 @@ fn commit_info(id: &str, parents: &[&str], message: &str) -> CommitInfo {
         email: "somebody@example.com".to_owned(),
         message: message.to_owned(),
     }
+}
+
+fn refused(status: u16) -> WorkspaceError {
+    WorkspaceError::Refused { status, message: "no".to_owned(), request: None }
 }
 
 fn lost() -> WorkspaceError {

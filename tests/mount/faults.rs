@@ -548,6 +548,59 @@ fn fsync_and_close_wait_for_the_server_where_they_were_asked_to() {
 }
 
 #[test]
+fn a_portal_that_comes_and_goes_costs_nothing_and_is_named_meanwhile() {
+    let server = Scripted::new();
+    let test = TestMount::through(&server.url());
+    let mut expected = Tree::new();
+    let portal = "<html><body>Please log in</body></html>";
+    for (code, body, named) in [
+        (302, Some(portal), "302"),
+        (200, Some(portal), "unexpected answer"),
+        (511, Some(portal), "511"),
+        (400, None, "400"),
+        (408, None, "408"),
+        (409, None, "conflict"),
+        (425, None, "425"),
+        (426, None, "426"),
+        (429, None, "busy"),
+    ] {
+        server.arm("", "/api/", None, json!({"status": {"code": code, "body": body}}));
+        for at in 0..3 {
+            let path = format!("{code} {at}");
+            fs::write(test.at(&path), &path).unwrap();
+            expected.insert(path.clone(), path.into_bytes());
+        }
+        let status = test.wait_status("the portal to show", |status| {
+            status["stalled"].as_str().is_some_and(|why| why.contains(named))
+        });
+        assert_eq!(status["counts"]["failed"]["files"], 0, "{status:#}");
+        server.disarm();
+        // Without anybody's asking for it.
+        test.wait_status("all to be staged", |status| owed(status) == 0 && status["stalled"].is_null());
+    }
+    assert_ends_well(&test, &server, &expected);
+}
+
+#[test]
+fn a_commit_that_the_server_finds_nothing_in_says_how_to_look() {
+    let server = Scripted::new();
+    let test = TestMount::through(&server.url());
+    fs::write(test.at("file"), "content").unwrap();
+    test.sync();
+    let body = json!({"error": {"type": "no_changes", "title": "NoChanges"}, "status": "error"}).to_string();
+    server.arm("POST", "/merge/", Some(1), json!({"status": {"code": 422, "body": body}}));
+    let dir = test.dir.to_str().unwrap();
+    let commit = ["commit", dir, "-m", "x", "--author", "A", "--email", "a@x"];
+    let said = test.oxenfs(commit);
+    assert_eq!((said.exit, said.out.as_str()), (1, ""), "{said:?}");
+    assert!(said.err.contains("the server refused: 422 NoChanges"), "{said:?}");
+    let hint = "\nhint: oxenfs diff names what it would hold; unmount and mount again, which compares that with the branch, and repeat the command\n";
+    assert!(said.err.ends_with(hint), "{said:?}");
+    test.oxenfs(commit).ok();
+    assert_ends_well(&test, &server, &[("file".to_owned(), b"content".to_vec())].into());
+}
+
+#[test]
 fn no_barrier_waits_out_the_quiet_period_of_a_path_that_it_did_not_name() {
     for option in ["write-through", "fsync=staged", "sync"] {
         let server = Scripted::new();

@@ -134,7 +134,7 @@ fn a_path_that_is_parked_is_told_with_its_request_and_its_name_commands_no_termi
     let server = Scripted::new();
     let test = TestMount::through(&server.url());
     for way in ["/files", "/versions"] {
-        server.arm("POST", way, None, serde_json::json!({"status": {"code": 400}}));
+        server.arm("POST", way, None, serde_json::json!({"status": {"code": 422}}));
     }
     fs::write(test.at("x\u{1b}[31m\u{202e}.txt"), "one").unwrap();
     wait_log(&test, "not staged; it waits for somebody path=x\\u{1b}[31m\\u{202e}.txt error=");

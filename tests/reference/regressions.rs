@@ -972,3 +972,85 @@ fn what_others_changed_meanwhile_is_not_taken_for_what_a_file_was_given_back() {
         stager.abort();
     });
 }
+
+/// A filesystem whose stager takes 16 ms for long, with one new file.
+async fn refused_by(fault: impl FnMut(&'static str) -> Fault + Send + 'static) -> Refused {
+    let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));
+    let fs = listed(&Disk::default(), dir.path(), &memory).await;
+    memory.set_fault(fault);
+    new_file(&fs, "file", 0, b"ours");
+    let (meter, delays) =
+        (Arc::new(Meter::default()), Delays { first: Duration::from_millis(1), last: Duration::from_millis(4) });
+    let stager = tokio::spawn(Stager::new(fs.clone(), meter.clone(), delays).run());
+    Refused { fs, memory, meter, stager, _dir: dir }
+}
+
+struct Refused {
+    fs: Arc<Fs>,
+    memory: Arc<Memory>,
+    meter: Arc<Meter>,
+    stager: tokio::task::JoinHandle<()>,
+    _dir: tempfile::TempDir,
+}
+
+impl Refused {
+    fn error(&self) -> Option<oxenfs::control::FileError> {
+        self.fs.report().2.into_iter().next()
+    }
+}
+
+#[test]
+fn a_gate_that_refuses_everything_is_waited_for_however_long_it_stands() {
+    let runtime = crate::world::runtime(2);
+    for status in [302, 400, 409, 426] {
+        runtime.block_on(async {
+            let gate = refused_by(move |_| Fault::Refused(status)).await;
+            // By then long has passed several times over: the pauses are half of 4 ms at least.
+            comes("many attempts", || gate.error().is_some_and(|error| error.attempts >= 40)).await;
+            let error = gate.error().unwrap();
+            assert!(!error.parked && error.error.contains(&status.to_string()), "{error:?}");
+            assert!(gate.meter.stalled().unwrap().contains(&status.to_string()));
+            // Nobody has to ask for it.
+            gate.memory.set_fault(|_| Fault::None);
+            comes("staging", || gate.fs.is_drained()).await;
+            assert_eq!((gate.memory.view(), gate.meter.stalled()), (only_file(Some("ours")), None));
+            gate.stager.abort();
+        });
+    }
+}
+
+#[test]
+fn what_a_server_refuses_for_long_while_it_answers_otherwise_waits_for_somebody() {
+    let runtime = crate::world::runtime(2);
+    runtime.block_on(async {
+        let refusal = |request| if request == "identity" { Fault::None } else { Fault::Refused(400) };
+        let refused = refused_by(refusal).await;
+        comes("parking", || refused.error().is_some_and(|error| error.parked)).await;
+        let error = refused.error().unwrap();
+        assert!(error.attempts > 3, "{error:?}");
+        assert!(
+            error.error.contains("refused: 400 no") && error.error.ends_with("s, and answers otherwise"),
+            "{error:?}"
+        );
+        comes("the end of the pause", || refused.meter.stalled().is_none()).await;
+        // A barrier tries it again, and fails as soon as it is refused for as long.
+        let waiting = refused.fs.barrier().unwrap();
+        assert_eq!(crate::world::in_time("the barrier", waiting.reached()).await.files_failed, 1);
+        refused.memory.set_fault(|_| Fault::None);
+        let waiting = refused.fs.barrier().unwrap();
+        assert_eq!(crate::world::in_time("the barrier", waiting.reached()).await.files_failed, 0);
+        assert_eq!(refused.memory.view(), only_file(Some("ours")));
+        refused.stager.abort();
+    });
+}
+
+#[test]
+fn what_a_server_understands_and_refuses_waits_for_somebody_at_once() {
+    let runtime = crate::world::runtime(2);
+    runtime.block_on(async {
+        let refused = refused_by(|request| if request == "identity" { Fault::None } else { Fault::Refused(422) }).await;
+        comes("parking", || refused.error().is_some_and(|error| error.parked)).await;
+        assert_eq!(refused.error().unwrap().attempts, 1);
+        refused.stager.abort();
+    });
+}
