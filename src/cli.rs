@@ -22,6 +22,7 @@ mod repo;
 mod seams;
 mod status;
 mod sync;
+mod umount;
 mod unmount;
 mod vigil;
 
@@ -38,7 +39,7 @@ pub use seams::{Place, Ref};
 
 use crate::config::Environment;
 use crate::log;
-use args::{Cli, Command, HelperArgs};
+use args::{Cli, Command, HelperArgs, UmountArgs};
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
@@ -48,10 +49,14 @@ pub fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
     let called = arguments.first().map(Path::new).and_then(Path::file_name);
     let environment = Environment::of_process();
-    let outcome = if called == Some(OsStr::new("mount.oxenfs")) {
-        HelperArgs::try_parse_from(&arguments).map(|args| mount::helper(args, &environment))
-    } else {
-        Cli::try_parse_from(&arguments).map(|cli| dispatch(cli, &environment))
+    let called = called.and_then(OsStr::to_str);
+    let is_umount = matches!(called, Some("umount.oxenfs" | "umount.fuse.oxenfs"));
+    let outcome = match called {
+        Some("mount.oxenfs" | "mount.fuse.oxenfs") => {
+            HelperArgs::try_parse_from(&arguments).map(|args| mount::helper(args, &environment))
+        }
+        _ if is_umount => UmountArgs::try_parse_from(&arguments).map(|args| umount::helper(args, &environment)),
+        _ => Cli::try_parse_from(&arguments).map(|cli| dispatch(cli, &environment)),
     };
     let exit = match outcome {
         Ok(Ok(exit)) => exit,
@@ -61,6 +66,8 @@ pub fn main() -> ExitCode {
         }
         Err(usage) => {
             let exit = u8::try_from(usage.exit_code()).unwrap_or(failure::USAGE);
+            // As umount(8) has it.
+            let exit = if is_umount && exit != 0 { failure::FAILED } else { exit };
             if usage.use_stderr() {
                 output::note_exact(without_commands(usage).render());
                 return ExitCode::from(exit);

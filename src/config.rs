@@ -24,6 +24,9 @@ pub use secret::Secret;
 use crate::log::Filter;
 use crate::path::RepoPath;
 
+/// Well within the 90 s that systemd grants.
+pub const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// How long a path must have been left alone before it is staged, unless `--settle` says otherwise: long enough for
 /// the usual write-then-rename of editors and download tools, short enough not to be noticed.
 pub const DEFAULT_SETTLE: Duration = Duration::from_secs(1);
@@ -139,6 +142,8 @@ pub struct MountInput {
     pub write_through: bool,
     /// `--settle`.
     pub settle: Option<String>,
+    /// `--drain-timeout`.
+    pub drain_timeout: Option<String>,
     /// `--passthrough`.
     pub passthrough: Option<String>,
     /// `--keep-awake`.
@@ -190,6 +195,8 @@ pub struct MountSettings {
     pub write_through: bool,
     /// How long a path must be left alone before it is staged.
     pub settle: Duration,
+    /// How long a plain `umount`, and a daemon told to end, go on staging.
+    pub drain_timeout: Duration,
     /// Reads and writes go past the daemon where the kernel can.
     pub passthrough: bool,
     /// Processors are kept awake while requests come; `None`: where that is known to be worth it.
@@ -360,14 +367,16 @@ impl MountSettings {
             }),
             None => Ok(default),
         };
-        let settle = match &input.settle {
+        let time = |what, text: &Option<String>, default| match text {
             Some(text) => units::parse_duration(text).ok_or_else(|| ConfigError::Invalid {
-                what: "--settle",
+                what,
                 value: text.clone(),
                 expected: "a time such as 0.5 or 2s",
-            })?,
-            None => DEFAULT_SETTLE,
+            }),
+            None => Ok(default),
         };
+        let settle = time("--settle", &input.settle, DEFAULT_SETTLE)?;
+        let drain_timeout = time("--drain-timeout", &input.drain_timeout, DEFAULT_DRAIN_TIMEOUT)?;
         let id = |what, text: &Option<String>, own| match text {
             Some(text) => {
                 text.parse().map_err(|_| ConfigError::Invalid { what, value: text.clone(), expected: "a number" })
@@ -409,6 +418,7 @@ impl MountSettings {
             fsync,
             write_through: input.write_through,
             settle,
+            drain_timeout,
             passthrough,
             keep_awake,
             access: Access {

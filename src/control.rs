@@ -243,6 +243,8 @@ pub struct Status {
     pub base: String,
     /// Files and bytes per state.
     pub counts: Counts,
+    /// How long a plain `umount` waits for the rest; `None` where no daemon runs.
+    pub drain_timeout_secs: Option<u64>,
     /// Seconds since the oldest change that is not staged yet; `None` when all is.
     pub oldest_unstaged_secs: Option<u64>,
     /// Estimated seconds until all is staged, from the rate of the last minute; `None` when unknown or nothing is owed.

@@ -40,9 +40,7 @@ use daemon::{Notifier, Ready};
 use preflight::{How, Place, PreflightError, unmount};
 use state_dir::{StateDir, StateError};
 
-/// How long a daemon that is told to end (SIGTERM) goes on staging: well within the 90 s that systemd grants.
-const TERM_DRAIN: Duration = Duration::from_secs(20);
-/// How long it waits for a server that does not answer.
+/// How long a daemon that is told to end (SIGTERM) waits for a server that does not answer.
 const TERM_STALL: Duration = Duration::from_secs(5);
 /// How long a mount that is in use is tried to be unmounted, and how often.
 const IN_USE_PATIENCE: Duration = Duration::from_secs(2);
@@ -123,6 +121,7 @@ struct Daemon {
     branch: String,
     workspace: String,
     mountpoint: PathBuf,
+    drain_timeout: Duration,
     phase: watch::Sender<Phase>,
     /// Imports under way.
     imports: AtomicUsize,
@@ -147,6 +146,7 @@ impl Daemon {
             dialect: self.info.dialect.to_owned(),
             base: self.fs.base().to_string(),
             counts,
+            drain_timeout_secs: Some(self.drain_timeout.as_secs()),
             oldest_unstaged_secs,
             eta_secs: stalled
                 .is_none()
@@ -286,6 +286,7 @@ async fn serve_mount(
         branch: settings.branch.clone(),
         workspace: settings.workspace.clone(),
         mountpoint: settings.mountpoint.clone(),
+        drain_timeout: settings.drain_timeout,
         phase,
         imports: AtomicUsize::new(0),
     });
@@ -338,11 +339,11 @@ async fn serve_mount(
             }
         }
         () = signals.terminate() => {
-            tracing::info!(bound = ?TERM_DRAIN, "told to end: staging what is left, then unmounting");
+            tracing::info!(bound = ?settings.drain_timeout, "told to end: staging what is left, then unmounting");
             tokio::select! {
                 () = drained(&fs) => {}
                 () = stalled_for(&daemon.meter, TERM_STALL) => {}
-                () = tokio::time::sleep(TERM_DRAIN) => {}
+                () = tokio::time::sleep(settings.drain_timeout) => {}
             }
         }
     }

@@ -149,6 +149,10 @@ pub struct MountArgs {
     #[arg(long, value_name = "SECS")]
     pub settle: Option<String>,
 
+    /// How long a plain umount, and a daemon that is told to end, go on sending what is left [default: 20s]
+    #[arg(long, value_name = "TIME")]
+    pub drain_timeout: Option<String>,
+
     /// Whether reads and writes may go straight to the local disk, past the daemon: auto (as root, where the kernel can)
     /// or never [default: auto]
     #[arg(long, value_name = "WHEN")]
@@ -204,6 +208,7 @@ impl MountArgs {
             fsync: self.fsync,
             write_through: self.write_through,
             settle: self.settle,
+            drain_timeout: self.drain_timeout,
             passthrough: self.passthrough,
             keep_awake: self.keep_awake,
             allow_other: self.allow_other,
@@ -241,6 +246,43 @@ pub struct HelperArgs {
     /// Has no effect: there is no /etc/mtab to write
     #[arg(short = 'n')]
     pub no_mtab: bool,
+
+    /// Has no effect
+    #[arg(short = 'v')]
+    pub verbose: bool,
+
+    /// Has no effect: there is one type
+    #[arg(short = 't', value_name = "TYPE")]
+    pub fs_type: Option<String>,
+}
+
+/// Called as `umount.fuse.oxenfs`, by `umount(8)`.
+#[derive(Debug, Parser)]
+#[command(name = "umount.fuse.oxenfs", bin_name = "umount.fuse.oxenfs", version)]
+pub struct UmountArgs {
+    /// The mount point
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+
+    /// Unmount at once, from under those who use it too
+    #[arg(short = 'l')]
+    pub lazy: bool,
+
+    /// Unmount at once, and end what waits for it
+    #[arg(short = 'f')]
+    pub force: bool,
+
+    /// The mount namespace it is in: a process, or a file such as /proc/1/ns/mnt
+    #[arg(short = 'N', value_name = "NAMESPACE")]
+    pub namespace: Option<PathBuf>,
+
+    /// Has no effect: there is no /etc/mtab to write
+    #[arg(short = 'n')]
+    pub no_mtab: bool,
+
+    /// Has no effect: a mount that cannot be taken away stays as it is
+    #[arg(short = 'r')]
+    pub read_only: bool,
 
     /// Has no effect
     #[arg(short = 'v')]
@@ -510,5 +552,6 @@ mod tests {
     fn the_definitions_are_consistent() {
         super::Cli::command().debug_assert();
         super::HelperArgs::command().debug_assert();
+        super::UmountArgs::command().debug_assert();
     }
 }

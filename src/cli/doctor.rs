@@ -11,6 +11,7 @@ use super::find::{self, Finder, at_once, connect_now, mount_command, owed, statu
 use super::output::{bytes, count, data, json, printable, seconds, thousands};
 use super::repo::place;
 use super::seams::{self, Place};
+use super::umount;
 use crate::config::{Environment, OxenConfig, ServerUrl};
 use crate::control::Status;
 use crate::mount::preflight::{self, Behind, mountinfo};
@@ -59,6 +60,7 @@ impl Finding {
 pub fn doctor(args: DoctorArgs, state_dir: Option<&Path>, environment: &Environment) -> Result<u8, Failure> {
     let finder = Finder::new(state_dir, environment).doing(|| "cannot look at the mounts")?;
     let mut found = vec![kernel(), mounting()];
+    found.push(plain_umount());
     found.push(state_root(finder.root()));
     found.extend(gone(&finder));
     let chosen: Vec<&Known> = match &args.dir {
@@ -97,6 +99,18 @@ fn mounting() -> Finding {
         Ok(()) => Finding::ok("mounting", "through fusermount3"),
         Err(error) => Finding::failed("mounting", error.into()),
     }
+}
+
+/// Whether `umount(8)` and systemd have what waits for the drain.
+fn plain_umount() -> Finding {
+    let installed = Path::new(umount::INSTALLED);
+    if installed.exists() {
+        return Finding::ok("umount", format_args!("waits for what is left, through {}", umount::INSTALLED));
+    }
+    let binary = std::env::current_exe().unwrap_or_else(|_| "/usr/bin/oxenfs".into());
+    let detail = "a plain umount does not wait for what is left, which is then sent in the background";
+    let hint = format!("sudo ln -s {} {}", quoted(binary), umount::INSTALLED);
+    Finding::warning("umount", detail, Some(hint))
 }
 
 fn state_root(root: &Path) -> Finding {

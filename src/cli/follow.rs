@@ -74,12 +74,21 @@ pub struct GaveUp {
 enum Why {
     Interrupted,
     TimedOut,
+    Stalled(String),
+}
+
+impl GaveUp {
+    /// Whether the user wanted it.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(self.why, Why::Interrupted)
+    }
 }
 
 /// What was interrupted, and how much of it is left.
 impl std::fmt::Display for GaveUp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.why {
+        match &self.why {
+            Why::Stalled(why) => f.write_str(why)?,
             Why::Interrupted => f.write_str("interrupted")?,
             Why::TimedOut => f.write_str("timed out")?,
         }
@@ -97,6 +106,21 @@ impl std::fmt::Display for GaveUp {
 /// # Errors
 /// When the daemon ends first, or does not answer.
 pub fn follow(known: &Known, stream: UnixStream, request: &Request, deadline: Deadline) -> Result<End, Failure> {
+    follow_while_it_goes_on(known, stream, request, deadline, None)
+}
+
+/// [`follow`], but not for longer than `patience` while the daemon says that nothing goes on.
+///
+/// # Errors
+/// As [`follow`].
+pub fn follow_while_it_goes_on(
+    known: &Known,
+    stream: UnixStream,
+    request: &Request,
+    deadline: Deadline,
+    patience: Option<Duration>,
+) -> Result<End, Failure> {
+    let mut stalled: Option<(Instant, String)> = None;
     interrupt::catch();
     let mut vigil = Vigil::over(known, &stream);
     let mut client = vigil::asked(&vigil, stream, request)?;
@@ -105,7 +129,10 @@ pub fn follow(known: &Known, stream: UnixStream, request: &Request, deadline: De
         let given_up = match deadline.left() {
             _ if interrupt::seen() => Some(Why::Interrupted),
             Some(left) if left.is_zero() => Some(Why::TimedOut),
-            _ => None,
+            _ => match (&stalled, patience) {
+                (Some((since, why)), Some(patience)) if since.elapsed() >= patience => Some(Why::Stalled(why.clone())),
+                _ => None,
+            },
         };
         if let Some(why) = given_up {
             let left = meter.last();
@@ -132,7 +159,11 @@ pub fn follow(known: &Known, stream: UnixStream, request: &Request, deadline: De
         vigil.heard();
         match event {
             Event::Progress(progress) => meter.update(progress),
-            Event::Stalled { why } => meter.stalled(why),
+            Event::Stalled { why } => {
+                let since = stalled.take().map_or_else(Instant::now, |(since, _)| since);
+                stalled = why.clone().map(|why| (since, why));
+                meter.stalled(why);
+            }
             Event::Done => {
                 let staged = meter.last().files_done;
                 meter.finish();

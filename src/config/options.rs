@@ -88,6 +88,7 @@ impl MountInput {
             "cache-limit" => &mut self.cache_limit,
             "fsync" => &mut self.fsync,
             "settle" => &mut self.settle,
+            "drain-timeout" => &mut self.drain_timeout,
             "passthrough" => &mut self.passthrough,
             "keep-awake" => &mut self.keep_awake,
             "uid" => &mut self.uid,

@@ -187,7 +187,7 @@ fn the_author_comes_from_the_oxen_configuration() {
 fn mount_options_mean_what_the_long_options_mean() {
     let mut input = input("ox/cats", None);
     let list = "ro,_netdev,nofail,x-systemd.automount,server=h:1,branch=dev,spool_limit=10G,cache-limit=1MiB,uid=7,\
-        umask=077,allow_other,noexec,state-dir=/var/oxen,settle=0.25,fsync=staged,,user=ann,rw";
+        umask=077,allow_other,noexec,state-dir=/var/oxen,settle=0.25,drain-timeout=2m,fsync=staged,,user=ann,rw";
     input.apply_options(list, false).unwrap();
     let settings = settings(input).unwrap();
     assert!(settings.read_only && settings.access.allow_other && settings.access.noexec);
@@ -197,6 +197,7 @@ fn mount_options_mean_what_the_long_options_mean() {
     assert_eq!((settings.access.uid, settings.access.gid, settings.access.umask), (7, 1000, 0o077));
     assert_eq!(settings.state_root, Path::new("/var/oxen"));
     assert_eq!(settings.settle, Duration::from_millis(250));
+    assert_eq!(settings.drain_timeout, Duration::from_secs(120));
     assert_eq!(settings.fsync, FsyncPolicy::Staged);
 }
 
@@ -225,7 +226,7 @@ fn mount_options_that_mean_nothing_are_named() {
 #[test]
 fn values_that_cannot_be_used_are_named() {
     type Change = fn(&mut MountInput);
-    let cases: [(&str, Change); 11] = [
+    let cases: [(&str, Change); 12] = [
         ("--branch", |input| input.branch = Some("a b".into())),
         ("--branch", |input| input.branch = Some(String::new())),
         ("--workspace", |input| input.workspace = Some("a/b".into())),
@@ -234,6 +235,7 @@ fn values_that_cannot_be_used_are_named() {
         ("--spool-limit", |input| input.spool_limit = Some("lots".into())),
         ("--cache-limit", |input| input.cache_limit = Some("-1".into())),
         ("--settle", |input| input.settle = Some("soon".into())),
+        ("--drain-timeout", |input| input.drain_timeout = Some("-1".into())),
         ("--uid", |input| input.uid = Some("ann".into())),
         ("--umask", |input| input.umask = Some("888".into())),
         ("--storage", |input| {

@@ -820,7 +820,7 @@ impl Fs {
         let above = std::iter::successors(path.parent(), RepoPath::parent).filter(shows);
         let below = state.ledger.shown_below(path).filter(|below| *below != path).cloned();
         let before: Vec<RepoPath> = names.chain(above).chain(below).filter(|before| before != path).collect();
-        before.iter().fold(false, |sooner, before| state.queue.hasten(before) || sooner)
+        before.iter().filter(|before| state.queue.hasten(before)).count() > 0
     }
 
     /// Gets a file's bytes into the spool, so that it needs those on the server no longer. What it is to be staged as does

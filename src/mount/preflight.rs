@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 pub use place::{Claim, Place};
 pub use probe::{Behind, behind};
-pub use unmount::{How, UnmountError, User, unmount, users_of};
+pub use unmount::{How, UnmountError, User, unmount, unmount_in_time, users_of};
 
 use super::state_dir::{self, StateError};
 use crate::config::{ConfigError, MountSettings};

@@ -42,6 +42,7 @@ mod tables;
 mod tools;
 mod trust;
 mod twin;
+mod umounts;
 mod uncached;
 mod verified;
 mod wanted_states;

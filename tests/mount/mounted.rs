@@ -184,6 +184,19 @@ impl TestMount {
         Said::of(&mut self.at_home(command))
     }
 
+    /// The binary that runs for this mount.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// Runs another program with these arguments as who mounted, with nothing of the tester's environment.
+    pub fn bare_as<S: AsRef<OsStr>>(&self, program: &Path, arguments: impl IntoIterator<Item = S>) -> Said {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        self.as_its_user(&mut command);
+        Said::of(&mut self.at_home(command))
+    }
+
     /// Takes the mount away that a killed daemon left.
     pub fn detach(&self) {
         Command::new("fusermount3").args(["-u", "-z", "-q"]).arg(&self.dir).status().unwrap();

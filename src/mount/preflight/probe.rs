@@ -14,7 +14,6 @@ use rustix::mount::UnmountFlags;
 /// How long a mount may take to answer what it knows by heart.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long an unmount may take: what is written and not flushed goes to the daemon first.
-#[allow(dead_code)]
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a child that was killed is waited for.
 const END_PATIENCE: Duration = Duration::from_millis(100);
@@ -85,11 +84,11 @@ pub fn real_path(path: &Path) -> io::Result<PathBuf> {
     if real.is_absolute() { Ok(real) } else { Err(io::ErrorKind::InvalidFilename.into()) }
 }
 
-/// What unmounts `mountpoint` in the end, also where it waits for a daemon that does not answer.
+/// Unmounts `mountpoint`.
 ///
 /// # Errors
-/// The kernel's; [`io::ErrorKind::TimedOut`] when it was not done in time, and is done by then or goes on.
-#[allow(dead_code)]
+/// The kernel's; [`io::ErrorKind::TimedOut`] when it was not done in time: it is gone from the tree by then, or not, and
+/// what was written to it goes to its daemon when that goes on.
 pub(super) fn unmount(mountpoint: &Path, flags: UnmountFlags) -> io::Result<()> {
     let path = c_path(mountpoint)?;
     let flags = flags.bits() as i32;

@@ -3,10 +3,15 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::mount::UnmountFlags;
 
-use super::mountinfo;
+use super::{mountinfo, probe};
+
+/// How long the helper may take, and how often it is looked at.
+const HELPER_PATIENCE: Duration = Duration::from_secs(10);
+const HELPER_CHECK: Duration = Duration::from_millis(5);
 
 /// How to unmount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +20,8 @@ pub enum How {
     Idle,
     /// From the tree at once; those who use it keep what they have open.
     Lazily,
+    /// Also when its daemon does not answer: what waits for that fails.
+    Forced,
 }
 
 /// Why a directory was not unmounted.
@@ -67,20 +74,65 @@ fn describe(users: &[User]) -> String {
 /// # Errors
 /// [`UnmountError::Busy`] under [`How::Idle`] when somebody uses it.
 pub fn unmount(mountpoint: &Path, how: How) -> Result<(), UnmountError> {
+    check_ours(mountpoint)?;
+    by_kernel(rustix::mount::unmount(mountpoint, how.flags()).map_err(io::Error::from), mountpoint, how)
+}
+
+/// [`unmount`] for a command, which waits for no daemon: one that does not answer has the mount taken from it.
+///
+/// # Errors
+/// As [`unmount`].
+pub fn unmount_in_time(mountpoint: &Path, how: How) -> Result<(), UnmountError> {
+    check_ours(mountpoint)?;
+    let before = ours_at(mountpoint)?;
+    let mut done = by_kernel(probe::unmount(mountpoint, how.flags()), mountpoint, how);
+    for last in [false, true] {
+        let timed_out = |error: &io::Error| error.kind() == io::ErrorKind::TimedOut;
+        if !matches!(&done, Err(UnmountError::Failed(error)) if timed_out(error)) {
+            return done;
+        }
+        // It was taken from the tree before what waits for its daemon began.
+        if ours_at(mountpoint)? < before {
+            return Ok(());
+        }
+        if !last {
+            let lazily = How::Lazily;
+            done = by_kernel(probe::unmount(mountpoint, lazily.flags()), mountpoint, lazily);
+        }
+    }
+    done
+}
+
+impl How {
+    fn flags(self) -> UnmountFlags {
+        UnmountFlags::NOFOLLOW
+            | match self {
+                Self::Idle => UnmountFlags::empty(),
+                Self::Lazily => UnmountFlags::DETACH,
+                Self::Forced => UnmountFlags::FORCE,
+            }
+    }
+}
+
+/// How many mounts of ours lie on each other at `mountpoint`.
+fn ours_at(mountpoint: &Path) -> Result<usize, UnmountError> {
+    let mounts = mountinfo::all().map_err(UnmountError::Failed)?;
+    Ok(mounts.iter().filter(|mount| mount.mountpoint == mountpoint && mount.is_ours()).count())
+}
+
+fn check_ours(mountpoint: &Path) -> Result<(), UnmountError> {
     let mount = mountinfo::top(mountpoint).map_err(UnmountError::Failed)?;
     let mount = mount.ok_or(UnmountError::NotMounted)?;
-    if !mount.is_ours() {
-        return Err(UnmountError::Foreign { fs_type: mount.fs_type });
-    }
-    let flags = match how {
-        How::Idle => UnmountFlags::NOFOLLOW,
-        How::Lazily => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
-    };
-    match rustix::mount::unmount(mountpoint, flags) {
+    if mount.is_ours() { Ok(()) } else { Err(UnmountError::Foreign { fs_type: mount.fs_type }) }
+}
+
+/// What the kernel's answer means; where it lets root alone unmount, the helper does.
+fn by_kernel(answer: io::Result<()>, mountpoint: &Path, how: How) -> Result<(), UnmountError> {
+    match answer.map_err(|error| (error.raw_os_error(), error)) {
         Ok(()) => Ok(()),
-        Err(rustix::io::Errno::BUSY) => Err(UnmountError::Busy { users: users_of(mountpoint) }),
-        Err(rustix::io::Errno::PERM) => unmount_by_helper(mountpoint, how),
-        Err(errno) => Err(UnmountError::Failed(errno.into())),
+        Err((Some(libc::EBUSY), _)) => Err(UnmountError::Busy { users: users_of(mountpoint) }),
+        Err((Some(libc::EPERM), _)) => unmount_by_helper(mountpoint, how),
+        Err((_, error)) => Err(UnmountError::Failed(error)),
     }
 }
 
@@ -88,16 +140,25 @@ pub fn unmount(mountpoint: &Path, how: How) -> Result<(), UnmountError> {
 fn unmount_by_helper(mountpoint: &Path, how: How) -> Result<(), UnmountError> {
     let mut command = Command::new("fusermount3");
     command.args(match how {
-        How::Idle => &["-u", "--"][..],
+        How::Idle | How::Forced => &["-u", "--"][..],
         How::Lazily => &["-u", "-z", "--"],
     });
-    let output =
-        command.arg(mountpoint).env("LC_ALL", "C").stdin(Stdio::null()).output().map_err(|error| {
-            match error.kind() {
-                io::ErrorKind::NotFound => UnmountError::NoHelper,
-                _ => UnmountError::Failed(error),
-            }
-        })?;
+    command.arg(mountpoint).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => UnmountError::NoHelper,
+        _ => UnmountError::Failed(error),
+    })?;
+    let deadline = Instant::now() + HELPER_PATIENCE;
+    while child.try_wait().map_err(UnmountError::Failed)?.is_none() {
+        if Instant::now() >= deadline {
+            // It may not be possible to end it: then it is left behind.
+            let _ = child.kill();
+            return Err(UnmountError::Failed(io::Error::from_raw_os_error(libc::ETIMEDOUT)));
+        }
+        std::thread::sleep(HELPER_CHECK);
+    }
+    // It has ended, and says a line at most.
+    let output = child.wait_with_output().map_err(UnmountError::Failed)?;
     if output.status.success() {
         return Ok(());
     }
