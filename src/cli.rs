@@ -50,12 +50,14 @@ pub fn main() -> ExitCode {
     let called = arguments.first().map(Path::new).and_then(Path::file_name);
     let environment = Environment::of_process();
     let called = called.and_then(OsStr::to_str);
-    let is_umount = matches!(called, Some("umount.oxenfs" | "umount.fuse.oxenfs"));
+    let umount = called.filter(|called| umount::NAMES.contains(called));
     let outcome = match called {
         Some("mount.oxenfs" | "mount.fuse.oxenfs") => {
             HelperArgs::try_parse_from(&arguments).map(|args| mount::helper(args, &environment))
         }
-        _ if is_umount => UmountArgs::try_parse_from(&arguments).map(|args| umount::helper(args, &environment)),
+        Some(called) if umount.is_some() => {
+            UmountArgs::try_parse_from(&arguments).map(|args| umount::helper(called, args, &environment))
+        }
         _ => Cli::try_parse_from(&arguments).map(|cli| dispatch(cli, &environment)),
     };
     let exit = match outcome {
@@ -67,7 +69,7 @@ pub fn main() -> ExitCode {
         Err(usage) => {
             let exit = u8::try_from(usage.exit_code()).unwrap_or(failure::USAGE);
             // As umount(8) has it.
-            let exit = if is_umount && exit != 0 { failure::FAILED } else { exit };
+            let exit = if umount.is_some() && exit != 0 { failure::FAILED } else { exit };
             if usage.use_stderr() {
                 output::note_exact(without_commands(usage).render());
                 return ExitCode::from(exit);

@@ -103,14 +103,15 @@ fn mounting() -> Finding {
 
 /// Whether `umount(8)` and systemd have what waits for the drain.
 fn plain_umount() -> Finding {
-    let installed = Path::new(umount::INSTALLED);
-    if installed.exists() {
-        return Finding::ok("umount", format_args!("waits for what is left, through {}", umount::INSTALLED));
+    let paths = umount::NAMES.map(|name| Path::new("/sbin").join(name));
+    let missing: Vec<String> = paths.iter().filter(|path| !path.exists()).map(quoted).collect();
+    if missing.is_empty() {
+        return Finding::ok("umount", "waits for what is left");
     }
-    let binary = std::env::current_exe().unwrap_or_else(|_| "/usr/bin/oxenfs".into());
-    let detail = "a plain umount does not wait for what is left, which is then sent in the background";
-    let hint = format!("sudo ln -s {} {}", quoted(binary), umount::INSTALLED);
-    Finding::warning("umount", detail, Some(hint))
+    let binary = quoted(std::env::current_exe().unwrap_or_else(|_| "/usr/bin/oxenfs".into()));
+    let detail = "a plain umount may not wait for what is left, which is then sent in the background";
+    let links: Vec<String> = missing.iter().map(|path| format!("sudo ln -s {binary} {path}")).collect();
+    Finding::warning("umount", detail, Some(links.join("; ")))
 }
 
 fn state_root(root: &Path) -> Finding {

@@ -1,10 +1,12 @@
 //! `umount.fuse.oxenfs`, as `umount(8)` calls it for a mount of type `fuse.oxenfs`, and with that `systemctl stop` and a
 //! shutdown: waits for the drain, not for long, and unmounts whatever becomes of that.
 //!
-//! It unmounts by the system call itself, or by `fusermount3`, which calls `umount -i`: none of them calls a helper again.
+//! What is another's, by the name of any FUSE mount, `umount -i` unmounts. It unmounts by the system call itself, or by `fusermount3`, which calls `umount -i`: none of them calls a helper again.
 
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::args::UmountArgs;
@@ -18,8 +20,12 @@ use crate::control::{Request, Status};
 use crate::mount::preflight::{self, How, UnmountError, mountinfo};
 use crate::mount::state_dir::Known;
 
-/// Where `umount(8)` looks for it (libmount's `FS_SEARCH_PATH`).
-pub const INSTALLED: &str = "/sbin/umount.fuse.oxenfs";
+/// The names by which `umount(8)` looks for it in `/sbin`: the mount's type, as systemd's `umount -c` reads it from the
+/// kernel's table; and what `umount DIR` asks `statfs(2)` for, which knows no subtype (util-linux 2.38, tried).
+pub const NAMES: [&str; 2] = ["umount.fuse.oxenfs", ANY_FUSE];
+
+/// Called by this, it may be about any FUSE mount.
+const ANY_FUSE: &str = "umount.fuse";
 
 /// Exit codes of `umount(8)`: interrupted by the user, and not unmounted.
 const INTERRUPTED: u8 = 8;
@@ -33,13 +39,29 @@ const STATUS_PATIENCE: Duration = Duration::from_secs(5);
 const IN_USE_PATIENCE: Duration = Duration::from_secs(1);
 const IN_USE_CHECK: Duration = Duration::from_millis(20);
 
-/// `umount.fuse.oxenfs`.
-pub fn helper(args: UmountArgs, environment: &Environment) -> Result<u8, Failure> {
+/// `umount.fuse.oxenfs`, or what else it was `called`.
+pub fn helper(called: &str, args: UmountArgs, environment: &Environment) -> Result<u8, Failure> {
+    if called == ANY_FUSE && args.namespace.is_none() && !is_ours(&args.dir) {
+        return Err(Failure { exit: NOT_UNMOUNTED, ..Failure::new(without_helper(&args)) });
+    }
     let what = format!("cannot unmount {}", quoted(&args.dir));
     unmount(&args, environment).map_err(|failure| {
         let exit = if failure.exit == INTERRUPTED { INTERRUPTED } else { NOT_UNMOUNTED };
         Failure { exit, ..failure }.doing(what)
     })
+}
+
+/// Whether a mount of ours is there.
+fn is_ours(dir: &Path) -> bool {
+    find::real(dir).is_ok_and(|dir| mountinfo::top(&dir).is_ok_and(|mount| mount.is_some_and(|mount| mount.is_ours())))
+}
+
+/// Has `umount(8)` do what it would have done without a helper; returns where that cannot be run.
+fn without_helper(args: &UmountArgs) -> io::Error {
+    let options =
+        [(args.lazy, "-l"), (args.force, "-f"), (args.no_mtab, "-n"), (args.read_only, "-r"), (args.verbose, "-v")];
+    let given = options.into_iter().filter(|(given, _)| *given).map(|(_, option)| option);
+    Command::new("umount").arg("-i").args(given).arg("--").arg(&args.dir).exec()
 }
 
 fn unmount(args: &UmountArgs, environment: &Environment) -> Result<u8, Failure> {
