@@ -109,7 +109,17 @@ pub fn follow(known: &Known, stream: UnixStream, request: &Request, deadline: De
     follow_while_it_goes_on(known, stream, request, deadline, None)
 }
 
-/// [`follow`], but not for longer than `patience` while the daemon says that nothing goes on.
+/// How long a drain is followed that does not get on.
+pub struct Patience<'a> {
+    /// While the daemon says that nothing goes on.
+    pub stalled: Duration,
+    /// Without progress, before it is looked why.
+    pub quiet: Duration,
+    /// Why nothing is to be hoped for, if that is so.
+    pub look: &'a dyn Fn() -> Option<String>,
+}
+
+/// [`follow`], but only for as long as it gets on.
 ///
 /// # Errors
 /// As [`follow`].
@@ -118,9 +128,10 @@ pub fn follow_while_it_goes_on(
     stream: UnixStream,
     request: &Request,
     deadline: Deadline,
-    patience: Option<Duration>,
+    patience: Option<&Patience<'_>>,
 ) -> Result<End, Failure> {
     let mut stalled: Option<(Instant, String)> = None;
+    let mut moved = (Instant::now(), Progress::default());
     interrupt::catch();
     let mut vigil = Vigil::over(known, &stream);
     let mut client = vigil::asked(&vigil, stream, request)?;
@@ -129,10 +140,17 @@ pub fn follow_while_it_goes_on(
         let given_up = match deadline.left() {
             _ if interrupt::seen() => Some(Why::Interrupted),
             Some(left) if left.is_zero() => Some(Why::TimedOut),
-            _ => match (&stalled, patience) {
-                (Some((since, why)), Some(patience)) if since.elapsed() >= patience => Some(Why::Stalled(why.clone())),
-                _ => None,
-            },
+            _ => patience
+                .and_then(|patience| match &stalled {
+                    Some((since, why)) => (since.elapsed() >= patience.stalled).then(|| why.clone()),
+                    None if moved.0.elapsed() < patience.quiet => None,
+                    None => {
+                        let why = (patience.look)();
+                        moved.0 = Instant::now();
+                        why
+                    }
+                })
+                .map(Why::Stalled),
         };
         if let Some(why) = given_up {
             let left = meter.last();
@@ -158,7 +176,12 @@ pub fn follow_while_it_goes_on(
         };
         vigil.heard();
         match event {
-            Event::Progress(progress) => meter.update(progress),
+            Event::Progress(progress) => {
+                if progress != moved.1 {
+                    moved = (Instant::now(), progress);
+                }
+                meter.update(progress);
+            }
             Event::Stalled { why } => {
                 let since = stalled.take().map_or_else(Instant::now, |(since, _)| since);
                 stalled = why.clone().map(|why| (since, why));

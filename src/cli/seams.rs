@@ -116,17 +116,33 @@ pub fn create_repo(new: NewRepo) -> Result<Vec<String>, Failure> {
 /// # Errors
 /// When it cannot be reached or is none.
 pub fn look_at_server(place: &Place) -> Result<(String, Option<SystemTime>), Failure> {
-    let look =
-        async |repository: &Repository| Ok((repository.server_version().await?, repository.server_time().await?));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)?;
-    let looked = runtime.block_on(async { tokio::time::timeout(LOOK_PATIENCE, talk(place, look)).await });
-    // A name that is being looked up is not waited for.
-    runtime.shutdown_background();
-    looked.unwrap_or_else(|_| {
+    look_within(place, LOOK_PATIENCE).unwrap_or_else(|| {
         let cause = format!("{} did not answer within {} s", place.server, LOOK_PATIENCE.as_secs());
         Err(Failure::new(cause)
             .hint(format_args!("try it: curl -m 10 {}", quoted(format!("{}/api/health", place.server)))))
     })
+}
+
+/// Whether a server says anything at all in this time.
+pub fn answers_within(place: &Place, patience: Duration) -> bool {
+    look_within(place, patience).is_some()
+}
+
+type Look = Result<(String, Option<SystemTime>), Failure>;
+
+/// `None` when it took too long.
+fn look_within(place: &Place, patience: Duration) -> Option<Look> {
+    let look =
+        async |repository: &Repository| Ok((repository.server_version().await?, repository.server_time().await?));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new);
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(failure) => return Some(Err(failure)),
+    };
+    let looked = runtime.block_on(async { tokio::time::timeout(patience, talk(place, look)).await });
+    // A name that is being looked up is not waited for.
+    runtime.shutdown_background();
+    looked.ok()
 }
 
 /// The branches of a repository.

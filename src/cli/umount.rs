@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use super::args::UmountArgs;
 use super::failure::{Failure, quoted};
 use super::find::{self, Finder, connect_now, mount_command, owed, status_by};
-use super::follow::{Deadline, End, follow_while_it_goes_on};
+use super::follow::{Deadline, End, Patience, follow_while_it_goes_on};
 use super::output::{changes_are, note};
+use super::repo::place;
 use super::seams;
 use crate::config::{DEFAULT_DRAIN_TIMEOUT, Environment};
 use crate::control::{Request, Status};
@@ -31,8 +32,11 @@ const ANY_FUSE: &str = "umount.fuse";
 const INTERRUPTED: u8 = 8;
 const NOT_UNMOUNTED: u8 = 32;
 
-/// How long a server is waited for that does not answer.
+/// How long a server is waited for that does not answer: as long as the daemon says so; or as long as nothing of what is
+/// sent arrives, and then the time in which it has to say what it is.
 const STALL_PATIENCE: Duration = Duration::from_secs(5);
+const QUIET_PATIENCE: Duration = Duration::from_secs(3);
+const LOOK_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a daemon may take to say how it is.
 const STATUS_PATIENCE: Duration = Duration::from_secs(5);
 /// How long those who use the mount are waited for: a process that is just being started, say.
@@ -87,16 +91,19 @@ fn unmount(args: &UmountArgs, environment: &Environment) -> Result<u8, Failure> 
     // Where nothing can be found out, it is unmounted all the same.
     let finder = Finder::new(None, environment).inspect_err(|failure| note(failure.to_string().trim_end())).ok();
     let known = finder.iter().flat_map(|finder| finder.at(&dir)).find(|known| known.holder().is_some());
-    let why = match known.map(drain) {
+    let (why, silent) = match known.map(|known| drain(known, environment)) {
         Some(Drained::Unmounted) => return Ok(0),
         Some(Drained::Interrupted) => {
             let cause = "interrupted; it is still mounted, and what is left is sent in the background";
             return Err(Failure { exit: INTERRUPTED, ..Failure::new(cause) });
         }
-        Some(Drained::Not(failure)) => Some(failure),
-        None => None,
+        Some(Drained::Not(failure)) => (Some(failure), false),
+        Some(Drained::Silent(failure)) => (Some(failure), true),
+        None => (None, false),
     };
     match preflight::unmount_in_time(&dir, How::Idle) {
+        // Those who use it wait for the daemon in the middle of opening something.
+        Err(UnmountError::Busy { .. }) if silent => preflight::unmount_in_time(&dir, How::Lazily)?,
         Ok(()) | Err(UnmountError::NotMounted) => {}
         Err(error) => return Err(error.into()),
     }
@@ -116,25 +123,38 @@ enum Drained {
     Interrupted,
     /// Not all of it is on the server.
     Not(Failure),
+    /// The daemon does not answer.
+    Silent(Failure),
 }
 
 /// Waits until all is on the server, for as long as the mount was told to.
-fn drain(known: &Known) -> Drained {
+fn drain(known: &Known, environment: &Environment) -> Drained {
+    let look = || silent_server(known, environment);
+    let patience = Patience { stalled: STALL_PATIENCE, quiet: QUIET_PATIENCE, look: &look };
     let followed = connect_now(known).and_then(|stream| {
         let Some(stream) = stream else { return Err(Failure::new("its daemon has ended")) };
         let status = status_by(known, stream, Deadline::after(Some(STATUS_PATIENCE)))?;
         let timeout = status.drain_timeout_secs.map_or(DEFAULT_DRAIN_TIMEOUT, Duration::from_secs);
         let Some(stream) = connect_now(known)? else { return Err(Failure::new("its daemon has ended")) };
         let deadline = Deadline::after(Some(timeout));
-        follow_while_it_goes_on(known, stream, &Request::Unmount, deadline, Some(STALL_PATIENCE))
+        follow_while_it_goes_on(known, stream, &Request::Unmount, deadline, Some(&patience))
     });
     match followed {
         Ok(End::Done(_) | End::Committed(..)) => Drained::Unmounted,
         Ok(End::GaveUp(why)) if why.is_interrupted() => Drained::Interrupted,
         Ok(End::GaveUp(why)) => Drained::Not(Failure::new(why)),
         Ok(End::Refused(refusal)) => Drained::Not(refusal.into()),
-        Err(failure) => Drained::Not(failure),
+        Err(failure) => Drained::Silent(failure),
     }
+}
+
+/// That the server of a mount does not say what it is, if that is so.
+fn silent_server(known: &Known, environment: &Environment) -> Option<String> {
+    let identity = &known.meta.identity;
+    let place = place(&identity.repo, Some(&identity.server), environment).ok()?;
+    // A refusal is an answer; nothing here hangs on what it says.
+    let answers = seams::answers_within(&place, LOOK_PATIENCE);
+    (!answers).then(|| format!("{} does not answer", identity.server))
 }
 
 /// Refuses a mount that somebody uses before anything is waited for.

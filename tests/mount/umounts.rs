@@ -103,11 +103,28 @@ fn a_plain_umount_takes_the_mount_away_from_a_server_that_does_not_answer_and_sa
 }
 
 #[test]
+fn a_plain_umount_does_not_wait_long_for_a_server_that_takes_requests_and_says_nothing() {
+    let server = Scripted::new();
+    let test = TestMount::through(&server.url());
+    server.arm("", "/api/", None, serde_json::json!({"latency": {"ms": 14_000}}));
+    let expected = write_some(&test);
+    let (said, took) = helper(&test, &[]);
+    assert_eq!((said.exit, said.out.as_str()), (0, ""), "{said:?}");
+    assert!(took < BOUND && !test.is_mounted(), "{took:?}");
+    assert!(said.err.contains(&format!("({} does not answer with 50 files", server.url())), "{said:?}");
+    server.disarm();
+    test.wait_status("the daemon to end", |status| status["phase"] == "stopped");
+    test.mount(&[]).ok();
+    assert_comes(&test, &server, &expected);
+}
+
+#[test]
 fn how_long_a_plain_umount_waits_is_an_option_of_the_mount() {
     let server = Scripted::new();
     let test = TestMount::with(&server.url(), &["-o", "drain-timeout=1"]);
     // It is there, and takes its time.
-    server.arm("", "/api/", None, serde_json::json!({"latency": {"ms": 3000}}));
+    server.arm("", "/workspaces/", None, serde_json::json!({"latency": {"ms": 3000}}));
+    server.arm("", "/versions/", None, serde_json::json!({"latency": {"ms": 3000}}));
     let expected = write_some(&test);
     let (said, took) = helper(&test, &[]);
     assert_eq!((said.exit, said.out.as_str()), (0, ""), "{said:?}");
@@ -166,6 +183,11 @@ fn a_plain_umount_takes_the_mount_away_from_a_daemon_that_is_stopped_or_dead() {
         };
         let expected = write_some(&test);
         let pid = test.signal(Signal::STOP);
+        // Somebody waits for it, and has nothing open there yet.
+        let mut waiting = Command::new("cat");
+        waiting.arg(test.at("no such file")).stderr(Stdio::null());
+        test.as_its_user(&mut waiting);
+        let mut waiting = waiting.spawn().unwrap();
         let (said, took) = helper(&test, &[]);
         assert_eq!((said.exit, said.out.as_str()), (0, ""), "{said:?}");
         assert!(took < BOUND, "{took:?}");
@@ -174,6 +196,7 @@ fn a_plain_umount_takes_the_mount_away_from_a_daemon_that_is_stopped_or_dead() {
         assert!(said.err.contains("is stopped") && said.err.contains(&format!("kill -CONT {pid}")), "{said:?}");
         // One that goes on sends it all.
         kill_process(Pid::from_raw(pid).unwrap(), Signal::CONT).unwrap();
+        waiting.wait().unwrap();
         test.wait_status("the daemon to end", |status| status["phase"] == "stopped");
         test.mount(&options).ok();
         copy_in(&test, &[("more".to_owned(), b"more".to_vec())].into());
