@@ -9,6 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::sync;
+
 /// One change of the local filesystem, or one flush.
 #[derive(Debug, Clone, Copy)]
 pub enum Act<'a> {
@@ -80,6 +82,7 @@ impl Disk {
     /// # Errors
     /// `work`'s.
     pub fn act<T>(&self, act: Act<'_>, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        sync::may_wait(&act);
         let Some(witness) = &self.witness else { return work() };
         let (mut work, mut out) = (Some(work), None);
         witness.around(&act, &mut || {

@@ -52,6 +52,7 @@ use crate::ledger::{Account, Ledger};
 use crate::namespace::{Attrs, Body, Content, Dir, Generation, Ino, Inode, Namespace, Resolved, SpoolId, Timestamp};
 use crate::path::{Name, RepoPath};
 use crate::spool::{self, Cache, Found, Spool, copy_content};
+use crate::sync::{self, Locked};
 use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceError};
 use passthrough::Way;
 
@@ -619,9 +620,8 @@ impl State {
 }
 
 impl Fs {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic while the lock was held leaves the tree as it was then; going on is better than losing the mount.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Locked<'_, State> {
+        sync::lock(&self.state)
     }
 
     /// Makes changes under the lock, and returns once they, and all that was changed before, are in the kernel.

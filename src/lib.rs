@@ -44,6 +44,7 @@
 //! | [`workspace`] | the backend seam: trait, values, errors |
 //! | [`oxen`] | its HTTP implementation, dialects, retry |
 //! | [`log`] | the log: where its lines go, what is let through, and that all of it is safe to show |
+//! | [`sync`] | locks under which there is memory work alone |
 //! | [`hash`], [`path`], [`table`], [`calendar`] | content hashes; names and paths that are valid once built; very many things by number; dates |
 //! | [`dev_server`] | an embedded Oxen-compatible server for trying and for tests |
 //!
@@ -53,7 +54,7 @@
 //! cli ▸ mount ▸ { fuse, control, oxen }      fuse ▸ fs      control ▸ (types only)
 //! fs ▸ { namespace, ledger, spool, journal }      stager ▸ { fs, workspace, hash }
 //! namespace, ledger, spool, journal ▸ { path, hash, workspace (values) }      spool, journal ▸ disk
-//! leaves: path, hash, disk, table, calendar, log
+//! leaves: path, hash, disk, sync, table, calendar, log
 //! ```
 //!
 //! Only `mount` names both `oxen` and `fs`; only `fuse` and `mount` name `fuser`; only `oxen` names `reqwest`; only
@@ -77,5 +78,6 @@ pub mod oxen;
 pub mod path;
 pub mod spool;
 pub mod stager;
+pub mod sync;
 pub mod table;
 pub mod workspace;

@@ -288,9 +288,10 @@ impl Fs {
         }
         let compaction = self.journal.compaction();
         self.journal_room()?;
+        compaction.start_segment()?;
+        // What was appended since is in it, and in the state as it is now.
         let (inodes, paths) = {
             let state = self.lock();
-            compaction.start_segment()?;
             let inodes: Vec<Ino> = state.tree.iter().filter(|(_, i)| i.recorded).map(|(ino, _)| ino).collect();
             let paths: Vec<RepoPath> = state.ledger.iter().map(|(path, _)| path.clone()).collect();
             let intent = Change::Intent { intent: state.intent.clone() };

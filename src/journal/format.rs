@@ -139,34 +139,42 @@ pub(super) struct Good {
 /// Fields that are not known here, as they were read.
 pub(super) type Extras = Map<String, Value>;
 
-/// Appends a frame to `buffer`; returns its checksum.
-pub(super) fn encode(changes: &[Change], chain: Option<(u64, &Sum)>, kept: &mut Kept, buffer: &mut Vec<u8>) -> Sum {
-    let start = buffer.len();
-    buffer.resize(start + SUM_DIGITS, b' ');
-    buffer.push(b' ');
-    let summed = buffer.len();
-    if let Some((number, before)) = chain {
-        write_number(number, buffer);
-        buffer.push(b' ');
-        buffer.extend_from_slice(&link_of(before));
-        buffer.push(b' ');
-    }
-    let body = buffer.len();
+/// Appends what a frame holds to `bodies`, as a line.
+pub(super) fn encode_body(changes: &[Change], kept: &mut Kept, bodies: &mut Vec<u8>) {
+    let start = bodies.len();
     let written = match kept.is_empty() {
-        true => serde_json::to_writer(&mut *buffer, changes),
-        false => kept.merged(changes).and_then(|values| serde_json::to_writer(&mut *buffer, &values)),
+        true => serde_json::to_writer(&mut *bodies, changes),
+        false => kept.merged(changes).and_then(|values| serde_json::to_writer(&mut *bodies, &values)),
     };
     // Serializing plain data into memory cannot fail; were it to, the frame would not check and replay would stop
     // there, so it is replaced by an empty one.
     if written.is_err() {
-        buffer.truncate(body);
-        buffer.extend_from_slice(b"[]");
+        bodies.truncate(start);
+        bodies.extend_from_slice(b"[]");
     }
-    let sum = checksum(&buffer[summed..]);
-    buffer[start..start + SUM_DIGITS].copy_from_slice(&sum);
-    buffer.push(b'\n');
+    bodies.push(b'\n');
+}
+
+/// Appends the frame around a body, which ends with its newline, to `frames`; returns its checksum.
+pub(super) fn frame(body: &[u8], chain: Option<(u64, &Sum)>, frames: &mut Vec<u8>) -> Sum {
+    let start = frames.len();
+    frames.resize(start + SUM_DIGITS, b' ');
+    frames.push(b' ');
+    let summed = frames.len();
+    if let Some((number, before)) = chain {
+        write_number(number, frames);
+        frames.push(b' ');
+        frames.extend_from_slice(&link_of(before));
+        frames.push(b' ');
+    }
+    frames.extend_from_slice(body);
+    let sum = checksum(&frames[summed..frames.len() - 1]);
+    frames[start..start + SUM_DIGITS].copy_from_slice(&sum);
     sum
 }
+
+/// What is at most around a body in a frame: sum, number, link and spaces.
+pub(super) const AROUND_BYTES: usize = SUM_DIGITS + 1 + 20 + 1 + LINK_DIGITS + 1;
 
 fn write_number(number: u64, buffer: &mut Vec<u8>) {
     let (mut digits, mut at, mut left) = ([0; 20], 20, number);

@@ -19,6 +19,7 @@ use super::mark::{self, Keeper, Mark};
 use super::recover::{self, Chain, Found, segment_path, segments};
 use super::{Change, JournalError, Replay, salvage};
 use crate::disk::{Act, Disk};
+use crate::sync::{self, Locked};
 
 /// Room asked of the filesystem at a time, ahead of the end, so that a full disk is met before the change is made.
 pub(super) const ROOM_BYTES: u64 = 8 << 20;
@@ -58,7 +59,7 @@ struct State {
     format: u32,
     /// Whether all that counts is of the newest one.
     current: bool,
-    /// Where the next frame goes on.
+    /// Where the next frame that is written goes on.
     chain: Chain,
     /// Whether what it says of the server was not compared with it since a repair.
     unverified: bool,
@@ -66,18 +67,21 @@ struct State {
     before: u64,
     /// Fields that are not known here.
     kept: Kept,
-    /// Encoded frames that are not in the kernel yet.
-    buffer: Vec<u8>,
+    /// What the frames hold that are not in the kernel yet, a line each: they are numbered and chained when they are
+    /// written, so that a segment can be switched between any two.
+    bodies: Vec<u8>,
     appended: u64,
     written: u64,
     synced: u64,
-    /// A caller is writing for the others.
+    /// A caller is writing for the others, or switches the segment: frames wait in memory meanwhile.
     writing: bool,
     /// A caller is flushing for the others.
     flushing: bool,
     /// How many wait for one of these: mostly none, and then nobody need be woken.
     waiting: u32,
-    /// Why the last write failed; its frames are in the buffer.
+    /// A caller asks for room.
+    extending: bool,
+    /// Why the last write failed; its frames are in memory.
     unwritten: Option<io::Error>,
     /// Why a flush failed, until the whole state is in a new segment.
     unflushed: Option<io::Error>,
@@ -185,13 +189,14 @@ impl Journal {
             unverified: found.unverified,
             before: found.next - 1,
             kept: found.kept,
-            buffer: Vec::new(),
+            bodies: Vec::new(),
             appended: 0,
             written: 0,
             synced: 0,
             writing: false,
             flushing: false,
             waiting: 0,
+            extending: false,
             unwritten: None,
             unflushed: None,
             bytes,
@@ -200,18 +205,19 @@ impl Journal {
             room: Room::Until(bytes),
             ask_for_room: None,
         };
-        state.extend_room();
         if continued {
             state.append(&[Change::Boot { boot: disk.boot().to_owned() }]);
         }
-        Ok(Self {
+        let journal = Self {
             disk: disk.clone(),
             dir: dir.to_owned(),
             state: Mutex::new(state),
             moved: Condvar::new(),
             compacting: Mutex::default(),
             mark: keeper,
-        })
+        };
+        drop(journal.extend_room(journal.lock()));
+        Ok(journal)
     }
 
     /// Hands every change to `replay` as [`open`](Self::open) does, and changes nothing.
@@ -262,8 +268,8 @@ impl Journal {
         self.mark.advance(segment, None, written);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Locked<'_, State> {
+        sync::lock(&self.state)
     }
 
     /// Takes a frame in; no system call. Frames are replayed in the order of these calls: the caller makes them under
@@ -301,42 +307,14 @@ impl Journal {
                     continue;
                 }
                 state.writing = true;
-                let upto = state.appended;
-                let mut bytes = std::mem::take(&mut state.buffer);
-                let (file, at) = (state.file.clone(), state.bytes);
-                let frames = bytes.len();
-                let end = state.zeros_up_to(at + frames as u64);
-                drop(state);
-                bytes.resize((end - at) as usize, 0);
-                let done = self.disk.write_at(&file, &bytes, at);
-                bytes.truncate(frames);
-                state = self.lock();
+                let (done, after) = self.write_out(state);
+                state = after;
                 state.writing = false;
-                match done {
-                    Ok(()) => {
-                        state.bytes += frames as u64;
-                        state.zeroed = state.zeroed.max(end);
-                        state.written = upto;
-                        if state.buffer.is_empty() {
-                            bytes.clear();
-                            state.buffer = bytes;
-                        }
-                        if state.unwritten.take().is_some() {
-                            tracing::info!("the journal can be written again");
-                        }
-                        state.extend_room();
-                    }
-                    Err(error) => {
-                        bytes.append(&mut state.buffer);
-                        state.buffer = bytes;
-                        if state.unwritten.as_ref().is_none_or(|before| before.kind() != error.kind()) {
-                            tracing::error!(%error, "the journal cannot be written: nothing is acknowledged until it can");
-                        }
-                        state.unwritten = Some(same(&error));
-                        self.wake(&state);
-                        return Err(error);
-                    }
+                if let Err(error) = done {
+                    self.wake(&state);
+                    return Err(error);
                 }
+                state = self.extend_room(state);
             } else if reach != Reach::Kernel && state.synced < ticket.0 {
                 if state.flushing {
                     state = self.wait(state);
@@ -384,9 +362,74 @@ impl Journal {
         }
     }
 
-    fn wait<'a>(&self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    /// Writes what was appended. For the caller that is `writing`.
+    fn write_out<'a>(&'a self, mut state: Locked<'a, State>) -> (io::Result<()>, Locked<'a, State>) {
+        if state.bodies.is_empty() {
+            return (Ok(()), state);
+        }
+        let upto = state.appended;
+        let mut bodies = std::mem::take(&mut state.bodies);
+        let (file, at, format, mut chain) = (state.file.clone(), state.bytes, state.format, state.chain);
+        let zeros = state.zeros();
+        drop(state);
+        let mut bytes = Vec::with_capacity(bodies.len() * 2);
+        bodies.split_inclusive(|byte| *byte == b'\n').for_each(|body| chain.frame(body, format, &mut bytes));
+        let frames = bytes.len() as u64;
+        let end = zeros.up_to(at + frames);
+        bytes.resize((end - at) as usize, 0);
+        let done = self.disk.write_at(&file, &bytes, at);
+        let mut state = self.lock();
+        match &done {
+            Ok(()) => {
+                state.bytes += frames;
+                state.zeroed = state.zeroed.max(end);
+                state.written = upto;
+                state.chain = chain;
+                if state.bodies.is_empty() {
+                    bodies.clear();
+                    state.bodies = bodies;
+                }
+                if state.unwritten.take().is_some() {
+                    tracing::info!("the journal can be written again");
+                }
+            }
+            Err(error) => {
+                bodies.append(&mut state.bodies);
+                state.bodies = bodies;
+                if state.unwritten.as_ref().is_none_or(|before| before.kind() != error.kind()) {
+                    tracing::error!(%error, "the journal cannot be written: nothing is acknowledged until it can");
+                }
+                state.unwritten = Some(same(error));
+            }
+        }
+        (done, state)
+    }
+
+    /// Asks for room well before the end of what there is; of a disk that is nearly full, for what it has.
+    fn extend_room<'a>(&'a self, mut state: Locked<'a, State>) -> Locked<'a, State> {
+        let Room::Until(end) = state.room else { return state };
+        let enough = end >= state.needed() + ROOM_BYTES / 2;
+        if enough || state.extending || state.ask_for_room.is_some_and(|at| Instant::now() < at) {
+            return state;
+        }
+        state.extending = true;
+        let file = state.file.clone();
+        drop(state);
+        let room = ask_for_room(&file, end);
+        let mut state = self.lock();
+        state.extending = false;
+        // Of a segment that was left meanwhile the room is of no use.
+        if std::sync::Arc::ptr_eq(&file, &state.file) {
+            state.ask_for_room = room.is_none().then(|| Instant::now() + ROOM_PAUSE);
+            state.room = room.unwrap_or(Room::Until(end));
+        }
+        self.wake(&state);
+        state
+    }
+
+    fn wait<'a>(&self, mut state: Locked<'a, State>) -> Locked<'a, State> {
         state.waiting += 1;
-        let mut state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+        let mut state = state.wait(&self.moved);
         state.waiting -= 1;
         state
     }
@@ -426,13 +469,12 @@ impl Journal {
 
     /// Whether there is room for changes that make something new.
     pub fn has_room(&self) -> bool {
-        let mut state = self.lock();
-        state.extend_room();
-        state.unwritten.is_none()
-            && match state.room {
-                Room::Until(end) => end >= state.bytes + state.buffer.len() as u64 + RESERVE_BYTES,
-                Room::Unknown => true,
-            }
+        let mut state = self.extend_room(self.lock());
+        // Who asks for room may be about to have it.
+        while state.extending && !state.has_reserve() {
+            state = self.wait(state);
+        }
+        state.unwritten.is_none() && state.has_reserve()
     }
 
     /// Whether the segment is `least` bytes long, and twice as long as the state was that it begins with: compacting a
@@ -451,13 +493,15 @@ impl Journal {
 }
 
 impl Compaction<'_> {
-    /// Starts a segment. The caller then appends the whole state, in any portions between other frames, and calls
-    /// [`complete`](Self::complete). To be called under the lock that orders the changes.
+    /// Starts a segment. What is appended from now on goes into it, and waits in memory while it is made; the caller then
+    /// appends the whole state, in any portions between other frames, and calls [`complete`](Self::complete). Waits for
+    /// the disk: not to be called under the lock that orders the changes.
     ///
     /// # Errors
     /// The old segment could not be finished, or the new one not be made with some room in it; the old one stays in use.
     pub fn start_segment(&self) -> io::Result<()> {
         let journal = self.journal;
+        // Most of the flush is done while others go on.
         let (ticket, reach) = {
             let state = journal.lock();
             // What a flush lost is not to be had by another.
@@ -465,22 +509,44 @@ impl Compaction<'_> {
         };
         journal.advance(ticket, reach)?;
         let mut state = journal.lock();
-        // Nobody can have appended: the caller holds the lock under which that happens.
-        let segment = state.segment + 1;
-        let unverified = state.unverified;
-        let header = Header { unverified, ..state.chain.header(segment, journal.disk.boot()) };
-        let file = create_segment(&journal.disk, &journal.dir, &header, true)?;
-        state.format = FORMAT;
-        let (old, old_bytes) = (state.file.clone(), state.bytes);
-        state.bytes = file.metadata()?.len();
-        state.zeroed = state.bytes;
-        state.file = std::sync::Arc::new(file);
-        state.segment = segment;
-        state.room = Room::Until(state.bytes);
+        while state.writing {
+            state = journal.wait(state);
+        }
+        state.writing = true;
+        let (done, mut state) = journal.write_out(state);
+        let old = (state.file.clone(), state.bytes, state.written);
+        let flush = state.unflushed.is_none();
+        let header =
+            Header { unverified: state.unverified, ..state.chain.header(state.segment + 1, journal.disk.boot()) };
+        drop(state);
+        let made = done.and_then(|()| {
+            // A segment that is not the last is whole on stable storage, whatever happens to the machine.
+            if flush && let Err(error) = journal.disk.flush(&old.0) {
+                tracing::error!(%error, "the journal cannot be flushed: it is to be written anew");
+                journal.lock().unflushed = Some(same(&error));
+                return Err(error);
+            }
+            let file = create_segment(&journal.disk, &journal.dir, &header, true)?;
+            let length = file.metadata()?.len();
+            Ok((std::sync::Arc::new(file), length))
+        });
+        state = journal.lock();
+        state.writing = false;
+        let done = made.map(|(file, length)| {
+            state.format = FORMAT;
+            (state.file, state.segment) = (file, header.segment);
+            (state.bytes, state.zeroed, state.room) = (length, length, Room::Until(length));
+            state.ask_for_room = None;
+            if flush {
+                state.synced = state.synced.max(old.2);
+            }
+        });
+        journal.wake(&state);
+        drop(state);
+        done?;
         // The room ahead of its end is the new one's.
-        let _ = journal.disk.resize(&old, old_bytes);
-        state.ask_for_room = None;
-        state.extend_room();
+        let _ = journal.disk.resize(&old.0, old.1);
+        drop(journal.extend_room(journal.lock()));
         Ok(())
     }
 
@@ -507,50 +573,65 @@ impl Compaction<'_> {
 
 impl State {
     fn append(&mut self, changes: &[Change]) {
-        let chain = (self.format != UNCHAINED).then_some((self.chain.next, &self.chain.sum));
-        let sum = format::encode(changes, chain, &mut self.kept, &mut self.buffer);
-        self.chain = Chain { next: self.chain.next + 1, sum };
+        format::encode_body(changes, &mut self.kept, &mut self.bodies);
         self.appended += 1;
     }
 
-    /// How far a write goes whose frames end at `end`, with the zeros behind them: they take up no room that is not
-    /// the segment's already.
-    fn zeros_up_to(&self, end: u64) -> u64 {
-        let with_zeros = end.next_multiple_of(ZEROED_BYTES);
+    /// How long the segment is at most with all that was appended.
+    fn needed(&self) -> u64 {
+        let around = (self.appended - self.written) * format::AROUND_BYTES as u64;
+        self.bytes + self.bodies.len() as u64 + around
+    }
+
+    /// Whether what is kept back for removals and confirmations is there.
+    fn has_reserve(&self) -> bool {
         match self.room {
-            // After a write that failed only what must be written is.
-            Room::Until(room) if self.in_place && end > self.zeroed && self.unwritten.is_none() => {
-                with_zeros.min(room).max(end)
-            }
-            _ => end,
+            Room::Until(end) => end >= self.needed() + RESERVE_BYTES,
+            Room::Unknown => true,
         }
     }
 
-    /// Asks for room well before the end of what there is; of a disk that is nearly full, for what it has.
-    fn extend_room(&mut self) {
-        let Room::Until(end) = self.room else { return };
-        let enough = end >= self.bytes + self.buffer.len() as u64 + ROOM_BYTES / 2;
-        if enough || self.ask_for_room.is_some_and(|at| Instant::now() < at) {
-            return;
-        }
-        let mut bytes = ROOM_BYTES;
-        while bytes >= LEAST_ROOM_BYTES {
-            match fallocate(&*self.file, FallocateFlags::KEEP_SIZE, end, bytes) {
-                Ok(()) => {
-                    self.room = Room::Until(end + bytes);
-                    self.ask_for_room = None;
-                    return;
-                }
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
-                    self.room = Room::Unknown;
-                    return;
-                }
-                Err(Errno::NOSPC | Errno::DQUOT) => bytes /= 2,
-                Err(_) => break,
-            }
-        }
-        self.ask_for_room = Some(Instant::now() + ROOM_PAUSE);
+    fn zeros(&self) -> Zeros {
+        let room = match self.room {
+            // After a write that failed only what must be written is.
+            Room::Until(room) if self.in_place && self.unwritten.is_none() => room,
+            _ => 0,
+        };
+        Zeros { written: self.zeroed, room }
     }
+}
+
+/// The zeros behind the frames: they take up no room that is not the segment's already.
+struct Zeros {
+    /// Up to here something is written.
+    written: u64,
+    /// Up to here is room.
+    room: u64,
+}
+
+impl Zeros {
+    /// How far a write goes whose frames end at `end`.
+    fn up_to(&self, end: u64) -> u64 {
+        match end > self.written {
+            true => end.next_multiple_of(ZEROED_BYTES).min(self.room).max(end),
+            false => end,
+        }
+    }
+}
+
+/// Asks the filesystem for room behind `end`: as much as it has. `None` when it has none.
+fn ask_for_room(file: &File, end: u64) -> Option<Room> {
+    sync::may_wait(&"fallocate");
+    let mut bytes = ROOM_BYTES;
+    while bytes >= LEAST_ROOM_BYTES {
+        match fallocate(file, FallocateFlags::KEEP_SIZE, end, bytes) {
+            Ok(()) => return Some(Room::Until(end + bytes)),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Some(Room::Unknown),
+            Err(Errno::NOSPC | Errno::DQUOT) => bytes /= 2,
+            Err(_) => break,
+        }
+    }
+    None
 }
 
 /// An error to be told more than once.

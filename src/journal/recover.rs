@@ -179,6 +179,13 @@ pub(super) struct Chain {
 impl Chain {
     pub const START: Self = Self { next: 1, sum: NO_SUM };
 
+    /// Appends to `frames` the next frame, around a body, and goes on behind it.
+    pub fn frame(&mut self, body: &[u8], format: u32, frames: &mut Vec<u8>) {
+        let chain = (format != UNCHAINED).then_some((self.next, &self.sum));
+        let sum = format::frame(body, chain, frames);
+        *self = Self { next: self.next + 1, sum };
+    }
+
     /// Whether a frame is the next one.
     pub fn fits(&self, frame: &Good) -> bool {
         frame.chain.is_none_or(|(number, link)| number == self.next && link == link_of(&self.sum))

@@ -100,10 +100,9 @@ impl Rewritten<'_> {
     /// # Errors
     /// The filesystem's.
     pub fn append(&mut self, changes: &[Change]) -> io::Result<()> {
-        let mut frame = Vec::new();
-        let chain = Some((self.chain.next, &self.chain.sum));
-        let sum = format::encode(changes, chain, &mut self.kept, &mut frame);
-        self.chain = Chain { next: self.chain.next + 1, sum };
+        let (mut body, mut frame) = (Vec::new(), Vec::new());
+        format::encode_body(changes, &mut self.kept, &mut body);
+        self.chain.frame(&body, format::FORMAT, &mut frame);
         self.write(&frame)
     }
 

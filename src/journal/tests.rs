@@ -614,7 +614,9 @@ fn numbers_that_none_can_have_are_damage_and_nobody_counts_on_from_them() {
     }
     let dir = tempfile::tempdir().unwrap();
     let mut segment = at_start().line().unwrap();
-    format::encode(&[link(7)], Some((u64::MAX, &format::NO_SUM)), &mut Kept::default(), &mut segment);
+    let mut body = Vec::new();
+    format::encode_body(&[link(7)], &mut Kept::default(), &mut body);
+    format::frame(&body, Some((u64::MAX, &format::NO_SUM)), &mut segment);
     fs::write(segment_path(dir.path(), 1), segment).unwrap();
     damage(&Disk::default(), dir.path());
     let found = salvaged(dir.path()).unwrap();

@@ -6,6 +6,7 @@
 //! Beside the fixed workload there are random ones, of the same two seeds each time, or of those that
 //! `OXENFS_SWEEP_SEEDS` names: `scripts/sweep` draws new ones, and shows ten thousand kills.
 
+use std::hash::{Hash, Hasher};
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -128,7 +129,10 @@ pub async fn run(workload: &Workload) -> (Vec<Model>, Vec<Remains>) {
 
 /// Recovers what a kill left, twice: once to be killed again on the way.
 async fn survive(workload: &Workload, models: &[Model], remains: Remains) -> usize {
-    let mut random = fastrand::Rng::with_seed(remains.acknowledged as u64 ^ fastrand::u64(..));
+    // Where it is killed again follows from where it was killed: a run can be repeated.
+    let mut at = std::hash::DefaultHasher::new();
+    (remains.acknowledged, remains.point.split(" (").next()).hash(&mut at);
+    let mut random = fastrand::Rng::with_seed(at.finish());
     let memory = Arc::new(remains.memory.fork());
     let again = Arc::new(temporary_dir());
     copy(remains.dir.path(), again.path());
