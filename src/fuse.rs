@@ -478,13 +478,13 @@ impl Answer<Vec<u8>> for (ReplyXattr, u32) {
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         // Each by itself: a kernel without one still serves without it. Not FUSE_SETXATTR_EXT or FUSE_ALLOW_IDMAP,
-        // which fuser 0.18 cannot answer rightly.
+        // which fuser 0.18 cannot answer rightly. Nor FUSE_ASYNC_DIO: with it, what the kernel cached of a file stays as
+        // it was after a direct write by AIO or io_uring that readers ran beside (xfstests generic/451).
         for wanted in [
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_CACHE_SYMLINKS,
             // Set-id bits are ours to clear, and the kernel asks for `security.capability` once a file, not once a
             // write (`process_init_reply` in fs/fuse/inode.c sets SB_NOSEC). fuser 0.18 hides from setattr and open

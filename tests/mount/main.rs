@@ -14,6 +14,7 @@ mod cuts;
 mod damage;
 mod dataset;
 mod differences;
+mod direct;
 mod disks;
 mod exits;
 mod faults;
