@@ -268,6 +268,8 @@ pub struct Status {
     pub errors: Vec<FileError>,
     /// Paths that never travel, with the reason, at most 100.
     pub local: Vec<LocalPath>,
+    /// Files to send that are for the most part holes, which the server gets as zeros: the largest, at most 20.
+    pub sparse: Vec<SparseFile>,
 }
 
 /// Numbers per state of a file.
@@ -294,6 +296,17 @@ pub struct Counts {
     pub local: Tally,
     /// Of these, the ones whose content Oxen stores: their permissions, say, stay here.
     pub partly: Tally,
+}
+
+/// A file whose holes are sent as zeros.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SparseFile {
+    /// Its path, or one of them.
+    pub path: String,
+    /// Its length: what is sent and what the server stores.
+    pub bytes: u64,
+    /// What it takes of the disk here.
+    pub allocated_bytes: u64,
 }
 
 /// Files and their bytes.

@@ -328,9 +328,10 @@ struct State {
     /// Files whose bytes are read at a path of the workspace that is not theirs any more, by that path. Some entries
     /// may be out of date.
     pinned: HashMap<RepoPath, Vec<Ino>>,
-    /// Files of the spool that may take more or less room than their length says, each with the bytes behind its end
-    /// that are counted for it.
+    /// Files of the spool that may take more or less room than their length says, each with what is counted for it.
     uneven: HashMap<Ino, u64>,
+    /// Those of which somebody was told that their holes are sent.
+    told_of_holes: HashSet<Ino>,
     /// Files of which mapped pages could not be written, and why, until somebody is told.
     lost: HashMap<Ino, String>,
     /// Files of the spool that nobody may have looked at since the mount; `None` once all have been.
@@ -491,7 +492,7 @@ impl State {
                 pinned.push(ino);
             }
         }
-        // The caller knows better of what is in the spool.
+        // The caller knows better of what is in the spool, and counts it.
         self.uneven.remove(&ino);
         if let Some(inode) = self.tree.get_mut(ino)
             && let Body::File { content: old, size: old_size } = &mut inode.body
@@ -600,10 +601,11 @@ impl State {
         }
         self.subdue(ino);
         let spool = match self.content(ino) {
-            Some((Content::Local { spool, .. }, size)) => Some((*spool, size.saturating_add(self.beyond(ino)))),
+            Some((Content::Local { spool, .. }, _)) => Some((*spool, self.counted(ino))),
             _ => None,
         };
         self.uneven.remove(&ino);
+        self.told_of_holes.remove(&ino);
         self.lost.remove(&ino);
         if self.tree.get(ino).is_some_and(|inode| inode.recorded) {
             self.apply(Change::Drop { ino });
@@ -987,28 +989,30 @@ impl Fs {
     /// Puts a copy of `from`, which is the content `of`, in the place of a file's content, unless that is another one by
     /// now: the reader that made the copy necessary may let go before it is done, and writers go on with the original.
     fn take_copy(&self, ino: Ino, of: &Content, from: &File) -> Result<(), FsError> {
-        let size = from.metadata()?.len();
-        self.spool.reserve(size)?;
-        self.make_room(size);
-        let (id, to) = self.spool.create().inspect_err(|_| self.spool.release(size))?;
+        let found = from.metadata()?;
+        // Its holes are the copy's.
+        let (size, reserved) = (found.len(), spool::holes::counted_of(&found));
+        self.spool.reserve(reserved)?;
+        self.make_room(reserved);
+        let (id, to) = self.spool.create().inspect_err(|_| self.spool.release(reserved))?;
         let copied = self.spool.disk().act(Act::Write(&to), || copy_content(from, &to));
         if let Err(error) = copied {
-            self.scrap(id, size);
+            self.scrap(id, reserved);
             return Err(error.into());
         }
         // The old bytes may be on stable storage, by an `fsync` or on the server: the record must not move on to
         // bytes that are not.
         if let Err(error) = self.spool.sync(id, &to) {
-            self.scrap(id, size);
+            self.scrap(id, reserved);
             return Err(error.into());
         }
-        self.install(ino, id, to, size, true, |content| content.is_same(of))
+        self.install(ino, id, to, Some((size, reserved)), |content| content.is_same(of))
     }
 
     /// Puts an empty spool file in the place of a file's content.
     fn empty(&self, ino: Ino) -> Result<(), FsError> {
         let (id, file) = self.spool.create()?;
-        self.install(ino, id, file, 0, false, |_| true)?;
+        self.install(ino, id, file, None, |_| true)?;
         // Unlike a copy, this is a change, whether or not a write follows.
         let noted = self.change(|state| {
             state.wrote(ino, |size| size, self);
@@ -1020,17 +1024,19 @@ impl Fs {
         }
     }
 
-    /// Makes a spool file a file's content, if `expected` still holds of the old one, of which it may be a `copy`.
+    /// Makes a spool file a file's content, if `expected` still holds of the old one: a copy of it, of this length and
+    /// with this much reserved for it, or an empty one.
     fn install(
         &self,
         ino: Ino,
         id: SpoolId,
         file: File,
-        size: u64,
-        copy: bool,
+        copy: Option<(u64, u64)>,
         expected: impl FnOnce(&Content) -> bool,
     ) -> Result<(), FsError> {
         let mut free = None;
+        let (size, reserved) = copy.unwrap_or((0, 0));
+        let copy = copy.is_some();
         let room = spool::room(&file);
         let mtime = {
             let state = self.lock();
@@ -1039,7 +1045,7 @@ impl Fs {
         if let Some(mtime) = mtime
             && let Err(error) = set_mtime(&file, mtime)
         {
-            self.scrap(id, size);
+            self.scrap(id, reserved);
             return Err(error.into());
         }
         let done = self.change(|state| {
@@ -1051,7 +1057,7 @@ impl Fs {
                 Some((content, size)) if expected(content) && !(copy && writing) && !past => (content.clone(), size),
                 _ => return Ok(false),
             };
-            let counted = old.1.saturating_add(state.beyond(ino));
+            let counted = state.counted(ino);
             for path in state.tree.file_paths(ino) {
                 state.open_account(&path, Some(ino));
             }
@@ -1062,9 +1068,8 @@ impl Fs {
                 _ => None,
             };
             state.set_content(ino, Content::Local { spool: id, generation, hash }, size);
-            if let Some(room) = room {
-                state.set_room(ino, room);
-            }
+            let counted_now = room.map_or(size, |room| state.note_room(ino, room));
+            self.spool.recount(reserved, counted_now);
             state.record(ino);
             let file = Arc::new(file);
             if let Some(open) = state.open.get_mut(&ino) {
@@ -1086,7 +1091,7 @@ impl Fs {
             }
         }
         if !staging::into_plain(done)? {
-            self.scrap(id, size);
+            self.scrap(id, reserved);
         }
         Ok(())
     }

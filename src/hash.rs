@@ -3,9 +3,11 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::str::FromStr;
 
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::Xxh3Default;
@@ -74,9 +76,18 @@ impl ContentHash {
         }
         let mut hasher = Hasher::new(kind);
         let mut offset = 0;
+        let mut holes = Holes::of(file);
         loop {
             if !go_on() {
                 return Err(io::ErrorKind::Interrupted.into());
+            }
+            if offset >= CHUNK_BYTES as u64
+                && let Some(zeros) = holes.at(file, offset)
+            {
+                let zeros = zeros.min(CHUNK_BYTES as u64);
+                hasher.update(&ZEROS[..zeros as usize]);
+                offset += zeros;
+                continue;
             }
             let read = match file.read_at(buffer, offset) {
                 Ok(0) => return Ok((hasher.finish(), offset)),
@@ -90,6 +101,41 @@ impl ContentHash {
                 buffer.resize(CHUNK_BYTES, 0);
             }
         }
+    }
+}
+
+/// What a hole reads as.
+static ZEROS: [u8; CHUNK_BYTES] = [0; CHUNK_BYTES];
+
+/// The holes of a file that is hashed from its beginning: nobody has to read them.
+struct Holes {
+    /// Its length, where it has any; else 0.
+    size: u64,
+    /// The data that begins next: nothing is asked before it is passed.
+    data: (u64, u64),
+}
+
+impl Holes {
+    fn of(file: &File) -> Self {
+        // Of what was written without holes it is known without a question for each stretch.
+        let sparse = file.metadata().ok().filter(|found| found.blocks() * 512 < found.len());
+        Self { size: sparse.map_or(0, |found| found.len()), data: (0, 0) }
+    }
+
+    /// How much from `offset` on is a hole, if anything is.
+    fn at(&mut self, file: &File, offset: u64) -> Option<u64> {
+        if offset >= self.size {
+            return None;
+        }
+        if offset >= self.data.1 {
+            self.data = match seek(file, SeekFrom::Data(offset)) {
+                Ok(data) => (data, seek(file, SeekFrom::Hole(data)).unwrap_or(self.size)),
+                Err(Errno::NXIO) => (self.size, self.size),
+                // A filesystem that cannot tell.
+                Err(_) => (0, self.size),
+            };
+        }
+        Some(self.data.0.min(self.size).saturating_sub(offset)).filter(|hole| *hole > 0)
     }
 }
 
@@ -225,5 +271,31 @@ mod tests {
             assert_eq!((hash, size), (ContentHash::of(kind, &bytes), bytes.len() as u64));
         }
         assert!(ContentHash::of_file(HashKind::Xxh3, &file, || false).is_err());
+    }
+
+    #[test]
+    fn holes_are_hashed_as_the_zeros_that_they_read_as() {
+        let mut odd = vec![0u8; (9 << 20) + 777];
+        let file = tempfile::tempfile().unwrap();
+        for (at, len) in [(0, 10), (3 << 20, 5000), ((5 << 20) + 1, 1 << 20), ((9 << 20) + 700, 77)] {
+            odd[at..at + len].fill(at as u8 | 1);
+            file.write_all_at(&odd[at..at + len], at as u64).unwrap();
+        }
+        assert!(file.metadata().unwrap().blocks() * 512 < 3 << 20, "it has holes");
+        for end in [odd.len(), 9 << 20, (4 << 20) + 3] {
+            file.set_len(end as u64).unwrap();
+            for kind in [HashKind::Xxh3, HashKind::Sha256] {
+                let (found, size) = ContentHash::of_file(kind, &file, || true).unwrap();
+                assert_eq!((found, size), (ContentHash::of(kind, &odd[..end]), end as u64));
+            }
+        }
+        // Nobody reads a terabyte of nothing: what is asked for now and then is whether to go on.
+        file.set_len(1 << 40).unwrap();
+        let mut asked = 0;
+        let stopped = ContentHash::of_file(HashKind::Xxh3, &file, || {
+            asked += 1;
+            asked < 100
+        });
+        assert_eq!((stopped.unwrap_err().kind(), asked), (io::ErrorKind::Interrupted, 100));
     }
 }

@@ -161,6 +161,7 @@ impl Daemon {
             stalled,
             errors,
             local,
+            sparse: self.fs.sparse_files(),
         }
     }
 }

@@ -18,11 +18,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
-use rustix::fs::{SeekFrom, StatVfs, seek};
+use rustix::fs::StatVfs;
 
 use crate::disk::{Act, Disk};
 use crate::hash::ContentHash;
 use crate::namespace::{Ino, SpoolId};
+
+pub mod holes;
+
+use holes::{counted_of, may_have, next_data};
+pub use holes::{room, room_of};
 
 /// Directories that files are spread over, so that none grows past some thousands.
 const SHARDS: u64 = 256;
@@ -288,6 +293,14 @@ impl Spool {
         self.used.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Counts `after` where `before` was counted, whatever the limit says: it is there already.
+    pub fn recount(&self, before: u64, after: u64) {
+        let change = |used: u64| Some(used.saturating_sub(before).saturating_add(after));
+        if before != after {
+            let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
+        }
+    }
+
     /// Counts `bytes` as free again.
     pub fn release(&self, bytes: u64) {
         let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| Some(used.saturating_sub(bytes)));
@@ -398,7 +411,7 @@ impl Cache {
                 else {
                     continue;
                 };
-                found.push((metadata.accessed().ok(), key, metadata.len()));
+                found.push((metadata.accessed().ok(), key, counted_of(&metadata)));
             }
         }
         found.sort_by_key(|(accessed, ..)| std::cmp::Reverse(*accessed));
@@ -511,7 +524,7 @@ impl Cache {
         match self.lent().entry(Key::of(hash)) {
             hash_map::Entry::Occupied(_) => return Err(io::ErrorKind::ResourceBusy.into()),
             hash_map::Entry::Vacant(entry) => {
-                let (file, size) = (file.clone(), found.len());
+                let (file, size) = (file.clone(), counted_of(&found));
                 entry.insert(Lent { to, file, identity: identity(&found), size, spool: None });
             }
         }
@@ -636,7 +649,7 @@ impl Cache {
             }
             self.arriving().remove(&hash);
             match named {
-                Ok(()) => self.note(hash, size),
+                Ok(()) => self.note(hash, self.counted(hash, size)),
                 Err(error) => {
                     tracing::warn!(%error, %hash, "what the server has could not move to the cache");
                     let _ = self.disk.remove(&from);
@@ -692,6 +705,13 @@ impl Cache {
     /// is until it is [settled](Self::settle), before which the record must have been flushed.
     pub fn adopt(&self, spool: &Spool, id: SpoolId, hash: ContentHash, size: u64) -> bool {
         self.announce(hash, Place { path: spool.path(id), spool: Some(id), size })
+    }
+
+    /// What counts for the limit of a named file of this length: holes do not.
+    fn counted(&self, hash: ContentHash, size: u64) -> u64 {
+        // A look at each small one would cost more than its holes.
+        let named = (size > SMALL_BYTES).then(|| fs::metadata(self.path(hash)).ok()).flatten();
+        named.map_or(size, |file| counted_of(&file))
     }
 
     fn note(&self, hash: ContentHash, size: u64) {
@@ -1045,17 +1065,6 @@ impl Drop for Fetching {
     }
 }
 
-/// What an open file takes of the disk, in bytes, if that can be told.
-pub fn room(file: &File) -> Option<u64> {
-    file.metadata().ok().map(|file| room_of(&file))
-}
-
-/// What a file takes of the disk, in bytes.
-pub fn room_of(file: &fs::Metadata) -> u64 {
-    // The unit of `st_blocks` (`stat(2)`).
-    file.blocks().saturating_mul(512)
-}
-
 fn shard_dir(dir: &Path, shard: u64) -> PathBuf {
     dir.join(format!("{shard:02x}"))
 }
@@ -1231,7 +1240,7 @@ pub fn copy_growing(
     }
     let mut at = 0;
     if size > SMALL_BYTES {
-        let holes = room_of(&found) < size;
+        let holes = may_have(&found);
         while at < size {
             let end = match holes.then(|| next_data(from, at, size)) {
                 Some(None) => break,
@@ -1285,19 +1294,6 @@ pub fn copy_growing(
 fn cannot_copy(error: rustix::io::Errno) -> bool {
     use rustix::io::Errno;
     matches!(error, Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL)
-}
-
-/// The next stretch with data from `at` on; `None` when the rest is a hole.
-fn next_data(file: &File, at: u64, size: u64) -> Option<(u64, u64)> {
-    match seek(file, SeekFrom::Data(at)) {
-        Ok(data) => {
-            let hole = seek(file, SeekFrom::Hole(data)).unwrap_or(size);
-            Some((data, hole.max(data + 1)))
-        }
-        Err(rustix::io::Errno::NXIO) => None,
-        // A filesystem that cannot tell.
-        Err(_) => Some((at, size)),
-    }
 }
 
 #[cfg(test)]

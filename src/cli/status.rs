@@ -183,6 +183,13 @@ fn table(known: &Known, status: &Status) -> String {
             let _ = writeln!(text, "    {}: {} ({tried}, {next})", printable(&error.path), printable(&error.error));
         }
     }
+    if !status.sparse.is_empty() {
+        let _ = writeln!(text, "  holes are sent as zeros (compact the file, or keep it elsewhere)");
+        for file in &status.sparse {
+            let (length, taken) = (bytes(file.bytes), bytes(file.allocated_bytes));
+            let _ = writeln!(text, "    {}: {length} to send, {taken} of data", printable(&file.path));
+        }
+    }
     if !status.local.is_empty() {
         let _ = writeln!(text, "  stays on this disk");
         for local in &status.local {

@@ -184,7 +184,7 @@ impl Fs {
         let size = file.metadata()?.len();
         // After a restart the spool file's own is what counts.
         set_mtime(&file, mtime)?;
-        let mut copy = if awaited { Some(Copy::of(self, &file, size)?) } else { None };
+        let mut copy = if awaited { Some(Copy::of(self, &file)?) } else { None };
         let id = self.cache.depart(&self.spool, hash)?;
         // What the server has is on stable storage: the record must not move on to bytes that are not.
         self.spool.sync(id, &file)?;
@@ -203,17 +203,15 @@ impl Fs {
             state.materialize(ino);
             let generation = state.fresh_generation();
             state.set_content(ino, Content::Local { spool: id, generation, hash: Some(hash) }, size);
-            if let Some(room) = room {
-                state.set_room(ino, room);
-            }
+            let counted = room.map_or(size, |room| state.note_room(ino, room));
             state.record(ino);
             if let Some(open) = state.open.get_mut(&ino) {
                 open.borrowed = None;
             }
-            self.spool.charge(size);
+            self.spool.charge(counted);
             *taken = true;
             if let Some(copy) = &mut copy
-                && state.pin_copy_for_cut(self, ino, hash, copy.id, size)
+                && state.pin_copy_for_cut(self, ino, hash, copy.id, (size, copy.counted))
             {
                 copy.unused = false;
             }
@@ -226,16 +224,18 @@ impl Fs {
 struct Copy<'a> {
     fs: &'a Fs,
     id: SpoolId,
-    size: u64,
+    counted: u64,
     unused: bool,
 }
 
 impl<'a> Copy<'a> {
-    fn of(fs: &'a Fs, from: &File, size: u64) -> Result<Self, FsError> {
-        fs.make_room(size);
+    fn of(fs: &'a Fs, from: &File) -> Result<Self, FsError> {
+        // Its holes are the copy's.
+        let counted = spool::holes::counted_of(&from.metadata()?);
+        fs.make_room(counted);
         let (id, to) = fs.spool.create()?;
-        fs.spool.charge(size);
-        let copy = Self { fs, id, size, unused: true };
+        fs.spool.charge(counted);
+        let copy = Self { fs, id, counted, unused: true };
         fs.spool.disk().act(Act::Write(&to), || copy_content(from, &to))?;
         Ok(copy)
     }
@@ -245,7 +245,7 @@ impl Drop for Copy<'_> {
     fn drop(&mut self) {
         if self.unused {
             self.fs.spool.remove(self.id);
-            self.fs.spool.release(self.size);
+            self.fs.spool.release(self.counted);
         }
     }
 }

@@ -111,13 +111,20 @@ impl State {
     }
 
     /// [`pin_for_cut`](Self::pin_for_cut) where the file's own bytes may change from now on: by a copy, which goes when
-    /// it is done with. Says whether there was anything to pin.
-    pub(super) fn pin_copy_for_cut(&mut self, fs: &Fs, ino: Ino, hash: ContentHash, copy: SpoolId, size: u64) -> bool {
+    /// it is done with; of this length, and with this much counted for it. Says whether there was anything to pin.
+    pub(super) fn pin_copy_for_cut(
+        &mut self,
+        fs: &Fs,
+        ino: Ino,
+        hash: ContentHash,
+        copy: SpoolId,
+        (size, counted): (u64, u64),
+    ) -> bool {
         // No generation of the file's.
         let generation = self.fresh_generation();
         self.pin_remote(fs, (ino, hash), |held| Want::Sealed { ino, generation, hash: Some(hash), size, held }, copy);
         let hold = self.held.get_mut(&copy);
-        hold.map(|hold| (hold.orphan, hold.counted) = (true, size)).is_some()
+        hold.map(|hold| (hold.orphan, hold.counted) = (true, counted)).is_some()
     }
 
     fn pin_remote(

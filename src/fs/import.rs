@@ -14,6 +14,7 @@ use crate::disk::Act;
 use crate::journal::Change;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
 use crate::path::Name;
+use crate::spool::holes::{counted, counted_of, may_have};
 use crate::spool::{copy_growing, room, room_of};
 
 /// The longest quiet period that is there only for those who write a file bit by bit. What arrives is whole: it waits for
@@ -45,8 +46,9 @@ pub struct Spooled {
     fs: Arc<Fs>,
     id: Option<SpoolId>,
     size: u64,
-    /// What it takes of the disk, in bytes.
+    /// What it takes of the disk, in bytes, and what is counted for it.
     room: u64,
+    counted: u64,
 }
 
 impl Spooled {
@@ -60,7 +62,7 @@ impl Drop for Spooled {
     fn drop(&mut self) {
         if let Some(id) = self.id {
             self.fs.spool.remove(id);
-            self.fs.spool.release(self.size);
+            self.fs.spool.release(self.counted);
         }
     }
 }
@@ -106,7 +108,7 @@ impl State {
         let ino = self.tree.fresh_ino();
         self.tree.insert(ino, attrs, body, true);
         if let Some(room) = room {
-            self.set_room(ino, room);
+            self.note_room(ino, room);
         }
         self.record(ino);
         self.apply(Change::Link { parent, name: name.clone(), ino });
@@ -194,24 +196,30 @@ impl Fs {
             return Err(FsError::Unsupported);
         }
         staging::into_plain(self.admit())?;
-        self.make_room(found.len());
+        self.make_room(counted_of(&found));
         let fs = self.this.upgrade().ok_or(FsError::Stale)?;
         let (id, to) = self.spool.create()?;
-        let mut spooled = Spooled { fs, id: Some(id), size: 0, room: 0 };
+        let mut spooled = Spooled { fs, id: Some(id), size: 0, room: 0, counted: 0 };
         let mut told = 0;
+        // Its holes are the copy's.
+        let sparse = may_have(&found);
+        let most = |upto: u64| match sparse {
+            true => upto.min(room_of(&found) + upto.saturating_sub(found.len())),
+            false => upto,
+        };
         let copied = self.spool.disk().act(Act::Write(&to), || {
             copy_growing(from, &to, buffer, |copied, upto| {
                 go_on(copied - std::mem::replace(&mut told, copied))?;
-                self.spool.reserve(upto.saturating_sub(spooled.size))?;
-                spooled.size = spooled.size.max(upto);
+                self.spool.reserve(most(upto).saturating_sub(spooled.counted))?;
+                spooled.counted = spooled.counted.max(most(upto));
                 Ok(())
             })
         })?;
-        self.spool.release(spooled.size.saturating_sub(copied));
         spooled.size = copied;
         // Of one without holes it is known.
-        let sparse = room_of(&found) < even(found.len());
         spooled.room = sparse.then(|| room(&to)).flatten().unwrap_or_else(|| even(copied));
+        let taken = counted(copied, spooled.room);
+        self.spool.recount(std::mem::replace(&mut spooled.counted, taken), taken);
         go_on(copied.saturating_sub(told))?;
         let time = |secs, nanos: i64| Timestamp(secs, u32::try_from(nanos).unwrap_or(0));
         let attrs = Attrs {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::local::quarter_of_descriptors;
 use super::passthrough::{Bytes, Opening, Passthrough, Reach, Way};
 use super::queue::Phase;
+use super::room::even;
 use super::staging::Adopted;
 use super::{Fs, FsError, Handle, OpenFile, State, now, set_mtime};
 use crate::disk::Act;
@@ -18,6 +19,7 @@ use crate::journal::Change;
 use crate::ledger::Account;
 use crate::namespace::{Body, Content, Ino, Resolved, SpoolId, Timestamp};
 use crate::path::RepoPath;
+use crate::spool::holes::counted;
 use crate::spool::{self, copy_content};
 
 /// How soon a file that was closed is asked after again when somebody still seems to have it: the kernel lets go of it
@@ -73,6 +75,8 @@ struct Seen {
     size: u64,
     mtime: Timestamp,
     ctime: Timestamp,
+    /// What it takes of the disk, in bytes.
+    room: u64,
 }
 
 impl Seen {
@@ -83,6 +87,7 @@ impl Seen {
             size: found.len(),
             mtime: time(found.mtime(), found.mtime_nsec()),
             ctime: time(found.ctime(), found.ctime_nsec()),
+            room: spool::room_of(&found),
         })
     }
 }
@@ -243,14 +248,16 @@ impl State {
 
     /// A live file's length, which its inode has from now on; the spool counts it.
     fn resized(&mut self, ino: Ino, length: u64, fs: &Fs) {
-        let beyond = self.beyond(ino);
+        let before = self.counted(ino);
         let Some(inode) = self.tree.get_mut(ino) else { return };
         let Body::File { size, .. } = &mut inode.body else { return };
-        let grown = length.saturating_sub(*size);
-        fs.spool.charge(grown.saturating_sub(beyond));
-        fs.spool.release(size.saturating_sub(length));
         *size = length;
-        self.set_beyond(ino, beyond.saturating_sub(grown));
+        // A filesystem may give more ahead of a writer, and take it back.
+        let room = self.live.get(&ino).map_or(even(length), |live| live.seen.room);
+        if room < even(length) || self.is_uneven(ino) {
+            self.note_room(ino, room);
+        }
+        fs.spool.recount(before, self.counted(ino));
     }
 
     /// After a change by request: what the file shows now is known, whoever else changed it. It gets the time of the
@@ -290,7 +297,7 @@ impl State {
             self.look(ino, fs);
             let staged = self.staged_live(ino);
             if let Some(room) = self.live.get(&ino).and_then(|live| spool::room(&live.file)) {
-                self.set_room(ino, room);
+                self.set_room(ino, room, fs);
             }
             self.subdue(ino);
             return Asked::Still(staged);
@@ -356,7 +363,7 @@ impl State {
             self.owe(ino, fs);
             return None;
         };
-        let beyond = self.beyond(ino);
+        let counted = self.counted(ino);
         self.set_content(ino, Content::Remote { hash, origin: None }, size);
         self.record(ino);
         for path in paths {
@@ -365,7 +372,7 @@ impl State {
                 self.apply(Change::Account { path, account: None });
             }
         }
-        Some(Adopted { spool, hash, size, beyond })
+        Some(Adopted { spool, hash, size, counted })
     }
 
     /// Before a barrier: what was written unseen up to now belongs to it.
@@ -549,8 +556,9 @@ impl Fs {
                 Ok(size) => {
                     let seen = Some(Seen::of(&from)?).filter(|after| rested && *after == before);
                     if seen.is_some() || attempt == COPIES {
-                        self.spool.charge(size);
-                        return Ok(Some(Copied { id, file: Arc::new(to), size, seen }));
+                        let counted = spool::room(&to).map_or(size, |room| counted(size, room));
+                        self.spool.charge(counted);
+                        return Ok(Some(Copied { id, file: Arc::new(to), size, counted, seen }));
                     }
                     self.spool.remove(id);
                 }
@@ -569,6 +577,8 @@ pub(super) struct Copied {
     pub id: SpoolId,
     pub file: Arc<File>,
     pub size: u64,
+    /// What is counted for it.
+    pub counted: u64,
     /// What the original looked like, if that stayed so.
     seen: Option<Seen>,
 }

@@ -97,12 +97,8 @@ impl State {
     /// generation.
     pub(super) fn disarrayed(&mut self, ino: Ino, file: &File, fs: &Fs) {
         let Some((_, size)) = self.content(ino) else { return };
-        let counted = size.saturating_add(self.beyond(ino));
         let length = file.metadata().map_or(size, |file| file.len().max(size));
-        fs.spool.charge(length.saturating_sub(counted));
-        self.wrote(ino, |_| length, fs);
-        self.set_uneven(ino);
-        self.set_beyond(ino, counted.saturating_sub(length));
+        self.reshaped(ino, |_| length, file, fs);
     }
 }
 

@@ -250,12 +250,13 @@ impl State {
                 Some(id) => id,
                 None => spool.link_in(&path)?,
             };
-            spool.charge(file.len());
             let ino = self.tree.fresh_ino();
             let content = Content::Local { spool: id, generation: self.fresh_generation(), hash: None };
             let time = file.modified().map_or_else(|_| super::now(), Timestamp::from);
             let body = Body::File { content, size: file.len() };
             self.tree.insert(ino, base_attrs(options, false, time), body, false);
+            let counted = self.note_room(ino, room_of(&file));
+            spool.charge(counted);
             self.tree.link(dir, name, ino);
             self.salvaged.insert(ino, path);
         }

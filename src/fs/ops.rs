@@ -511,7 +511,7 @@ impl Fs {
         if i64::try_from(size).is_err() {
             return Err(FsError::Invalid.into());
         }
-        let (file, spool, old, beyond) = {
+        let (file, spool, shaped) = {
             let mut state = self.lock();
             match state.tree.get(ino).map(|inode| &inode.body) {
                 None => return Err(FsError::Stale.into()),
@@ -539,43 +539,30 @@ impl Fs {
                     if state.held.contains_key(&spool) {
                         return Err(need_bytes(ino, size));
                     }
-                    let beyond = state.beyond(ino);
+                    let shaped = size > old || state.is_uneven(ino);
                     state.begin_reshaping(ino);
                     let open = state.open.entry(ino).or_default();
-                    (open.file.clone().filter(|_| open.loan.is_none()), spool, old, beyond)
+                    (open.file.clone().filter(|_| open.loan.is_none()), spool, shaped)
                 }
             }
         };
-        // What was allocated behind the end stays when the file grows into it, and goes when it is cut.
-        let counted = old.saturating_add(beyond);
-        let grown = size.saturating_sub(counted);
-        let kept = if size > old { counted.saturating_sub(size) } else { 0 };
-        let reserved = self.spool.reserve(grown);
-        let taken = if reserved.is_ok() { grown } else { 0 };
-        let done = reserved.and_then(|()| {
-            let file = match file {
-                Some(file) => file,
-                None => Arc::new(self.spool.file(spool)?),
-            };
-            self.spool.disk().resize(&file, size)
-        });
-        let ok = done.is_ok();
+        // What it grows by is a hole.
+        let file = file.map_or_else(|| self.spool.file(spool).map(Arc::new), Ok);
+        let done = file.and_then(|file| self.spool.disk().resize(&file, size).map(|()| file));
         self.change(|state| {
             state.end_reshaping(ino);
-            if ok {
-                state.wrote(ino, |_| size, self);
-                state.set_beyond(ino, kept);
-                if size > old {
-                    state.set_uneven(ino);
-                } else if size == 0 {
-                    state.set_room(ino, 0);
+            if let Ok(file) = &done {
+                match shaped {
+                    true => state.reshaped(ino, |_| size, file, self),
+                    false => state.wrote(ino, |_| size, self),
+                }
+                if size == 0 {
                     self.spool.emptied(spool);
                 }
             }
             Ok(())
         })?;
-        self.spool.release(if ok { counted.saturating_sub(size + kept) } else { taken });
-        Ok(done?)
+        Ok(done.map(drop)?)
     }
 
     /// A change of nothing: only the times move.
@@ -881,7 +868,7 @@ impl Fs {
         }
         let empty = |state: &mut State| {
             state.look(ino, self);
-            state.content(ino).is_some_and(|(_, size)| size == 0 && state.beyond(ino) == 0)
+            state.content(ino).is_some_and(|(_, size)| size == 0 && state.counted(ino) == 0)
         };
         if flags.truncate && empty(&mut self.lock()) {
             // Emptying what is empty is a change too, by its times.
@@ -902,7 +889,7 @@ impl Fs {
                 }
                 // O_TRUNC counts with O_RDONLY too: the kernel has checked that the file may be written. Room that was
                 // allocated behind the end goes with it.
-                if flags.truncate && (size > 0 || state.beyond(ino) > 0) {
+                if flags.truncate && (size > 0 || state.counted(ino) > 0) {
                     // Those who go past the daemon stay with the file that they have.
                     if state.live.contains_key(&ino) || state.way(ino) == Some(Way::Past) {
                         drop(state);
@@ -1012,7 +999,7 @@ impl Fs {
     /// [`FsError::NoSpace`] when the spool's limit or the disk is reached.
     pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Op<usize> {
         let end = offset.checked_add(data.len() as u64).ok_or(FsError::Invalid)?;
-        let (ino, file, old, counted, wanted) = {
+        let (ino, file, shaped, reserved) = {
             let mut state = self.lock();
             let Some(Handle::File { ino, write: true, .. }) = state.handles.get(&handle) else {
                 return Err(FsError::BadHandle.into());
@@ -1020,7 +1007,6 @@ impl Fs {
             let ino = *ino;
             state.look(ino, self);
             let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
-            let beyond = state.beyond(ino);
             match content {
                 Content::Remote { .. } => return Err(super::Stop::Need(Need::Own(ino))),
                 Content::Local { spool, .. } if state.held.contains_key(spool) => {
@@ -1029,25 +1015,23 @@ impl Fs {
                 Content::Local { .. } => {}
             }
             let file = state.writable(ino, self)?;
-            let counted = size.saturating_add(beyond);
-            let wanted = end.saturating_sub(counted);
-            self.spool.reserve(wanted)?;
+            let uneven = state.is_uneven(ino);
+            let reserved = self.reserve_range(&file, size, uneven, offset, end)?;
             if let Some(open) = state.open.get_mut(&ino) {
                 open.writing += 1;
             }
-            (ino, file, size, counted, wanted)
+            (ino, file, uneven || offset > size, reserved)
         };
         let (written, failed) = self.put(&file, data, offset);
         let end = if failed.is_some() { offset + written as u64 } else { end };
-        self.spool.release(wanted - end.saturating_sub(counted).min(wanted));
         self.change(|state| {
             state.end_writing(ino);
+            self.spool.release(reserved);
             // What a failed write left counts: it may be in the middle of what was there.
             if written > 0 || failed.is_none() {
-                state.wrote(ino, |size| size.max(end), self);
-                state.set_beyond(ino, counted.saturating_sub(end.max(old)));
-                if offset > old {
-                    state.set_uneven(ino);
+                match shaped || state.is_uneven(ino) {
+                    true => state.reshaped(ino, |size| size.max(end), &file, self),
+                    false => state.wrote(ino, |size| size.max(end), self),
                 }
             }
             Ok(())
@@ -1251,7 +1235,11 @@ impl State {
         (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
         if let Body::File { content: Content::Local { generation: old, hash, .. }, size } = &mut inode.body {
             (*old, *hash) = (generation, None);
-            *size = length(*size);
+            let before = std::mem::replace(size, length(*size));
+            let after = *size;
+            if !self.is_uneven(ino) {
+                fs.spool.recount(before, after);
+            }
         }
         self.saw(ino, fs);
         self.changed(ino, fs);

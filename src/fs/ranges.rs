@@ -11,6 +11,7 @@ use super::passthrough::Way;
 use super::{Fs, FsError, Handle, Need, Op, State, Stop};
 use crate::disk::Act;
 use crate::namespace::{Body, Content, Ino};
+use crate::spool::holes::{counted, even};
 use crate::spool::{self, copy_content, copy_range};
 
 /// The most that one call copies, in bytes; the caller asks for the rest (`copy_file_range(2)`).
@@ -47,8 +48,8 @@ struct Writing {
     ino: Ino,
     file: Arc<File>,
     size: u64,
-    /// What is counted for it, in bytes: its length, and the room behind its end.
-    counted: u64,
+    /// Whether it may take more or less room than its length says.
+    uneven: bool,
 }
 
 impl State {
@@ -65,14 +66,14 @@ impl State {
         let ino = *ino;
         self.look(ino, fs);
         let (content, size) = self.content(ino).ok_or(FsError::Stale)?;
-        let counted = size.saturating_add(self.beyond(ino));
+        let uneven = self.is_uneven(ino);
         match content {
             Content::Local { spool, .. } if !self.held.contains_key(spool) => {}
             _ => return Err(Stop::Need(Need::Own(ino))),
         }
         let file = self.writable(ino, fs)?;
         self.begin_reshaping(ino);
-        Ok(Writing { ino, file, size, counted })
+        Ok(Writing { ino, file, size, uneven })
     }
 }
 
@@ -91,23 +92,21 @@ impl Fs {
             RangeChange::Zero { grow } => (FallocateFlags::ZERO_RANGE, grow),
         };
         let flags = if grow { flags } else { flags | FallocateFlags::KEEP_SIZE };
-        let Writing { ino, file, size, counted } = self.lock().begin_change(handle, self)?;
-        let end_counted = if change == RangeChange::Punch { counted } else { counted.max(end) };
-        let done = self.spool.reserve(end_counted - counted).and_then(|()| {
-            let done = self.spool.disk().act(Act::Resize(&file), || Ok(fallocate(&*file, flags, offset, length)?));
-            if done.is_err() {
-                self.spool.release(end_counted - counted);
-            }
-            done
-        });
+        let Writing { ino, file, size, uneven } = self.lock().begin_change(handle, self)?;
+        let reserved = match change {
+            RangeChange::Punch => Ok(0),
+            _ => self.reserve_range(&file, size, uneven, offset, end),
+        };
+        let taken = *reserved.as_ref().unwrap_or(&0);
+        let done = reserved
+            .and_then(|_| self.spool.disk().act(Act::Resize(&file), || Ok(fallocate(&*file, flags, offset, length)?)));
         let ok = done.is_ok();
         self.change(|state| {
             state.end_reshaping(ino);
+            self.spool.release(taken);
             if ok {
                 let grown = if grow { size.max(end) } else { size };
-                state.wrote(ino, |size| size.max(grown), self);
-                state.set_uneven(ino);
-                state.set_beyond(ino, end_counted.saturating_sub(grown));
+                state.reshaped(ino, |size| size.max(grown), &file, self);
             } else {
                 state.disarrayed(ino, &file, self);
             }
@@ -182,10 +181,18 @@ impl Fs {
                     .then_some((ino, content, state.borrowed(ino).is_some()));
                 (source, known, length, writing)
             };
-        let Writing { ino, file, size, counted } = writing;
-        let grown = |copied: u64| to.1.saturating_add(copied).saturating_sub(counted);
-        let done = self.spool.reserve(grown(length)).and_then(|()| {
-            let copied = self.spool.disk().act(Act::Write(&file), || match known {
+        let Writing { ino, file, size, uneven } = writing;
+        let reserved = match (&known, spool::room(&source)) {
+            // Its holes are the copy's.
+            (Some(_), Some(room)) => {
+                let most = counted(length, room).min(even(length));
+                self.spool.reserve(most).map(|()| most)
+            }
+            _ => self.reserve_range(&file, size, uneven, to.1, to.1.saturating_add(length)),
+        };
+        let taken = *reserved.as_ref().unwrap_or(&0);
+        let done = reserved.and_then(|_| {
+            self.spool.disk().act(Act::Write(&file), || match known {
                 Some(_) => {
                     // Of the length it had, whatever becomes of the source meanwhile.
                     if copy_content(&source, &file)? != length {
@@ -194,23 +201,17 @@ impl Fs {
                     Ok(length)
                 }
                 None => copy_range(&source, from.1, &file, to.1, length),
-            });
-            self.spool.release(grown(length) - grown(*copied.as_ref().unwrap_or(&0)));
-            copied
+            })
         });
         let copied = done.as_ref().ok().copied();
-        // A hole in the one may be a hole in the other.
-        let room = spool::room(&file);
         self.change(|state| {
             state.end_reshaping(ino);
+            self.spool.release(taken);
             match copied {
                 Some(copied) => {
                     let end = size.max(to.1 + copied);
-                    state.wrote(ino, |size| size.max(end), self);
-                    if let Some(room) = room {
-                        state.set_room(ino, room);
-                    }
-                    state.set_beyond(ino, counted.saturating_sub(end));
+                    // A hole in the one may be a hole in the other.
+                    state.reshaped(ino, |size| size.max(end), &file, self);
                     // What was borrowed and is not any more may have been written to.
                     if let Some((source, before, borrowed)) = &known
                         && (!borrowed || state.borrowed(*source).is_some())

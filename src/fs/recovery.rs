@@ -559,6 +559,7 @@ impl State {
             stale: Vec::new(),
             pinned: HashMap::new(),
             uneven: HashMap::new(),
+            told_of_holes: HashSet::new(),
             lost: HashMap::new(),
             unseen: None,
             kept_out: HashSet::new(),

@@ -3,14 +3,23 @@
 //! A file of the spool mostly takes what its length says. One that may not, because it has holes or has room behind its
 //! end, is *uneven*: the disk is asked each time. Of what is only on the server the length is all there is to tell.
 //!
-//! The spool's limit counts lengths, holes included: filling them must not fail. Room that was allocated behind a file's
-//! end counts too, or a limit would be none.
+//! The spool's limit counts the length of the others, and of an uneven file what it takes of the disk: holes cost nothing,
+//! and room that was allocated behind a file's end counts, or a limit would be none.
+//!
+//! What the spool has in use is the sum of what is counted for each file, and of what is reserved for changes under way:
+//! who changes a length or what is counted keeps that up, under the lock.
+
+use std::fs::File;
+use std::io;
 
 use super::{Fs, Op, State, Stop};
+use crate::control::SparseFile;
 use crate::namespace::{Content, Ino};
+pub(super) use crate::spool::holes::even;
+use crate::spool::holes::{self, BLOCK_BYTES};
 
-/// Unit of what a filesystem gives a file. Of the usual ones none has a smaller.
-pub(super) const BLOCK_BYTES: u64 = 4096;
+/// How many files with large holes a status names.
+const SHOWN_SPARSE: usize = 20;
 
 /// What `statfs` shows, in blocks and files.
 #[derive(Debug, Clone, Copy)]
@@ -29,45 +38,118 @@ pub struct Statfs {
     pub free_files: u64,
 }
 
-/// What a file of this length takes if it has no holes, in bytes.
-pub(super) fn even(size: u64) -> u64 {
-    size.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES)
-}
-
 impl State {
-    /// A file may take more or less room than its length says from now on.
-    pub(super) fn set_uneven(&mut self, ino: Ino) {
-        self.uneven.entry(ino).or_insert(0);
-    }
-
-    /// A file that was given new content takes `bytes` of the disk.
-    pub(super) fn set_room(&mut self, ino: Ino, bytes: u64) {
+    /// What is counted for a file, in bytes.
+    pub(super) fn counted(&self, ino: Ino) -> u64 {
         match self.content(ino) {
-            Some((Content::Local { .. }, size)) if even(size) != bytes => self.set_uneven(ino),
-            _ => drop(self.uneven.remove(&ino)),
+            Some((Content::Local { .. }, size)) => self.uneven.get(&ino).copied().unwrap_or(size),
+            _ => 0,
         }
     }
 
-    /// How many bytes behind its end are counted for a file.
-    pub(super) fn beyond(&self, ino: Ino) -> u64 {
-        self.uneven.get(&ino).copied().unwrap_or(0)
+    /// Whether a file may take more or less room than its length says.
+    pub(super) fn is_uneven(&self, ino: Ino) -> bool {
+        self.uneven.contains_key(&ino)
     }
 
-    /// How many bytes behind the end of a file are counted for it from now on.
-    pub(super) fn set_beyond(&mut self, ino: Ino, bytes: u64) {
-        if bytes > 0 || self.uneven.contains_key(&ino) {
-            self.uneven.insert(ino, bytes);
+    /// A file that was given new content takes `room` of the disk; returns what is counted for it. The caller counts it.
+    pub(super) fn note_room(&mut self, ino: Ino, room: u64) -> u64 {
+        match self.content(ino) {
+            Some((Content::Local { .. }, size)) if even(size) != room => {
+                self.uneven.insert(ino, holes::counted(size, room));
+            }
+            _ => drop(self.uneven.remove(&ino)),
+        }
+        self.counted(ino)
+    }
+
+    /// A file takes `room` of the disk from now on, which counts.
+    pub(super) fn set_room(&mut self, ino: Ino, room: u64, fs: &Fs) {
+        let before = self.counted(ino);
+        let after = self.note_room(ino, room);
+        fs.spool.recount(before, after);
+    }
+
+    /// [`wrote`](Self::wrote) where holes may have been made or filled: what is counted is what `file` takes now.
+    pub(super) fn reshaped(&mut self, ino: Ino, length: impl FnOnce(u64) -> u64, file: &File, fs: &Fs) {
+        // Until it is known.
+        let counted = self.counted(ino);
+        self.uneven.insert(ino, counted);
+        self.wrote(ino, length, fs);
+        if let Some(room) = crate::spool::room(file) {
+            self.set_room(ino, room, fs);
+        }
+    }
+
+    /// What a file whose holes are large takes; `None` for any other.
+    fn large_holes(&self, ino: Ino) -> Option<SparseFile> {
+        let (bytes, allocated_bytes) = (self.content(ino)?.1, *self.uneven.get(&ino)?);
+        if !holes::are_large(bytes, allocated_bytes) {
+            return None;
+        }
+        let path = self.tree.paths_of(ino).find(|path| self.queue.get(path).is_some())?.to_string();
+        Some(SparseFile { path, bytes, allocated_bytes })
+    }
+
+    /// Files to send whose holes are large, the largest first.
+    pub(super) fn sparse_files(&self) -> Vec<SparseFile> {
+        let mut found: Vec<SparseFile> = self.uneven.keys().filter_map(|ino| self.large_holes(*ino)).collect();
+        found.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.path.cmp(&b.path)));
+        found.truncate(SHOWN_SPARSE);
+        found
+    }
+
+    /// Says once of a file that its holes are going to be sent.
+    pub(super) fn warn_of_holes(&mut self, ino: Ino) {
+        if let Some(SparseFile { path, bytes, allocated_bytes }) = self.large_holes(ino)
+            && self.told_of_holes.insert(ino)
+        {
+            tracing::warn!(
+                path,
+                bytes,
+                allocated_bytes,
+                "holes are sent as zeros; compact the file, or keep it elsewhere"
+            );
         }
     }
 }
 
 impl Fs {
+    /// Files to send that are for the most part holes, which are sent as zeros: the largest ones.
+    pub fn sparse_files(&self) -> Vec<SparseFile> {
+        let mut state = self.lock();
+        let live: Vec<Ino> = state.live.keys().copied().collect();
+        live.into_iter().for_each(|ino| state.look(ino, self));
+        state.sparse_files()
+    }
+
+    /// Reserves room for what is about to be put into a file from `begin` to `end`; returns how much. To be called under
+    /// the lock, with the length that the file has.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::StorageFull`] when that passes the limit.
+    pub(super) fn reserve_range(&self, file: &File, size: u64, uneven: bool, begin: u64, end: u64) -> io::Result<u64> {
+        let reserve = |bytes: u64| self.spool.reserve(bytes).map(|()| bytes);
+        if !uneven && begin <= size {
+            return reserve(end.saturating_sub(size));
+        }
+        // As if all of it were a hole; near the limit it is worth a look whether it is.
+        let most = even(end) - begin / BLOCK_BYTES * BLOCK_BYTES;
+        match reserve(most) {
+            Err(error) if self.spool.limit().is_some() => match holes::lacking(file, begin, end) {
+                Ok(lacking) => reserve(lacking),
+                Err(_) => Err(error),
+            },
+            reserved => reserved,
+        }
+    }
+
     /// What `stat` shows, as the disk has it.
     pub(super) fn stat(&self, state: &mut State, ino: Ino) -> Op<super::Stat> {
         state.need_seen(ino)?;
         state.look(ino, self);
         let mut stat = state.stat(ino)?;
-        if (stat.live || state.uneven.contains_key(&ino))
+        if (stat.live || state.is_uneven(ino))
             && let Some((Content::Local { spool, .. }, _)) = state.content(ino)
         {
             let open = state.open.get(&ino).and_then(|open| open.file.as_ref());

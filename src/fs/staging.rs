@@ -228,7 +228,7 @@ impl State {
         self.was_copied(ino, &copied);
         let held = self.hold_for(fs, copied.id, Some(copied.file).filter(|_| !by_cut), by_cut);
         if let Some(hold) = self.held.get_mut(&copied.id) {
-            (hold.orphan, hold.counted) = (true, copied.size);
+            (hold.orphan, hold.counted) = (true, copied.counted);
         }
         Want::Sealed { ino, generation, hash: None, size: copied.size, held }
     }
@@ -247,6 +247,7 @@ impl State {
                 }
                 Some((Content::Local { spool, generation, hash }, size)) => (*spool, *generation, *hash, size),
             };
+            self.warn_of_holes(ino);
             let rested = self.open.get(&ino).is_none_or(|open| open.handles == 0);
             if rested && self.live.contains_key(&ino) && matches!(self.ask_after(ino, fs), Asked::Still(_)) {
                 continue;
@@ -304,7 +305,7 @@ pub(super) struct Adopted {
     pub spool: SpoolId,
     pub hash: ContentHash,
     pub size: u64,
-    pub beyond: u64,
+    pub counted: u64,
 }
 
 /// Whether a local error passes without anybody's doing: too many open files, no memory.
@@ -670,10 +671,10 @@ impl Fs {
     }
 
     /// Hands a spool file whose content the server has to the cache.
-    pub(super) fn keep(&self, Adopted { spool, hash, size, beyond }: Adopted) {
-        self.spool.release(size.saturating_add(beyond));
+    pub(super) fn keep(&self, Adopted { spool, hash, size, counted }: Adopted) {
+        self.spool.release(counted);
         // What was allocated behind the end is of no use any more.
-        if beyond > 0
+        if counted != size
             && let Err(error) = self.spool.file(spool).and_then(|file| self.spool.disk().resize(&file, size))
         {
             tracing::debug!(%error, "a cached file keeps the room behind its end");
@@ -1241,10 +1242,10 @@ impl State {
                     if *spool == held.spool && now == generation);
                 if same {
                     let origin = self.staged_origin(*ino, path);
-                    let beyond = self.beyond(*ino);
+                    let counted = self.counted(*ino);
                     self.set_content(*ino, Content::Remote { hash: object.hash, origin }, *size);
                     self.record(*ino);
-                    adopted = Some(Adopted { spool: held.spool, hash: object.hash, size: *size, beyond });
+                    adopted = Some(Adopted { spool: held.spool, hash: object.hash, size: *size, counted });
                 } else {
                     // Staged under another name of before, meanwhile, and no more to be read there.
                     self.found_at(*ino, object.hash, path);

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use super::room::even;
 use super::{Fs, FsError, Need, Op, State, Stop, now};
 use crate::namespace::{Content, Generation, Ino, SpoolId, Timestamp};
 use crate::spool::{Spool, room_of};
@@ -103,12 +102,9 @@ impl State {
         };
         let generation = self.fresh_generation();
         self.set_content(ino, Content::Local { spool: id, generation, hash: None }, metadata.len());
-        // What was allocated behind its end, or close to it: the record does not say.
-        let room = room_of(&metadata);
-        let beyond = room.saturating_sub(even(metadata.len()));
-        self.set_room(ino, room);
-        self.set_beyond(ino, beyond);
-        spool.charge(metadata.len().saturating_add(beyond));
+        // Whether it has holes, or more room than it needs, the record does not say.
+        let counted = self.note_room(ino, room_of(&metadata));
+        spool.charge(counted);
         if let Some(inode) = self.tree.get_mut(ino) {
             let mtime = metadata.modified().ok().map(Timestamp::from);
             inode.attrs.mtime = mtime.unwrap_or(inode.attrs.mtime);

@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use tokio::sync::mpsc;
 
 /// Bytes handed to the network at a time: large enough for few system calls and wake-ups, small enough that a dozen
@@ -15,6 +17,8 @@ const PIECE_BYTES: usize = 256 << 10;
 const PIECES_AHEAD: usize = 1;
 /// Pieces kept for the next requests: memory that is new to the process costs about as much as copying into it.
 const SPARE_PIECES: usize = 8;
+/// With fewer bytes of holes than this a file is read as one without.
+const SPARSE_BYTES: u64 = 1 << 20;
 
 /// A stretch of a body.
 #[derive(Debug, Clone)]
@@ -82,7 +86,7 @@ impl Body {
         if let [Segment::Bytes(bytes)] = &*self.segments {
             return bytes.clone().into();
         }
-        let mut cursor = Cursor { segments: self.segments.clone(), index: 0, at: 0 };
+        let mut cursor = Cursor { segments: self.segments.clone(), index: 0, at: 0, holes: Holes::default() };
         let (send, receive) = mpsc::channel(PIECES_AHEAD);
         // One thread for the whole body. It ends when the body does, or with the request, which drops the other end.
         tokio::task::spawn_blocking(move || {
@@ -156,6 +160,44 @@ struct Cursor {
     segments: Arc<[Segment]>,
     index: usize,
     at: u64,
+    holes: Holes,
+}
+
+/// What is known of the holes of the stretch that is being sent.
+#[derive(Default)]
+struct Holes {
+    /// Which stretch, and the length of its file, if it has holes; else 0.
+    of: Option<(usize, u64)>,
+    /// The data that begins next.
+    data: (u64, u64),
+}
+
+impl Holes {
+    /// Whether all of a range is a hole.
+    fn is_hole(&mut self, index: usize, file: &File, at: u64, len: u64) -> bool {
+        let size = match self.of {
+            Some((known, size)) if known == index => size,
+            _ => {
+                // Of a short one it is not worth the question.
+                let sparse = file.metadata().ok().filter(|found| found.blocks() * 512 + SPARSE_BYTES <= found.len());
+                let size = sparse.map_or(0, |found| found.len());
+                (self.of, self.data) = (Some((index, size)), (0, 0));
+                size
+            }
+        };
+        if at + len > size {
+            return false;
+        }
+        if at >= self.data.1 {
+            self.data = match seek(file, SeekFrom::Data(at)) {
+                Ok(data) => (data, seek(file, SeekFrom::Hole(data)).unwrap_or(size)),
+                Err(Errno::NXIO) => (size, size),
+                // A filesystem that cannot tell.
+                Err(_) => (0, size),
+            };
+        }
+        at + len <= self.data.0
+    }
 }
 
 impl Cursor {
@@ -178,7 +220,12 @@ impl Cursor {
                     into.copy_from_slice(&bytes[start..start + take]);
                 }
                 Segment::File { file, offset, item, .. } => {
-                    file.read_exact_at(into, offset + self.at).map_err(|error| Trouble { item: *item, error })?;
+                    let at = offset + self.at;
+                    // The protocol has no word for a hole in what goes in parts: it is sent as zeros, and not read.
+                    match self.holes.is_hole(self.index, file, at, take as u64) {
+                        true => into.fill(0),
+                        false => file.read_exact_at(into, at).map_err(|error| Trouble { item: *item, error })?,
+                    }
                 }
             }
             piece.len += take;
@@ -200,7 +247,7 @@ mod tests {
     }
 
     fn all(body: &Body) -> Result<Vec<u8>, Trouble> {
-        let mut cursor = Cursor { segments: body.segments.clone(), index: 0, at: 0 };
+        let mut cursor = Cursor { segments: body.segments.clone(), index: 0, at: 0, holes: Holes::default() };
         let mut bytes = Vec::new();
         loop {
             let piece = cursor.piece()?;
@@ -225,6 +272,25 @@ mod tests {
         let expected = [b"head", &long[3..], b"tail"].concat();
         assert_eq!(body.len(), expected.len() as u64);
         assert_eq!(all(&body).unwrap(), expected);
+    }
+
+    #[test]
+    fn holes_are_sent_as_zeros() {
+        let mut content = vec![0u8; (8 << 20) + 77];
+        let sparse = tempfile::tempfile().unwrap();
+        for (at, len) in [(0, 10), ((3 << 20) - 7, 5000), ((8 << 20) + 70, 7)] {
+            content[at..at + len].fill(7);
+            sparse.write_all_at(&content[at..at + len], at as u64).unwrap();
+        }
+        let sparse = Arc::new(sparse);
+        let stretch = |offset: u64, len: u64| Segment::File { file: sparse.clone(), offset, len, item: 0 };
+        let body = Body::new(vec![
+            stretch(0, content.len() as u64),
+            Segment::Bytes(Bytes::from_static(b"between")),
+            stretch(1 << 20, 3 << 20),
+        ]);
+        let expected = [&content[..], b"between", &content[1 << 20..4 << 20]].concat();
+        assert!(all(&body).unwrap() == expected);
     }
 
     #[test]

@@ -140,7 +140,8 @@ fn writes_beside_readers(test: &TestMount) {
         for round in 0..300 {
             let pattern = &patterns[round % 2];
             aio.write(&open_direct(&path), pattern);
-            let stale = fs::read(&path).unwrap().iter().zip(pattern.bytes()).filter(|(read, wrote)| read != wrote).count();
+            let stale =
+                fs::read(&path).unwrap().iter().zip(pattern.bytes()).filter(|(read, wrote)| read != wrote).count();
             assert_eq!(stale, 0, "of {FILE_BYTES} bytes are stale in a buffered read after write {round}");
             assert_eq!(direct.read(&open_direct(&path)), FILE_BYTES);
             assert!(direct.bytes() == pattern.bytes(), "a direct read is stale after write {round}");

@@ -38,6 +38,7 @@ mod server;
 mod shown;
 mod silence;
 mod soak;
+mod sparse;
 mod suites;
 mod tables;
 mod tools;

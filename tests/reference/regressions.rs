@@ -1054,3 +1054,35 @@ fn what_a_server_understands_and_refuses_waits_for_somebody_at_once() {
         refused.stager.abort();
     });
 }
+
+#[test]
+fn a_sparse_file_counts_what_it_takes_through_every_change_and_after_a_crash() {
+    let runtime = crate::world::runtime(1);
+    let _guard = runtime.enter();
+    let dir = tempfile::tempdir().unwrap();
+    let start = || start_in(dir.path(), Duration::from_secs(600));
+    let fs = start();
+    runtime.block_on(fs.run(Need::List(ROOT), |_| Ok(()))).unwrap();
+    let (name, flags) =
+        (Name::new(b"file").unwrap(), OpenFlags { read: true, write: true, truncate: false, execute: false });
+    let (stat, handle) = fs.create(ROOT, &name, crate::world::attrs(), flags).unwrap();
+    let room = || fs.getattr(stat.ino).unwrap().room;
+    let resize = |size| fs.setattr(stat.ino, &SetAttr { size: Some(size), ..SetAttr::default() }).unwrap();
+    fs.write(handle, 0, b"short").unwrap();
+    assert_eq!(fs.spool().used(), 5);
+    resize(1 << 31);
+    assert_eq!((fs.spool().used(), room()), (4096, 4096));
+    fs.write(handle, (1 << 31) - 1, b"ends").unwrap();
+    fs.write(handle, 1 << 20, &[7; 65_536]).unwrap();
+    fs.write(handle, 1 << 20, &[8; 65_536]).unwrap();
+    assert_eq!((fs.spool().used(), room()), (77_824, 77_824));
+    fs.fallocate(handle, 1 << 21, 8192, RangeChange::Allocate { grow: true }).unwrap();
+    fs.fallocate(handle, 1 << 20, 32_768, RangeChange::Punch).unwrap();
+    assert_eq!((fs.spool().used(), room()), (53_248, 53_248));
+    drop(fs);
+    let fs = start();
+    runtime.block_on(fs.load());
+    assert_eq!(fs.spool().used(), 53_248);
+    fs.unlink(ROOT, &name).unwrap();
+    assert_eq!(fs.spool().used(), 0);
+}
