@@ -247,7 +247,7 @@ pub struct Status {
     pub drain_timeout_secs: Option<u64>,
     /// Seconds since the oldest change that is not staged yet; `None` when all is.
     pub oldest_unstaged_secs: Option<u64>,
-    /// Estimated seconds until all is staged, from the rate of the last minute; `None` when unknown or nothing is owed.
+    /// Estimated seconds until all that waits to be sent is, at the rate of late; `None` while that is not known.
     pub eta_secs: Option<u64>,
     /// Content bytes sent since the daemon started.
     pub sent_bytes: u64,

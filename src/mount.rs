@@ -130,7 +130,9 @@ struct Daemon {
 impl Daemon {
     fn status(&self) -> Status {
         let (counts, oldest_unstaged_secs, errors, local) = self.fs.report();
-        let owed = [counts.dirty, counts.hashing, counts.queued, counts.uploading];
+        // What is open or just written is not sent yet, and may change.
+        let waiting = [counts.hashing, counts.queued, counts.uploading].iter().map(|tally| tally.bytes).sum::<u64>();
+        let waiting = waiting.saturating_sub(self.fs.uploaded_bytes());
         let phase = *self.phase.borrow();
         let stalled = self.meter.stalled();
         Status {
@@ -148,10 +150,7 @@ impl Daemon {
             counts,
             drain_timeout_secs: Some(self.drain_timeout.as_secs()),
             oldest_unstaged_secs,
-            eta_secs: stalled
-                .is_none()
-                .then(|| self.meter.eta_secs(owed.iter().map(|tally| tally.bytes).sum()))
-                .flatten(),
+            eta_secs: stalled.is_none().then(|| self.meter.eta_secs(waiting)).flatten(),
             sent_bytes: self.meter.sent_bytes(),
             deduplicated_bytes: self.meter.deduplicated_bytes(),
             disk: self.fs.trouble(),

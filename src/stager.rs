@@ -4,11 +4,12 @@
 //! One task owns the plan; hashing and requests run beside it and report back. It keeps no state that matters: what
 //! is due, what is wanted and what is confirmed live in [`Fs`] and on its journal, so it may be dropped at any moment.
 
+mod pace;
 mod plan;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -23,6 +24,7 @@ use crate::log::{Said, Trouble};
 use crate::namespace::Ino;
 use crate::path::RepoPath;
 use crate::workspace::{ByHash, Outcome, Over, Put, Upload, UploadProgress, Workspace, WorkspaceError};
+use pace::Pace;
 use plan::{Costs, Lane, lane};
 
 /// Captures in hand at once: enough to fill every lane, and little memory. Each is an open file, so where few may be
@@ -50,8 +52,6 @@ const LIST_PATHS: usize = 1000;
 const LIST_REQUESTS: usize = 2;
 /// The longest pause where the local disk is what fails: trying costs next to nothing, and its end is not announced.
 const LOCAL_PAUSE: Duration = Duration::from_secs(2);
-/// A rate over less than this tells nothing.
-const LEAST_PACE: Duration = Duration::from_secs(2);
 /// The longest pause that a server can ask for: its clock or its configuration may be off.
 const LONGEST_ASKED: Duration = Duration::from_secs(10 * 60);
 /// Delays between attempts: doubled from the first to the last, a random half of it taken off.
@@ -106,7 +106,7 @@ pub struct Meter {
     deduplicated_bytes: AtomicU64,
     stalled: Mutex<Option<Stall>>,
     trouble: Trouble,
-    pace: Mutex<VecDeque<(Instant, u64)>>,
+    pace: Mutex<Pace>,
 }
 
 impl Meter {
@@ -148,29 +148,13 @@ impl Meter {
         }
     }
 
-    fn progressed(&self, bytes: u64) {
-        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        match pace.back_mut() {
-            // A second is fine enough, and bounds the memory.
-            Some((at, sum)) if now.duration_since(*at) < Duration::from_secs(1) => *sum += bytes,
-            _ => pace.push_back((now, bytes)),
-        }
-        while pace.front().is_some_and(|(at, _)| now.duration_since(*at) > Duration::from_secs(60)) {
-            pace.pop_front();
-        }
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Seconds until `owed_bytes` are staged at the rate of the last minute.
+    /// Seconds until `owed_bytes`, which wait to be sent, are; `None` when no rate is known to tell that by.
     pub fn eta_secs(&self, owed_bytes: u64) -> Option<u64> {
-        let pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-        let (start, _) = pace.front()?;
-        if start.elapsed() < LEAST_PACE {
-            return None;
-        }
-        let bytes: u64 = pace.iter().map(|(_, bytes)| bytes).sum();
-        let rate = bytes as f64 / start.elapsed().as_secs_f64().max(1.0);
-        (rate > 0.0 && owed_bytes > 0).then(|| (owed_bytes as f64 / rate).ceil() as u64)
+        self.pace().left(owed_bytes, Instant::now()).map(|left| left.as_secs_f64().ceil() as u64)
     }
 }
 
@@ -375,6 +359,8 @@ impl Stager {
             let next_due = self.take();
             self.start();
             let next_due = next_due.into_iter().chain(self.look_again_at).min();
+            let sending = [Kind::Small, Kind::Middle, Kind::Large].iter().any(|kind| self.requests[*kind] > 0);
+            self.meter.pace().set_busy(sending, Instant::now());
             let quiet = self.quiet_until.filter(|_| !self.ready.0.iter().all(VecDeque::is_empty));
             let timer = [next_due.filter(|_| self.in_hand < self.most_in_hand), quiet].into_iter().flatten().min();
             let timer = async {
@@ -746,7 +732,11 @@ impl Stager {
             _ => 0,
         });
         match (kind, items, outcomes.as_slice()) {
-            (Kind::Small, ..) => self.costs.was_sent(items.len(), sent_bytes.sum(), took, at_once),
+            (Kind::Small, ..) => {
+                let sent_bytes = sent_bytes.sum();
+                self.costs.was_sent(items.len(), sent_bytes, took, at_once);
+                self.meter.pace().sent(sent_bytes, Instant::now());
+            }
             (Kind::Middle, [item], [Outcome::Done { sent_bytes }]) if item.capture.upload.is_none() => {
                 self.costs.was_asked(*sent_bytes == 0, took, at_once);
             }
@@ -831,8 +821,6 @@ impl Stager {
         if let Err(error) = self.fs.confirmed(&steps) {
             tracing::error!(%error, "confirmed, but not on record; staged again after the next mount");
         }
-        let bytes = steps.iter().map(|(_, step)| if let Step::Put(object) = step { object.size } else { 0 }).sum();
-        self.meter.progressed(bytes);
     }
 
     fn answered(&mut self, items: Vec<Item>, result: Result<Vec<Outcome>, WorkspaceError>) {
@@ -1116,7 +1104,7 @@ impl UploadProgress for Recorder<'_> {
     }
 
     fn sent(&self, bytes: u64) {
-        self.meter.progressed(bytes);
+        self.meter.pace().sent(bytes, Instant::now());
         self.fs.progress.notify_waiters();
     }
 }

@@ -14,6 +14,7 @@ use crate::mount::state_dir::Known;
 
 /// Between two looks of `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
+const DAY_SECS: u64 = 24 * 3600;
 
 /// `oxenfs status`.
 pub fn status(args: StatusArgs, finder: &Finder) -> Result<u8, Failure> {
@@ -239,7 +240,11 @@ fn to_send(status: &Status) -> String {
         let _ = write!(text, ", oldest {}", seconds(age));
     }
     if let Some(eta) = status.eta_secs {
-        let _ = write!(text, ", about {} left", seconds(eta));
+        let _ = match eta {
+            0..=DAY_SECS => write!(text, ", about {} left", seconds(eta)),
+            // Nobody plans by the hour with it.
+            _ => write!(text, ", more than a day left"),
+        };
     }
     text
 }

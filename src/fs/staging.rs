@@ -1083,6 +1083,17 @@ impl Fs {
         self.lock().queue.len()
     }
 
+    /// How much of the files that go in parts the server has taken already, in bytes.
+    pub fn uploaded_bytes(&self) -> u64 {
+        let state = self.lock();
+        let uploads = state.uploads.iter().filter(|(path, _)| state.queue.get(path).is_some());
+        let sent = uploads.map(|(path, upload)| {
+            let parts = upload.state.parts.len() as u64;
+            parts.saturating_mul(upload.state.part_bytes).min(length_at(&state.tree, path))
+        });
+        sent.sum()
+    }
+
     /// Numbers for a status: counts per state, age of the oldest change in seconds, errors, local paths.
     pub fn report(&self) -> (Counts, Option<u64>, Vec<FileError>, Vec<LocalPath>) {
         let state = self.lock();

@@ -408,6 +408,28 @@ fn status_shows_what_the_daemon_says() {
     assert_eq!(all, [one]);
 }
 
+/// One large file waits, and this many seconds are left; 0: nobody knows.
+fn waiting<const LEFT_SECS: u64>(_: &Request) -> (Vec<Event>, Then) {
+    let counts = Counts { queued: Tally { files: 1, bytes: 20 << 30 }, ..Counts::default() };
+    let eta_secs = (LEFT_SECS > 0).then_some(LEFT_SECS);
+    let status = Status { phase: "mounted".into(), pid: 77, counts, eta_secs, ..Status::default() };
+    (vec![Event::Status(Box::new(status))], Then::HangUp)
+}
+
+#[test]
+fn status_says_how_long_it_will_take_where_that_is_known_and_of_days_no_more_than_that() {
+    let told = |script| {
+        let user = User::new();
+        let dir = user.dir("mnt");
+        let _daemon = Daemon::start(&user.state(), &dir, script);
+        let said = user.run(["status", text(&dir)]).out;
+        said.lines().find(|line| line.contains("to send")).unwrap().to_owned()
+    };
+    assert_eq!(told(waiting::<0>), "  to send     1 change, 20.0 GiB (1 queued)");
+    assert_eq!(told(waiting::<7500>), "  to send     1 change, 20.0 GiB (1 queued), about 2 h 5 min left");
+    assert_eq!(told(waiting::<{ 50 * 86_400 }>), "  to send     1 change, 20.0 GiB (1 queued), more than a day left");
+}
+
 #[test]
 fn nothing_panics_when_nobody_reads() {
     let user = User::new();
