@@ -160,7 +160,7 @@ fn reset(stream: &TcpStream) {
 }
 
 /// A head up to and with its empty line, and what was read of the body.
-fn read_head(stream: &mut TcpStream) -> io::Result<Option<(String, Vec<u8>)>> {
+pub fn read_head(stream: &mut TcpStream) -> io::Result<Option<(String, Vec<u8>)>> {
     let mut read = Vec::new();
     let mut buffer = [0; 16 << 10];
     loop {
@@ -176,7 +176,7 @@ fn read_head(stream: &mut TcpStream) -> io::Result<Option<(String, Vec<u8>)>> {
     }
 }
 
-fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     let mut lines = head.lines().skip(1).filter_map(|line| line.split_once(':'));
     lines.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
 }

@@ -479,6 +479,14 @@ pub fn run<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = S
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// What a program prints, which must succeed.
+#[track_caller]
+pub fn run_for_bytes<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = S>) -> Vec<u8> {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
 /// Runs a shell script in `dir`.
 #[track_caller]
 pub fn shell(dir: &Path, script: &str) -> String {

@@ -1,6 +1,8 @@
 //! Whom a mount and its commands believe: neighbours who swap directories, leave odd files or send odd words, and the
 //! limits that a careless shell sets.
 
+mod attacks;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
