@@ -29,6 +29,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::reload;
 
+pub use file::open_private;
 pub use filter::{Filter, FilterError};
 pub use printable::{printable, printable_json, printable_lines, quoted};
 pub use secrets::{conceal, hide, hide_cut};

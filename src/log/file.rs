@@ -145,7 +145,7 @@ impl RotatingFile {
 ///
 /// # Errors
 /// When it cannot be opened, or is something else: a link, a pipe.
-pub(super) fn open_private(path: &Path) -> io::Result<File> {
+pub fn open_private(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .append(true)
         .create(true)

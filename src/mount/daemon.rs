@@ -193,7 +193,7 @@ pub fn daemonize(log: &Path) -> io::Result<Fork> {
     if std::fs::read_dir("/proc/self/task")?.count() != 1 {
         return Err(io::Error::other("a thread was started before the fork"));
     }
-    let log_file = File::options().append(true).create(true).open(log)?;
+    let log_file = crate::log::open_private(log)?;
     let log_start = log_file.metadata()?.len();
     let (from_child, to_parent) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     // SAFETY: this process has one thread (checked above), so the child may do all that the parent could.

@@ -497,10 +497,10 @@ impl StateDir {
     /// The log, to be appended to.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be made, or something else has its name: a pipe, say, or a link to another's file.
     pub fn open_log(&self) -> Result<File, StateError> {
         let path = self.log_path();
-        OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(io_error("open", &path))
+        crate::log::open_private(&path).map_err(io_error("open", &path))
     }
 
     /// Listens on the control socket. What lies at its place is from a daemon that is gone: we hold the lock.

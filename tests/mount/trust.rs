@@ -230,6 +230,32 @@ fn a_fifo_or_a_device_in_a_state_directory_is_refused_at_once() {
     }
 }
 
+#[test]
+fn a_pipe_or_a_link_in_the_place_of_the_log_is_refused_at_once_and_not_written_to() {
+    let test = TestMount::new();
+    test.unmount();
+    let state = fs::read_dir(&test.state).unwrap().flatten().find(|entry| entry.path().join("meta.json").exists());
+    let log = state.unwrap().path().join("log");
+    let precious = test.beside("precious").join("file");
+    fs::write(&precious, "precious").unwrap();
+    for link in [false, true] {
+        fs::remove_file(&log).unwrap();
+        match link {
+            true => symlink(&precious, &log).unwrap(),
+            false => drop(crate::mounted::run("mkfifo", [&log])),
+        }
+        let begun = std::time::Instant::now();
+        let said = test.mount(&[]);
+        assert!(begun.elapsed().as_secs() < 5, "it took {:?}", begun.elapsed());
+        assert!(said.exit == 1 && said.err.contains(log.to_str().unwrap()), "{said:?}");
+        test.assert_gone();
+    }
+    assert_eq!(fs::read(&precious).unwrap(), b"precious");
+    fs::remove_file(&log).unwrap();
+    test.mount(&[]).ok();
+    test.unmount();
+}
+
 /// A user and group that own nothing.
 const NOBODY: u32 = 65534;
 

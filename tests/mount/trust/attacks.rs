@@ -23,8 +23,9 @@ const AT_ONCE: u64 = 4;
 /// What an attack cost, at most.
 #[derive(Debug, Default, Clone)]
 pub struct Worst {
-    /// Of any one process, in bytes.
+    /// Of any one process, in bytes, and which.
     pub memory: u64,
+    pub process: String,
     /// Of the state directory, in bytes, beyond what was written.
     pub disk: u64,
     /// The slowest command.
@@ -35,8 +36,10 @@ pub struct Worst {
 impl Worst {
     fn or(self, other: Self) -> Self {
         let (slower, faster) = if self.took >= other.took { (&self, &other) } else { (&other, &self) };
+        let (larger, smaller) = if self.memory >= other.memory { (&self, &other) } else { (&other, &self) };
         Self {
-            memory: self.memory.max(other.memory),
+            memory: larger.memory.max(smaller.memory),
+            process: larger.process.clone(),
             disk: self.disk.max(other.disk),
             took: slower.took.max(faster.took),
             command: slower.command.clone(),
@@ -102,10 +105,11 @@ fn a_hostile_server_and_hostile_neighbours_get_nothing_through() {
     let (worst, through) = (worst.into_inner().unwrap(), through.into_inner().unwrap());
     eprintln!("{:#?}", kinds.into_inner().unwrap());
     eprintln!(
-        "{count} attacks with seed {seed} in {} s: {} came through; at most {} MiB of memory, {} MiB of disk, {:.1} s ({})",
+        "{count} attacks with seed {seed} in {} s: {} came through; at most {} MiB of memory ({}), {} MiB of disk, {:.1} s ({})",
         begun.elapsed().as_secs(),
         through.len(),
         worst.memory >> 20,
+        worst.process,
         worst.disk >> 20,
         worst.took.as_secs_f64(),
         worst.command,
