@@ -72,8 +72,8 @@ fn theirs(victim: &Victim, name: &str) -> PathBuf {
 }
 
 fn is_mounted(dir: &Path) -> bool {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    table.lines().any(|line| line.split(' ').nth(4) == dir.to_str())
+    let table = fs::read("/proc/self/mountinfo").unwrap();
+    String::from_utf8_lossy(&table).lines().any(|line| line.split(' ').nth(4) == dir.to_str())
 }
 
 fn work(victim: &Victim) -> String {

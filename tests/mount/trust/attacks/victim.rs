@@ -48,7 +48,7 @@ fn snapshot(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-            let found = entry.metadata().unwrap();
+            let Ok(found) = entry.metadata() else { continue };
             if found.is_dir() {
                 dirs.push(entry.path());
             }
@@ -243,9 +243,11 @@ impl Victim {
     }
 
     pub fn detach(&self) {
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let points: Vec<&str> = table.lines().filter_map(|line| line.split(' ').nth(4)).collect();
-        for point in points.iter().filter(|point| point.starts_with(self.root.to_str().unwrap())) {
+        // Names need not be UTF-8.
+        let table = fs::read("/proc/self/mountinfo").unwrap();
+        let lines = table.split(|byte| *byte == b'\n');
+        let points = lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
+        for point in points.filter(|point| point.starts_with(self.root.to_str().unwrap().as_bytes())) {
             // Octal escapes of what a name may hold: `umount` knows them by the directory.
             let _ = Command::new("umount").args(["-l", "-i"]).arg(unescape(point)).stderr(Stdio::null()).status();
         }
@@ -282,7 +284,7 @@ impl Victim {
         let mut dirs = vec![self.state.clone()];
         while let Some(dir) = dirs.pop() {
             for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-                let found = entry.metadata().unwrap();
+                let Ok(found) = entry.metadata() else { continue };
                 if found.is_dir() {
                     dirs.push(entry.path());
                 } else if found.is_file() {
@@ -320,9 +322,9 @@ fn reader(from: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<V
     })
 }
 
-fn unescape(point: &str) -> std::ffi::OsString {
+fn unescape(bytes: &[u8]) -> std::ffi::OsString {
     use std::os::unix::ffi::OsStringExt;
-    let (bytes, mut out, mut at) = (point.as_bytes(), Vec::new(), 0);
+    let (mut out, mut at) = (Vec::new(), 0);
     while at < bytes.len() {
         let octal = bytes.get(at + 1..at + 4).and_then(|digits| std::str::from_utf8(digits).ok());
         match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| bytes[at] == b'\\') {
