@@ -108,6 +108,15 @@ pub enum Action {
         /// Bytes a second, at least 1.
         bytes_per_second: u64,
     },
+    /// Sends the answer's body byte by byte.
+    Drip {
+        /// Milliseconds before each byte.
+        ms: u64,
+    },
+    /// Sends the headers of the answer and nothing of its body.
+    Hang,
+    /// Sends zeros behind the answer's body, without end, and does not say how long it is.
+    Endless,
 }
 
 /// What another client does, to the workspace that the request's path names.
@@ -369,7 +378,7 @@ pub(super) async fn intercept(
     request = counted(request, &route, &app.faults.traffic);
 
     let mut drop_after = false;
-    let mut truncate = None;
+    let mut mangle = Mangle::default();
     let mut throttle = None;
     let mut omitted = Omitted::default();
     let mut odd = OddCommit::default();
@@ -394,7 +403,10 @@ pub(super) async fn intercept(
             Action::DropBefore => return cut(&connection),
             Action::DropAfter => drop_after = true,
             Action::OmitPaths { containing } => omitted.0.push(containing),
-            Action::Truncate { bytes } => truncate = Some(bytes),
+            Action::Truncate { bytes } => mangle.truncate = Some(bytes),
+            Action::Drip { ms } => mangle.drip = Some(Duration::from_millis(ms)),
+            Action::Hang => mangle.hang = true,
+            Action::Endless => mangle.endless = true,
             Action::Throttle { bytes_per_second } => throttle = Some(bytes_per_second.max(1)),
         }
     }
@@ -412,10 +424,20 @@ pub(super) async fn intercept(
     if drop_after {
         return cut(&connection);
     }
-    match (truncate, throttle) {
-        (None, None) => response,
-        (truncate, throttle) => mangled(response, truncate, throttle),
-    }
+    mangle.throttle = throttle;
+    if mangle == Mangle::default() { response } else { mangled(response, mangle) }
+}
+
+/// What is done to the body of an answer.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Mangle {
+    truncate: Option<u64>,
+    /// Bytes a second.
+    throttle: Option<u64>,
+    /// The pause before each byte.
+    drip: Option<Duration>,
+    hang: bool,
+    endless: bool,
 }
 
 /// The request's route, without what all routes of repositories have in common.
@@ -456,19 +478,30 @@ fn scripted(code: u16, retry_after: Option<u64>, body: Option<String>) -> Respon
     response
 }
 
-/// The response with its body cut short or slowed down. Its length stays announced.
-fn mangled(response: Response, truncate: Option<u64>, throttle: Option<u64>) -> Response {
+/// The response with another body. Its length stays announced, where it has an end.
+fn mangled(response: Response, mangle: Mangle) -> Response {
     use axum::body::HttpBody;
     let (mut parts, body) = response.into_parts();
     if let Some(length) = body.size_hint().exact() {
         parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
     let mut stream = StreamExt::boxed(body.into_data_stream());
-    if let Some(bytes) = truncate {
+    if mangle.endless {
+        parts.headers.remove(header::CONTENT_LENGTH);
+        let zeros = futures_util::stream::repeat(()).map(|()| Ok(Bytes::from_static(&[0; 1 << 16])));
+        stream = stream.chain(zeros).boxed();
+    }
+    if let Some(bytes) = mangle.truncate {
         stream = truncated(stream, bytes).boxed();
     }
-    if let Some(bytes_per_second) = throttle {
+    if let Some(bytes_per_second) = mangle.throttle {
         stream = throttled(stream, bytes_per_second).boxed();
+    }
+    if let Some(pause) = mangle.drip {
+        stream = dripping(stream, pause).boxed();
+    }
+    if mangle.hang {
+        stream = futures_util::stream::pending().boxed();
     }
     Response::from_parts(parts, Body::from_stream(stream))
 }
@@ -509,6 +542,25 @@ where
             tokio::time::sleep(Duration::from_micros(micros)).await;
         }
         chunk
+    })
+}
+
+/// A body byte by byte, with a pause before each.
+fn dripping<S, E>(stream: S, pause: Duration) -> impl Stream<Item = Result<Bytes, E>> + Send
+where
+    S: Stream<Item = Result<Bytes, E>> + Send,
+    E: Send + 'static,
+{
+    let bytes = stream.flat_map(|chunk| match chunk {
+        Ok(chunk) => {
+            let bytes = (0..chunk.len()).map(move |at| Ok(chunk.slice(at..=at)));
+            futures_util::stream::iter(bytes).left_stream()
+        }
+        Err(error) => futures_util::stream::iter([Err(error)]).right_stream(),
+    });
+    bytes.then(move |byte| async move {
+        tokio::time::sleep(pause).await;
+        byte
     })
 }
 
