@@ -31,6 +31,10 @@ pub const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// the usual write-then-rename of editors and download tools, short enough not to be noticed.
 pub const DEFAULT_SETTLE: Duration = Duration::from_secs(1);
 
+/// How long programs wait for a server from which nothing comes, unless `--read-timeout` says otherwise: a server may
+/// be started anew within it.
+pub const DEFAULT_READ_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// Space for copies of what the server has, unless `--cache-limit` says otherwise.
 pub const DEFAULT_CACHE_LIMIT_BYTES: u64 = 10 << 30;
 
@@ -144,6 +148,8 @@ pub struct MountInput {
     pub settle: Option<String>,
     /// `--drain-timeout`.
     pub drain_timeout: Option<String>,
+    /// `--read-timeout`.
+    pub read_timeout: Option<String>,
     /// `--passthrough`.
     pub passthrough: Option<String>,
     /// `--keep-awake`.
@@ -197,6 +203,8 @@ pub struct MountSettings {
     pub settle: Duration,
     /// How long a plain `umount`, and a daemon told to end, go on staging.
     pub drain_timeout: Duration,
+    /// How long programs wait for a server from which nothing comes; `None`: for ever.
+    pub read_timeout: Option<Duration>,
     /// Reads and writes go past the daemon where the kernel can.
     pub passthrough: bool,
     /// Processors are kept awake while requests come; `None`: where that is known to be worth it.
@@ -377,6 +385,7 @@ impl MountSettings {
         };
         let settle = time("--settle", &input.settle, DEFAULT_SETTLE)?;
         let drain_timeout = time("--drain-timeout", &input.drain_timeout, DEFAULT_DRAIN_TIMEOUT)?;
+        let read_timeout = time("--read-timeout", &input.read_timeout, DEFAULT_READ_TIMEOUT)?;
         let id = |what, text: &Option<String>, own| match text {
             Some(text) => {
                 text.parse().map_err(|_| ConfigError::Invalid { what, value: text.clone(), expected: "a number" })
@@ -419,6 +428,7 @@ impl MountSettings {
             write_through: input.write_through,
             settle,
             drain_timeout,
+            read_timeout: (!read_timeout.is_zero()).then_some(read_timeout),
             passthrough,
             keep_awake,
             access: Access {

@@ -270,6 +270,8 @@ pub struct Status {
     pub local: Vec<LocalPath>,
     /// Files to send that are for the most part holes, which the server gets as zeros: the largest, at most 20.
     pub sparse: Vec<SparseFile>,
+    /// What the server has and programs could not read when they last tried, at most 100.
+    pub unreadable: Vec<Unreadable>,
 }
 
 /// Numbers per state of a file.
@@ -329,6 +331,15 @@ pub struct FileError {
     pub attempts: u32,
     /// Whether it waits for somebody (parked) or will be tried again by itself.
     pub parked: bool,
+}
+
+/// What the server has and programs cannot read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unreadable {
+    /// Repository path, as far as it is one.
+    pub path: String,
+    /// Why, in words.
+    pub reason: String,
 }
 
 /// A path that the next commit would change, or that no commit can hold.

@@ -14,6 +14,7 @@ mod check;
 mod costs;
 mod cut;
 mod diff;
+mod fetching;
 mod import;
 mod latecomers;
 mod layers;
@@ -31,6 +32,7 @@ mod recovery;
 mod repair;
 mod room;
 mod staging;
+mod unreadable;
 mod unseen;
 mod verify;
 mod xattrs;
@@ -51,9 +53,10 @@ use crate::journal::{Change, CommitIntent, Journal, PathUpload};
 use crate::ledger::{Account, Ledger};
 use crate::namespace::{Attrs, Body, Content, Dir, Generation, Ino, Inode, Namespace, Resolved, SpoolId, Timestamp};
 use crate::path::{Name, RepoPath};
-use crate::spool::{self, Cache, Found, Spool, copy_content};
+use crate::spool::{self, Cache, Spool, copy_content};
 use crate::sync::{self, Locked};
 use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceError};
+use fetching::{Flights, Who};
 use passthrough::Way;
 
 pub use cut::CommitCut;
@@ -98,7 +101,7 @@ const REMOVAL_PAUSE: Duration = Duration::from_millis(2);
 const LARGE_BYTES: u64 = 1 << 20;
 
 /// Why an operation cannot be done.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum FsError {
     /// No such file or directory.
     #[error("not found")]
@@ -157,6 +160,9 @@ pub enum FsError {
     /// An extended attribute's value is longer than any may be.
     #[error("value too long")]
     TooBig,
+    /// Whoever waits for it was killed.
+    #[error("interrupted")]
+    Interrupted,
     /// Not on this kind of file, or not with these flags.
     #[error("not supported")]
     Unsupported,
@@ -165,7 +171,7 @@ pub enum FsError {
     Remote(#[from] WorkspaceError),
     /// The local filesystem said no.
     #[error("local filesystem: {0}")]
-    Io(io::Error),
+    Io(#[source] Arc<io::Error>),
 }
 
 impl FsError {
@@ -182,7 +188,7 @@ impl From<io::Error> for FsError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace,
-            _ => Self::Io(error),
+            _ => Self::Io(Arc::new(error)),
         }
     }
 }
@@ -273,9 +279,13 @@ pub struct Fs {
     /// Those that no record names any more; they go bit by bit.
     unnamed: Mutex<VecDeque<SpoolId>>,
     /// Downloads under way, so that many readers of one content share one.
-    fetching: Mutex<HashMap<ContentHash, Weak<tokio::sync::Mutex<()>>>>,
-    /// Held by whoever lists a directory for what is to be staged: the next finds it listed.
-    learning: tokio::sync::Mutex<()>,
+    fetching: Flights<(ContentHash, Who), Arc<File>>,
+    /// How long programs wait for a server from which nothing comes.
+    read_timeout: OnceLock<Option<Duration>>,
+    /// Listings under way.
+    listing: Flights<(Ino, Who), ()>,
+    /// Directories that are listed at a time for what is to be staged.
+    learning: tokio::sync::Semaphore,
     /// The workspace, as it was when it was last looked at.
     presence: tokio::sync::Mutex<presence::Presence>,
     /// How often it was made again.
@@ -340,6 +350,8 @@ struct State {
     kept_out: HashSet<RepoPath>,
     /// What a repair salvaged, and shows.
     salvaged: lost::SalvagedFiles,
+    /// What the server has and programs cannot read.
+    unreadable: unreadable::Unreadable,
 }
 
 /// Something that the kernel may have cached and that changed without it.
@@ -696,13 +708,13 @@ impl Fs {
     /// From the server for listings and bytes, from the local filesystem for spool files.
     pub async fn satisfy(&self, need: Need) -> Result<(), FsError> {
         match need {
-            Need::List(dir) => self.list(dir).await,
+            Need::List(dir) => self.list(dir, Who::Program).await,
             Need::ListAll(dir) => self.list_all(dir).await,
             Need::Fetch(ino) if self.is_being_borrowed(ino) => {
                 tokio::time::sleep(borrowed::SOON).await;
                 Ok(())
             }
-            Need::Fetch(ino) => self.fetch(ino, false).await.map(|_| ()),
+            Need::Fetch(ino) => self.fetch(ino, false).await.map(drop),
             Need::Own(ino) => self.own(ino).await,
             Need::Empty(ino) => self.blocking(move |fs| fs.empty(ino)).await,
             Need::Look(ino) => self.blocking(move |fs| Ok(fs.look_at(ino)?)).await,
@@ -720,190 +732,8 @@ impl Fs {
         };
         match tokio::task::spawn_blocking(move || work(&fs)).await {
             Ok(done) => done,
-            Err(error) => Err(FsError::Io(io::Error::other(error))),
+            Err(error) => Err(FsError::Io(Arc::new(io::Error::other(error)))),
         }
-    }
-
-    async fn list(&self, dir: Ino) -> Result<(), FsError> {
-        let (base, path) = {
-            let state = self.lock();
-            match state.tree.dir(dir) {
-                None => return Err(FsError::Stale),
-                Some(here) if here.listed => return Ok(()),
-                Some(_) => {}
-            }
-            match state.tree.dir_path(dir) {
-                Ok(path) => (state.base.clone(), path),
-                Err(_) => return Err(FsError::Stale),
-            }
-        };
-        let entries = self.workspace.list(&base, &path).await?;
-        self.absorb(dir, &base, &path, entries);
-        Ok(())
-    }
-
-    async fn list_all(&self, dir: Ino) -> Result<(), FsError> {
-        use futures_util::{StreamExt, TryStreamExt, stream};
-        loop {
-            let unlisted: Vec<Ino> = {
-                let state = self.lock();
-                let below = state.tree.walk(dir).into_iter().map(|(.., child)| child);
-                below.chain([dir]).filter(|ino| state.tree.dir(*ino).is_some_and(|dir| !dir.listed)).collect()
-            };
-            if unlisted.is_empty() {
-                return Ok(());
-            }
-            let listings = stream::iter(unlisted).map(|ino| self.list(ino)).buffer_unordered(LISTINGS_AT_ONCE);
-            listings.try_collect::<()>().await?;
-        }
-    }
-
-    /// A file's remote content as a local file, downloaded if need be. `None` when its bytes are in the spool.
-    async fn fetch(&self, ino: Ino, checked: bool) -> Result<Option<(ContentHash, Arc<File>)>, FsError> {
-        let (mut tried, mut waited) = (None, false);
-        loop {
-            let (hash, size, source) = {
-                let state = self.lock();
-                match state.content(ino) {
-                    None => return Err(FsError::Stale),
-                    Some((Content::Local { .. }, _)) => return Ok(None),
-                    Some((Content::Remote { hash, .. }, size)) => (*hash, size, state.source(ino)),
-                }
-            };
-            let fetched = match checked {
-                true => self.fetch_checked(hash, size, source.clone()).await,
-                false => self.fetch_content(hash, size, source.clone()).await,
-            };
-            let is_elsewhere = matches!(
-                &fetched,
-                Err(FsError::Remote(
-                    WorkspaceError::NotFound { .. } | WorkspaceError::Conflict { .. } | WorkspaceError::Protocol { .. }
-                ))
-            );
-            match fetched {
-                // What was renamed here is staged under its new name meanwhile, and gone from the old one.
-                Err(_) if is_elsewhere && tried.as_ref() != Some(&source) => tried = Some(source),
-                Err(_) if is_elsewhere && !waited && self.is_staged_again(ino).await => (tried, waited) = (None, true),
-                fetched => return fetched.map(|file| Some((hash, file))),
-            }
-        }
-    }
-
-    /// What was staged may have gone with the workspace. Then it is staged again, which this waits for; whether it was. What
-    /// waits for somebody is not: to read it is not to act.
-    async fn is_staged_again(&self, ino: Ino) -> bool {
-        if let Err(error) = self.find_workspace().await {
-            tracing::debug!(%error, "it is not known whether the workspace is still there");
-            return false;
-        }
-        let owed: Vec<RepoPath> = {
-            let state = self.lock();
-            let on_its_way = |path: &RepoPath| state.queue.get(path).is_some_and(|entry| !entry.is_parked());
-            state.tree.paths_of(ino).filter(on_its_way).collect()
-        };
-        if owed.is_empty() {
-            return false;
-        }
-        let Some(waiting) = self.barrier_on(owed) else { return false };
-        tokio::time::timeout(STAGED_AGAIN_WITHIN, waiting.reached()).await.is_ok()
-    }
-
-    /// Content that the server has, as a local file.
-    ///
-    /// # Errors
-    /// When it cannot be downloaded, or what arrives does not have the hash.
-    pub(crate) async fn fetch_content(
-        &self,
-        hash: ContentHash,
-        size: u64,
-        source: Option<Source>,
-    ) -> Result<Arc<File>, FsError> {
-        if let Some(file) = self.cache.file(hash) {
-            return Ok(Arc::new(file));
-        }
-        let turn = {
-            let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
-            fetching.retain(|_, turn| turn.strong_count() > 0);
-            match fetching.get(&hash).and_then(Weak::upgrade) {
-                Some(turn) => turn,
-                None => {
-                    let turn = Arc::new(tokio::sync::Mutex::new(()));
-                    fetching.insert(hash, Arc::downgrade(&turn));
-                    turn
-                }
-            }
-        };
-        let _turn = turn.lock().await;
-        match self.cache.find(hash) {
-            Found::Here(file) => return Ok(Arc::new(file)),
-            // Costs no request, and works without the server.
-            Found::Lent(_, from) => {
-                if let Some(file) = self.blocking(move |fs| fs.copy_lent(hash, size, &from)).await? {
-                    return Ok(file);
-                }
-            }
-            Found::Nowhere => {
-                if let Some(file) = self.blocking(move |fs| Ok(fs.cache.check(hash))).await? {
-                    return Ok(Arc::new(file));
-                }
-            }
-        }
-        let source = source.ok_or(FsError::Stale)?;
-        self.make_room(size);
-        let fetched = self.cache.begin()?;
-        let length = self.workspace.fetch(&source, &fetched.file).await?;
-        let kept = self.blocking(move |fs| Ok(fs.keep_fetched(fetched, hash, (length, size))?)).await?;
-        match kept {
-            Ok(file) => Ok(file),
-            Err(found) => {
-                let what = format!("{} has content {found} of {length} bytes, not {hash} of {size}", source.path);
-                Err(self.why_not(&source, hash, what).await.into())
-            }
-        }
-    }
-
-    /// [`fetch_content`](Self::fetch_content) for who passes all of it on, to the server or to a file of its own: its bytes
-    /// are looked at first. A copy here that was altered is fetched again.
-    ///
-    /// # Errors
-    /// As [`fetch_content`](Self::fetch_content).
-    pub(crate) async fn fetch_checked(
-        &self,
-        hash: ContentHash,
-        size: u64,
-        source: Option<Source>,
-    ) -> Result<Arc<File>, FsError> {
-        let file = self.fetch_content(hash, size, source.clone()).await?;
-        let looked_at = file.clone();
-        let check = move |fs: &Fs| match ContentHash::of_file(hash.kind(), &looked_at, || true)? == (hash, size) {
-            true => Ok(true),
-            false => {
-                fs.cache.distrust(hash);
-                Ok(false)
-            }
-        };
-        match self.blocking(check).await? {
-            true => Ok(file),
-            false => self.fetch_content(hash, size, source).await,
-        }
-    }
-
-    /// Takes in a file that was fetched, which has the `length` it should have or not, if its content is what it should
-    /// be; else says what it is.
-    fn keep_fetched(
-        &self,
-        fetched: spool::Fetching,
-        hash: ContentHash,
-        (length, size): (u64, u64),
-    ) -> io::Result<Result<Arc<File>, ContentHash>> {
-        let (found, _) = ContentHash::of_file(hash.kind(), &fetched.file, || true)?;
-        if found != hash || length != size {
-            return Ok(Err(found));
-        }
-        let file = fetched.file.clone();
-        // What is to be borrowed has its name.
-        self.cache.keep(fetched, hash, self.is_worthwhile(size));
-        Ok(Ok(file))
     }
 
     /// Gives a file a spool file of its own that nobody else reads, with its bytes in it.
@@ -1179,6 +1009,14 @@ impl Fs {
         self.unnamed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lists the mount's root, as far as that needs no more patience than any request has.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn list_root(&self) -> Result<(), FsError> {
+        self.list(crate::namespace::ROOT, Who::Staging).await
+    }
+
     /// Opens a file's spool file; `None` when it has other content by now: a confirmation moves spool files away.
     fn spool_file(&self, ino: Ino, spool: SpoolId) -> io::Result<Option<File>> {
         self.unless_replaced(ino, spool, self.spool.file(spool))
@@ -1249,12 +1087,9 @@ impl Fs {
     /// # Errors
     /// The server's.
     pub async fn learn_base_of(&self, path: &RepoPath) -> Result<(), FsError> {
-        let _turn = self.learning.lock().await;
-        let dir = self.lock().unlisted_around(path);
-        match dir {
-            Some(dir) => self.list(dir).await,
-            None => Ok(()),
-        }
+        let Some(dir) = self.lock().unlisted_around(path) else { return Ok(()) };
+        let _turn = self.learning.acquire().await;
+        self.list(dir, Who::Staging).await
     }
 
     /// Lists every known directory anew, after the base moved.
@@ -1268,7 +1103,11 @@ impl Fs {
             let unlisted = state.tree.iter().filter(|(_, inode)| matches!(&inode.body, Body::Dir(dir) if !dir.listed));
             unlisted.filter(|(_, inode)| inode.lookups > 0).map(|(ino, _)| ino).collect()
         };
-        stream::iter(known).map(|dir| self.list(dir)).buffer_unordered(LISTINGS_AT_ONCE).try_collect().await
+        stream::iter(known)
+            .map(|dir| self.list(dir, Who::Staging))
+            .buffer_unordered(LISTINGS_AT_ONCE)
+            .try_collect()
+            .await
     }
 
     /// Lists directories of the base that nobody asked for yet, from the top down, until `most` files and directories are
@@ -1293,7 +1132,8 @@ impl Fs {
                 return Ok(());
             }
             before.clone_from(&level);
-            let listings = stream::iter(level).map(|dir| self.list(dir)).buffer_unordered(LISTINGS_AT_ONCE);
+            let listings =
+                stream::iter(level).map(|dir| self.list(dir, Who::Staging)).buffer_unordered(LISTINGS_AT_ONCE);
             // One that is gone meanwhile has nothing to list.
             let gone = |done| if matches!(done, Err(FsError::Stale | FsError::NotFound)) { Ok(()) } else { done };
             listings.map(gone).try_collect::<()>().await?;

@@ -2,12 +2,12 @@
 //! there. The only module beside `mount` that knows fuser.
 //!
 //! An operation that must wait, for the network or a copy, goes on in a task that owns the reply: no FUSE thread ever
-//! waits for it. fuser 0.18 cannot interrupt requests, so nothing here may take unbounded time either: the client's
-//! deadlines bound every wait.
+//! waits for it. It ends when it is done, when [`Fs`] gives the server up, or when whoever waits for it is [`killed`].
 
 mod awake;
 pub mod device;
 mod errno;
+mod killed;
 mod passthrough;
 
 use std::ffi::OsStr;
@@ -26,12 +26,13 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use crate::fs::{
-    Fs, FsError, GRANTED, Keep, Op, OpenFlags, OpenedDir, RangeChange, Reach, RenameMode, Seek, SetAttr, SetIds,
+    Fs, FsError, GRANTED, Keep, Need, Op, OpenFlags, OpenedDir, RangeChange, Reach, RenameMode, Seek, SetAttr, SetIds,
     SetTime, Stale, Stat, Statfs, Stop, XattrMode,
 };
 use crate::namespace::{Attrs, Ino, Timestamp};
 use crate::path::{Name, PathError};
 use awake::Awake;
+use killed::Callers;
 
 /// The longest write request that the kernel sends by default (`fs.fuse.max_pages_limit`, 256 pages).
 const MAX_WRITE_BYTES: u32 = 1 << 20;
@@ -71,6 +72,8 @@ struct Serving {
     waits: Waits,
     /// There once the session is.
     kernel: Arc<OnceLock<fuser::Notifier>>,
+    /// Who waits; `None` where nobody looks after them.
+    callers: Option<Arc<Callers>>,
 }
 
 /// Serves one mount.
@@ -99,7 +102,10 @@ pub fn serve(
     let passthrough = manner.no_passthrough.is_none().then(|| passthrough::stack_depth(fs.spool().dir()));
     let awake = Awake::start(manner.keep_awake);
     let kernel = Arc::new(OnceLock::new());
-    let serving = Serving { fs: fs.clone(), runtime, waits: manner.waits, kernel: kernel.clone() };
+    let callers = Callers::watch(killed::LOOK_EVERY);
+    let callers = callers.inspect_err(|error| tracing::warn!(%error, "who waits for the server cannot be killed"));
+    let callers = callers.ok().map(Arc::new);
+    let serving = Serving { fs: fs.clone(), runtime, waits: manner.waits, kernel: kernel.clone(), callers };
     let adapter = Adapter { serving, passthrough, awake };
     let session = Session::from_fd(adapter, device, config.acl, config)?;
     let _ = kernel.set(session.notifier());
@@ -303,14 +309,20 @@ fn open_flags(flags: i32) -> OpenFlags {
 
 impl Adapter {
     /// Does an operation now if it can be done from what is known, else in a task that answers later.
-    fn run<T: Send + 'static, R: Answer<T>>(&self, reply: R, op: impl Fn(&Fs) -> Op<T> + Send + Sync + 'static) {
+    fn run<T: Send + 'static, R: Answer<T>>(
+        &self,
+        request: &Request,
+        reply: R,
+        op: impl Fn(&Fs) -> Op<T> + Send + Sync + 'static,
+    ) {
         self.awake.iter().for_each(|awake| awake.request());
         match op(&self.serving.fs) {
             Ok(done) => reply.answer(Ok(done)),
             Err(Stop::Error(error)) => reply.answer(Err(error)),
             Err(Stop::Need(need)) => {
-                let fs = self.serving.fs.clone();
-                self.serving.runtime.spawn(async move { reply.answer(fs.run(need, op).await) });
+                let (serving, caller) = (self.serving.clone(), request.pid());
+                let runtime = &self.serving.runtime;
+                runtime.spawn(async move { reply.answer(serving.carry_through(caller, need, op).await) });
             }
         }
     }
@@ -350,11 +362,25 @@ impl Serving {
         Ok(())
     }
 
+    /// Carries an operation through for a thread that waits for it, unless that is killed meanwhile. What others need too
+    /// goes on.
+    async fn carry_through<T>(&self, caller: u32, need: Need, op: impl Fn(&Fs) -> Op<T>) -> Result<T, FsError> {
+        let done = self.unless_killed(caller, self.fs.run(need, op)).await;
+        done.unwrap_or(Err(FsError::Interrupted))
+    }
+
+    async fn unless_killed<T>(&self, caller: u32, work: impl Future<Output = T>) -> Option<T> {
+        match &self.callers {
+            Some(callers) => callers.unless_killed(caller, work).await,
+            None => Some(work.await),
+        }
+    }
+
     /// Flushes what a handle is of, waits for the server where a flush does, and answers `done`.
-    fn when_flushed(&self, handle: u64, done: impl FnOnce(Result<(), Errno>) + Send + 'static) {
+    fn when_flushed(&self, caller: u32, handle: u64, done: impl FnOnce(Result<(), Errno>) + Send + 'static) {
         let serving = self.clone();
         self.runtime.spawn_blocking(move || match serving.fs.fsync(handle) {
-            Ok(paths) if serving.waits.fsync => serving.when_staged(paths, done),
+            Ok(paths) if serving.waits.fsync => serving.when_staged(caller, paths, done),
             Ok(_) => done(Ok(())),
             Err(Stop::Error(error)) => done(Err(code(&error))),
             Err(Stop::Need(_)) => done(Err(Errno::EIO)),
@@ -362,16 +388,28 @@ impl Serving {
     }
 
     /// Answers `done` when the paths of an open file are staged.
-    fn when_staged(&self, paths: Vec<crate::path::RepoPath>, done: impl FnOnce(Result<(), Errno>) + Send + 'static) {
-        let fs = self.fs.clone();
+    fn when_staged(
+        &self,
+        caller: u32,
+        paths: Vec<crate::path::RepoPath>,
+        done: impl FnOnce(Result<(), Errno>) + Send + 'static,
+    ) {
+        let serving = self.clone();
         self.runtime.spawn(async move {
-            // What was staged in a workspace that is gone is owed again.
-            if let Err(error) = fs.look_at_workspace().await {
-                tracing::debug!(%error, "it is not known whether the workspace is still there");
-            }
-            let Some(waiting) = fs.barrier_on(paths) else { return done(Err(Errno::EIO)) };
-            let staged = waiting.settled().await.is_ok_and(|progress| progress.files_failed == 0);
-            done(if staged { Ok(()) } else { Err(Errno::EIO) });
+            let fs = &serving.fs;
+            let staged = serving.unless_killed(caller, async {
+                // What was staged in a workspace that is gone is owed again.
+                if let Err(error) = fs.look_at_workspace().await {
+                    tracing::debug!(%error, "it is not known whether the workspace is still there");
+                }
+                let waiting = fs.barrier_on(paths)?;
+                waiting.settled().await.ok().filter(|progress| progress.files_failed == 0)
+            });
+            done(match staged.await {
+                None => Err(Errno::EINTR),
+                Some(None) => Err(Errno::EIO),
+                Some(Some(_)) => Ok(()),
+            });
         });
     }
 
@@ -384,7 +422,7 @@ impl Serving {
         }
         match result {
             Ok(written) if write.flags.0 & libc::O_DSYNC != 0 && self.fs.reach(handle) == Reach::Uncached => {
-                self.when_flushed(handle, move |flushed| match flushed {
+                self.when_flushed(write.caller, handle, move |flushed| match flushed {
                     Ok(()) => reply.written(written as u32),
                     Err(errno) => reply.error(errno),
                 });
@@ -400,6 +438,7 @@ struct Write {
     handle: u64,
     length: usize,
     flags: FuseOpenFlags,
+    caller: u32,
     /// The kernel writes back what was stored through a mapping.
     mapped: bool,
 }
@@ -517,17 +556,17 @@ impl fuser::Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEntry) {
         let entry = name(entry);
-        self.run(reply, move |fs| fs.lookup(ino(parent), try_name(&entry)?));
+        self.run(request, reply, move |fs| fs.lookup(ino(parent), try_name(&entry)?));
     }
 
     fn forget(&self, _request: &Request, inode: INodeNo, count: u64) {
         self.serving.fs.forget(ino(inode), count);
     }
 
-    fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        self.run(reply, move |fs| fs.getattr(ino(inode)));
+    fn getattr(&self, request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        self.run(request, reply, move |fs| fs.getattr(ino(inode)));
     }
 
     fn setattr(
@@ -557,11 +596,11 @@ impl fuser::Filesystem for Adapter {
             mtime: mtime.map(set_time),
             set_ids: self.set_ids(request, inode),
         };
-        self.run(reply, move |fs| fs.setattr(ino(inode), &set));
+        self.run(request, reply, move |fs| fs.setattr(ino(inode), &set));
     }
 
-    fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
-        self.run(reply, move |fs| fs.readlink(ino(inode)));
+    fn readlink(&self, request: &Request, inode: INodeNo, reply: ReplyData) {
+        self.run(request, reply, move |fs| fs.readlink(ino(inode)));
     }
 
     fn mknod(
@@ -575,33 +614,33 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let (entry, attrs) = (name(entry), attrs_of(request, mode));
-        self.run(reply, move |fs| fs.mknod(ino(parent), try_name(&entry)?, attrs, mode & libc::S_IFMT, rdev));
+        self.run(request, reply, move |fs| fs.mknod(ino(parent), try_name(&entry)?, attrs, mode & libc::S_IFMT, rdev));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, entry: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
         let (entry, attrs) = (name(entry), attrs_of(request, mode));
-        self.run(reply, move |fs| fs.mkdir(ino(parent), try_name(&entry)?, attrs));
+        self.run(request, reply, move |fs| fs.mkdir(ino(parent), try_name(&entry)?, attrs));
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
         let entry = name(entry);
-        self.run(reply, move |fs| fs.unlink(ino(parent), try_name(&entry)?));
+        self.run(request, reply, move |fs| fs.unlink(ino(parent), try_name(&entry)?));
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, request: &Request, parent: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
         let entry = name(entry);
-        self.run(reply, move |fs| fs.rmdir(ino(parent), try_name(&entry)?));
+        self.run(request, reply, move |fs| fs.rmdir(ino(parent), try_name(&entry)?));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, entry: &OsStr, target: &Path, reply: ReplyEntry) {
         let (entry, attrs) = (name(entry), attrs_of(request, 0o777));
         let target = target.as_os_str().as_bytes().to_vec();
-        self.run(reply, move |fs| fs.symlink(ino(parent), try_name(&entry)?, &target, attrs));
+        self.run(request, reply, move |fs| fs.symlink(ino(parent), try_name(&entry)?, &target, attrs));
     }
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         entry: &OsStr,
         to_parent: INodeNo,
@@ -616,21 +655,21 @@ impl fuser::Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let (entry, to_entry) = (name(entry), name(to_entry));
-        self.run(reply, move |fs| {
+        self.run(request, reply, move |fs| {
             fs.rename(ino(parent), try_name(&entry)?, ino(to_parent), try_name(&to_entry)?, mode)
         });
     }
 
-    fn link(&self, _request: &Request, inode: INodeNo, parent: INodeNo, entry: &OsStr, reply: ReplyEntry) {
+    fn link(&self, request: &Request, inode: INodeNo, parent: INodeNo, entry: &OsStr, reply: ReplyEntry) {
         let entry = name(entry);
-        self.run(reply, move |fs| fs.link(ino(inode), ino(parent), try_name(&entry)?));
+        self.run(request, reply, move |fs| fs.link(ino(inode), ino(parent), try_name(&entry)?));
     }
 
     fn open(&self, request: &Request, inode: INodeNo, flags: FuseOpenFlags, reply: ReplyOpen) {
         let flags = open_flags(flags.0);
         let who = if flags.truncate { self.set_ids(request, inode) } else { SetIds::Privileged };
         let serving = self.serving.clone();
-        self.run(self.opening(reply), move |fs| {
+        self.run(request, self.opening(reply), move |fs| {
             serving.clear_set_ids(ino(inode), who)?;
             fs.open(ino(inode), flags)
         });
@@ -647,12 +686,12 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let (entry, attrs, flags) = (name(entry), attrs_of(request, mode), open_flags(flags));
-        self.run(self.opening(reply), move |fs| fs.create(ino(parent), try_name(&entry)?, attrs, flags));
+        self.run(request, self.opening(reply), move |fs| fs.create(ino(parent), try_name(&entry)?, attrs, flags));
     }
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         _inode: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -661,7 +700,7 @@ impl fuser::Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.run(reply, move |fs| fs.read(handle.0, offset, size as usize));
+        self.run(request, reply, move |fs| fs.read(handle.0, offset, size as usize));
     }
 
     fn write(
@@ -677,7 +716,8 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let mapped = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let asked = Write { ino: ino(inode), handle: handle.0, length: data.len(), flags, mapped };
+        let caller = request.pid();
+        let asked = Write { ino: ino(inode), handle: handle.0, length: data.len(), flags, caller, mapped };
         if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
             && let Err(Stop::Error(error)) = self.serving.clear_set_ids(ino(inode), self.set_ids(request, inode))
         {
@@ -690,17 +730,18 @@ impl fuser::Filesystem for Adapter {
             Err(Stop::Need(need)) => {
                 let (serving, data) = (self.serving.clone(), data.to_vec());
                 self.serving.runtime.spawn(async move {
-                    let done = serving.fs.run(need, move |fs| fs.write(handle.0, offset, &data)).await;
+                    let write = move |fs: &Fs| fs.write(handle.0, offset, &data);
+                    let done = serving.carry_through(caller, need, write).await;
                     serving.wrote(&asked, done, reply);
                 });
             }
         }
     }
 
-    fn flush(&self, _request: &Request, _inode: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, request: &Request, _inode: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
         // May come many times an open, for every duplicate that is closed; finalizes nothing.
         if self.serving.waits.close {
-            self.serving.when_staged(self.serving.fs.handle_paths(handle.0), empty(reply));
+            self.serving.when_staged(request.pid(), self.serving.fs.handle_paths(handle.0), empty(reply));
         } else {
             reply.ok();
         }
@@ -720,12 +761,12 @@ impl fuser::Filesystem for Adapter {
         reply.ok();
     }
 
-    fn fsync(&self, _request: &Request, _inode: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.serving.when_flushed(handle.0, empty(reply));
+    fn fsync(&self, request: &Request, _inode: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.serving.when_flushed(request.pid(), handle.0, empty(reply));
     }
 
-    fn opendir(&self, _request: &Request, inode: INodeNo, _flags: FuseOpenFlags, reply: ReplyOpen) {
-        self.run(reply, move |fs| fs.opendir(ino(inode)));
+    fn opendir(&self, request: &Request, inode: INodeNo, _flags: FuseOpenFlags, reply: ReplyOpen) {
+        self.run(request, reply, move |fs| fs.opendir(ino(inode)));
     }
 
     fn readdir(&self, _request: &Request, _inode: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -781,9 +822,9 @@ impl fuser::Filesystem for Adapter {
         self.fsync(request, inode, handle, datasync, reply);
     }
 
-    fn getxattr(&self, _request: &Request, inode: INodeNo, entry: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, request: &Request, inode: INodeNo, entry: &OsStr, size: u32, reply: ReplyXattr) {
         let entry = entry.as_bytes().to_vec();
-        self.run((reply, size), move |fs| fs.getxattr(ino(inode), &entry));
+        self.run(request, (reply, size), move |fs| fs.getxattr(ino(inode), &entry));
     }
 
     fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
@@ -802,7 +843,7 @@ impl fuser::Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         inode: INodeNo,
         entry: &OsStr,
         value: &[u8],
@@ -817,17 +858,17 @@ impl fuser::Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let (entry, value) = (entry.as_bytes().to_vec(), value.to_vec());
-        self.run(reply, move |fs| fs.setxattr(ino(inode), &entry, &value, mode));
+        self.run(request, reply, move |fs| fs.setxattr(ino(inode), &entry, &value, mode));
     }
 
-    fn removexattr(&self, _request: &Request, inode: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, request: &Request, inode: INodeNo, entry: &OsStr, reply: ReplyEmpty) {
         let entry = entry.as_bytes().to_vec();
-        self.run(reply, move |fs| fs.removexattr(ino(inode), &entry));
+        self.run(request, reply, move |fs| fs.removexattr(ino(inode), &entry));
     }
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         _inode: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -846,12 +887,12 @@ impl fuser::Filesystem for Adapter {
             ZERO => RangeChange::Zero { grow: false },
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
-        self.run(reply, move |fs| fs.fallocate(handle.0, offset, length, change));
+        self.run(request, reply, move |fs| fs.fallocate(handle.0, offset, length, change));
     }
 
     fn lseek(
         &self,
-        _request: &Request,
+        request: &Request,
         _inode: INodeNo,
         handle: FileHandle,
         offset: i64,
@@ -865,12 +906,12 @@ impl fuser::Filesystem for Adapter {
             libc::SEEK_HOLE => Seek::Hole,
             _ => return reply.error(Errno::EINVAL),
         };
-        self.run(reply, move |fs| fs.seek(handle.0, offset, what));
+        self.run(request, reply, move |fs| fs.seek(handle.0, offset, what));
     }
 
     fn copy_file_range(
         &self,
-        _request: &Request,
+        request: &Request,
         _from_inode: INodeNo,
         from: FileHandle,
         from_offset: u64,
@@ -882,11 +923,11 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let copy = move |fs: &Fs| fs.copy_range((from.0, from_offset), (to.0, to_offset), length);
-        let (fs, runtime) = (self.serving.fs.clone(), self.serving.runtime.clone());
+        let (serving, caller) = (self.serving.clone(), request.pid());
         // As long as the range: not on a thread that serves others.
         self.serving.runtime.spawn_blocking(move || {
-            let copied = match copy(&fs) {
-                Err(Stop::Need(need)) => runtime.block_on(fs.run(need, copy)),
+            let copied = match copy(&serving.fs) {
+                Err(Stop::Need(need)) => serving.runtime.block_on(serving.carry_through(caller, need, copy)),
                 Err(Stop::Error(error)) => Err(error),
                 Ok(copied) => Ok(copied),
             };
@@ -895,8 +936,8 @@ impl fuser::Filesystem for Adapter {
         });
     }
 
-    fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
-        self.run(reply, Fs::statfs);
+    fn statfs(&self, request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
+        self.run(request, reply, Fs::statfs);
     }
 }
 

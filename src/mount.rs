@@ -22,12 +22,11 @@ use tokio::sync::watch;
 
 use crate::config::{FsyncPolicy, MountSettings};
 use crate::control::{Difference, Status};
-use crate::fs::{BaseAccess, Fs, FsError, Limits, Need, Options, Repair, Stale};
+use crate::fs::{BaseAccess, Fs, FsError, Limits, Options, Repair, Stale};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
 use crate::journal::JournalError;
 use crate::log::{Said, Trouble};
-use crate::namespace::ROOT;
 use crate::oxen;
 /// The server's side, for commands that need no mount.
 pub use crate::oxen::{
@@ -161,6 +160,7 @@ impl Daemon {
             errors,
             local,
             sparse: self.fs.sparse_files(),
+            unreadable: self.fs.unreadable(),
         }
     }
 }
@@ -256,6 +256,7 @@ async fn serve_mount(
     state.note_access(access)?;
     let fs = Fs::recover(state.path(), settings.subdir.clone(), options, limits, workspace)?;
     fs.set_branch(&settings.branch);
+    fs.wait_for_server(settings.read_timeout);
     // What a daemon of before asked for and did not see the end of.
     match commit::finish::resume(&fs).await {
         Ok(Some((_, Finished::Broken { what, .. }))) => tracing::error!(what, "a commit of before is not whole"),
@@ -269,7 +270,7 @@ async fn serve_mount(
     fs.reconcile().await?;
     fs.drop_intent()?;
     // So that new files can be made at the root even if the server goes away at once.
-    fs.satisfy(Need::List(ROOT)).await?;
+    fs.list_root().await?;
     if fs.spool().limit().is_some() {
         // One that does not count what is there already is none.
         fs.load().await;

@@ -44,6 +44,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 
@@ -80,6 +81,9 @@ pub struct Endpoint {
     pub credentials: Credentials,
     /// Whether small files that shrink are sent compressed; `None` leaves it to the address: not to this machine.
     pub compress: Option<bool>,
+    /// How long the server may be silent, or send next to nothing, when it is asked for something, before another
+    /// connection is tried; `None`: half a minute.
+    pub stall: Option<Duration>,
 }
 
 impl Endpoint {
@@ -92,6 +96,7 @@ impl Endpoint {
             user_agent: USER_AGENT.to_owned(),
             credentials: std::sync::Arc::new(|| None),
             compress: None,
+            stall: None,
         }
     }
 }
@@ -227,8 +232,8 @@ impl Workspace for OxenWorkspace {
         self.what_is_staged(change).boxed()
     }
 
-    fn fetch<'a>(&'a self, source: &'a Source, into: &'a File) -> Fut<'a, u64> {
-        self.fetch_into(source, into).boxed()
+    fn fetch<'a>(&'a self, source: &'a Source, size: u64, into: &'a File) -> Fut<'a, u64> {
+        self.fetch_into(source, size, into).boxed()
     }
 
     fn read<'a>(&'a self, source: &'a Source, range: Range<u64>) -> Fut<'a, bytes::Bytes> {

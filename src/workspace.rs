@@ -4,6 +4,7 @@
 //! the caller would need after a crash: what must survive is returned, and the caller writes it down.
 
 pub mod memory;
+pub mod progress;
 pub mod verify;
 
 use std::collections::BTreeMap;
@@ -352,8 +353,12 @@ pub trait Workspace: Send + Sync + 'static {
     /// file where the server's metadata cannot be taken at its word.
     fn staged_object<'a>(&'a self, change: &'a Change) -> Fut<'a, Object>;
 
-    /// Copies a whole file into `into`, from its start, and returns its length. The caller checks the hash.
-    fn fetch<'a>(&'a self, source: &'a Source, into: &'a File) -> Fut<'a, u64>;
+    /// Copies a whole file of at most `size` bytes into `into`, and returns its length. What `into` holds already is from an
+    /// earlier attempt to fetch the same; it may be gone on with. The caller checks the hash.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::Protocol`] as soon as it turns out that there are more bytes.
+    fn fetch<'a>(&'a self, source: &'a Source, size: u64, into: &'a File) -> Fut<'a, u64>;
 
     /// `range` of a file, in bytes from its start; shorter where the file ends earlier.
     fn read<'a>(&'a self, source: &'a Source, range: Range<u64>) -> Fut<'a, bytes::Bytes>;
@@ -431,7 +436,7 @@ impl std::fmt::Display for OfRequest<'_> {
 }
 
 /// Why the server or the way to it said no. Where one request was refused, its id stands at the end of the text.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum WorkspaceError {
     /// No connection, or it broke before an answer came.
     #[error("cannot reach {server}: {cause}{}", OfRequest(.request))]
@@ -444,7 +449,7 @@ pub enum WorkspaceError {
         request: Option<RequestId>,
     },
     /// No answer in time.
-    #[error("no answer within {} s{}", .after.as_secs(), OfRequest(.request))]
+    #[error("no answer within {} s{}", .after.as_secs_f32(), OfRequest(.request))]
     TimedOut {
         /// The deadline that passed.
         after: Duration,
@@ -546,7 +551,13 @@ pub enum WorkspaceError {
     Overlooked,
     /// A local file could not be read or written.
     #[error("local file: {0}")]
-    Io(#[from] std::io::Error),
+    Io(#[source] Arc<std::io::Error>),
+}
+
+impl From<std::io::Error> for WorkspaceError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(Arc::new(error))
+    }
 }
 
 impl WorkspaceError {
@@ -579,6 +590,16 @@ impl WorkspaceError {
         match self {
             Self::Refused { status, .. } => !matches!(status, 0 | 422),
             Self::Conflict { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the server, or the way to it, is away or slow, and not at odds with what is asked for: whoever needs the
+    /// answer waits.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Busy { .. } => true,
+            Self::Server { status, .. } => matches!(status, 408 | 502..=504),
             _ => false,
         }
     }

@@ -152,6 +152,10 @@ pub struct MountArgs {
     /// How long a plain umount, and a daemon that is told to end, go on sending what is left [default: 20s]
     #[arg(long, value_name = "TIME")]
     pub drain_timeout: Option<String>,
+    /// How long a program waits for the server while nothing comes, or less than 1 KiB/s, before its read fails, for example
+    /// 30s or 10m; 0: for ever. After a quarter of it, at most 30 s, another connection is tried [default: 120s]
+    #[arg(long, value_name = "TIME")]
+    pub read_timeout: Option<String>,
 
     /// Whether reads and writes may go straight to the local disk, past the daemon: auto (as root, where the kernel can)
     /// or never [default: auto]
@@ -209,6 +213,7 @@ impl MountArgs {
             write_through: self.write_through,
             settle: self.settle,
             drain_timeout: self.drain_timeout,
+            read_timeout: self.read_timeout,
             passthrough: self.passthrough,
             keep_awake: self.keep_awake,
             allow_other: self.allow_other,

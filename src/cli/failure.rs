@@ -202,7 +202,10 @@ impl From<WorkspaceError> for Failure {
         use WorkspaceError as E;
         let hint = match &error {
             E::Unreachable { server, .. } => format!("is it running? curl {}", quoted(format!("{server}/api/health"))),
-            E::TimedOut { .. } | E::Busy { .. } | E::Server { .. } => "try again in a while".into(),
+            E::TimedOut { .. } => {
+                "look at the server, and at the way to it: curl -m 10 URL/api/health; then try again".into()
+            }
+            E::Busy { .. } | E::Server { .. } => "try again in a while".into(),
             E::Unauthorized { .. } => "set OXEN_API_KEY to a valid token, or: oxen config --auth HOST TOKEN".into(),
             E::Forbidden { .. } => "use a token that may write there: set OXEN_API_KEY".into(),
             E::NotFound { .. } => "check the names: oxenfs branches REPO, oxenfs workspaces REPO".into(),

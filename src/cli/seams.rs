@@ -164,6 +164,9 @@ pub fn workspaces(place: Place) -> Result<Vec<Ref>, Failure> {
     Ok(found.into_iter().map(reference).collect())
 }
 
+/// How long a command waits for a server that is silent when it is asked for something, the first time.
+const STALL: Duration = Duration::from_secs(15);
+
 /// One conversation with a server, after its version was found to be one.
 fn ask<T>(
     place: &Place,
@@ -178,7 +181,7 @@ async fn talk<T>(
     conversation: impl AsyncFnOnce(&Repository) -> Result<T, WorkspaceError>,
 ) -> Result<T, Failure> {
     let done = async {
-        let repository = mount::repository(&place.server, &place.repo, place.credentials.clone())?;
+        let repository = mount::repository(&place.server, &place.repo, place.credentials.clone(), Some(STALL))?;
         repository.server_version().await?;
         conversation(&repository).await
     };

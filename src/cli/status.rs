@@ -191,6 +191,12 @@ fn table(known: &Known, status: &Status) -> String {
             let _ = writeln!(text, "    {}: {length} to send, {taken} of data", printable(&file.path));
         }
     }
+    if !status.unreadable.is_empty() {
+        let _ = writeln!(text, "  cannot be read");
+        for one in &status.unreadable {
+            let _ = writeln!(text, "    {}: {}", printable(&one.path), printable(&one.reason));
+        }
+    }
     if !status.local.is_empty() {
         let _ = writeln!(text, "  stays on this disk");
         for local in &status.local {

@@ -89,6 +89,7 @@ impl MountInput {
             "fsync" => &mut self.fsync,
             "settle" => &mut self.settle,
             "drain-timeout" => &mut self.drain_timeout,
+            "read-timeout" => &mut self.read_timeout,
             "passthrough" => &mut self.passthrough,
             "keep-awake" => &mut self.keep_awake,
             "uid" => &mut self.uid,

@@ -187,7 +187,8 @@ fn the_author_comes_from_the_oxen_configuration() {
 fn mount_options_mean_what_the_long_options_mean() {
     let mut input = input("ox/cats", None);
     let list = "ro,_netdev,nofail,x-systemd.automount,server=h:1,branch=dev,spool_limit=10G,cache-limit=1MiB,uid=7,\
-        umask=077,allow_other,noexec,state-dir=/var/oxen,settle=0.25,drain-timeout=2m,fsync=staged,,user=ann,rw";
+        umask=077,allow_other,noexec,state-dir=/var/oxen,settle=0.25,drain-timeout=2m,read_timeout=5m,fsync=staged,,\
+        user=ann,rw";
     input.apply_options(list, false).unwrap();
     let settings = settings(input).unwrap();
     assert!(settings.read_only && settings.access.allow_other && settings.access.noexec);
@@ -198,7 +199,20 @@ fn mount_options_mean_what_the_long_options_mean() {
     assert_eq!(settings.state_root, Path::new("/var/oxen"));
     assert_eq!(settings.settle, Duration::from_millis(250));
     assert_eq!(settings.drain_timeout, Duration::from_secs(120));
+    assert_eq!(settings.read_timeout, Some(Duration::from_secs(300)));
     assert_eq!(settings.fsync, FsyncPolicy::Staged);
+}
+
+#[test]
+fn a_read_timeout_of_zero_is_none() {
+    let of = |text: Option<&str>| {
+        let read_timeout = text.map(str::to_owned);
+        settings(MountInput { read_timeout, ..input("ox/cats", Some("h")) }).unwrap().read_timeout
+    };
+    assert_eq!(
+        [of(None), of(Some("0")), of(Some("2s"))],
+        [Some(DEFAULT_READ_TIMEOUT), None, Some(Duration::from_secs(2))]
+    );
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use super::fetching::Flights;
 use super::lost::LostFound;
 use super::queue::Parked;
 use super::staging::into_plain;
@@ -124,8 +125,10 @@ impl Fs {
             lost,
             expiry: Mutex::default(),
             unnamed: Mutex::default(),
-            fetching: Mutex::new(HashMap::new()),
-            learning: tokio::sync::Mutex::default(),
+            fetching: Flights::default(),
+            read_timeout: OnceLock::new(),
+            listing: Flights::default(),
+            learning: tokio::sync::Semaphore::new(super::LISTINGS_AT_ONCE),
             presence: tokio::sync::Mutex::default(),
             remade: AtomicU64::new(0),
             branch: OnceLock::new(),
@@ -564,6 +567,7 @@ impl State {
             unseen: None,
             kept_out: HashSet::new(),
             salvaged: HashMap::new(),
+            unreadable: super::unreadable::Unreadable::default(),
         }
     }
 

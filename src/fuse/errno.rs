@@ -27,6 +27,7 @@ pub(super) fn errno(error: &FsError) -> Errno {
         FsError::TooManyLinks => Errno::EMLINK,
         FsError::Range => Errno::ERANGE,
         FsError::TooBig => Errno::E2BIG,
+        FsError::Interrupted => Errno::EINTR,
         FsError::Unsupported => Errno::EOPNOTSUPP,
         FsError::Remote(error) => remote(error),
         FsError::Io(error) => error.raw_os_error().map_or(Errno::EIO, Errno::from_i32),

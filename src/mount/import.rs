@@ -171,7 +171,7 @@ impl Session<'_> {
                 Item::File { into, name } => {
                     let file = files.next().filter(|_| !lost);
                     dir(into).and_then(|dir| {
-                        let file = file.ok_or_else(|| FsError::Io(rustix::io::Errno::MFILE.into()))?;
+                        let file = file.ok_or_else(|| FsError::from(std::io::Error::from(rustix::io::Errno::MFILE)))?;
                         work.items.push((at, dir.ino, name, What::File(file)));
                         Ok(())
                     })

@@ -1,12 +1,17 @@
 //! From a mount's settings to its workspace.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Endpoint, NewRepository, Repository, RepositoryInfo, S3Storage, Storage};
 use crate::config::{self, CredentialSource, MountSettings, RepoId, ServerUrl};
 use crate::workspace::{Workspace, WorkspaceError};
 
-/// The way to a repository.
+/// The longest silence before another connection is tried, and the share of what programs wait in all.
+const LONGEST_STALL: Duration = Duration::from_secs(30);
+const STALLS: u32 = 4;
+
+/// The way to a repository; `stall` as [`Endpoint`] has it.
 ///
 /// # Errors
 /// When the client cannot be set up.
@@ -14,9 +19,11 @@ pub fn repository(
     server: &ServerUrl,
     repo: &RepoId,
     credentials: CredentialSource,
+    stall: Option<Duration>,
 ) -> Result<Repository, WorkspaceError> {
     let endpoint = Endpoint {
         credentials: Arc::new(move || credentials.read()),
+        stall,
         ..Endpoint::new(server.to_string(), &*repo.namespace, &*repo.name)
     };
     Repository::connect(&endpoint)
@@ -28,7 +35,8 @@ pub fn repository(
 /// # Errors
 /// The server's.
 pub async fn connect(settings: &MountSettings) -> Result<Option<(Arc<dyn Workspace>, bool)>, WorkspaceError> {
-    let repository = repository(&settings.server, &settings.repo, settings.credentials.clone())?;
+    let stall = settings.read_timeout.map(|limit| (limit / STALLS).min(LONGEST_STALL));
+    let repository = repository(&settings.server, &settings.repo, settings.credentials.clone(), stall)?;
     repository.server_version().await?;
     let mut created = false;
     let found = match (repository.get().await?, &settings.create) {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
@@ -18,6 +19,9 @@ use crate::workspace::{EntryKind, Object, Revision, Source, WorkspaceError};
 
 /// Bytes gathered before they are written or hashed on a thread that may block.
 const GATHERED_BYTES: usize = 1 << 20;
+/// And for how long: what has come is kept when the connection breaks, and whoever waits for the end of a body that is
+/// longer than it should be is told soon.
+const GATHERED_WITHIN: Duration = Duration::from_secs(1);
 
 impl OxenWorkspace {
     /// A whole file's content, as a stream.
@@ -36,23 +40,55 @@ impl OxenWorkspace {
         self.repo.http.send(&Request::get(url, source.path.to_string())).await
     }
 
-    pub(super) async fn fetch_into(&self, source: &Source, into: &File) -> Result<u64, WorkspaceError> {
+    pub(super) async fn fetch_into(&self, source: &Source, size: u64, into: &File) -> Result<u64, WorkspaceError> {
         let into = Arc::new(into.try_clone()?);
-        retry(Patience::Several, || self.fetch_once(source, &into)).await
+        // That there is more than there should be is not asked again: it would take as long.
+        retry(Patience::Several, || self.fetch_once(source, size, &into)).await?
     }
 
-    async fn fetch_once(&self, source: &Source, into: &Arc<File>) -> Result<u64, WorkspaceError> {
+    /// The outer error may not come again, the inner one does.
+    async fn fetch_once(
+        &self,
+        source: &Source,
+        size: u64,
+        into: &Arc<File>,
+    ) -> Result<Result<u64, WorkspaceError>, WorkspaceError> {
+        let already = into.metadata()?.len();
+        if let Revision::Commit(commit) = &source.revision
+            && (1..size).contains(&already)
+            && !self.no_ranges.load(Ordering::Relaxed)
+        {
+            match self.fetch_rest(&commit.0, &source.path, already..size, into).await {
+                // The route is not there, or the file is shorter than it should be.
+                Err(
+                    WorkspaceError::NotFound { .. }
+                    | WorkspaceError::Refused { .. }
+                    | WorkspaceError::Server { status: 500, .. },
+                ) => {}
+                rest => return rest.map(Ok),
+            }
+        }
         let mut answer = self.open_file(source).await?;
+        let too_long = |id| {
+            let detail = format!("{} has more than the {size} bytes that it is listed with", source.path);
+            WorkspaceError::Protocol { detail, request: Some(id) }
+        };
+        if answer.length().is_some_and(|length| length > size) {
+            return Ok(Err(too_long(answer.id())));
+        }
         let mut at = 0;
         while let Some(bytes) = gather(&mut answer).await? {
             let (file, offset, len) = (into.clone(), at, bytes.len() as u64);
+            if len > size - at {
+                return Ok(Err(too_long(answer.id())));
+            }
             blocking(move || file.write_all_at(&bytes, offset)).await??;
             at += len;
         }
         // What an attempt before this one wrote may have been longer, if others staged something else meanwhile.
         let file = into.clone();
         blocking(move || if file.metadata()?.len() > at { file.set_len(at) } else { Ok(()) }).await??;
-        Ok(at)
+        Ok(Ok(at))
     }
 
     pub(super) async fn read_range(&self, source: &Source, range: Range<u64>) -> Result<Bytes, WorkspaceError> {
@@ -113,27 +149,58 @@ impl OxenWorkspace {
     }
 
     async fn read_chunk(&self, commit: &str, at: &RepoPath, start: u64, len: u64) -> Result<Bytes, WorkspaceError> {
-        let place = format!("chunk/{}/{}?chunk_start={start}&chunk_size={len}", segment(commit), path(at));
-        let request = Request::get(self.repo.url(&place), at.to_string());
-        let read = || async {
-            let mut answer = match self.repo.http.send(&request).await {
-                // Not repeated: most likely the range passes the end.
-                Err(WorkspaceError::Server { status: 500, .. }) => return Ok(None),
-                result => result?,
-            };
-            let mut bytes = BytesMut::new();
-            while let Some(piece) = answer.piece().await? {
-                if (bytes.len() + piece.len()) as u64 > len {
-                    let detail = format!("{at} gave more than the {len} bytes asked for");
-                    return Err(WorkspaceError::Protocol { detail, request: Some(answer.id()) });
-                }
-                bytes.extend_from_slice(&piece);
-            }
-            Ok(Some(bytes.freeze()))
-        };
         let beyond =
             || WorkspaceError::Server { status: 500, message: format!("cannot read {at} at {start}"), request: None };
+        let read = || async {
+            match self.read_chunk_once(commit, at, start, len).await {
+                // Not repeated: most likely the range passes the end.
+                Err(WorkspaceError::Server { status: 500, .. }) => Ok(None),
+                result => result.map(Some),
+            }
+        };
         retry(Patience::Several, read).await?.ok_or_else(beyond)
+    }
+
+    async fn read_chunk_once(
+        &self,
+        commit: &str,
+        at: &RepoPath,
+        start: u64,
+        len: u64,
+    ) -> Result<Bytes, WorkspaceError> {
+        let place = format!("chunk/{}/{}?chunk_start={start}&chunk_size={len}", segment(commit), path(at));
+        let mut answer = self.repo.http.send(&Request::get(self.repo.url(&place), at.to_string())).await?;
+        let mut bytes = BytesMut::new();
+        while let Some(piece) = answer.piece().await? {
+            if (bytes.len() + piece.len()) as u64 > len {
+                let detail = format!("{at} gave more than the {len} bytes asked for");
+                return Err(WorkspaceError::Protocol { detail, request: Some(answer.id()) });
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(bytes.freeze())
+    }
+
+    /// The rest of a file of which an earlier attempt got the beginning; returns the length of all.
+    async fn fetch_rest(
+        &self,
+        commit: &str,
+        at: &RepoPath,
+        rest: Range<u64>,
+        into: &Arc<File>,
+    ) -> Result<u64, WorkspaceError> {
+        let mut start = rest.start;
+        while start < rest.end {
+            let len = (rest.end - start).min(wire::RANGE_BYTES);
+            let bytes = self.read_chunk_once(commit, at, start, len).await?;
+            if bytes.is_empty() {
+                break;
+            }
+            let (file, offset, got) = (into.clone(), start, bytes.len() as u64);
+            blocking(move || file.write_all_at(&bytes, offset)).await??;
+            start += got;
+        }
+        Ok(start)
     }
 
     /// From the start of the whole file, which is all there is for staged content.
@@ -180,8 +247,10 @@ async fn gather(answer: &mut Answer) -> Result<Option<Bytes>, WorkspaceError> {
     if first.len() >= GATHERED_BYTES {
         return Ok(Some(first));
     }
+    let began = std::time::Instant::now();
     let mut bytes = BytesMut::from(first);
     while bytes.len() < GATHERED_BYTES
+        && began.elapsed() < GATHERED_WITHIN
         && let Some(piece) = answer.piece().await?
     {
         bytes.extend_from_slice(&piece);

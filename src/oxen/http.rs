@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -19,6 +19,7 @@ use super::retry::{Patience, attempt_number, retry};
 use super::wire;
 use crate::config::Secret;
 use crate::path::RepoPath;
+use crate::workspace::progress::{LEAST_BYTES_PER_SEC, received};
 use crate::workspace::{RequestId, WorkspaceError};
 
 /// The token as it is now; asked again after the server refused one.
@@ -28,15 +29,23 @@ pub type Credentials = Arc<dyn Fn() -> Option<Secret> + Send + Sync>;
 const REQUEST_ID: &str = "x-oxen-request-id";
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(10);
-/// How long a server may be silent: before an answer to a small request, and between two pieces of a body.
+/// How long a server may be silent before it answers a small request that changes something.
 pub(super) const SILENCE: Duration = Duration::from_secs(60);
+/// How long it may be silent, or send less than [`LEAST_BYTES_PER_SEC`], when it is asked for something, before another
+/// connection is tried.
+const STALL: Duration = Duration::from_secs(30);
+/// A question that got no answer in time may be one that takes the server long: the next time it is given more, up to
+/// this many times as much.
+const MOST_STALLS: u32 = 4;
 /// The slowest link an upload is waited for on, in bytes a second.
 const SLOWEST_BYTES_PER_SEC: u64 = 256 << 10;
 /// Shorter than the 5 s after which actix, the server's framework, closes idle connections unless told otherwise: a
 /// request on a connection that is just being closed is lost.
 const IDLE: Duration = Duration::from_secs(4);
-/// The longest answer that is held in memory: a page of a listing takes about 10 MB.
-const ANSWER_BYTES: usize = 256 << 20;
+/// The longest answer that is held in memory, but for pages of listings.
+const ANSWER_BYTES: usize = 16 << 20;
+/// The status of an answer that is too long to be taken in: as that of a request to which it comes.
+pub(super) const TOO_LONG: u16 = 413;
 /// The longest refusal that is read: its first sentence is all that is shown.
 const REFUSAL_BYTES: usize = 64 << 10;
 /// Above this, parsing an answer would hold up the other tasks of a thread.
@@ -85,15 +94,17 @@ pub(super) struct Request {
     /// What is missing when the answer is 404.
     what: String,
     body: Option<(String, Body)>,
-    /// What the server may take on top of the time that the body takes.
-    patience: Duration,
+    /// What the server may take on top of the time that the body takes; `None`: as long as any.
+    patience: Option<Duration>,
+    /// The longest answer.
+    limit: usize,
     /// A refusal whose body is what was asked for.
     answered_by: Option<StatusCode>,
 }
 
 impl Request {
     pub(super) fn new(method: Method, path: String, what: impl Into<String>) -> Self {
-        Self { method, path, what: what.into(), body: None, patience: SILENCE, answered_by: None }
+        Self { method, path, what: what.into(), body: None, patience: None, limit: ANSWER_BYTES, answered_by: None }
     }
 
     pub(super) fn get(path: String, what: impl Into<String>) -> Self {
@@ -117,7 +128,7 @@ impl Request {
 
     /// For a request that takes the server longer than others.
     pub(super) fn patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+        self.patience = Some(patience);
         self
     }
 
@@ -159,9 +170,15 @@ impl Request {
         parts.collect::<Vec<_>>().join("/")
     }
 
-    fn deadline(&self) -> Duration {
+    /// How long this attempt at it, counted from 1, may go without an answer.
+    fn deadline(&self, stall: Duration, attempt: u32) -> Duration {
         let bytes = self.body.as_ref().map_or(0, |(_, body)| body.len());
-        self.patience + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SEC)
+        let asks = self.changes_nothing() && !self.is_long();
+        let patience = self.patience.unwrap_or_else(|| match asks {
+            true => stall * (1 << attempt.saturating_sub(1).min(8)).min(MOST_STALLS),
+            false => SILENCE,
+        });
+        patience + Duration::from_secs(bytes / SLOWEST_BYTES_PER_SEC)
     }
 }
 
@@ -173,7 +190,36 @@ pub(super) struct Answer {
     server: Arc<str>,
     length: Option<u64>,
     read: u64,
+    limit: usize,
+    pace: Pace,
     id: RequestId,
+}
+
+/// How fast a body comes: so much in each stretch of waiting for it, or it has stalled.
+struct Pace {
+    stall: Duration,
+    waited: Duration,
+    got: u64,
+}
+
+impl Pace {
+    fn new(stall: Duration) -> Self {
+        Self { stall, waited: Duration::ZERO, got: 0 }
+    }
+
+    /// How long the next piece may be waited for.
+    fn left(&self) -> Duration {
+        self.stall.saturating_sub(self.waited)
+    }
+
+    /// A piece has come. The time between two pieces that nobody waited for them does not count.
+    fn note(&mut self, waited: Duration, bytes: usize) {
+        self.waited += waited;
+        self.got += bytes as u64;
+        if self.got as f64 >= LEAST_BYTES_PER_SEC as f64 * self.stall.as_secs_f64() {
+            *self = Self::new(self.stall);
+        }
+    }
 }
 
 impl std::fmt::Debug for Answer {
@@ -193,6 +239,11 @@ impl Answer {
         httpdate::parse_http_date(self.response.headers().get("date")?.to_str().ok()?).ok()
     }
 
+    /// How long its body is, where the server says so.
+    pub(super) fn length(&self) -> Option<u64> {
+        self.length
+    }
+
     /// The request that it answers.
     pub(super) fn id(&self) -> RequestId {
         self.id
@@ -201,13 +252,17 @@ impl Answer {
     /// The next piece of the body.
     ///
     /// # Errors
-    /// [`WorkspaceError::Protocol`] when the body ends early, [`WorkspaceError::TimedOut`] when nothing comes.
+    /// [`WorkspaceError::Protocol`] when the body ends early, [`WorkspaceError::TimedOut`] when nothing comes, or too
+    /// little.
     pub(super) async fn piece(&mut self) -> Result<Option<Bytes>, WorkspaceError> {
-        match tokio::time::timeout(SILENCE, self.response.chunk()).await {
-            Err(_) => Err(WorkspaceError::TimedOut { after: SILENCE, request: Some(self.id) }),
+        let began = Instant::now();
+        match tokio::time::timeout(self.pace.left(), self.response.chunk()).await {
+            Err(_) => Err(WorkspaceError::TimedOut { after: self.pace.stall, request: Some(self.id) }),
             Ok(Err(error)) => Err(self.broke_off(&deepest(&error))),
             Ok(Ok(Some(piece))) => {
                 self.read += piece.len() as u64;
+                self.pace.note(began.elapsed(), piece.len());
+                received(piece.len() as u64);
                 Ok(Some(piece))
             }
             Ok(Ok(None)) => match self.length {
@@ -215,6 +270,11 @@ impl Answer {
                 _ => Ok(None),
             },
         }
+    }
+
+    fn too_long(&self) -> WorkspaceError {
+        let message = format!("the answer for {} is longer than {} bytes", self.what, self.limit);
+        WorkspaceError::Refused { status: TOO_LONG, message, request: Some(self.id) }
     }
 
     fn broke_off(&self, cause: &str) -> WorkspaceError {
@@ -225,11 +285,13 @@ impl Answer {
 
     /// The whole body.
     async fn bytes(mut self) -> Result<Bytes, WorkspaceError> {
-        let mut whole = BytesMut::new();
+        if self.length.is_some_and(|length| length > self.limit as u64) {
+            return Err(self.too_long());
+        }
+        let mut whole = BytesMut::with_capacity(self.length.unwrap_or(0) as usize);
         while let Some(piece) = self.piece().await? {
-            if whole.len() + piece.len() > ANSWER_BYTES {
-                let detail = format!("the answer for {} is longer than {ANSWER_BYTES} bytes", self.what);
-                return Err(WorkspaceError::Protocol { detail, request: Some(self.id) });
+            if whole.len() + piece.len() > self.limit {
+                return Err(self.too_long());
             }
             whole.extend_from_slice(&piece);
         }
@@ -264,7 +326,7 @@ impl Answer {
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, WorkspaceError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| WorkspaceError::Io(std::io::Error::other(error)))
+    tokio::task::spawn_blocking(work).await.map_err(|error| WorkspaceError::from(std::io::Error::other(error)))
 }
 
 /// A server and the way to it.
@@ -278,6 +340,7 @@ pub(super) struct Http {
     /// The token last read; `None` before the first request.
     token: Mutex<Option<Option<Secret>>>,
     loopback: bool,
+    stall: Duration,
     unanswered: AtomicU64,
 }
 
@@ -287,7 +350,12 @@ impl Http {
     /// # Errors
     /// [`WorkspaceError::Refused`] when `base` is no HTTP address, [`WorkspaceError::Unreachable`] when the system's
     /// certificates cannot be read.
-    pub(super) fn new(base: &str, user_agent: &str, credentials: Credentials) -> Result<Self, WorkspaceError> {
+    pub(super) fn new(
+        base: &str,
+        user_agent: &str,
+        credentials: Credentials,
+        stall: Option<Duration>,
+    ) -> Result<Self, WorkspaceError> {
         let invalid =
             |why: &str| WorkspaceError::Refused { status: 0, message: format!("{base}: {why}"), request: None };
         let url = reqwest::Url::parse(base).map_err(|error| invalid(&error.to_string()))?;
@@ -324,12 +392,26 @@ impl Http {
             cause: deepest(&error),
             request: None,
         })?;
-        Ok(Self { client, base, server, credentials, token: Mutex::new(None), loopback, unanswered: AtomicU64::new(0) })
+        Ok(Self {
+            client,
+            base,
+            server,
+            credentials,
+            token: Mutex::new(None),
+            loopback,
+            stall: stall.unwrap_or(STALL),
+            unanswered: AtomicU64::new(0),
+        })
     }
 
     /// Whether the server is on this machine.
     pub(super) fn is_loopback(&self) -> bool {
         self.loopback
+    }
+
+    /// How long it may be silent when it is asked for something, before another connection is tried.
+    pub(super) fn stall(&self) -> Duration {
+        self.stall
     }
 
     /// Scheme and authority.
@@ -415,7 +497,7 @@ impl Http {
         let (id, method, shape) = (RequestId::random(), &request.method, request.shape());
         let attempt = attempt_number();
         tracing::trace!(request = %id, %method, path = request.path, "sending a request");
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let result = self.exchange(request, id, token).await;
         let took = started.elapsed();
         match &result {
@@ -437,7 +519,7 @@ impl Http {
         id: RequestId,
         token: Option<&Secret>,
     ) -> Result<Answer, WorkspaceError> {
-        let deadline = request.deadline();
+        let deadline = request.deadline(self.stall, attempt_number());
         let mut builder = self.client.request(request.method.clone(), format!("{}/{}", self.base, request.path));
         builder = builder.header(REQUEST_ID, id.to_string());
         if let Some(token) = token {
@@ -478,7 +560,17 @@ impl Http {
             return Err(WorkspaceError::Protocol { detail, request: Some(id) });
         }
         let length = content_length(response.headers());
-        Ok(Answer { status, response, what: request.what.clone(), server: self.server.clone(), length, read: 0, id })
+        Ok(Answer {
+            status,
+            response,
+            what: request.what.clone(),
+            server: self.server.clone(),
+            length,
+            read: 0,
+            limit: request.limit,
+            pace: Pace::new(self.stall),
+            id,
+        })
     }
 }
 

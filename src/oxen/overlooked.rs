@@ -21,7 +21,7 @@ use futures_util::stream::{self, StreamExt};
 
 use super::OxenWorkspace;
 use super::dialect::LargeRoute;
-use super::staging::{QUESTIONS, Unwatched, again};
+use super::staging::{QUESTIONS, Unwatched};
 use crate::path::RepoPath;
 use crate::workspace::{ChangeKind, Outcome, Over, Put, Upload, UploadProgress, WorkspaceError};
 
@@ -165,7 +165,7 @@ impl OxenWorkspace {
                 let staged: HashSet<&RepoPath> = staged.map(|change| &change.path).collect();
                 paths.iter().map(|path| Ok(staged.contains(path))).collect()
             }
-            Err(error) => paths.iter().map(|_| Err(again(&error))).collect(),
+            Err(error) => paths.iter().map(|_| Err(error.clone())).collect(),
         }
     }
 

@@ -14,7 +14,7 @@ use super::OxenWorkspace;
 use super::http::{Request, SILENCE, workspace_path};
 use super::marks::{aside, dirs_above, marked_above};
 use super::retry::{Patience, retry};
-use super::staging::{BACKSLASH, DONE, QUESTIONS, again, all_or_error, lists};
+use super::staging::{BACKSLASH, DONE, QUESTIONS, all_or_error, lists};
 use super::wire;
 use crate::path::RepoPath;
 use crate::workspace::{ChangeKind, CommitId, EntryKind, Outcome, WorkspaceError};
@@ -49,7 +49,7 @@ impl OxenWorkspace {
         for share in paths.chunks(wire::REMOVED_PATHS) {
             match self.remove_some(share).await {
                 Ok(some) => outcomes.extend(some),
-                Err(error) => outcomes.extend(share.iter().map(|_| Outcome::Failed(again(&error)))),
+                Err(error) => outcomes.extend(share.iter().map(|_| Outcome::Failed(error.clone()))),
             }
         }
         all_or_error(outcomes)
@@ -81,7 +81,7 @@ impl OxenWorkspace {
         let check = |path: &RepoPath| {
             let suspect = partial && listed.contains(path);
             let staged = staged.get(path).copied();
-            let why = kept.iter().find(|(left, _)| left.is_in(path)).map(|(_, error)| again(error));
+            let why = kept.iter().find(|(left, _)| left.is_in(path)).map(|(_, error)| error.clone());
             let (path, base) = (path.clone(), base.clone());
             async move {
                 if let Some(why) = why {
@@ -152,7 +152,7 @@ impl OxenWorkspace {
             paths.iter().filter(is_removed).cloned().collect()
         };
         let (mut all, unmarked) = self.mark_anew(&doubtful).await?;
-        let in_unmarked = |path: &RepoPath| path.parent().and_then(|dir| unmarked.get(&dir)).map(again);
+        let in_unmarked = |path: &RepoPath| path.parent().and_then(|dir| unmarked.get(&dir)).cloned();
         let kept: HashSet<&RepoPath> = doubtful.iter().filter(|path| in_unmarked(path).is_some()).collect();
         if self.completes_marks() {
             all.extend(marked_above(paths));
@@ -309,7 +309,7 @@ fn each(
     paths: &[RepoPath],
     outcomes: Result<Vec<Outcome>, WorkspaceError>,
 ) -> impl Iterator<Item = (&RepoPath, Outcome)> {
-    let outcomes = outcomes.unwrap_or_else(|error| paths.iter().map(|_| Outcome::Failed(again(&error))).collect());
+    let outcomes = outcomes.unwrap_or_else(|error| paths.iter().map(|_| Outcome::Failed(error.clone())).collect());
     paths.iter().zip(outcomes)
 }
 

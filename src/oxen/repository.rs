@@ -162,7 +162,7 @@ impl Repository {
     /// # Errors
     /// When the address is none, or the system's certificates cannot be read.
     pub fn connect(endpoint: &Endpoint) -> Result<Self, WorkspaceError> {
-        let http = Http::new(&endpoint.server, &endpoint.user_agent, endpoint.credentials.clone())?;
+        let http = Http::new(&endpoint.server, &endpoint.user_agent, endpoint.credentials.clone(), endpoint.stall)?;
         Ok(Self {
             http: Arc::new(http),
             namespace: endpoint.namespace.clone(),
@@ -185,12 +185,18 @@ impl Repository {
         format!("repository {}/{}", self.namespace, self.name)
     }
 
+    /// Costs a server nothing: one that does not answer this soon answers nothing.
+    fn version_request(&self) -> Request {
+        let request = Request::get("api/version".to_owned(), "an Oxen server at this address");
+        request.patience(self.http.stall() / 3)
+    }
+
     /// What the server calls its version; needs no repository.
     ///
     /// # Errors
     /// When there is no Oxen server.
     pub async fn server_version(&self) -> Result<String, WorkspaceError> {
-        let request = Request::get("api/version".to_owned(), "an Oxen server at this address");
+        let request = self.version_request();
         let (header, answer) = retry(Patience::Several, async || {
             let answer = self.http.send(&request).await?;
             Ok((answer.version(), answer.json::<wire::VersionAnswer>().await?))
@@ -207,7 +213,7 @@ impl Repository {
     /// # Errors
     /// When nobody answers.
     pub async fn server_time(&self) -> Result<Option<SystemTime>, WorkspaceError> {
-        let request = Request::get("api/version".to_owned(), "an Oxen server at this address");
+        let request = self.version_request();
         Ok(self.http.send(&request).await?.date())
     }
 

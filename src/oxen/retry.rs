@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use crate::workspace::WorkspaceError;
 
+/// How often a server may let a request wait in vain before it is given up.
+const SILENCES: u32 = 2;
 /// The longest wait before the second attempt; doubled for each further one.
 const FIRST: Duration = Duration::from_millis(100);
 /// The longest wait that nobody asked for.
@@ -56,12 +58,15 @@ pub(super) async fn retry<T, F>(patience: Patience, mut request: impl FnMut() ->
 where
     F: Future<Output = Result<T, WorkspaceError>>,
 {
-    let mut attempt = 1;
+    let (mut attempt, mut silences) = (1, 0);
     loop {
         match ATTEMPT.scope(attempt, request()).await {
+            // Each took its time.
+            Err(error @ WorkspaceError::TimedOut { .. }) if silences + 1 == SILENCES => return Err(error),
             Err(error) if patience.goes_on(attempt, &error) => {
                 let pause = pause(attempt, &error);
                 tracing::debug!(attempt, ?pause, %error, "repeating a request");
+                silences += u32::from(matches!(error, WorkspaceError::TimedOut { .. }));
                 tokio::time::sleep(pause).await;
                 attempt += 1;
             }
@@ -110,6 +115,13 @@ mod tests {
             1
         );
         assert_eq!(attempts(Patience::Several, || WorkspaceError::Unauthorized { request: None }).await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_silent_server_is_asked_twice() {
+        let silent = || WorkspaceError::TimedOut { after: Duration::ZERO, request: None };
+        assert_eq!(attempts(Patience::Several, silent).await, 2);
+        assert_eq!(attempts(Patience::Quick, silent).await, 2);
     }
 
     #[test]

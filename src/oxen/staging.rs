@@ -56,13 +56,13 @@ impl OxenWorkspace {
             let (gone, put) = (&gone, put.clone());
             async move {
                 if let Some(error) = &*gone.lock().unwrap_or_else(PoisonError::into_inner) {
-                    return Outcome::Failed(again(error));
+                    return Outcome::Failed(error.clone());
                 }
                 match self.ask(&put).await {
                     Ok(outcome) => outcome,
                     Err(error) => {
                         if concerns_all(&error) {
-                            *gone.lock().unwrap_or_else(PoisonError::into_inner) = Some(again(&error));
+                            *gone.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
                         }
                         Outcome::Failed(error)
                     }
@@ -105,7 +105,7 @@ impl OxenWorkspace {
                 let asked =
                     self.ask_list(&format!("{route}{}", workspace_path(&dir).unwrap_or_default()), &dir, share).await;
                 let asked =
-                    asked.unwrap_or_else(|error| share.iter().map(|_| Outcome::Failed(again(&error))).collect());
+                    asked.unwrap_or_else(|error| share.iter().map(|_| Outcome::Failed(error.clone())).collect());
                 for ((at, _), outcome) in share.iter().zip(asked) {
                     outcomes[*at] = Some(outcome);
                 }
@@ -155,7 +155,7 @@ impl OxenWorkspace {
         let answers: Vec<_> = stream::iter(requests).buffered(REQUESTS).collect().await;
         for (group, answer) in groups.iter().zip(answers) {
             let sent = answer.unwrap_or_else(|error| {
-                group.items.iter().map(|(at, _)| (*at, Outcome::Failed(again(&error)))).collect()
+                group.items.iter().map(|(at, _)| (*at, Outcome::Failed(error.clone()))).collect()
             });
             for (at, outcome) in sent {
                 outcomes[at] = Some(outcome);
@@ -359,32 +359,6 @@ pub(super) fn all_or_error(mut outcomes: Vec<Outcome>) -> Result<Vec<Outcome>, W
 fn is_about_one(error: &WorkspaceError) -> bool {
     use WorkspaceError::{Io, Overlooked, Unconfirmed, Unsupported};
     matches!(error, Unsupported { .. } | Overlooked | Io(_) | Unconfirmed { .. })
-}
-
-/// The same error for another item.
-pub(super) fn again(error: &WorkspaceError) -> WorkspaceError {
-    use WorkspaceError::*;
-    match error {
-        Unreachable { server, cause, request } => {
-            Unreachable { server: server.clone(), cause: cause.clone(), request: *request }
-        }
-        TimedOut { after, request } => TimedOut { after: *after, request: *request },
-        Busy { retry_after, request } => Busy { retry_after: *retry_after, request: *request },
-        Server { status, message, request } => Server { status: *status, message: message.clone(), request: *request },
-        Unauthorized { request } => Unauthorized { request: *request },
-        Forbidden { message, request } => Forbidden { message: message.clone(), request: *request },
-        NotFound { what, request } => NotFound { what: what.clone(), request: *request },
-        Conflict { message, request } => Conflict { message: message.clone(), request: *request },
-        NoSpace { message, request } => NoSpace { message: message.clone(), request: *request },
-        Refused { status, message, request } => {
-            Refused { status: *status, message: message.clone(), request: *request }
-        }
-        Unconfirmed { what } => Unconfirmed { what: what.clone() },
-        Protocol { detail, request } => Protocol { detail: detail.clone(), request: *request },
-        Overlooked => Overlooked,
-        Unsupported { what } => Unsupported { what },
-        Io(error) => Io(std::io::Error::new(error.kind(), error.to_string())),
-    }
 }
 
 /// Cuts `len` items into lists of at most [`wire::LIST_BYTES`] of JSON. `weight` is an item's text; escapes can double

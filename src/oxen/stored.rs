@@ -70,7 +70,7 @@ impl OxenWorkspace {
     /// By `QUERY versions`, which answers 404 with a list when any content is missing (0.65.2, tried). One that surely is
     /// goes along, so that no content ever comes. `None`: this server answers something else.
     async fn query_missing(&self, asked: &[ContentHash]) -> Result<Option<Vec<ContentHash>>, WorkspaceError> {
-        let query = Method::from_bytes(b"QUERY").map_err(|error| WorkspaceError::Io(std::io::Error::other(error)))?;
+        let query = Method::from_bytes(b"QUERY").map_err(|error| WorkspaceError::from(std::io::Error::other(error)))?;
         let mut missing = Vec::new();
         for batch in asked.chunks(BATCH) {
             let mut body = GzEncoder::new(Vec::new(), Compression::fast());

@@ -253,7 +253,7 @@ impl OxenWorkspace {
         retry(Patience::Quick, || async {
             let result = self.repo.http.json::<T>(request).await;
             match (result, body.take_trouble()) {
-                (Err(_), Some(trouble)) => Err(WorkspaceError::Io(trouble.error)),
+                (Err(_), Some(trouble)) => Err(trouble.error.into()),
                 (result, _) => result,
             }
         })

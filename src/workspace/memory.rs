@@ -724,7 +724,7 @@ impl Workspace for Memory {
         })
     }
 
-    fn fetch<'a>(&'a self, source: &'a Source, into: &'a File) -> Fut<'a, u64> {
+    fn fetch<'a>(&'a self, source: &'a Source, _size: u64, into: &'a File) -> Fut<'a, u64> {
         self.request("fetch", move |state| {
             let content = state.content(source)?;
             into.write_all_at(&content, 0)?;

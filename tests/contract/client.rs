@@ -156,7 +156,7 @@ async fn content_at(workspace: &dyn Workspace, commit: &CommitId, at: &str) -> O
 
 async fn fetched(workspace: &dyn Workspace, source: &Source) -> Result<Vec<u8>, WorkspaceError> {
     let into = tempfile::tempfile().expect("a temporary file");
-    let len = workspace.fetch(source, &into).await?;
+    let len = workspace.fetch(source, u64::MAX, &into).await?;
     let mut bytes = vec![0; len as usize];
     into.read_exact_at(&mut bytes, 0).expect("as many bytes as were said");
     Ok(bytes)

@@ -47,5 +47,6 @@ mod twin;
 mod umounts;
 mod uncached;
 mod verified;
+mod waits;
 mod wanted_states;
 mod words;

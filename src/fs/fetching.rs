@@ -1,0 +1,353 @@
+//! What is got from the server for whoever waits for it: listings and contents, each once for all who want it at a time.
+//!
+//! Programs wait as long as the server makes progress, and `--read-timeout` longer: a server that is started anew within
+//! that time costs them nothing but the time. Who gives up, or is killed, leaves what is under way to the others; when
+//! the last one goes, it ends.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::future::Future;
+use std::hash::Hash;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::{Shared, WeakShared};
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+
+use super::{Fs, FsError, LISTINGS_AT_ONCE, STAGED_AGAIN_WITHIN};
+use crate::hash::ContentHash;
+use crate::namespace::{Content, Ino};
+use crate::path::RepoPath;
+use crate::spool::{self, Found};
+use crate::workspace::progress::Progress;
+use crate::workspace::{Source, WorkspaceError};
+
+/// The longest pause before a server that did not answer is asked again; the first is a tenth of it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+type Work<T> = Pin<Box<dyn Future<Output = Result<T, FsError>> + Send>>;
+
+/// Who waits for something from the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Who {
+    /// A program, which would meet an error: as long as there is hope.
+    Program,
+    /// The daemon, for staging or ahead of need: it asks again later.
+    Staging,
+}
+
+/// Things that are being got, by what they are.
+pub(super) struct Flights<K, T>(Mutex<HashMap<K, WeakShared<Work<T>>>>);
+
+impl<K, T> Default for Flights<K, T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Hash + Eq, T: Clone> Flights<K, T> {
+    /// What is under way, or what `begin` begins where nothing is. It goes on as long as somebody waits for it.
+    fn join(&self, key: K, begin: impl FnOnce(Arc<Progress>) -> Work<T>) -> Shared<Work<T>> {
+        let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that has ended is over, for whomever it still answers.
+        flights.retain(|_, flight| flight.upgrade().is_some_and(|work| work.peek().is_none()));
+        if let Some(work) = flights.get(&key).and_then(WeakShared::upgrade) {
+            return work;
+        }
+        let work = begin(Arc::new(Progress::default())).shared();
+        if let Some(weak) = work.downgrade() {
+            flights.insert(key, weak);
+        }
+        work
+    }
+}
+
+impl Fs {
+    /// Asks until an answer comes, or until nothing has come for as long as programs wait. What has failed otherwise fails.
+    async fn patiently<T, F>(
+        &self,
+        who: Who,
+        progress: &Arc<Progress>,
+        path: &RepoPath,
+        mut ask: impl FnMut() -> (u64, F),
+    ) -> Result<T, FsError>
+    where
+        F: Future<Output = Result<T, FsError>>,
+    {
+        let Some(limit) = self.read_timeout.get().copied().filter(|_| who == Who::Program) else {
+            let (already, asked) = ask();
+            return progress.attempt(already, asked).await;
+        };
+        let stalled = async || match limit {
+            Some(limit) => progress.stalled(limit).await,
+            None => std::future::pending().await,
+        };
+        let mut pause = LONGEST_PAUSE / 10;
+        let mut last = None;
+        loop {
+            let (already, asked) = ask();
+            let error = tokio::select! {
+                biased;
+                asked = progress.attempt(already, asked) => match asked {
+                    Err(FsError::Remote(error)) if error.is_outage() => error,
+                    asked => return asked,
+                },
+                () = stalled() => WorkspaceError::TimedOut { after: limit.unwrap_or_default(), request: None },
+            };
+            let wait = pause.mul_f64(0.5 + fastrand::f64() / 2.0).max(error.retry_after().unwrap_or_default());
+            if limit.is_some_and(|limit| progress.idle() + wait >= limit) {
+                let error = last.filter(|_| matches!(error, WorkspaceError::TimedOut { .. })).unwrap_or(error);
+                return Err(error.into());
+            }
+            tracing::debug!(%path, %error, ?wait, "a program waits for it, and the server is asked again");
+            last = Some(error);
+            tokio::time::sleep(wait).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// A program read what is at `path`, or could not.
+    fn note_read<T>(&self, path: Option<RepoPath>, read: &Result<T, FsError>) {
+        match (path, read) {
+            (Some(path), Ok(_)) => self.lock().unreadable.forget(&path),
+            (Some(path), Err(FsError::Remote(error))) => {
+                let reason = error.reason();
+                tracing::warn!(%path, reason, "a program cannot read it");
+                self.lock().unreadable.note(path, reason);
+            }
+            _ => {}
+        }
+    }
+
+    /// For how long programs wait for a server from which nothing comes; `None`: for ever. Until this is called, they do
+    /// not wait for one that is away.
+    pub fn wait_for_server(&self, limit: Option<Duration>) {
+        let _ = self.read_timeout.set(limit);
+    }
+
+    /// Lists a directory.
+    pub(super) async fn list(&self, dir: Ino, who: Who) -> Result<(), FsError> {
+        let Some(fs) = self.this.upgrade() else { return Err(FsError::Stale) };
+        let list = |progress| async move { fs.list_now(dir, who, &progress).await }.boxed();
+        let listed = self.listing.join((dir, who), list).await;
+        if who == Who::Program {
+            let path = self.lock().tree.dir_path(dir).ok();
+            self.note_read(path, &listed);
+        }
+        listed
+    }
+
+    async fn list_now(&self, dir: Ino, who: Who, progress: &Arc<Progress>) -> Result<(), FsError> {
+        let (base, path) = {
+            let state = self.lock();
+            match state.tree.dir(dir) {
+                None => return Err(FsError::Stale),
+                Some(here) if here.listed => return Ok(()),
+                Some(_) => {}
+            }
+            match state.tree.dir_path(dir) {
+                Ok(path) => (state.base.clone(), path),
+                Err(_) => return Err(FsError::Stale),
+            }
+        };
+        let entries = self.patiently(who, progress, &path, || {
+            let list = async { Ok(self.workspace.list(&base, &path).await?) };
+            (0, list)
+        });
+        let entries = entries.await?;
+        self.absorb(dir, &base, &path, entries);
+        Ok(())
+    }
+
+    pub(super) async fn list_all(&self, dir: Ino) -> Result<(), FsError> {
+        loop {
+            let unlisted: Vec<Ino> = {
+                let state = self.lock();
+                let below = state.tree.walk(dir).into_iter().map(|(.., child)| child);
+                below.chain([dir]).filter(|ino| state.tree.dir(*ino).is_some_and(|dir| !dir.listed)).collect()
+            };
+            if unlisted.is_empty() {
+                return Ok(());
+            }
+            let listings =
+                stream::iter(unlisted).map(|ino| self.list(ino, Who::Program)).buffer_unordered(LISTINGS_AT_ONCE);
+            listings.try_collect::<()>().await?;
+        }
+    }
+
+    /// A file's remote content as a local file, downloaded if need be. `None` when its bytes are in the spool.
+    pub(super) async fn fetch(&self, ino: Ino, checked: bool) -> Result<Option<(ContentHash, Arc<File>)>, FsError> {
+        let (mut tried, mut waited) = (None, false);
+        loop {
+            let (hash, size, source) = {
+                let state = self.lock();
+                match state.content(ino) {
+                    None => return Err(FsError::Stale),
+                    Some((Content::Local { .. }, _)) => return Ok(None),
+                    Some((Content::Remote { hash, .. }, size)) => (*hash, size, state.source(ino)),
+                }
+            };
+            let fetched = match checked {
+                true => self.checked(hash, || self.download(hash, size, source.clone(), Who::Program)).await,
+                false => self.download(hash, size, source.clone(), Who::Program).await,
+            };
+            let is_elsewhere = matches!(
+                &fetched,
+                Err(FsError::Remote(
+                    WorkspaceError::NotFound { .. } | WorkspaceError::Conflict { .. } | WorkspaceError::Protocol { .. }
+                ))
+            );
+            match fetched {
+                // What was renamed here is staged under its new name meanwhile, and gone from the old one.
+                Err(_) if is_elsewhere && tried.as_ref() != Some(&source) => tried = Some(source),
+                Err(_) if is_elsewhere && !waited && self.is_staged_again(ino).await => (tried, waited) = (None, true),
+                fetched => {
+                    let path = self.lock().tree.paths_of(ino).next();
+                    self.note_read(path, &fetched);
+                    return fetched.map(|file| Some((hash, file)));
+                }
+            }
+        }
+    }
+
+    /// What was staged may have gone with the workspace. Then it is staged again, which this waits for; whether it was. What
+    /// waits for somebody is not: to read it is not to act.
+    async fn is_staged_again(&self, ino: Ino) -> bool {
+        if let Err(error) = self.find_workspace().await {
+            tracing::debug!(%error, "it is not known whether the workspace is still there");
+            return false;
+        }
+        let owed: Vec<RepoPath> = {
+            let state = self.lock();
+            let on_its_way = |path: &RepoPath| state.queue.get(path).is_some_and(|entry| !entry.is_parked());
+            state.tree.paths_of(ino).filter(on_its_way).collect()
+        };
+        if owed.is_empty() {
+            return false;
+        }
+        let Some(waiting) = self.barrier_on(owed) else { return false };
+        tokio::time::timeout(STAGED_AGAIN_WITHIN, waiting.reached()).await.is_ok()
+    }
+
+    /// Content that the server has, as a local file, for who is not a program that waits for it.
+    ///
+    /// # Errors
+    /// When it cannot be downloaded, or what arrives does not have the hash.
+    pub(crate) async fn fetch_content(
+        &self,
+        hash: ContentHash,
+        size: u64,
+        source: Option<Source>,
+    ) -> Result<Arc<File>, FsError> {
+        self.download(hash, size, source, Who::Staging).await
+    }
+
+    /// [`fetch_content`](Self::fetch_content) for who passes all of it on, to the server or to a file of its own: its bytes
+    /// are looked at first. A copy here that was altered is fetched again.
+    ///
+    /// # Errors
+    /// As [`fetch_content`](Self::fetch_content).
+    pub(crate) async fn fetch_checked(
+        &self,
+        hash: ContentHash,
+        size: u64,
+        source: Option<Source>,
+    ) -> Result<Arc<File>, FsError> {
+        self.checked(hash, || self.fetch_content(hash, size, source.clone())).await
+    }
+
+    async fn checked<F>(&self, hash: ContentHash, get: impl Fn() -> F) -> Result<Arc<File>, FsError>
+    where
+        F: Future<Output = Result<Arc<File>, FsError>>,
+    {
+        let file = get().await?;
+        let looked_at = file.clone();
+        let check = move |fs: &Fs| match ContentHash::of_file(hash.kind(), &looked_at, || true)?.0 == hash {
+            true => Ok(true),
+            false => {
+                fs.cache.distrust(hash);
+                Ok(false)
+            }
+        };
+        if self.blocking(check).await? { Ok(file) } else { get().await }
+    }
+
+    /// The one download of a content that is under way.
+    fn download(
+        &self,
+        hash: ContentHash,
+        size: u64,
+        source: Option<Source>,
+        who: Who,
+    ) -> impl Future<Output = Result<Arc<File>, FsError>> + use<> {
+        let fs = self.this.upgrade();
+        self.fetching.join((hash, who), |progress| {
+            async move {
+                let fs = fs.ok_or(FsError::Stale)?;
+                fs.get_content(hash, size, source, who, &progress).await
+            }
+            .boxed()
+        })
+    }
+
+    async fn get_content(
+        &self,
+        hash: ContentHash,
+        size: u64,
+        source: Option<Source>,
+        who: Who,
+        progress: &Arc<Progress>,
+    ) -> Result<Arc<File>, FsError> {
+        match self.cache.find(hash) {
+            Found::Here(file) => return Ok(Arc::new(file)),
+            // Costs no request, and works without the server.
+            Found::Lent(_, from) => {
+                if let Some(file) = self.blocking(move |fs| fs.copy_lent(hash, size, &from)).await? {
+                    return Ok(file);
+                }
+            }
+            Found::Nowhere => {
+                if let Some(file) = self.blocking(move |fs| Ok(fs.cache.check(hash))).await? {
+                    return Ok(Arc::new(file));
+                }
+            }
+        }
+        let source = source.ok_or(FsError::Stale)?;
+        self.make_room(size);
+        let fetched = self.cache.begin()?;
+        let length = self.patiently(who, progress, &source.path, || {
+            let already = fetched.file.metadata().map_or(0, |file| file.len());
+            let fetch = async { Ok(self.workspace.fetch(&source, size, &fetched.file).await?) };
+            (already, fetch)
+        });
+        let length = length.await?;
+        let kept = self.blocking(move |fs| Ok(fs.keep_fetched(fetched, hash, (length, size))?)).await?;
+        match kept {
+            Ok(file) => Ok(file),
+            Err(found) => {
+                let what = format!("{} has content {found} of {length} bytes, not {hash} of {size}", source.path);
+                Err(self.why_not(&source, hash, what).await.into())
+            }
+        }
+    }
+
+    /// Takes in a file that was fetched, which has the `length` it should have or not, if its content is what it should
+    /// be; else says what it is.
+    pub(super) fn keep_fetched(
+        &self,
+        fetched: spool::Fetching,
+        hash: ContentHash,
+        (length, size): (u64, u64),
+    ) -> io::Result<Result<Arc<File>, ContentHash>> {
+        let (found, _) = ContentHash::of_file(hash.kind(), &fetched.file, || true)?;
+        if found != hash || length != size {
+            return Ok(Err(found));
+        }
+        let file = fetched.file.clone();
+        // What is to be borrowed has its name.
+        self.cache.keep(fetched, hash, self.is_worthwhile(size));
+        Ok(Ok(file))
+    }
+}
