@@ -58,7 +58,7 @@ pub use crate::config::Secret;
 use crate::hash::ContentHash;
 use crate::path::RepoPath;
 use crate::workspace::{
-    Change, CommitId, CommitInfo, CommitRequest, Committed, Differences, Entry, Fut, InHistory, Object, Outcome, Put,
+    Change, CommitId, CommitInfo, CommitRequest, Committed, Differences, Fut, InHistory, Listing, Object, Outcome, Put,
     Reopened, Scope, ServerInfo, Source, Upload, UploadProgress, Workspace, WorkspaceError, WorkspaceIdentity,
 };
 
@@ -220,7 +220,7 @@ impl Workspace for OxenWorkspace {
         self.not_stored(hashes).boxed()
     }
 
-    fn list<'a>(&'a self, commit: &'a CommitId, dir: &'a RepoPath) -> Fut<'a, Vec<Entry>> {
+    fn list<'a>(&'a self, commit: &'a CommitId, dir: &'a RepoPath) -> Fut<'a, Listing> {
         self.list_commit(commit, dir).boxed()
     }
 

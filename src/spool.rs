@@ -789,6 +789,11 @@ impl Cache {
         removed
     }
 
+    /// Whether the disk has `bytes` free.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        rustix::fs::statvfs(&self.dir).map_or(true, |disk| disk.f_bavail.saturating_mul(disk.f_frsize) >= bytes)
+    }
+
     /// [Makes room](Self::make_room), so that a writer does not meet a full disk because of copies.
     pub fn keep_some_free(&self) {
         if let Ok(disk) = rustix::fs::statvfs(&self.dir) {

@@ -75,6 +75,33 @@ pub struct Entry {
     pub modified_secs: i64,
 }
 
+/// The entries of a committed directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Those that are what an entry should be.
+    pub entries: Vec<Entry>,
+    /// The others.
+    pub flawed: Vec<Flawed>,
+}
+
+impl IntoIterator for Listing {
+    type Item = Entry;
+    type IntoIter = std::vec::IntoIter<Entry>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.entries.into_iter()
+    }
+}
+
+/// An entry that the server lists and that cannot be used: without a hash, say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flawed {
+    /// Its name; `None` where there is none.
+    pub name: Option<String>,
+    /// What is wrong with it.
+    pub why: String,
+}
+
 /// A file's content, or a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EntryKind {
@@ -344,7 +371,7 @@ pub trait Workspace: Send + Sync + 'static {
 
     /// The entries of a directory of `commit`, unordered; empty when it is not there (a directory without committed
     /// files does not exist on the server).
-    fn list<'a>(&'a self, commit: &'a CommitId, dir: &'a RepoPath) -> Fut<'a, Vec<Entry>>;
+    fn list<'a>(&'a self, commit: &'a CommitId, dir: &'a RepoPath) -> Fut<'a, Listing>;
 
     /// All staged changes, unordered.
     fn changes(&self) -> Fut<'_, Vec<Change>>;

@@ -316,6 +316,9 @@ impl Fs {
         }
         let source = source.ok_or(FsError::Stale)?;
         self.make_room(size);
+        if !self.cache.has_room(size) {
+            return Err(FsError::NoSpace);
+        }
         let fetched = self.cache.begin()?;
         let length = self.patiently(who, progress, &source.path, || {
             let already = fetched.file.metadata().map_or(0, |file| file.len());

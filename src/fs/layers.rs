@@ -5,11 +5,11 @@ use crate::journal::Change;
 use crate::ledger::{Account, Staged};
 use crate::namespace::{Body, Content, Ino, ROOT, Resolved, Timestamp};
 use crate::path::{Name, RepoPath};
-use crate::workspace::{CommitId, Entry, EntryKind, Object, Revision, Source};
+use crate::workspace::{CommitId, Entry, EntryKind, Flawed, Listing, Object, Revision, Source};
 
 impl Fs {
     /// Takes in the base's entries of a directory, unless the base or the directory moved meanwhile.
-    pub(super) fn absorb(&self, dir: Ino, base: &CommitId, path: &RepoPath, entries: Vec<Entry>) {
+    pub(super) fn absorb(&self, dir: Ino, base: &CommitId, path: &RepoPath, listing: Listing) {
         let absorbed = self.change(|state| {
             let here = state.tree.dir(dir);
             if here.is_none_or(|here| here.listed)
@@ -19,17 +19,22 @@ impl Fs {
                 return Ok(());
             }
             let mut seen = std::collections::HashSet::new();
+            let Listing { entries, mut flawed } = listing;
             for entry in entries {
-                let name = match Name::new(entry.name.as_bytes()) {
-                    Ok(name) if name.storable().is_ok() => name,
-                    _ => {
-                        tracing::warn!(dir = %path, name = ?entry.name, "the server lists a name that cannot be shown");
-                        continue;
-                    }
+                let Some(name) = shown(&entry.name) else {
+                    let why = "the server lists a name that no file can have here".into();
+                    flawed.push(Flawed { name: Some(entry.name), why });
+                    continue;
                 };
-                seen.insert(name.clone());
+                if !seen.insert(name.clone()) {
+                    continue;
+                }
                 state.absorb_entry(dir, name, &entry, &self.options);
             }
+            // What it was before, it may be still.
+            let names = flawed.iter().filter_map(|one| shown(one.name.as_deref()?));
+            seen.extend(names);
+            state.unreadable.note_flawed(dir, path, flawed);
             state.note_vanished(dir, &seen);
             state.drop_vanished(dir, &seen);
             // The first listing is what the kernel waits for.
@@ -45,6 +50,11 @@ impl Fs {
             tracing::error!(?stop, "a listing could not be put on record");
         }
     }
+}
+
+/// A name of the server's that can be shown.
+pub(super) fn shown(name: &str) -> Option<Name> {
+    Name::new(name.as_bytes()).ok().filter(|name| name.storable().is_ok())
 }
 
 impl State {

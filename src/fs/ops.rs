@@ -14,6 +14,7 @@ use crate::journal::Change;
 use crate::ledger::Staged;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
 use crate::path::{Name, RepoPath};
+use crate::workspace::WorkspaceError;
 
 /// The longest symlink target (`PATH_MAX` less its NUL).
 const TARGET_MAX: usize = 4095;
@@ -174,7 +175,14 @@ impl State {
         };
         match dir.children.get(name) {
             Some(ino) => Ok(Some(*ino)),
-            None if dir.listed || dir.hidden.contains(name) => Ok(None),
+            None if dir.listed || dir.hidden.contains(name) => match self.unreadable.why(parent, name) {
+                // It is there, and nobody can tell what it is: nothing may take its place unseen.
+                Some(why) => {
+                    let detail = format!("{}: {why}", String::from_utf8_lossy(name.as_bytes()));
+                    Err(FsError::Remote(WorkspaceError::Protocol { detail, request: None }).into())
+                }
+                None => Ok(None),
+            },
             None => Err(super::Stop::Need(Need::List(parent))),
         }
     }
@@ -1258,7 +1266,7 @@ impl State {
 
     fn check_empty(&self, ino: Ino) -> Op<()> {
         let dir = self.tree.dir(ino).ok_or(FsError::NotDir)?;
-        if !dir.children.is_empty() {
+        if !dir.children.is_empty() || self.unreadable.has_flawed(ino) {
             return Err(FsError::NotEmpty.into());
         }
         if !dir.listed { Err(super::Stop::Need(Need::List(ino))) } else { Ok(()) }

@@ -23,6 +23,9 @@ const GATHERED_BYTES: usize = 1 << 20;
 /// longer than it should be is told soon.
 const GATHERED_WITHIN: Duration = Duration::from_secs(1);
 
+/// How much is read of content of which nobody says how long it is.
+const UNANNOUNCED_BYTES: u64 = 1 << 30;
+
 impl OxenWorkspace {
     /// A whole file's content, as a stream.
     ///
@@ -224,10 +227,15 @@ impl OxenWorkspace {
         let source = Source { revision: Revision::Workspace, path: at.clone() };
         retry(Patience::Several, || async {
             let mut answer = self.open_file(&source).await?;
+            let limit = answer.length().unwrap_or(UNANNOUNCED_BYTES);
             let mut hasher = Hasher::new(self.info.hash_kind);
             let mut size = 0;
             while let Some(bytes) = gather(&mut answer).await? {
                 size += bytes.len() as u64;
+                if size > limit {
+                    let detail = format!("{at} goes on after {limit} bytes");
+                    return Err(WorkspaceError::Protocol { detail, request: Some(answer.id()) });
+                }
                 hasher = blocking(move || {
                     hasher.update(&bytes);
                     hasher

@@ -9,9 +9,9 @@ use futures_util::{StreamExt, TryStreamExt};
 
 use super::OxenWorkspace;
 use super::http::{Request, segment};
-use super::listing::{TreeHash, kind};
+use super::listing::{TreeHash, kind, too_much};
 use super::retry::Patience;
-use super::wire::{self, Commit, WorkspaceInfo};
+use super::wire::{self, Commit, Each, WorkspaceInfo};
 use crate::hash::{ContentHash, HashKind};
 use crate::path::RepoPath;
 use crate::workspace::{
@@ -199,7 +199,8 @@ impl OxenWorkspace {
                 segment(&new.0),
                 wire::PAGE_CHANGES
             );
-            let request = Request::get(self.repo.url(&place), format!("commits {old} and {new}")).patience(LONG);
+            let request = Request::get(self.repo.url(&place), format!("commits {old} and {new}"));
+            let request = request.patience(LONG).answer_bytes(wire::PAGE_BYTES);
             let answer: wire::CompareAnswer = match self.repo.http.json_with(Patience::Several, &request).await {
                 Ok(answer) => answer,
                 Err(
@@ -217,7 +218,10 @@ impl OxenWorkspace {
                 Err(error) => return Err(error),
             };
             let last = answer.compare.entries.is_empty() || page >= answer.total_pages;
-            for found in answer.compare.entries {
+            if differences.len() > wire::MOST_LISTED {
+                return Err(too_much(&format!("commits {old} and {new}")));
+            }
+            for found in answer.compare.entries.into_iter().filter_map(Each::sound) {
                 let Some(path) = wire::normalized(&found.filename).filter(|path| !path.is_root()) else { continue };
                 for (entry, is_new) in [(found.base_entry, false), (found.head_entry, true)] {
                     if let Some(entry) = entry {

@@ -132,6 +132,12 @@ impl Request {
         self
     }
 
+    /// For a request whose answer may be of this length.
+    pub(super) fn answer_bytes(mut self, limit: usize) -> Self {
+        self.limit = limit;
+        self
+    }
+
     /// For a request to which a refusal with this status is an answer, to be read like a success.
     pub(super) fn answered_by(mut self, status: StatusCode) -> Self {
         self.answered_by = Some(status);

@@ -1,15 +1,16 @@
 //! What is committed and what is staged.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
 use std::sync::PoisonError;
 
 use super::OxenWorkspace;
-use super::http::{Request, path, segment};
+use super::http::{Request, TOO_LONG, path, segment};
 use super::marks::is_aside;
 use super::retry::Patience;
-use super::wire::{self, ChangesPage, DirEntry};
+use super::wire::{self, ChangesPage, DirEntry, Each};
 use crate::path::RepoPath;
-use crate::workspace::{Change, ChangeKind, CommitId, Entry, EntryKind, Object, WorkspaceError};
+use crate::workspace::{Change, ChangeKind, CommitId, Entry, EntryKind, Flawed, Listing, Object, WorkspaceError};
 
 /// How often a listing of staged changes is begun anew because they changed between two pages.
 const RESTARTS: u32 = 3;
@@ -59,9 +60,9 @@ impl OxenWorkspace {
         Ok(info.commit)
     }
 
-    pub(super) async fn list_commit(&self, commit: &CommitId, dir: &RepoPath) -> Result<Vec<Entry>, WorkspaceError> {
-        let listed = self.list_with_trees(commit, dir).await?;
-        Ok(listed.into_iter().map(|(entry, _)| entry).collect())
+    pub(super) async fn list_commit(&self, commit: &CommitId, dir: &RepoPath) -> Result<Listing, WorkspaceError> {
+        let (entries, flawed) = self.list_dir(commit, dir).await?;
+        Ok(Listing { entries: entries.into_iter().map(|(entry, _)| entry).collect(), flawed })
     }
 
     /// The same, each directory with the hash of all that is in it.
@@ -70,28 +71,18 @@ impl OxenWorkspace {
         commit: &CommitId,
         dir: &RepoPath,
     ) -> Result<Vec<(Entry, TreeHash)>, WorkspaceError> {
-        let mut entries = Vec::new();
-        for page in 1.. {
-            let request = Request::get(
-                self.repo.url(&format!(
-                    "dir/{}/{}?page={page}&page_size={}",
-                    segment(&commit.0),
-                    path(dir),
-                    wire::PAGE_ENTRIES
-                )),
-                format!("directory {dir} of commit {commit}"),
-            );
-            let Some(answer): Option<wire::DirPage> = self.repo.http.find(&request).await? else {
-                self.check_commit(commit).await?;
-                return Ok(Vec::new());
-            };
-            let last = answer.entries.is_empty() || page >= answer.total_pages;
-            for found in answer.entries {
-                entries.push(entry(found)?);
-            }
-            if last {
-                break;
-            }
+        Ok(self.list_dir(commit, dir).await?.0)
+    }
+
+    async fn list_dir(&self, commit: &CommitId, dir: &RepoPath) -> Result<ListedDir, WorkspaceError> {
+        let listed = in_pages(wire::PAGE_ENTRIES, |page_size| self.list_pages(commit, dir, page_size)).await?;
+        let Some((mut entries, mut flawed)) = listed else {
+            self.check_commit(commit).await?;
+            return Ok(ListedDir::default());
+        };
+        drop_doubles(&mut entries, &mut flawed);
+        for Flawed { name, why } in &flawed {
+            tracing::warn!(%dir, name, why, "an entry of the server's cannot be used");
         }
         let mut files = entries.iter().filter_map(|(entry, _)| match entry.kind {
             EntryKind::File(object) => Some(object.hash),
@@ -100,7 +91,47 @@ impl OxenWorkspace {
         if let Some(hash) = files.next() {
             self.stored.is_committed(hash);
         }
-        Ok(entries)
+        Ok((entries, flawed))
+    }
+
+    /// All pages; `None` where the directory is not there.
+    async fn list_pages(
+        &self,
+        commit: &CommitId,
+        dir: &RepoPath,
+        page_size: u32,
+    ) -> Result<Option<ListedDir>, WorkspaceError> {
+        let (mut entries, mut flawed) = ListedDir::default();
+        let mut begun = BTreeSet::new();
+        let what = format!("directory {dir} of commit {commit}");
+        for page in 1..=wire::MOST_PAGES {
+            let place = format!("dir/{}/{}?page={page}&page_size={page_size}", segment(&commit.0), path(dir));
+            let request = Request::get(self.repo.url(&place), what.as_str()).answer_bytes(wire::PAGE_BYTES);
+            let Some(answer): Option<wire::DirPage> = self.repo.http.find(&request).await? else { return Ok(None) };
+            let last = answer.entries.is_empty() || page >= answer.total_pages;
+            if let Some(Each::Sound(first)) = answer.entries.first()
+                && !begun.insert(first.filename.clone())
+            {
+                let detail = format!("{what} is listed without end: page {page} of {} again", answer.total_pages);
+                return Err(WorkspaceError::Refused { status: TOO_LONG, message: detail, request: None });
+            }
+            for found in answer.entries {
+                match found {
+                    Each::Sound(found) => match entry(&found) {
+                        Ok(sound) => entries.push(sound),
+                        Err(why) => flawed.push(Flawed { name: Some(found.filename), why }),
+                    },
+                    Each::Flawed(one) => flawed.push(one),
+                }
+            }
+            if last {
+                return Ok(Some((entries, flawed)));
+            }
+            if entries.len() + flawed.len() > wire::MOST_LISTED {
+                break;
+            }
+        }
+        Err(too_much(&what))
     }
 
     /// That `commit` exists: a directory is missing in it, or it is missing itself, and the answer is the same 404.
@@ -159,11 +190,18 @@ impl OxenWorkspace {
 
     /// Reads all pages, as long as they are of one moment.
     async fn page_changes(&self) -> Result<Listed, WorkspaceError> {
+        in_pages(wire::PAGE_CHANGES, |page_size| self.changes_in_pages(page_size)).await
+    }
+
+    async fn changes_in_pages(&self, page_size: u32) -> Result<Listed, WorkspaceError> {
         let mut listed = Listed::default();
         let mut totals = None;
         for page in 1.. {
-            let request =
-                Request::get(self.url(&format!("changes?page={page}&page_size={}", wire::PAGE_CHANGES)), self.what());
+            if page > wire::MOST_PAGES || listed.changes.len() > wire::MOST_LISTED {
+                return Err(too_much(&format!("what is staged in {}", self.what())));
+            }
+            let place = format!("changes?page={page}&page_size={page_size}");
+            let request = Request::get(self.url(&place), self.what()).answer_bytes(wire::PAGE_BYTES);
             let answer: wire::ChangesAnswer = self.repo.http.json_with(Patience::Several, &request).await?;
             let staged = answer.staged;
             let lists = [
@@ -219,6 +257,13 @@ impl OxenWorkspace {
 
 fn note(changes: &mut BTreeMap<RepoPath, ChangeKind>, list: ChangesPage, kind: ChangeKind) {
     for entry in list.entries {
+        let entry = match entry {
+            Each::Sound(entry) => entry,
+            Each::Flawed(Flawed { why, .. }) => {
+                tracing::warn!(why, "a staged path is left alone");
+                continue;
+            }
+        };
         match wire::normalized(&entry.filename) {
             Some(path) if !path.is_root() => {
                 changes.insert(path, kind);
@@ -233,22 +278,68 @@ fn left_dirs(dirs: &wire::StagedDirs) -> BTreeSet<RepoPath> {
     left.filter_map(|dir| wire::normalized(&dir.path)).filter(|dir| !dir.is_root()).collect()
 }
 
-fn entry(found: DirEntry) -> Result<(Entry, TreeHash), WorkspaceError> {
-    let kind = kind(&found)?;
-    let modified_secs = found.latest_commit.and_then(|stamp| wire::epoch_secs(&stamp.timestamp)).unwrap_or(0);
-    let tree = if kind == EntryKind::Dir { found.hash } else { String::new() };
-    Ok((Entry { name: found.filename, kind, modified_secs }, TreeHash(tree)))
+/// The entries of a directory, and those that are none.
+type ListedDir = (Vec<(Entry, TreeHash)>, Vec<Flawed>);
+
+/// A list that `list` gets in pages of this size; of a tenth and a hundredth where they are too long.
+async fn in_pages<T, F>(most: u32, list: impl Fn(u32) -> F) -> Result<T, WorkspaceError>
+where
+    F: Future<Output = Result<T, WorkspaceError>>,
+{
+    for page_size in [most, most / 10] {
+        match list(page_size).await {
+            Err(WorkspaceError::Refused { status: TOO_LONG, .. }) => {}
+            listed => return listed,
+        }
+    }
+    list(most / 100).await
+}
+
+/// A server goes on listing.
+pub(super) fn too_much(what: &str) -> WorkspaceError {
+    let detail = format!("{what} has more than {} entries", wire::MOST_LISTED);
+    WorkspaceError::Refused { status: TOO_LONG, message: detail, request: None }
+}
+
+/// Leaves one of the entries that say the same of one name, and none of those that do not.
+fn drop_doubles(entries: &mut Vec<(Entry, TreeHash)>, flawed: &mut Vec<Flawed>) {
+    entries.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
+    // What changes between two pages of an answer may be on both.
+    entries.dedup_by(|(one, _), (other, _)| one == other);
+    let doubled: BTreeSet<String> =
+        entries.windows(2).filter(|two| two[0].0.name == two[1].0.name).map(|two| two[0].0.name.clone()).collect();
+    if doubled.is_empty() {
+        return;
+    }
+    entries.retain(|(entry, _)| !doubled.contains(&entry.name));
+    let why = "the server lists it more than once, with different content";
+    flawed.extend(doubled.into_iter().map(|name| Flawed { name: Some(name), why: why.into() }));
+}
+
+fn entry(found: &DirEntry) -> Result<(Entry, TreeHash), String> {
+    let kind = checked_kind(found)?;
+    let stamp = found.latest_commit.as_ref();
+    let modified_secs = stamp.and_then(|stamp| wire::epoch_secs(&stamp.timestamp)).unwrap_or(0);
+    let tree = if kind == EntryKind::Dir { found.hash.clone() } else { String::new() };
+    Ok((Entry { name: found.filename.clone(), kind, modified_secs }, TreeHash(tree)))
 }
 
 pub(super) fn kind(found: &DirEntry) -> Result<EntryKind, WorkspaceError> {
+    let named = |why| WorkspaceError::Protocol { detail: format!("{}: {why}", found.filename), request: None };
+    checked_kind(found).map_err(named)
+}
+
+fn checked_kind(found: &DirEntry) -> Result<EntryKind, String> {
     if found.is_dir {
         return Ok(EntryKind::Dir);
     }
-    let hash = wire::hash(&found.hash).ok_or_else(|| WorkspaceError::Protocol {
-        detail: format!("{} is listed with {:?} for a hash", found.filename, found.hash),
-        request: None,
-    })?;
-    Ok(EntryKind::File(Object { hash, size: found.size }))
+    let hash =
+        wire::hash(&found.hash).ok_or_else(|| format!("the server lists it with {:?} for a hash", found.hash))?;
+    // No file of any system is longer.
+    match i64::try_from(found.size) {
+        Ok(_) => Ok(EntryKind::File(Object { hash, size: found.size })),
+        Err(_) => Err(format!("the server lists it with {} bytes", found.size)),
+    }
 }
 
 #[cfg(test)]
@@ -256,8 +347,8 @@ mod tests {
     use super::*;
     use crate::hash::{ContentHash, HashKind};
 
-    fn parse(json: &str) -> Result<Entry, WorkspaceError> {
-        entry(serde_json::from_str(json).unwrap()).map(|(entry, _)| entry)
+    fn parse(json: &str) -> Result<Entry, String> {
+        entry(&serde_json::from_str(json).unwrap()).map(|(entry, _)| entry)
     }
 
     #[test]
@@ -274,14 +365,52 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_a_hash_is_an_error_and_no_panic() {
-        assert!(matches!(parse(r#"{"filename":"x","hash":""}"#), Err(WorkspaceError::Protocol { .. })));
+    fn an_entry_that_is_none_costs_itself_alone() {
+        let good = r#"{"filename":"good","hash":"b5e9c1ad071b3e7fc779cfaa5e523818","size":5}"#;
+        for (bad, name) in [
+            (r#"{"filename":"x","hash":""}"#, Some("x")),
+            (r#"{"filename":"x","hash":"b5e9c1ad071b3e7fc779cfaa5e523818","size":9223372036854775808}"#, Some("x")),
+            (r#"{"filename":"x","hash":"b5e9c1ad071b3e7fc779cfaa5e523818","size":-1}"#, Some("x")),
+            (r#"{"filename":"x","hash":"b5e9c1ad071b3e7fc779cfaa5e523818","size":1e300}"#, Some("x")),
+            (r#"{"filename":"x","hash":null}"#, Some("x")),
+            (r#"{"filename":"x","is_dir":"yes"}"#, Some("x")),
+            (r#"{"filename":7,"is_dir":true}"#, None),
+            (r#"{"filename":"\ud800","is_dir":true}"#, None),
+            ("null", None),
+            ("[1]", None),
+        ] {
+            let page: wire::DirPage = serde_json::from_str(&format!(r#"{{"entries":[{bad},{good}]}}"#)).unwrap();
+            let found = page.entries.into_iter().map(|each| match each {
+                Each::Sound(found) => entry(&found).map(|_| ()).map_err(|_| Some(found.filename)),
+                Each::Flawed(flawed) => Err(flawed.name),
+            });
+            let found = found.collect::<Vec<_>>();
+            assert_eq!(found, [Err(name.map(str::to_owned)), Ok(())], "{bad}");
+        }
+        assert!(serde_json::from_str::<wire::DirPage>(r#"{"entries":null}"#).unwrap().entries.is_empty());
+    }
+
+    #[test]
+    fn what_is_listed_twice_is_taken_once_or_not_at_all() {
+        let listed = |name: &str, size| {
+            let object = Object { hash: ContentHash::of(HashKind::Xxh3, b""), size };
+            let entry = Entry { name: name.into(), kind: EntryKind::File(object), modified_secs: 0 };
+            (entry, TreeHash(String::new()))
+        };
+        let mut entries = vec![listed("b", 1), listed("a", 1), listed("c", 1), listed("a", 1), listed("b", 2)];
+        let mut flawed = Vec::new();
+        drop_doubles(&mut entries, &mut flawed);
+        let names: Vec<_> = entries.iter().map(|(entry, _)| entry.name.as_str()).collect();
+        assert_eq!(names, ["a", "c"]);
+        assert_eq!(flawed.iter().map(|one| one.name.as_deref()).collect::<Vec<_>>(), [Some("b")]);
     }
 
     #[test]
     fn staged_paths_that_are_none_are_left_out() {
         let list = ChangesPage {
-            entries: ["a//b", "../c", "", "d"].map(|name| wire::ChangedFile { filename: name.into() }).into(),
+            entries: ["a//b", "../c", "", "d"]
+                .map(|name| Each::Sound(wire::ChangedFile { filename: name.into() }))
+                .into(),
             ..ChangesPage::default()
         };
         let mut changes = BTreeMap::new();

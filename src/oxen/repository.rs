@@ -14,7 +14,7 @@ use super::dialect::{Dialect, Routes};
 use super::http::{Http, Request, path, segment, segments};
 use super::multipart::{Form, PLAIN, quoted};
 use super::retry::{Patience, retry};
-use super::wire::{self, Branch, Commit, WorkspaceInfo};
+use super::wire::{self, Branch, Commit, Each, WorkspaceInfo};
 use super::{Endpoint, OxenWorkspace};
 use crate::hash::HashKind;
 use crate::path::RepoPath;
@@ -552,7 +552,7 @@ impl Repository {
             let Some(dir) = dirs.pop_front() else { break };
             let place = format!("dir/{}/{}?page=1&page_size=20", segment(&commit.0), path(&dir));
             let page: Option<wire::DirPage> = self.http.find(&Request::get(self.url(&place), "")).await?;
-            for entry in page.map(|page| page.entries).unwrap_or_default() {
+            for entry in page.into_iter().flat_map(|page| page.entries).filter_map(Each::sound) {
                 match (entry.is_dir, wire::hash(&entry.hash)) {
                     (false, Some(hash)) => return Ok(Some(hash.kind())),
                     (false, None) => {}

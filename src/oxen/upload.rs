@@ -23,6 +23,11 @@ const PARTS: usize = 2;
 /// of several at once: 4 files of 1 GiB took 0.83 (0.81 to 0.84) of the time with one part each in flight that they took
 /// two files at a time, with two (0.65.2, 3 pairs).
 const PARTS_OF_ALL: usize = 4;
+/// What is taken for parts: as many as a file of 10 TB has in those of released servers. A server that asks for more is
+/// sent the file in one request.
+const MOST_PARTS: u64 = 1 << 20;
+/// And how small they may be, in a file of more than one.
+const LEAST_PART_BYTES: u64 = 64 << 10;
 /// How often one call begins anew: the server may have been restarted, and the last answer may have been lost.
 const ROUNDS: u32 = 3;
 /// How often a part is held back by the server before the caller is told that it is busy.
@@ -80,12 +85,14 @@ impl OxenWorkspace {
                 &sent,
                 Ok(Outcome::Failed(WorkspaceError::Refused { .. })) | Err(WorkspaceError::Server { status: 500, .. })
             );
-            if !spoiled || self.dialect.large != LargeRoute::Chunks {
+            let is_chunked = self.dialect.large == LargeRoute::Chunks;
+            let has_odd_parts = matches!(&sent, Err(WorkspaceError::Unsupported { .. }));
+            if !(has_odd_parts || spoiled && is_chunked) {
                 return sent;
             }
             // An earlier client may have left chunks under this hash that are not its bytes. They cannot be listed or
             // taken away, and are used instead of ours (read): so the file goes by a way that does not look at them.
-            tracing::debug!(path = %put.path, "its chunks on the server are not its own; it is sent in one request");
+            tracing::debug!(path = %put.path, has_odd_parts, "it is sent in one request, and not in pieces");
         }
         self.send_whole(put, progress).await
     }
@@ -140,7 +147,8 @@ impl OxenWorkspace {
         progress: &dyn UploadProgress,
     ) -> Result<u64, WorkspaceError> {
         let mut sent_bytes = 0;
-        let mut resume = resume.filter(|upload| !upload.id.is_empty() && upload.part_bytes > 0);
+        let size = put.object.size;
+        let mut resume = resume.filter(|upload| !upload.id.is_empty() && has_sensible_parts(size, upload.part_bytes));
         for _ in 0..ROUNDS {
             let resumed = resume.is_some();
             let (upload, window) = match resume.take() {
@@ -159,6 +167,9 @@ impl OxenWorkspace {
                             begun.num_parts, begun.part_size, put.object.size, put.path
                         );
                         return Err(WorkspaceError::Protocol { detail, request: None });
+                    }
+                    if !has_sensible_parts(size, begun.part_size) {
+                        return Err(WorkspaceError::Unsupported { what: "take a file in parts of a sensible length" });
                     }
                     let upload = Upload { id: begun.upload_id, part_bytes: begun.part_size, parts: Vec::new() };
                     progress.checkpoint(&upload);
@@ -334,6 +345,11 @@ fn stretch(put: &Put, offset: u64, len: u64) -> Result<(Body, u64), WorkspaceErr
     Ok((Body::new(vec![Segment::File { file, offset, len, item: 0 }]), len))
 }
 
+/// Whether a file of `size` bytes can go in parts of so many: each is counted in memory, and costs a request.
+fn has_sensible_parts(size: u64, part_bytes: u64) -> bool {
+    part_bytes >= size || part_bytes >= LEAST_PART_BYTES && size.div_ceil(part_bytes) <= MOST_PARTS
+}
+
 /// How many stretches of `part_bytes` a file has.
 fn part_count(size: u64, part_bytes: u64) -> Result<u32, WorkspaceError> {
     let count = size.div_ceil(part_bytes.max(1));
@@ -344,6 +360,17 @@ fn part_count(size: u64, part_bytes: u64) -> Result<u32, WorkspaceError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_does_not_make_a_file_any_number_of_parts() {
+        let table =
+            [(30 << 20, 1, false), (30 << 20, 1 << 16, true), (30 << 20, 1 << 60, true), (1 << 40, 10 << 20, true)];
+        for (size, part_bytes, sensible) in
+            table.into_iter().chain([(1 << 50, 1 << 20, false), (5, 5, true), (5, 0, false)])
+        {
+            assert_eq!(has_sensible_parts(size, part_bytes), sensible, "{size} in parts of {part_bytes}");
+        }
+    }
 
     #[test]
     fn files_that_go_in_parts_share_what_may_be_in_flight() {

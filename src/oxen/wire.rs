@@ -6,18 +6,26 @@
 
 use std::collections::HashMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 use crate::config::Secret;
 use crate::hash::ContentHash;
 use crate::path::RepoPath;
-use crate::workspace::CommitId;
+use crate::workspace::{CommitId, Flawed};
 
 /// Entries asked for in one page of a listing: about 10 MB of JSON (tried: 100,000 are honoured; a page costs the
 /// server the whole directory wherever it lies, so few large pages beat many small ones).
 pub(super) const PAGE_ENTRIES: u32 = 10_000;
 /// Staged changes asked for in one page. One page is one moment: a workspace that others change moves between pages.
 pub(super) const PAGE_CHANGES: u32 = 100_000;
+/// The longest page that is taken in. Where one is longer, pages of a tenth as many items are asked for, and of a hundredth.
+pub(super) const PAGE_BYTES: usize = 64 << 20;
+/// Items of one page: twice as many as any page that is asked for has.
+pub(super) const MOST_ITEMS: usize = 200_000;
+/// Pages of one list, and items of all of them: ten times as many files as a directory is made for.
+pub(super) const MOST_PAGES: u64 = 10_000;
+pub(super) const MOST_LISTED: usize = 1_000_000;
 /// Bytes of one JSON list in a request: half of what actix takes (2 MiB, its default).
 pub(super) const LIST_BYTES: usize = 1 << 20;
 /// Paths of one request that removes files. The server reads the whole directory for each (tried: 20 ms a file in one
@@ -82,8 +90,8 @@ pub(super) struct CompareAnswer {
 /// The body of [`CompareAnswer`].
 #[derive(Debug, Deserialize)]
 pub(super) struct Compared {
-    #[serde(default)]
-    pub entries: Vec<ComparedEntry>,
+    #[serde(default, deserialize_with = "each")]
+    pub entries: Vec<Each<ComparedEntry>>,
 }
 
 /// A path at which two commits differ; `filename` is the whole path. An entry is absent on the side that has nothing
@@ -187,11 +195,76 @@ pub(super) struct NewWorkspace<'a> {
     pub branch_name: &'a str,
 }
 
+/// An item of a list, or of what it should be one: one that is none costs itself alone.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Each<T> {
+    Sound(T),
+    Flawed(Flawed),
+}
+
+impl<T> Each<T> {
+    pub(super) fn sound(self) -> Option<T> {
+        match self {
+            Self::Sound(item) => Some(item),
+            Self::Flawed(_) => None,
+        }
+    }
+}
+
+/// A list item by item, of at most [`MOST_ITEMS`].
+fn each<'de, D, T>(list: D) -> Result<Vec<Each<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: serde::de::DeserializeOwned,
+{
+    struct Items<T>(std::marker::PhantomData<T>);
+
+    impl<'de, T: serde::de::DeserializeOwned> serde::de::Visitor<'de> for Items<T> {
+        type Value = Vec<Each<T>>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a list")
+        }
+
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(Vec::new())
+        }
+
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut items = Vec::new();
+            while let Some(raw) = list.next_element::<Box<RawValue>>()? {
+                if items.len() == MOST_ITEMS {
+                    return Err(serde::de::Error::custom(format_args!("a list of more than {MOST_ITEMS} items")));
+                }
+                items.push(
+                    serde_json::from_str(raw.get())
+                        .map_or_else(|error| Each::Flawed(flawed(&raw, &error)), Each::Sound),
+                );
+            }
+            Ok(items)
+        }
+    }
+
+    list.deserialize_any(Items(std::marker::PhantomData))
+}
+
+fn flawed(raw: &RawValue, error: &serde_json::Error) -> Flawed {
+    #[derive(Deserialize)]
+    struct Named {
+        filename: String,
+    }
+    let name = serde_json::from_str::<Named>(raw.get()).ok().map(|named| named.filename);
+    // Without the place in it, which nobody can look at.
+    let why = error.to_string();
+    let why = why.rsplit_once(" at line ").map_or(&*why, |(why, _)| why);
+    Flawed { name, why: format!("the server lists it in a way that is not understood: {why}") }
+}
+
 /// A page of `GET dir/{revision}/{path}`.
 #[derive(Debug, Deserialize)]
 pub(super) struct DirPage {
-    #[serde(default)]
-    pub entries: Vec<DirEntry>,
+    #[serde(default, deserialize_with = "each")]
+    pub entries: Vec<Each<DirEntry>>,
     #[serde(default)]
     pub total_pages: u64,
 }
@@ -261,7 +334,7 @@ pub(super) struct StagedDirs {
 }
 
 /// Directories in any other form are none: no description says what they look like.
-fn known_dirs<'de, D: serde::Deserializer<'de>>(dirs: D) -> Result<StagedDirs, D::Error> {
+fn known_dirs<'de, D: Deserializer<'de>>(dirs: D) -> Result<StagedDirs, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Form {
@@ -285,8 +358,8 @@ pub(super) struct StagedDir {
 /// A page of one of the lists; `filename` is the whole path (tried).
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct ChangesPage {
-    #[serde(default)]
-    pub entries: Vec<ChangedFile>,
+    #[serde(default, deserialize_with = "each")]
+    pub entries: Vec<Each<ChangedFile>>,
     #[serde(default)]
     pub total_pages: u64,
     #[serde(default)]

@@ -297,7 +297,7 @@ async fn ranges_are_clamped_to_the_file(target: &Target) {
 async fn what_is_missing_is_told_apart(target: &Target) {
     let workspace = open(target).await;
     let base = workspace.base().await.expect("the base");
-    assert!(workspace.list(&base, &path("data/none")).await.expect("an empty listing").is_empty());
+    assert!(workspace.list(&base, &path("data/none")).await.expect("an empty listing").entries.is_empty());
     let nowhere = CommitId("0123456789abcdef0123456789abcdef".into());
     for dir in ["", "data"] {
         let refused = workspace.list(&nowhere, &path(dir)).await;
@@ -380,7 +380,7 @@ async fn repositories_and_branches_are_made_and_found(target: &Target) {
     assert!(empty.create(&NewRepository::default()).await.expect("the repository is made").is_empty);
     let workspace = empty.open_workspace("w", "main").await.expect("a workspace");
     let base = workspace.base().await.expect("the base");
-    assert!(workspace.list(&base, &RepoPath::root()).await.expect("a listing").is_empty());
+    assert!(workspace.list(&base, &RepoPath::root()).await.expect("a listing").entries.is_empty());
     bring(&workspace, "first.txt", Some(b"first")).await;
     let committed = commit(&workspace, "first").await;
     assert_eq!(committed.parents, [base]);
@@ -537,7 +537,7 @@ async fn a_file_unstaged_in_a_removed_directory_stays(target: &Target) {
     expected.insert("new/deep/two.txt".into(), b"two".into());
     same(tree(&workspace, &committed.id).await, &expected);
     let root = workspace.list(&committed.id, &RepoPath::root()).await.expect("a listing");
-    assert!(root.iter().all(|entry| entry.name != "gone"), "{root:?}");
+    assert!(root.entries.iter().all(|entry| entry.name != "gone"), "{root:?}");
 }
 
 /// Files of every kind that a server treats in a way of its own, in directories three deep, and committed.
@@ -972,7 +972,7 @@ async fn three_thousand_files_of_one_directory_are_listed(target: &Target) {
     done(workspace.remove(&removed).await.expect("an answer"));
     assert_eq!(changes(&workspace).await.len(), 250);
     let committed = commit(&workspace, "fewer").await;
-    assert_eq!(workspace.list(&committed.id, &path("one")).await.expect("a listing").len(), 2750);
+    assert_eq!(workspace.list(&committed.id, &path("one")).await.expect("a listing").entries.len(), 2750);
 }
 
 async fn known_content_is_staged_without_its_bytes(target: &Target) {

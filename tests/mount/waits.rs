@@ -301,3 +301,155 @@ fn many_readers_of_slow_files_hold_no_other_up() {
     server.disarm();
     test.unmount();
 }
+
+/// What the server says of a directory of branch main, to be altered.
+fn listing(server: &Scripted, test: &TestMount, dir: &str) -> Value {
+    let (status, body) =
+        server.ask("GET", &format!("/api/repos/{}/dir/main/{dir}?page=1&page_size=10000", test.repo), &Value::Null);
+    assert_eq!(status, 200, "{body}");
+    serde_json::from_str(&body).unwrap()
+}
+
+fn answer(body: &Value) -> Value {
+    json!({"status": {"code": 200, "body": body.to_string()}})
+}
+
+/// The most memory that the daemon ever had, in MiB.
+fn peak_mib(test: &TestMount) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", test.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+}
+
+fn bytes_below(dir: &std::path::Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let lengths = entries.map(|entry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => bytes_below(&entry.path()),
+        meta => meta.map_or(0, |meta| meta.len()),
+    });
+    lengths.sum()
+}
+
+#[test]
+fn a_body_without_end_ends_where_the_file_does() {
+    let server = Scripted::new();
+    let files = some(&["file", "other"]);
+    let test = remounted(&server, &files, &[], &[("/file/", json!("endless"))]);
+    let before = bytes_below(&test.state);
+    let (succeeded, text) = Program::start(&test, "cat file").ended_within(SOON);
+    assert!(!succeeded && text.contains("Input/output error"), "{text}");
+    assert!(bytes_below(&test.state) < before + (1 << 20));
+    let status = test.status();
+    let why = status["unreadable"][0]["reason"].as_str().unwrap();
+    assert!(why.contains("file has more than the 5000 bytes that it is listed with"), "{status:#}");
+    server.disarm();
+    assert_reads(&test, &files);
+    test.unmount();
+}
+
+#[test]
+fn a_bad_entry_costs_itself_and_not_its_directory() {
+    let server = Scripted::new();
+    let files = some(&["good", "short", "dir/good"]);
+    let test = remounted(&server, &files, &[], &[]);
+    test.unmount();
+    test.forget();
+    let mut root = listing(&server, &test, "");
+    let entries = root["entries"].as_array_mut().unwrap();
+    let good = entries.iter().find(|entry| entry["filename"] == "good").unwrap().clone();
+    let hash = good["hash"].clone();
+    for entry in entries.iter_mut().filter(|entry| entry["filename"] == "short") {
+        entry["size"] = json!(4000);
+    }
+    let long = "x".repeat(300);
+    for (name, hash, size) in [
+        ("no-hash", json!(""), json!(5)),
+        ("null-hash", Value::Null, json!(5)),
+        ("long-hash", json!("f".repeat(99)), json!(5)),
+        ("negative", hash.clone(), json!(-1)),
+        ("huge", hash.clone(), json!(u64::MAX)),
+        ("doubled", hash.clone(), json!(5)),
+        ("doubled", hash.clone(), json!(6)),
+        ("good", hash.clone(), good["size"].clone()),
+        ("a/b", hash.clone(), json!(5)),
+        ("..", hash.clone(), json!(5)),
+        (&long, hash.clone(), json!(5)),
+    ] {
+        let mut entry = good.clone();
+        (entry["filename"], entry["hash"], entry["size"]) = (json!(name), hash, size);
+        entries.push(entry);
+    }
+    entries.extend([json!(7), Value::Null, json!({"filename": 7}), json!({"filename": "is-dir", "is_dir": "yes"})]);
+    // The commit is asked for by its id; only the root is altered.
+    server.arm("GET", "/?page=", None, answer(&root));
+    test.mount(&[]).ok();
+    let mut names: Vec<_> =
+        fs::read_dir(&test.dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["dir", "good", "short"]);
+    let good: Files = files.iter().filter(|(path, _)| path != "short").cloned().collect();
+    assert_reads(&test, &good);
+    assert!(fs::read(test.at("short")).is_err());
+    for name in ["no-hash", "null-hash", "long-hash", "negative", "huge", "doubled", "is-dir"] {
+        let read = fs::read(test.at(name)).unwrap_err();
+        let written = fs::write(test.at(name), "mine").unwrap_err();
+        assert_eq!([read.raw_os_error(), written.raw_os_error()], [Some(5); 2], "{name}");
+    }
+    let status = test.status();
+    let text = status["unreadable"].to_string();
+    for name in ["no-hash", "null-hash", "long-hash", "negative", "huge", "doubled", "is-dir", "a/b", "..", &long] {
+        assert!(text.contains(&format!("\"path\":\"{name}\"")), "{name}: {status:#}");
+    }
+    fs::write(test.at("new"), "new").unwrap();
+    test.sync();
+    server.disarm();
+    test.unmount();
+}
+
+#[test]
+fn listings_without_end_are_errors_and_take_little_memory() {
+    let server = Scripted::new();
+    let files = some(&["pages/x", "bytes/x", "good/x"]);
+    let test = remounted(&server, &files, &[], &[]);
+    test.unmount();
+    test.forget();
+    let mut pages = listing(&server, &test, "pages");
+    pages["total_pages"] = json!(1_u64 << 63);
+    server.arm("GET", "/pages?page=", None, answer(&pages));
+    server.arm("GET", "/bytes?page=", None, json!("endless"));
+    test.mount(&[]).ok();
+    for (dir, why) in [("pages", "is listed without end"), ("bytes", "longer than 67108864 bytes")] {
+        let (succeeded, text) = Program::start(&test, &format!("ls {dir}")).ended_within(SOON);
+        assert!(!succeeded && text.contains("Input/output error"), "{text}");
+        let status = test.status();
+        let found = status["unreadable"].as_array().unwrap().iter().find(|one| one["path"] == dir);
+        assert!(found.is_some_and(|one| one["reason"].as_str().unwrap().contains(why)), "{status:#}");
+    }
+    assert!(peak_mib(&test) < 400, "{} MiB", peak_mib(&test));
+    assert_eq!(fs::read(test.at("good/x")).unwrap(), files[2].1);
+    server.disarm();
+    assert_reads(&test, &files);
+    test.unmount();
+}
+
+#[test]
+fn a_server_does_not_make_of_a_file_any_number_of_parts() {
+    let server = Scripted::new();
+    let test = TestMount::through(&server.url());
+    let size = 30 << 20;
+    let begun = |part_size: u64, num_parts: u64| {
+        answer(&json!({
+            "status": "success", "file": "awaiting_parts", "upload_id": "u",
+            "part_size": part_size, "num_parts": num_parts, "part_window": u64::MAX,
+        }))
+    };
+    for (name, part_size, num_parts) in [("bytes", 1, size), ("one", 1 << 60, 1)] {
+        server.arm("POST", "/versions/uploads", Some(1), begun(part_size, num_parts));
+        fs::write(test.at(name), noise(part_size, size as usize)).unwrap();
+        test.sync();
+    }
+    assert!(peak_mib(&test) < 200, "{} MiB", peak_mib(&test));
+    let expected = crate::mounted::local_tree(&test.dir);
+    test.unmount_commit();
+    crate::http::assert_same(&server.committed(&test.repo), &expected);
+}

@@ -256,7 +256,7 @@ async fn contents_that_the_server_lacks_are_named(target: &Target) {
     let workspace = open(target).await;
     // What a commit holds is known from a listing.
     let base = workspace.base().await.expect("the base");
-    assert!(!workspace.list(&base, &path("data")).await.expect("a listing").is_empty());
+    assert!(!workspace.list(&base, &path("data")).await.expect("a listing").entries.is_empty());
     bring(&workspace, "staged.txt", Some(b"staged")).await;
     let hash = |content: &[u8]| ContentHash::of(workspace.info().hash_kind, content);
     let (there, staged, not_there) = (hash(b"alpha\n"), hash(b"staged"), hash(b"nobody sent this"));
@@ -310,7 +310,7 @@ async fn content_that_was_pruned_is_named_and_sent_again(target: &Target) {
 async fn a_server_that_cannot_tell_what_it_has_is_known(target: &Target) {
     let workspace = open(target).await;
     let base = workspace.base().await.expect("the base");
-    assert!(!workspace.list(&base, &path("data")).await.expect("a listing").is_empty());
+    assert!(!workspace.list(&base, &path("data")).await.expect("a listing").entries.is_empty());
     arm(target, Fault::new("GET", "/metadata", status(404, None, None)));
     let hash = |content: &[u8]| ContentHash::of(workspace.info().hash_kind, content);
     assert_eq!(workspace.missing(&[hash(b"alpha\n"), hash(b"x")]).await.expect("an answer"), None);
