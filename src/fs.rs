@@ -331,6 +331,8 @@ struct State {
     /// The highest number of a spool file that the record names, or named before a later frame: what it stood for must
     /// not become another file's bytes, in a record of which the end is lost.
     last_spool: SpoolId,
+    /// Known while the record is replayed.
+    left_behind: belief::LeftBehind,
     /// Changes made and not yet appended.
     frame: Vec<Change>,
     /// What others changed, for the kernel.

@@ -707,6 +707,22 @@ impl Cache {
         self.announce(hash, Place { path: spool.path(id), spool: Some(id), size })
     }
 
+    /// Takes over a spool file that an earlier daemon left, and that has this content unless something became of it since:
+    /// it is checked before its first use. Whether it went; what is here already needs no other.
+    pub fn take_unchecked(&self, spool: &Spool, id: SpoolId, hash: ContentHash) -> bool {
+        let (from, to) = (spool.path(id), self.path(hash));
+        let Ok(found) = fs::symlink_metadata(&from) else { return false };
+        if to.exists() || !found.is_file() {
+            return false;
+        }
+        let took = with_parent(&to, |parent| self.make_shard(parent), || self.disk.rename(&from, &to));
+        if took.is_ok() {
+            self.note(hash, counted_of(&found));
+            self.note_staged(hash);
+        }
+        took.is_ok()
+    }
+
     /// What counts for the limit of a named file of this length: holes do not.
     fn counted(&self, hash: ContentHash, size: u64) -> u64 {
         // A look at each small one would cost more than its holes.

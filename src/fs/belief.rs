@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 
 use super::State;
+use crate::hash::ContentHash;
 use crate::journal::{Change, Seen};
-use crate::namespace::{Attrs, Body, BodyRecord, Content, Ino, ROOT, SpoolId};
+use crate::namespace::{Attrs, Body, BodyRecord, Content, Ino, InodeRecord, ROOT, SpoolId};
 use crate::workspace::Object;
 
 /// The last number that an inode or a spool file may have: counting on from there never ends.
@@ -16,6 +17,34 @@ const LONGEST_FILE: u64 = i64::MAX as u64;
 const LONGEST_TARGET: usize = 4096;
 const LONGEST_ATTRIBUTE: (usize, usize) = (255, 65536);
 
+/// Spool files of an earlier daemon whose content the server had confirmed, and that it had not moved to the cache when it
+/// was killed.
+#[derive(Default)]
+pub(super) struct LeftBehind {
+    /// The spool's files, in order.
+    there: Vec<SpoolId>,
+    confirmed: HashMap<SpoolId, ContentHash>,
+}
+
+impl LeftBehind {
+    /// Of these files of the spool, which are to be told as the record is replayed.
+    pub fn among(mut there: Vec<SpoolId>) -> Self {
+        there.sort_unstable();
+        Self { there, confirmed: HashMap::new() }
+    }
+
+    fn note(&mut self, spool: SpoolId, hash: ContentHash) {
+        if self.there.binary_search(&spool).is_ok() {
+            self.confirmed.insert(spool, hash);
+        }
+    }
+
+    /// What is in a file, if it is one of them.
+    pub fn content_of(&self, spool: SpoolId) -> Option<ContentHash> {
+        self.confirmed.get(&spool).copied()
+    }
+}
+
 impl State {
     /// Replays a change, if it can have happened.
     ///
@@ -23,10 +52,17 @@ impl State {
     /// Why not, in words.
     pub(super) fn believe(&mut self, seen: Seen, change: &Change) -> Result<(), String> {
         self.check(seen, change)?;
-        if let Change::Inode { record, .. } = change
-            && let BodyRecord::Spool(spool) = record.body
-        {
-            self.last_spool = self.last_spool.max(spool);
+        match change {
+            Change::Inode { record: InodeRecord { body: BodyRecord::Spool(spool), .. }, .. } => {
+                self.last_spool = self.last_spool.max(*spool);
+            }
+            Change::Inode { ino, record: InodeRecord { body: BodyRecord::Remote { object, .. }, .. } } => {
+                if let Some((Content::Local { spool, .. }, _)) = self.content(*ino) {
+                    let spool = *spool;
+                    self.left_behind.note(spool, object.hash);
+                }
+            }
+            _ => {}
         }
         self.replay(change);
         Ok(())

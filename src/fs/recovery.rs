@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use super::belief::LeftBehind;
 use super::fetching::Flights;
 use super::lost::LostFound;
 use super::queue::Parked;
@@ -89,6 +90,7 @@ impl Fs {
         // Before anything is touched.
         refuse_odd(&place)?;
         let mut state = State::empty(empty_tree(root_path, &options));
+        state.left_behind = LeftBehind::among(there(&place.spool).map_err(io(&place.spool))?);
         let opened =
             Journal::open_marked(disk, &place.journal, &place.mark, &mut |seen, change| state.believe(seen, &change));
         let journal = opened.map_err(|error| state.with_owed(error, &place))?;
@@ -100,7 +102,11 @@ impl Fs {
         let keep = state.recover(&spool);
         // What was dropped is, once and for all.
         journal.append(&std::mem::take(&mut state.frame));
-        let strays = spool.strays(&keep).map_err(io(&spool_dir))?;
+        let mut strays = spool.strays(&keep).map_err(io(&spool_dir))?;
+        // The server may have lost it since, as long as it is not committed.
+        let left_behind = std::mem::take(&mut state.left_behind);
+        strays.retain(|id| !left_behind.content_of(*id).is_some_and(|hash| cache.take_unchecked(&spool, *id, hash)));
+        drop(left_behind);
         let lost = LostFound::new(disk, dir);
         // What a repair gave a second name in lost+found, and the names that an earlier mount showed it by.
         let (mut named, strays) = lost.partition(&spool, strays).map_err(io(dir))?;
@@ -413,6 +419,11 @@ impl Place {
     }
 }
 
+/// The files of a spool, if there is one yet.
+fn there(spool: &Path) -> std::io::Result<Vec<SpoolId>> {
+    if spool.is_dir() { ids_in(spool) } else { Ok(Vec::new()) }
+}
+
 /// Refuses a directory in which something lies that is not ours, or of which the record is gone.
 fn refuse_odd(place: &Place) -> Result<(), JournalError> {
     let io = |source| JournalError::Io { path: place.spool.clone(), source };
@@ -558,6 +569,7 @@ impl State {
             next_generation: 0,
             doubts: 0,
             last_spool: SpoolId(0),
+            left_behind: LeftBehind::default(),
             frame: Vec::new(),
             stale: Vec::new(),
             pinned: HashMap::new(),

@@ -973,6 +973,34 @@ fn what_others_changed_meanwhile_is_not_taken_for_what_a_file_was_given_back() {
     });
 }
 
+/// The bytes had not come into the cache when the daemon was killed, and the server forgets what is staged.
+#[test]
+fn what_was_confirmed_just_before_a_kill_outlives_a_prune_of_the_server() {
+    let runtime = crate::world::runtime(2);
+    for by_hash in [ByHash::Never, ByHash::Batch, ByHash::Single] {
+        runtime.block_on(async {
+            let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(by_hash)));
+            let fs = listed(&Disk::default(), dir.path(), &memory).await;
+            let text = b"confirmed, and in the spool".as_slice();
+            new_file(&fs, "file", 0, text);
+            let delay = Duration::from_millis(1);
+            let stager = Stager::new(fs.clone(), Arc::default(), Delays { first: delay, last: delay });
+            let stager = tokio::spawn(stager.run());
+            let settled = async { fs.barrier().unwrap().settled().await.unwrap() };
+            assert_eq!(crate::world::in_time("staging", settled).await.files_failed, 0);
+            // Killed before the housekeeping of that second.
+            stager.abort();
+            let _ = stager.await;
+            drop(fs);
+            memory.prune();
+            let fs = listed(&Disk::default(), dir.path(), &memory).await;
+            let name = Name::new(b"file").unwrap();
+            let ino = fs.lookup(ROOT, &name).unwrap().ino;
+            crate::world::in_time("the bytes", fs.satisfy(Need::Fetch(ino))).await.unwrap();
+        });
+    }
+}
+
 /// A filesystem whose stager takes 16 ms for long, with one new file.
 async fn refused_by(fault: impl FnMut(&'static str) -> Fault + Send + 'static) -> Refused {
     let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));

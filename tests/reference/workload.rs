@@ -191,11 +191,12 @@ fn of(seed: u64, manner: Manner, length: usize) -> Workload {
     Workload { seed, by_hash, past: random.bool(), manner, ops }
 }
 
-/// What others, the server or the way to it do. Content is not pruned: a daemon that is killed just when a confirmation is
-/// on record has not put the bytes into the cache yet.
+/// What others, the server or the way to it do.
 fn unlucky(random: &mut fastrand::Rng) -> Op {
     let dir = random.choice(["dir", "dir/dir", "dir/a", "x", "base"]).unwrap();
-    match random.u8(0..8) {
+    match random.u8(0..10) {
+        8 => Op::Vanish(Vanish::Pruned),
+        9 => Op::CommitAmiss(Amiss::Pruned),
         0..=1 => Op::Vanish(Vanish::Deleted),
         2 => Op::Vanish(Vanish::Emptied),
         3 => Op::CommitAmiss(Amiss::Lost),
