@@ -166,6 +166,18 @@ fn connect_within(known: &Known, patience: Duration) -> Result<Option<UnixStream
     }
 }
 
+/// How a mount's daemon is; `None` when none runs, also when it ends just now: a command may follow right after a kill.
+///
+/// # Errors
+/// When one runs and does not answer.
+pub fn running_by(known: &Known, deadline: Deadline) -> Result<Option<Status>, Failure> {
+    let Some(stream) = connect_by(known, deadline)? else { return Ok(None) };
+    status_by(known, stream, deadline).map(Some).or_else(|failure| match connect_by(known, deadline) {
+        Ok(None) => Ok(None),
+        _ => Err(failure),
+    })
+}
+
 /// Asks a daemon how it is.
 ///
 /// # Errors

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::args::UnmountArgs;
 use super::failure::{Doing, Failure, OWED, quoted};
-use super::find::{self, Finder, mount_command, owed, status_by};
+use super::find::{self, Finder, mount_command, owed};
 use super::follow::{Deadline, End, follow};
 use super::output::{changes_are, count, note};
 use super::seams;
@@ -23,8 +23,8 @@ pub fn unmount(args: UnmountArgs, finder: &Finder, environment: &Environment) ->
     let mut running = Vec::new();
     let mut stopped = Vec::new();
     for known in finder.at(&dir) {
-        match find::connect_by(known, deadline).doing(|| &what)? {
-            Some(stream) => running.push((known, status_by(known, stream, deadline).doing(|| &what)?)),
+        match find::running_by(known, deadline).doing(|| &what)? {
+            Some(status) => running.push((known, status)),
             None => stopped.push(known),
         }
     }

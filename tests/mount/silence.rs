@@ -113,7 +113,8 @@ fn commands_on_a_stopped_daemon_name_the_way_out_which_loses_nothing() {
             }
             // Changes are owed, it says.
             Some(unmount) if unmount.starts_with("unmount ") => {
-                assert_eq!(test.oxenfs(unmount.split(' ')).exit, 3, "{command}");
+                let said = test.oxenfs(unmount.split(' '));
+                assert_eq!(said.exit, 3, "{command}: {said:?}");
                 assert!(!test.is_mounted());
             }
             Some(mount) => drop(test.oxenfs(mount.split(' ')).ok()),
