@@ -178,7 +178,8 @@ fn ctrl_c_ends_a_reader_and_what_only_that_wanted() {
     let server = Scripted::new();
     let files = some(&["file"]);
     let test = remounted(&server, &files, &[], &[("/file/", hang())]);
-    let reader = Program::waiting(&test, "cat file");
+    // A shell that started the tests in the background has them ignore it.
+    let reader = Program::waiting(&test, "env --default-signal=INT cat file");
     let pid = rustix::process::Pid::from_child(&reader.0);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     let (succeeded, _) = reader.ended_within(SOON);
