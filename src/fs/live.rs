@@ -69,14 +69,20 @@ impl Drop for Loan {
     }
 }
 
-/// What tells that a file was changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What tells that a file was changed: two are equal when it was not.
+#[derive(Debug, Clone, Copy)]
 struct Seen {
     size: u64,
     mtime: Timestamp,
     ctime: Timestamp,
-    /// What it takes of the disk, in bytes.
+    /// What it takes of the disk, in bytes. It changes without a change of the file, as the filesystem writes it back.
     room: u64,
+}
+
+impl PartialEq for Seen {
+    fn eq(&self, other: &Self) -> bool {
+        (self.size, self.mtime, self.ctime) == (other.size, other.mtime, other.ctime)
+    }
 }
 
 impl Seen {
@@ -222,6 +228,10 @@ impl State {
         }
         let Ok(found) = Seen::of(&live.file) else { return };
         if found == live.seen {
+            if found.room != live.seen.room {
+                live.seen = found;
+                self.resized(ino, found.size, fs);
+            }
             return;
         }
         let before = std::mem::replace(&mut live.seen, found);
