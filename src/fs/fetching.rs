@@ -22,7 +22,7 @@ use crate::namespace::{Content, Ino};
 use crate::path::RepoPath;
 use crate::spool::{self, Found};
 use crate::workspace::progress::Progress;
-use crate::workspace::{Source, WorkspaceError};
+use crate::workspace::{EntryKind, Source, WorkspaceError};
 
 /// The longest pause before a server that did not answer is asked again; the first is a tenth of it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -179,7 +179,7 @@ impl Fs {
 
     /// A file's remote content as a local file, downloaded if need be. `None` when its bytes are in the spool.
     pub(super) async fn fetch(&self, ino: Ino, checked: bool) -> Result<Option<(ContentHash, Arc<File>)>, FsError> {
-        let (mut tried, mut waited) = (None, false);
+        let (mut tried, mut waited, mut listed) = (None, false, false);
         loop {
             let (hash, size, source) = {
                 let state = self.lock();
@@ -193,6 +193,7 @@ impl Fs {
                 true => self.checked(hash, || self.download(hash, size, source.clone(), Who::Program)).await,
                 false => self.download(hash, size, source.clone(), Who::Program).await,
             };
+            let is_other = matches!(&fetched, Err(FsError::Remote(WorkspaceError::Protocol { .. })));
             let is_elsewhere = matches!(
                 &fetched,
                 Err(FsError::Remote(
@@ -202,6 +203,8 @@ impl Fs {
             match fetched {
                 // What was renamed here is staged under its new name meanwhile, and gone from the old one.
                 Err(_) if is_elsewhere && tried.as_ref() != Some(&source) => tried = Some(source),
+                // It was listed with another length, or hash, than it has.
+                Err(_) if is_other && !listed && self.is_listed_otherwise(ino, hash).await => listed = true,
                 Err(_) if is_elsewhere && !waited && self.is_staged_again(ino).await => (tried, waited) = (None, true),
                 fetched => {
                     let path = self.lock().tree.paths_of(ino).next();
@@ -210,6 +213,30 @@ impl Fs {
                 }
             }
         }
+    }
+
+    /// The server's answers contradict each other: asks again how long the content is that a file is listed with. Whether
+    /// that is another length than before; it is the file's from now on.
+    async fn is_listed_otherwise(&self, ino: Ino, hash: ContentHash) -> bool {
+        let (base, path) = {
+            let state = self.lock();
+            let Some(Source { path, .. }) = state.source(ino) else { return false };
+            (state.base.clone(), path)
+        };
+        let Some(dir) = path.parent() else { return false };
+        let listing = match self.workspace.list(&base, &dir).await {
+            Ok(listing) => listing,
+            Err(error) => {
+                tracing::debug!(%path, %error, "its length cannot be asked for again");
+                return false;
+            }
+        };
+        let mut objects = listing.entries.into_iter().filter_map(|entry| match entry.kind {
+            EntryKind::File(object) if entry.name == path.file_name() => Some(object),
+            _ => None,
+        });
+        let Some(now) = objects.find(|object| object.hash == hash) else { return false };
+        self.change(|state| Ok(state.correct_size(ino, now))).unwrap_or(false)
     }
 
     /// What was staged may have gone with the workspace. Then it is staged again, which this waits for; whether it was. What

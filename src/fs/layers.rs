@@ -104,6 +104,22 @@ impl State {
         self.tree.link(dir, name, ino);
     }
 
+    /// The content that a file has at the server is of another length than it was listed with. Whether it is the file's
+    /// still, and was not known to be so long.
+    pub(super) fn correct_size(&mut self, ino: Ino, object: Object) -> bool {
+        let Some((Content::Remote { hash, origin }, size)) = self.content(ino) else { return false };
+        if *hash != object.hash || size == object.size {
+            return false;
+        }
+        let content = Content::Remote { hash: *hash, origin: origin.clone() };
+        self.set_content(ino, content, object.size);
+        self.stale.push(Stale::Content(ino));
+        if self.tree.get(ino).is_some_and(|inode| inode.recorded) {
+            self.record(ino);
+        }
+        true
+    }
+
     /// Takes away what an earlier base had and this one has not, where nothing was changed here.
     fn drop_vanished(&mut self, dir: Ino, seen: &std::collections::HashSet<Name>) {
         let Some(here) = self.tree.dir(dir) else { return };

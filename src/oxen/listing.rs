@@ -9,6 +9,7 @@ use super::http::{Request, TOO_LONG, path, segment};
 use super::marks::is_aside;
 use super::retry::Patience;
 use super::wire::{self, ChangesPage, DirEntry, Each};
+use crate::hash::ContentHash;
 use crate::path::RepoPath;
 use crate::workspace::{Change, ChangeKind, CommitId, Entry, EntryKind, Flawed, Listing, Object, WorkspaceError};
 
@@ -335,8 +336,12 @@ fn checked_kind(found: &DirEntry) -> Result<EntryKind, String> {
     }
     let hash =
         wire::hash(&found.hash).ok_or_else(|| format!("the server lists it with {:?} for a hash", found.hash))?;
-    // No file of any system is longer.
+    // No file of any system is longer, and content has the length that its hash is of: nobody would ask for the bytes of
+    // an empty file, and so find that it is none.
     match i64::try_from(found.size) {
+        Ok(0) if hash != ContentHash::of(hash.kind(), b"") => {
+            Err("the server lists it with no bytes, and with the hash of some".into())
+        }
         Ok(_) => Ok(EntryKind::File(Object { hash, size: found.size })),
         Err(_) => Err(format!("the server lists it with {} bytes", found.size)),
     }
@@ -345,7 +350,7 @@ fn checked_kind(found: &DirEntry) -> Result<EntryKind, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hash::{ContentHash, HashKind};
+    use crate::hash::HashKind;
 
     fn parse(json: &str) -> Result<Entry, String> {
         entry(&serde_json::from_str(json).unwrap()).map(|(entry, _)| entry)
@@ -372,6 +377,7 @@ mod tests {
             (r#"{"filename":"x","hash":"b5e9c1ad071b3e7fc779cfaa5e523818","size":9223372036854775808}"#, Some("x")),
             (r#"{"filename":"x","hash":"b5e9c1ad071b3e7fc779cfaa5e523818","size":-1}"#, Some("x")),
             (r#"{"filename":"x","hash":"b5e9c1ad071b3e7fc779cfaa5e523818","size":1e300}"#, Some("x")),
+            (r#"{"filename":"x","hash":"b5e9c1ad071b3e7fc779cfaa5e523818","size":0}"#, Some("x")),
             (r#"{"filename":"x","hash":null}"#, Some("x")),
             (r#"{"filename":"x","is_dir":"yes"}"#, Some("x")),
             (r#"{"filename":7,"is_dir":true}"#, None),

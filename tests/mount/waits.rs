@@ -372,6 +372,7 @@ fn a_bad_entry_costs_itself_and_not_its_directory() {
         ("long-hash", json!("f".repeat(99)), json!(5)),
         ("negative", hash.clone(), json!(-1)),
         ("huge", hash.clone(), json!(u64::MAX)),
+        ("empty", hash.clone(), json!(0)),
         ("doubled", hash.clone(), json!(5)),
         ("doubled", hash.clone(), json!(6)),
         ("good", hash.clone(), good["size"].clone()),
@@ -394,19 +395,24 @@ fn a_bad_entry_costs_itself_and_not_its_directory() {
     let good: Files = files.iter().filter(|(path, _)| path != "short").cloned().collect();
     assert_reads(&test, &good);
     assert!(fs::read(test.at("short")).is_err());
-    for name in ["no-hash", "null-hash", "long-hash", "negative", "huge", "doubled", "is-dir"] {
+    for name in ["no-hash", "null-hash", "long-hash", "negative", "huge", "empty", "doubled", "is-dir"] {
         let read = fs::read(test.at(name)).unwrap_err();
         let written = fs::write(test.at(name), "mine").unwrap_err();
         assert_eq!([read.raw_os_error(), written.raw_os_error()], [Some(5); 2], "{name}");
     }
     let status = test.status();
     let text = status["unreadable"].to_string();
-    for name in ["no-hash", "null-hash", "long-hash", "negative", "huge", "doubled", "is-dir", "a/b", "..", &long] {
+    for name in
+        ["no-hash", "null-hash", "long-hash", "negative", "huge", "empty", "doubled", "is-dir", "a/b", "..", &long]
+    {
         assert!(text.contains(&format!("\"path\":\"{name}\"")), "{name}: {status:#}");
     }
     fs::write(test.at("new"), "new").unwrap();
     test.sync();
     server.disarm();
+    // What was listed too short is as long as it is.
+    assert_reads(&test, &files);
+    assert_eq!(fs::metadata(test.at("short")).unwrap().len(), 5000);
     test.unmount();
 }
 
