@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 
 use victim::Victim;
 
-/// As many at a time: they mostly wait.
+/// As many at a time, if none of them waits for minutes; else more.
 const AT_ONCE: u64 = 4;
+const WAITING_AT_ONCE: u64 = 10;
 
 /// What an attack cost, at most.
 #[derive(Debug, Default, Clone)]
@@ -78,7 +79,7 @@ fn a_hostile_server_and_hostile_neighbours_get_nothing_through() {
     let (worst, through) = (Mutex::new(Worst::default()), Mutex::new(Vec::new()));
     let kinds = Mutex::new(BTreeMap::<String, u64>::new());
     std::thread::scope(|scope| {
-        for worker in 0..AT_ONCE {
+        for worker in 0..if is_quick() { AT_ONCE } else { WAITING_AT_ONCE } {
             let (next, worst, through, kinds) = (&next, &worst, &through, &kinds);
             scope.spawn(move || {
                 let honest = server::Honest::start(worker);

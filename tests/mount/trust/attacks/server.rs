@@ -81,10 +81,13 @@ pub fn attack(victim: &Victim, rng: &mut fastrand::Rng, number: u64, honest: &st
     let mnt = victim.mnt.to_str().unwrap().to_owned();
     let work = format!("attack-{number}");
     let url = liar.url();
+    // Some twenty files and directories are read one after the other, and each may wait for so long.
+    let patience = ["--read-timeout", "3"];
     let mount = ["mount", REPO, &mnt, "--server", &url, "--workspace", &work, "--settle", "0.1"];
+    let mount = [&mount[..], &patience].concat();
     liar.lie(from == 0);
     // A mount waits a quarter of a minute for each answer, and asks some.
-    let said = victim.run(&mut victim.oxenfs(mount), secs(90));
+    let said = victim.run(&mut victim.oxenfs(&mount), secs(90));
     let mut acknowledged = BTreeMap::new();
     if said.exit == Some(0) {
         liar.lie(from <= 1);
