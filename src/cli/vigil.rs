@@ -69,6 +69,8 @@ pub struct Vigil {
     mountpoint: PathBuf,
     again: String,
     pid: u32,
+    /// Whether it has the state directory: what another process does there is no work.
+    is_daemon: bool,
     heard: Instant,
     looked: Instant,
     before: Option<Process>,
@@ -81,7 +83,10 @@ pub struct Vigil {
 impl Vigil {
     /// Over the daemon of a mount, from now on.
     pub fn over(known: &Known, stream: &UnixStream) -> Self {
-        Self::new(&known.path, &known.meta.identity.mountpoint, peer(stream).or(known.holder()), mount_command(known))
+        let holder = known.holder();
+        let pid = peer(stream).or(holder);
+        let vigil = Self::new(&known.path, &known.meta.identity.mountpoint, pid, mount_command(known));
+        Self { is_daemon: holder.is_some(), ..vigil }
     }
 
     /// Over the daemon that has a state directory, from now on; `again` mounts it again.
@@ -92,6 +97,7 @@ impl Vigil {
             mountpoint: mountpoint.to_owned(),
             again,
             pid: pid.unwrap_or(0),
+            is_daemon: pid.is_some(),
             heard: now,
             looked: now,
             before: None,
@@ -121,7 +127,8 @@ impl Vigil {
             Some(b't') => return Err(self.failure(Silence::Traced)),
             _ => {}
         }
-        if process.is_some_and(|now| now.waits_for_disk || self.before.is_some_and(|before| now.ticks > before.ticks)) {
+        let works = |now: Process| now.waits_for_disk || self.before.is_some_and(|before| now.ticks > before.ticks);
+        if self.is_daemon && process.is_some_and(works) {
             self.worked = Instant::now();
         }
         self.before = process;

@@ -1,10 +1,12 @@
 //! Daemons that say nothing: those that work are waited for, those that hang are not.
 
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use oxenfs::control::{Event, Request};
 
-use crate::daemon::{Daemon, Hanging, Then};
+use crate::daemon::{Daemon, Hanging, Then, stopped};
 use crate::{User, said, text};
 
 #[test]
@@ -65,4 +67,21 @@ fn a_daemon_that_hangs_is_given_up_in_seconds_with_the_way_out() {
         });
     });
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_process_that_has_not_the_state_directory_is_no_daemon_however_much_it_works() {
+    let user = User::new();
+    let dir = user.dir("mnt");
+    let state = stopped(&user.state(), &dir);
+    let _listener = UnixListener::bind(state.join("control.sock")).unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| while !over.load(Ordering::Relaxed) {});
+        let begun = Instant::now();
+        let said = user.run(["diff", text(&dir)]);
+        over.store(true, Ordering::Relaxed);
+        assert!(said.err.contains("does not answer; what was written is safe on this disk\n"), "{said:?}");
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    });
 }

@@ -86,8 +86,8 @@ pub fn attack(victim: &Victim, rng: &mut fastrand::Rng, number: u64, honest: &st
     let mount = ["mount", REPO, &mnt, "--server", &url, "--workspace", &work, "--settle", "0.1"];
     let mount = [&mount[..], &patience].concat();
     liar.lie(from == 0);
-    // A mount waits a quarter of a minute for each answer, and asks some.
-    let said = victim.run(&mut victim.oxenfs(&mount), secs(90));
+    // A mount waits up to half a minute for each answer, and asks some.
+    let said = victim.run(&mut victim.oxenfs(&mount), secs(240));
     let mut acknowledged = BTreeMap::new();
     if said.exit == Some(0) {
         liar.lie(from <= 1);

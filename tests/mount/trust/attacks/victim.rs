@@ -190,6 +190,10 @@ impl Victim {
     }
 
     fn note_memory(&self, pid: u32) {
+        // Between fork and exec a command is this program still, and has its memory.
+        if fs::read_link(format!("/proc/{pid}/exe")).ok() == std::env::current_exe().ok() {
+            return;
+        }
         let mut worst = self.worst.borrow_mut();
         let memory = memory_of(pid);
         if memory > worst.memory {
