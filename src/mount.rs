@@ -130,7 +130,8 @@ impl Daemon {
     fn status(&self) -> Status {
         let (counts, oldest_unstaged_secs, errors, local) = self.fs.report();
         // What is open or just written is not sent yet, and may change.
-        let waiting = [counts.hashing, counts.queued, counts.uploading].iter().map(|tally| tally.bytes).sum::<u64>();
+        let tallies = [counts.hashing, counts.queued, counts.uploading];
+        let waiting = tallies.iter().fold(0u64, |sum, tally| sum.saturating_add(tally.bytes));
         let waiting = waiting.saturating_sub(self.fs.uploaded_bytes());
         let phase = *self.phase.borrow();
         let stalled = self.meter.stalled();

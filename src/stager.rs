@@ -463,9 +463,9 @@ impl Stager {
             self.give_back();
         }
         while self.hashing < HASHING && !self.to_hash.is_empty() {
-            let (mut captures, mut bytes) = (Vec::new(), 0);
+            let (mut captures, mut bytes) = (Vec::new(), 0u64);
             while let Some(next) = self.to_hash.front() {
-                bytes += next.want.size();
+                bytes = bytes.saturating_add(next.want.size());
                 // A long one goes alone: whoever writes to another would wait for it.
                 if !captures.is_empty() && (captures.len() == HASHED_FILES || bytes > HASHED_BYTES) {
                     break;
@@ -503,7 +503,7 @@ impl Stager {
 
     /// Sends what waits for a request of a kind, as far as there is room.
     fn start_requests(&mut self, kind: Kind) {
-        let (mut batch, mut bytes) = (Vec::<Item>::new(), 0);
+        let (mut batch, mut bytes) = (Vec::<Item>::new(), 0u64);
         let mut later = Vec::new();
         while self.has_room(kind)
             && let Some(mut item) = self.ready[kind].pop_front()
@@ -542,7 +542,7 @@ impl Stager {
                 }
             }
             if let Step::Put(object) = item.step {
-                bytes += object.size;
+                bytes = bytes.saturating_add(object.size);
                 if kind != Kind::Ask {
                     self.sending.insert(object.hash);
                     item.marked = true;

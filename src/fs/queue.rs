@@ -557,7 +557,7 @@ impl Queue {
             if let Some(barrier) = self.barriers.get_mut(&wait.barrier) {
                 barrier.remaining -= 1;
                 barrier.progress.files_done += 1;
-                barrier.progress.bytes_done += wait.bytes;
+                barrier.progress.bytes_done = barrier.progress.bytes_done.saturating_add(wait.bytes);
             }
         }
     }
@@ -646,7 +646,7 @@ impl Queue {
             };
             let size = bytes(path);
             barrier.progress.files_total += 1;
-            barrier.progress.bytes_total += size;
+            barrier.progress.bytes_total = barrier.progress.bytes_total.saturating_add(size);
             if entry.is_in_conflict() && !matches!(&barrier.scope, Scope::Below(named) if named.contains(path)) {
                 barrier.progress.files_failed += 1;
                 continue;
@@ -720,7 +720,8 @@ impl Queue {
             if let Some(barrier) = barriers.get_mut(&wait.barrier) {
                 barrier.remaining -= 1;
                 barrier.progress.files_total -= 1;
-                barrier.progress.bytes_total -= wait.bytes;
+                // Lengths may be what a server made up: their sum need not fit.
+                barrier.progress.bytes_total = barrier.progress.bytes_total.saturating_sub(wait.bytes);
             }
         }
         // Where they do not join again there is nothing to wait for.
@@ -741,7 +742,7 @@ impl Queue {
                 continue;
             }
             barrier.progress.files_total += 1;
-            barrier.progress.bytes_total += bytes;
+            barrier.progress.bytes_total = barrier.progress.bytes_total.saturating_add(bytes);
             if entry.is_in_conflict() {
                 barrier.progress.files_failed += 1;
                 continue;

@@ -506,12 +506,12 @@ pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, Comm
             (false, ..) => continue,
         };
         tally.files += 1;
-        tally.bytes += size;
+        tally.bytes = tally.bytes.saturating_add(size);
     }
     let lacking = Cache::lacking_in(&dir.join("cache"), staged.iter().map(|object| object.hash));
     for object in staged.iter().filter(|object| lacking.contains(&object.hash)) {
         counts.remote.files += 1;
-        counts.remote.bytes += object.size;
+        counts.remote.bytes = counts.remote.bytes.saturating_add(object.size);
     }
     let local = state.local_paths(&options, &mut counts);
     Ok((counts, local, state.base))

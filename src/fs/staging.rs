@@ -1091,7 +1091,7 @@ impl Fs {
             let parts = upload.state.parts.len() as u64;
             parts.saturating_mul(upload.state.part_bytes).min(length_at(&state.tree, path))
         });
-        sent.sum()
+        sent.fold(0, u64::saturating_add)
     }
 
     /// Numbers for a status: counts per state, age of the oldest change in seconds, errors, local paths.
@@ -1102,7 +1102,7 @@ impl Fs {
         let mut oldest: Option<Tick> = None;
         let add = |tally: &mut Tally, bytes| {
             tally.files += 1;
-            tally.bytes += bytes;
+            tally.bytes = tally.bytes.saturating_add(bytes);
         };
         for (path, entry) in state.queue.iter() {
             oldest = Some(oldest.map_or(entry.since, |oldest| oldest.min(entry.since)));
@@ -1298,7 +1298,7 @@ impl State {
                 }
                 Body::File { size, .. } => match self.tree.path_in(*parent, name) {
                     Err(error) => {
-                        counts.local.bytes += size;
+                        counts.local.bytes = counts.local.bytes.saturating_add(*size);
                         reasons.push(error.to_string());
                     }
                     Ok(_) => {

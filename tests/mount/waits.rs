@@ -417,6 +417,34 @@ fn a_bad_entry_costs_itself_and_not_its_directory() {
 }
 
 #[test]
+fn lengths_of_which_no_number_holds_the_sum_stop_nothing() {
+    let server = Scripted::new();
+    let files = some(&["file"]);
+    let test = remounted(&server, &files, &[], &[]);
+    test.unmount();
+    test.forget();
+    let mut root = listing(&server, &test, "");
+    let entries = root["entries"].as_array_mut().unwrap();
+    for name in ["vast-1", "vast-2", "vast-3"] {
+        let mut entry = entries[0].clone();
+        (entry["filename"], entry["size"]) = (json!(name), json!(i64::MAX));
+        entries.push(entry);
+    }
+    server.arm("GET", "/?page=", None, answer(&root));
+    test.mount(&["--settle", "3600"]).ok();
+    for number in 1..=3 {
+        fs::rename(test.at(&format!("vast-{number}")), test.at(&format!("moved-{number}"))).unwrap();
+    }
+    assert_eq!(test.status()["counts"]["dirty"], json!({"files": 3, "bytes": u64::MAX}));
+    // They are as long as they are when they are staged.
+    let dir = test.dir.to_str().unwrap();
+    test.oxenfs(["sync", dir, "--timeout", "2s"]);
+    test.status();
+    server.disarm();
+    test.oxenfs(["unmount", dir, "--detach"]);
+}
+
+#[test]
 fn listings_without_end_are_errors_and_take_little_memory() {
     let server = Scripted::new();
     let files = some(&["pages/x", "bytes/x", "good/x"]);
