@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout)]
 
 mod args;
+mod config;
 mod dev_server;
 mod diff;
 mod doctor;
@@ -27,7 +28,7 @@ mod unmount;
 mod vigil;
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::error::ContextValue;
@@ -100,7 +101,7 @@ fn without_commands(mut usage: clap::Error) -> clap::Error {
 }
 
 fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
-    let state_dir = cli.state_dir;
+    let state_dir = cli.state_dir.or_else(|| environment.settings.get("state-dir").map(PathBuf::from));
     let find = || find::Finder::new(state_dir.as_deref(), environment);
     match cli.command {
         Command::Mount(args) => mount::mount(*args, state_dir, environment),
@@ -112,6 +113,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Sync(args) => sync::sync(args, &find()?),
         Command::Commit(args) => sync::commit(args, &find()?, environment),
         Command::Repair(args) => repair::repair(args),
+        Command::Config(args::ConfigCommand::Show(args)) => config::show(args, state_dir.as_deref(), environment),
         Command::Repo(args::RepoCommand::Create(args)) => repo::create(args, environment),
         Command::Branches(args) => repo::branches(args, environment),
         Command::Workspaces(args) => repo::workspaces(args, environment),

@@ -6,9 +6,12 @@
 mod address;
 mod credentials;
 mod environment;
+mod file;
+mod keys;
 mod options;
 mod secret;
 pub mod units;
+mod values;
 
 #[cfg(test)]
 mod tests;
@@ -19,6 +22,8 @@ use std::time::Duration;
 pub use address::{RepoId, Scheme, ServerUrl, resolve};
 pub use credentials::{Author, CredentialSource, OxenConfig};
 pub use environment::Environment;
+pub use file::{Files, Found};
+pub use keys::{KEYS, Key};
 pub use secret::Secret;
 
 use crate::log::Filter;
@@ -74,6 +79,26 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
+    /// A configuration file of oxenfs that says what cannot be meant.
+    #[error("{}, line {line}: {problem}", .path.display())]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// Where, counted from 1.
+        line: usize,
+        /// In words.
+        problem: String,
+    },
+    /// A file that was named for the token, and has none.
+    #[error("{} was named for the token ({said_by}), and {problem}", .path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// Who named it.
+        said_by: String,
+        /// In words; nothing of what it holds.
+        problem: String,
+    },
     /// What no line of a request's header may hold.
     #[error("{place} holds a line break or another character that no token has")]
     BadToken {
@@ -100,7 +125,12 @@ impl ConfigError {
             | Self::UnknownOption(_)
             | Self::NoServer
             | Self::CredentialsInUrl(_) => true,
-            Self::NoHome | Self::Unreadable { .. } | Self::BadToken { .. } | Self::Malformed { .. } => false,
+            Self::NoHome
+            | Self::Unreadable { .. }
+            | Self::BadToken { .. }
+            | Self::InFile { .. }
+            | Self::TokenFile { .. }
+            | Self::Malformed { .. } => false,
         }
     }
 }
@@ -129,7 +159,7 @@ pub struct MountInput {
     /// `--subdir`.
     pub subdir: Option<String>,
     /// `--read-only`.
-    pub read_only: bool,
+    pub read_only: Option<bool>,
     /// `--foreground`.
     pub foreground: bool,
     /// `--log`.
@@ -143,7 +173,7 @@ pub struct MountInput {
     /// `--fsync`.
     pub fsync: Option<String>,
     /// `--write-through`.
-    pub write_through: bool,
+    pub write_through: Option<bool>,
     /// `--settle`.
     pub settle: Option<String>,
     /// `--drain-timeout`.
@@ -155,15 +185,17 @@ pub struct MountInput {
     /// `--keep-awake`.
     pub keep_awake: Option<String>,
     /// `--allow-other`.
-    pub allow_other: bool,
+    pub allow_other: Option<bool>,
     /// `-o noexec`.
-    pub noexec: bool,
+    pub noexec: Option<bool>,
     /// `--uid`.
     pub uid: Option<String>,
     /// `--gid`.
     pub gid: Option<String>,
     /// `--umask`.
     pub umask: Option<String>,
+    /// `--token-file`.
+    pub token_file: Option<PathBuf>,
 }
 
 /// A mount, checked.
@@ -312,9 +344,15 @@ impl MountSettings {
     ///
     /// # Errors
     /// The first setting that cannot be used.
-    pub fn new(input: MountInput, environment: &Environment) -> Result<Self, ConfigError> {
+    pub fn new(mut input: MountInput, environment: &Environment) -> Result<Self, ConfigError> {
         let oxen = OxenConfig::new(environment);
-        let (server, repo) = resolve(&input.repo, input.server.as_deref(), environment, &oxen)?;
+        let files = Files::read(environment)?;
+        file::apply_environment(&mut input, environment)?;
+        let (server, repo) = resolve(&input.repo, input.server.as_deref(), environment, &oxen, &files)?;
+        let told = input.token_file.take();
+        files.apply(&mut input, &server, &repo)?;
+        let configured = input.token_file.take();
+        let (read_only, write_through) = (input.read_only == Some(true), input.write_through == Some(true));
         let create = input.create_repo()?;
         let branch = checked_branch(input.branch.as_deref().unwrap_or("main"))?;
         let workspace = match &input.workspace {
@@ -327,113 +365,62 @@ impl MountSettings {
             value: subdir.to_owned(),
             expected: "a path inside the repository",
         })?;
-        if input.read_only && input.create {
+        if read_only && input.create {
             return Err(ConfigError::Conflict("--create and --read-only exclude each other".into()));
         }
-        if input.read_only && input.write_through {
+        if read_only && write_through {
             return Err(ConfigError::Conflict("--write-through and --read-only exclude each other".into()));
         }
-        let fsync = match input.fsync.as_deref() {
-            None | Some("local") => FsyncPolicy::Local,
-            Some("staged") => FsyncPolicy::Staged,
-            Some(other) => {
-                return Err(ConfigError::Invalid {
-                    what: "--fsync",
-                    value: other.to_owned(),
-                    expected: "local or staged",
-                });
-            }
-        };
-        let passthrough = match input.passthrough.as_deref() {
-            None | Some("auto") => true,
-            Some("never") => false,
-            Some(other) => {
-                return Err(ConfigError::Invalid {
-                    what: "--passthrough",
-                    value: other.to_owned(),
-                    expected: "auto or never",
-                });
-            }
-        };
-        let keep_awake = match input.keep_awake.as_deref() {
-            None | Some("auto") => None,
-            Some("always") => Some(true),
-            Some("never") => Some(false),
-            Some(other) => {
-                return Err(ConfigError::Invalid {
-                    what: "--keep-awake",
-                    value: other.to_owned(),
-                    expected: "auto, always or never",
-                });
-            }
-        };
+        let fsync = input.fsync.as_deref().map_or(Ok(FsyncPolicy::Local), |text| values::fsync("--fsync", text))?;
+        let passthrough =
+            input.passthrough.as_deref().map_or(Ok(true), |text| values::passthrough("--passthrough", text));
+        let keep_awake =
+            input.keep_awake.as_deref().map_or(Ok(None), |text| values::keep_awake("--keep-awake", text))?;
         let bytes = |what, text: &Option<String>, default| match text {
-            Some(text) => units::parse_bytes(text).ok_or_else(|| ConfigError::Invalid {
-                what,
-                value: text.clone(),
-                expected: "a size such as 512MiB or 10G",
-            }),
+            Some(text) => values::bytes(what, text),
             None => Ok(default),
         };
         let time = |what, text: &Option<String>, default| match text {
-            Some(text) => units::parse_duration(text).ok_or_else(|| ConfigError::Invalid {
-                what,
-                value: text.clone(),
-                expected: "a time such as 0.5 or 2s",
-            }),
+            Some(text) => values::time(what, text),
             None => Ok(default),
         };
         let settle = time("--settle", &input.settle, DEFAULT_SETTLE)?;
         let drain_timeout = time("--drain-timeout", &input.drain_timeout, DEFAULT_DRAIN_TIMEOUT)?;
         let read_timeout = time("--read-timeout", &input.read_timeout, DEFAULT_READ_TIMEOUT)?;
         let id = |what, text: &Option<String>, own| match text {
-            Some(text) => {
-                text.parse().map_err(|_| ConfigError::Invalid { what, value: text.clone(), expected: "a number" })
-            }
+            Some(text) => values::id(what, text),
             None => Ok(own),
         };
-        let umask = match &input.umask {
-            Some(text) => match u32::from_str_radix(text, 8) {
-                Ok(mask) if mask <= 0o777 => mask,
-                _ => {
-                    return Err(ConfigError::Invalid {
-                        what: "--umask",
-                        value: text.clone(),
-                        expected: "an octal number from 0 to 777",
-                    });
-                }
-            },
-            None => 0o022,
-        };
+        let umask = input.umask.as_deref().map_or(Ok(0o022), |text| values::umask("--umask", text))?;
         let state_root = match &input.state_dir {
             Some(dir) => absolute(dir.clone())?,
             None => environment.state_root()?,
         };
         Ok(Self {
             mountpoint: absolute(input.mountpoint)?,
-            credentials: CredentialSource::new(environment, &server),
+            credentials: CredentialSource::new(environment, &server, told, configured)?,
             server,
             repo,
             branch,
             workspace,
             create,
             subdir,
-            read_only: input.read_only,
+            read_only,
             foreground: input.foreground,
             log: log_filter(input.log.as_deref(), environment)?,
             state_root,
             spool_limit_bytes: bytes("--spool-limit", &input.spool_limit, 0)?,
             cache_limit_bytes: bytes("--cache-limit", &input.cache_limit, DEFAULT_CACHE_LIMIT_BYTES)?,
             fsync,
-            write_through: input.write_through,
+            write_through,
             settle,
             drain_timeout,
             read_timeout: (!read_timeout.is_zero()).then_some(read_timeout),
-            passthrough,
+            passthrough: passthrough?,
             keep_awake,
             access: Access {
-                allow_other: input.allow_other,
-                noexec: input.noexec,
+                allow_other: input.allow_other == Some(true),
+                noexec: input.noexec == Some(true),
                 uid: id("--uid", &input.uid, environment.uid)?,
                 gid: id("--gid", &input.gid, environment.gid)?,
                 umask,

@@ -25,7 +25,11 @@ pub struct Cli {
 const AFTER: &str = "\
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 changes are still owed to the server, and safe on this disk.
 
-Credentials: the environment variable OXEN_API_KEY, else the token that `oxen config --auth HOST TOKEN` stored.
+Credentials: the environment variable OXEN_API_KEY, else the file that OXEN_API_KEY_FILE or the configuration names,
+else the token that `oxen config --auth HOST TOKEN` stored.
+
+Configuration: ~/.config/oxenfs/config.toml, then /etc/oxenfs/config.toml; `oxenfs config show` tells what holds, and
+where it is from.
 
 Example:
   oxenfs mount ox/cats /mnt/cats --server http://127.0.0.1:3000 --create
@@ -56,6 +60,9 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Salvage the damaged record of a state directory; shows what it would do
     Repair(RepairArgs),
+    /// Show what the configuration says
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Work with repositories on a server
     #[command(subcommand)]
     Repo(RepoCommand),
@@ -116,8 +123,13 @@ pub struct MountArgs {
     pub subdir: Option<String>,
 
     /// Refuse every change
-    #[arg(long)]
-    pub read_only: bool,
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub read_only: Option<bool>,
+
+    /// A file that holds the token and nothing else; read again when the server does not accept the token any more
+    /// [default: $OXEN_API_KEY, $OXEN_API_KEY_FILE, the configuration's, else the one that the Oxen CLI stored]
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
 
     /// Stay in the foreground and log to standard error
     #[arg(long, short = 'f')]
@@ -142,8 +154,8 @@ pub struct MountArgs {
     pub fsync: Option<String>,
 
     /// Closing a file waits until it is staged, and reports the error if it cannot be
-    #[arg(long)]
-    pub write_through: bool,
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub write_through: Option<bool>,
 
     /// How long a file must be left alone before it is staged, in seconds [default: 1]
     #[arg(long, value_name = "SECS")]
@@ -169,8 +181,8 @@ pub struct MountArgs {
     pub keep_awake: Option<String>,
 
     /// Let other users enter the mount
-    #[arg(long)]
-    pub allow_other: bool,
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub allow_other: Option<bool>,
 
     /// Owner shown for files that nobody gave another [default: you]
     #[arg(long, value_name = "ID")]
@@ -217,10 +229,11 @@ impl MountArgs {
             passthrough: self.passthrough,
             keep_awake: self.keep_awake,
             allow_other: self.allow_other,
-            noexec: false,
+            noexec: None,
             uid: self.uid,
             gid: self.gid,
             umask: self.umask,
+            token_file: self.token_file,
         }
     }
 }
@@ -504,6 +517,34 @@ pub struct CreateArgs {
     /// Who makes the first commit.
     #[command(flatten)]
     pub author: AuthorArgs,
+}
+
+/// `oxenfs config ...`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Show each setting that a mount would have, and where it is from
+    Show(ShowArgs),
+}
+
+const SHOW_AFTER: &str = "\
+What the command line says goes before the environment, that before ~/.config/oxenfs/config.toml, that before
+/etc/oxenfs/config.toml. In a file, [repository.\"NAMESPACE/NAME\"] goes before [server.\"URL\"], and that before
+[defaults]. OXENFS_CONFIG names one file to be read instead of both.";
+
+/// `oxenfs config show`.
+#[derive(Debug, Args)]
+#[command(after_help = SHOW_AFTER)]
+pub struct ShowArgs {
+    /// For a mount of this repository: NAMESPACE/NAME, or a whole URL [default: what holds for any]
+    pub repo: Option<String>,
+
+    /// On this server
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+
+    /// As a JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `oxenfs branches` and `oxenfs workspaces`.

@@ -12,7 +12,7 @@ use super::output::{bytes, count, data, json, printable, seconds, thousands};
 use super::repo::place;
 use super::seams::{self, Place};
 use super::umount;
-use crate::config::{Environment, OxenConfig, ServerUrl};
+use crate::config::{Environment, Files, OxenConfig, ServerUrl};
 use crate::control::Status;
 use crate::mount::preflight::{self, Behind, mountinfo};
 use crate::mount::state_dir::{self, Known};
@@ -160,22 +160,27 @@ fn servers(args: &DoctorArgs, chosen: &[&Known], environment: &Environment) -> V
     found
 }
 
-/// Whether `OXEN_API_KEY` is for the server of a mount: it was made for the one that the environment, else the Oxen
+/// Whether the environment's token is for the server of a mount: it was made for the one that the environment, else a
 /// configuration, names, and tells no other.
 fn has_key(server: &str, environment: &Environment) -> bool {
+    let configured = || Files::read(environment).ok()?.text("server", None, None).map(str::to_owned);
     let named = match &environment.server {
         Some(named) => Some(named.clone()),
-        None => OxenConfig::new(environment).default_host().ok().flatten(),
+        None => configured().or_else(|| OxenConfig::new(environment).default_host().ok().flatten()),
     };
     let parsed = |text: &str| ServerUrl::parse("server", text).ok();
     named.and_then(|named| parsed(&named)).is_some_and(|named| parsed(server) == Some(named))
 }
 
-/// Looks at one server. Where `OXEN_API_KEY` is not `its_key`, it is not sent.
+/// Looks at one server. Where the environment's token is not `its_key`, it is not sent.
 fn server_checks(server: Option<&str>, repo: &str, environment: &Environment, its_key: bool) -> Vec<Finding> {
     let about = "server";
-    let withheld = !its_key && environment.api_key.is_some();
-    let without = Environment { api_key: None, ..environment.clone() };
+    let variable = match environment.api_key {
+        Some(_) => "OXEN_API_KEY",
+        None => "OXEN_API_KEY_FILE",
+    };
+    let withheld = !its_key && (environment.api_key.is_some() || environment.api_key_file.is_some());
+    let without = Environment { api_key: None, api_key_file: None, ..environment.clone() };
     let place = match place(repo, server, if withheld { &without } else { environment }) {
         Ok(place) => place,
         Err(failure) if server.is_none() => return vec![Finding::warning(about, failure.cause, failure.hint)],
@@ -192,7 +197,7 @@ fn server_checks(server: Option<&str>, repo: &str, environment: &Environment, it
     }
     found.push(credentials(&place));
     if withheld {
-        let detail = format!("OXEN_API_KEY was not sent to {}: nothing says that it is for that server", place.server);
+        let detail = format!("{variable} was not sent to {}: nothing says that it is for that server", place.server);
         let hint = format!("to try it there: oxenfs doctor --server {}", quoted(place.server.to_string()));
         found.push(Finding::warning("token", detail, Some(hint)));
     }

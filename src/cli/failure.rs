@@ -118,6 +118,12 @@ impl From<ConfigError> for Failure {
             ConfigError::BadToken { .. } => {
                 "set OXEN_API_KEY to the token alone, or: oxen config --auth HOST TOKEN".into()
             }
+            ConfigError::InFile { .. } => {
+                "correct that line; oxenfs config show tells what each setting is then".into()
+            }
+            ConfigError::TokenFile { path, .. } => {
+                format!("write the token into it and nothing else: install -m 600 /dev/stdin {}", quoted(path))
+            }
             ConfigError::Malformed { .. } => "write it anew: oxen config --auth HOST TOKEN".into(),
             ConfigError::Invalid { .. } | ConfigError::Conflict(_) => "oxenfs --help, or oxenfs mount --help".into(),
         };

@@ -7,7 +7,7 @@ use super::failure::{Doing, Failure, quoted};
 use super::output::{data, json, note, printable, warn, without_credentials};
 use super::seams::{self, Place, Ref};
 use super::sync::who;
-use crate::config::{ConfigError, CreateRepo, CredentialSource, Environment, OxenConfig, resolve};
+use crate::config::{ConfigError, CreateRepo, CredentialSource, Environment, Files, OxenConfig, resolve};
 use crate::path::RepoPath;
 
 /// A repository to be made, checked.
@@ -77,10 +77,14 @@ fn initial_name(path: &Path) -> Result<String, Failure> {
     }
 }
 
+/// The repository that a REPO argument means, and the way in.
+///
+/// # Errors
+/// When the arguments or the configuration do not tell, or the token can be none.
 pub fn place(repo: &str, server: Option<&str>, environment: &Environment) -> Result<Place, Failure> {
-    let oxen = OxenConfig::new(environment);
-    let (server, repo) = resolve(repo, server, environment, &oxen)?;
-    let credentials = CredentialSource::new(environment, &server);
+    let (oxen, files) = (OxenConfig::new(environment), Files::read(environment)?);
+    let (server, repo) = resolve(repo, server, environment, &oxen, &files)?;
+    let credentials = CredentialSource::configured(environment, &files, &server, &repo)?;
     check_credentials(&credentials)?;
     Ok(Place { server, repo, credentials })
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{ConfigError, Environment, OxenConfig, is_segment};
+use super::{ConfigError, Environment, Files, OxenConfig, is_segment};
 
 /// How to speak to a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,7 +148,8 @@ impl FromStr for RepoId {
 }
 
 /// The server and the repository that a REPO argument means: a whole URL names both; for `NAMESPACE/NAME` the server
-/// is `--server`, else `OXEN_SERVER`, else the default host of the Oxen configuration.
+/// is `--server`, else `OXEN_SERVER`, else what the configuration files say, else the default host of the Oxen
+/// configuration.
 ///
 /// # Errors
 /// When either is missing or malformed, or the URL and `--server` disagree.
@@ -157,6 +158,7 @@ pub fn resolve(
     server: Option<&str>,
     environment: &Environment,
     oxen: &OxenConfig,
+    files: &Files,
 ) -> Result<(ServerUrl, RepoId), ConfigError> {
     if repo.contains('@') {
         return Err(ConfigError::CredentialsInUrl("REPO"));
@@ -182,6 +184,9 @@ pub fn resolve(
     }
     if let Some(text) = &environment.server {
         return Ok((ServerUrl::parse("OXEN_SERVER", text)?, id));
+    }
+    if let Some(text) = files.text("server", None, Some(&id)) {
+        return Ok((ServerUrl::parse("server", text)?, id));
     }
     match oxen.default_host()? {
         Some(host) => Ok((ServerUrl::parse("default_host of the Oxen configuration", &host)?, id)),

@@ -1,10 +1,13 @@
 //! The Oxen CLI's files: tokens, default host, who commits.
 
-use std::path::PathBuf;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{ConfigError, Environment, Secret, ServerUrl};
+use super::{ConfigError, Environment, Files, RepoId, Secret, ServerUrl};
 
 /// The directory with the Oxen CLI's files. They are read when asked for, never kept.
 #[derive(Debug, Clone)]
@@ -107,18 +110,58 @@ impl OxenConfig {
     }
 }
 
-/// Where the token for one server comes from.
+/// Where the token for one server comes from: `--token-file`, else `OXEN_API_KEY`, else `OXEN_API_KEY_FILE`, else the
+/// configuration's `token-file`, else what the Oxen CLI stored.
 #[derive(Debug, Clone)]
 pub struct CredentialSource {
-    api_key: Option<Secret>,
-    oxen: OxenConfig,
+    origin: Origin,
     server: ServerUrl,
 }
 
+#[derive(Debug, Clone)]
+enum Origin {
+    Told(Secret),
+    /// A file that holds nothing else, and who named it.
+    File(PathBuf, &'static str),
+    Oxen(OxenConfig),
+}
+
+/// A token is some hundred bytes; a file that is longer holds something else.
+const LONGEST_TOKEN_BYTES: u64 = 64 << 10;
+
 impl CredentialSource {
-    /// `OXEN_API_KEY`, else what the Oxen CLI stored for `server`.
-    pub fn new(environment: &Environment, server: &ServerUrl) -> Self {
-        Self { api_key: environment.api_key.clone(), oxen: OxenConfig::new(environment), server: server.clone() }
+    /// For `server`. The files are the command's and the configuration's, if they name any.
+    ///
+    /// # Errors
+    /// When a path cannot be made absolute: there is no working directory.
+    pub fn new(
+        environment: &Environment,
+        server: &ServerUrl,
+        told: Option<PathBuf>,
+        configured: Option<PathBuf>,
+    ) -> Result<Self, ConfigError> {
+        let file = |path, said_by| Ok::<_, ConfigError>(Origin::File(super::absolute(path)?, said_by));
+        let origin = match (told, &environment.api_key, &environment.api_key_file, configured) {
+            (Some(path), ..) => file(path, "--token-file")?,
+            (None, Some(key), ..) => Origin::Told(key.clone()),
+            (None, None, Some(path), _) => file(path.clone(), "OXEN_API_KEY_FILE")?,
+            (None, None, None, Some(path)) => file(path, "token-file of the configuration")?,
+            (None, None, None, None) => Origin::Oxen(OxenConfig::new(environment)),
+        };
+        Ok(Self { origin, server: server.clone() })
+    }
+
+    /// The same place as a mount of `repo` there would have.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn configured(
+        environment: &Environment,
+        files: &Files,
+        server: &ServerUrl,
+        repo: &RepoId,
+    ) -> Result<Self, ConfigError> {
+        Self::new(environment, server, None, files.text("token-file", Some(server), Some(repo)).map(PathBuf::from))
     }
 
     /// The token as it is now: a stored one is read again at every call, so that a renewed token is found without a
@@ -133,18 +176,48 @@ impl CredentialSource {
     /// The same, with the reason why a file cannot be used: for checks before a mount.
     ///
     /// # Errors
-    /// When the Oxen configuration is there and cannot be read, or what is there is no token.
+    /// When a file is there, or was named, and cannot be read, or what is there is no token.
     pub fn try_read(&self) -> Result<Option<Secret>, ConfigError> {
-        let (token, place) = match &self.api_key {
-            Some(key) => (Some(key.clone()), "OXEN_API_KEY".to_owned()),
-            None => (self.oxen.token(&self.server)?, "the token of the Oxen configuration".to_owned()),
+        let token = match &self.origin {
+            Origin::Told(key) => Some(key.clone()),
+            Origin::File(path, said_by) => Some(token_in(path, said_by)?),
+            Origin::Oxen(oxen) => oxen.token(&self.server)?,
         };
         // A line of a header holds no other.
         match token {
             Some(token) if !token.expose().bytes().all(|byte| matches!(byte, b' '..=b'~')) => {
-                Err(ConfigError::BadToken { place })
+                Err(ConfigError::BadToken { place: self.to_string() })
             }
             token => Ok(token),
         }
+    }
+}
+
+/// Where it is from.
+impl fmt::Display for CredentialSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.origin {
+            Origin::Told(_) => f.write_str("OXEN_API_KEY"),
+            Origin::File(path, said_by) => write!(f, "{} ({said_by})", path.display()),
+            Origin::Oxen(_) => f.write_str("the token of the Oxen configuration"),
+        }
+    }
+}
+
+/// The token that a file holds, and nothing else.
+fn token_in(path: &Path, said_by: &str) -> Result<Secret, ConfigError> {
+    let wrong =
+        |problem: String| ConfigError::TokenFile { path: path.to_owned(), said_by: said_by.to_owned(), problem };
+    let unreadable = |error: io::Error| wrong(format!("cannot be read: {error}"));
+    // A pipe would wait for somebody who writes, and be empty the next time.
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(wrong("is no regular file".into()));
+    }
+    let file = File::open(path).map_err(unreadable)?;
+    let mut text = Vec::new();
+    file.take(LONGEST_TOKEN_BYTES).read_to_end(&mut text).map_err(unreadable)?;
+    match String::from_utf8_lossy(&text).trim() {
+        "" => Err(wrong("is empty".into())),
+        token => Ok(Secret::new(token)),
     }
 }

@@ -1,9 +1,10 @@
 //! What the process was started with, in one value, so that tests need not touch the process's own.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::{ConfigError, Secret};
+use super::{ConfigError, KEYS, Secret};
 
 /// What settings depend on beside the command line.
 #[derive(Debug, Clone, Default)]
@@ -12,8 +13,14 @@ pub struct Environment {
     pub server: Option<String>,
     /// `OXEN_API_KEY`.
     pub api_key: Option<Secret>,
+    /// `OXEN_API_KEY_FILE`.
+    pub api_key_file: Option<PathBuf>,
     /// `OXENFS_LOG`.
     pub log: Option<String>,
+    /// `OXENFS_SPOOL_LIMIT` and the others: settings by their names.
+    pub settings: BTreeMap<&'static str, String>,
+    /// The configuration files, whether they are there or not: what the first says counts.
+    pub config_files: Vec<PathBuf>,
     /// `OXEN_CONFIG_DIR`.
     pub oxen_config_dir: Option<PathBuf>,
     /// `XDG_STATE_HOME`.
@@ -40,6 +47,7 @@ impl Environment {
         };
         let uid = rustix::process::geteuid().as_raw();
         let (user, pw_home) = passwd(uid).unzip();
+        let home = path("HOME").or(pw_home);
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host = host.trim();
         Self {
@@ -49,10 +57,13 @@ impl Environment {
                 .map(|token| token.to_string_lossy().trim().to_owned())
                 .filter(|token| !token.is_empty())
                 .map(Secret::new),
+            api_key_file: std::env::var_os("OXEN_API_KEY_FILE").filter(|path| !path.is_empty()).map(PathBuf::from),
             log: text("OXENFS_LOG"),
+            settings: KEYS.iter().filter_map(|key| Some((key.name, text(key.variable)?))).collect(),
+            config_files: config_files(home.as_deref()),
             oxen_config_dir: std::env::var_os("OXEN_CONFIG_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from),
             state_home: path("XDG_STATE_HOME"),
-            home: path("HOME").or(pw_home),
+            home,
             uid,
             gid: rustix::process::getegid().as_raw(),
             user: user.unwrap_or_else(|| format!("uid{uid}")),
@@ -80,6 +91,20 @@ impl Environment {
         let home = self.home.as_ref().ok_or(ConfigError::NoHome)?;
         Ok(home.join(".local/state/oxenfs"))
     }
+}
+
+/// The machine's configuration.
+const MACHINE: &str = "/etc/oxenfs/config.toml";
+
+/// `OXENFS_CONFIG` stands for both.
+fn config_files(home: Option<&Path>) -> Vec<PathBuf> {
+    if let Some(file) = std::env::var_os("OXENFS_CONFIG").filter(|path| !path.is_empty()) {
+        return vec![file.into()];
+    }
+    let own = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let own = own.or_else(|| Some(home?.join(".config")));
+    let own = own.map(|dir| dir.join("oxenfs/config.toml"));
+    own.into_iter().chain([MACHINE.into()]).collect()
 }
 
 /// The login name and home directory of `uid`. Not `$USER`: at boot there is none, and the name must be the same then.

@@ -1,6 +1,6 @@
 //! `-o` lists, as `mount(8)` and `/etc/fstab` write them.
 
-use super::{ConfigError, MountInput};
+use super::{ConfigError, Key, MountInput, values};
 
 /// Options for whoever reads `/etc/fstab` before us, and those that describe what every FUSE mount is anyway.
 const IGNORED: [&str; 24] = [
@@ -55,29 +55,69 @@ impl MountInput {
     /// One option; `false` when it is unknown.
     fn apply_option(&mut self, key: &str, value: Option<&str>) -> Result<bool, ConfigError> {
         let key = key.replace('_', "-");
-        let switch = match key.as_str() {
-            "ro" | "read-only" => Some((&mut self.read_only, true)),
+        let act = match key.as_str() {
+            // What mount(8) says where nobody said anything.
             "rw" => None,
-            "create" => Some((&mut self.create, true)),
-            "public" => Some((&mut self.public, true)),
-            "foreground" => Some((&mut self.foreground, true)),
-            "write-through" => Some((&mut self.write_through, true)),
-            "allow-other" => Some((&mut self.allow_other, true)),
-            "noexec" => Some((&mut self.noexec, true)),
-            _ => return self.apply_setting(&key, value),
+            "create" => Some(&mut self.create),
+            "public" => Some(&mut self.public),
+            "foreground" => Some(&mut self.foreground),
+            _ => match self.switch(if key == "ro" { "read-only" } else { &key }) {
+                Some(switch) => {
+                    let on = value.is_none_or(|value| value == "true");
+                    if !on && value != Some("false") {
+                        return Err(ConfigError::Conflict(format!("mount option {key:?} is true or false")));
+                    }
+                    switch.get_or_insert(on);
+                    return Ok(true);
+                }
+                None => return self.apply_setting(&key, value),
+            },
         };
         if value.is_some() {
             return Err(ConfigError::Conflict(format!("mount option {key:?} takes no value")));
         }
-        if let Some((field, on)) = switch {
-            *field = on;
+        if let Some(act) = act {
+            *act = true;
         }
         Ok(true)
     }
 
-    /// One option with a value; `false` when it is unknown.
-    fn apply_setting(&mut self, key: &str, value: Option<&str>) -> Result<bool, ConfigError> {
-        let field = match key {
+    /// A setting that is true or false.
+    fn switch(&mut self, key: &str) -> Option<&mut Option<bool>> {
+        match key {
+            "read-only" => Some(&mut self.read_only),
+            "write-through" => Some(&mut self.write_through),
+            "allow-other" => Some(&mut self.allow_other),
+            "noexec" => Some(&mut self.noexec),
+            _ => None,
+        }
+    }
+
+    /// Whether a setting was said by now.
+    pub(super) fn says(&mut self, key: &Key) -> bool {
+        match (key.name, self.switch(key.name)) {
+            (_, Some(switch)) => switch.is_some(),
+            ("state-dir", None) => self.state_dir.is_some(),
+            ("token-file", None) => self.token_file.is_some(),
+            (name, None) => self.text(name).is_some_and(|text| text.is_some()),
+        }
+    }
+
+    /// A setting from elsewhere than the command line, which was checked; what was said before stands.
+    pub(super) fn set(&mut self, key: &Key, text: &str) -> Result<(), ConfigError> {
+        match self.switch(key.name) {
+            Some(switch) => {
+                let on = values::switch(key.name, text)?;
+                switch.get_or_insert(on);
+            }
+            None => drop(self.apply_setting(key.name, Some(text))?),
+        }
+        Ok(())
+    }
+
+    /// A setting that is a text.
+    fn text(&mut self, key: &str) -> Option<&mut Option<String>> {
+        Some(match key {
             "server" => &mut self.server,
             "branch" => &mut self.branch,
             "workspace" => &mut self.workspace,
@@ -96,15 +136,24 @@ impl MountInput {
             "gid" => &mut self.gid,
             "umask" => &mut self.umask,
             "log" => &mut self.log,
-            "state-dir" => {
-                let dir = required(key, value)?;
-                self.state_dir.get_or_insert_with(|| dir.into());
+            _ => return None,
+        })
+    }
+
+    /// One option with a value; `false` when it is unknown.
+    fn apply_setting(&mut self, key: &str, value: Option<&str>) -> Result<bool, ConfigError> {
+        let file = match key {
+            "state-dir" => &mut self.state_dir,
+            "token-file" => &mut self.token_file,
+            _ => {
+                let Some(field) = self.text(key) else { return Ok(false) };
+                let value = required(key, value)?;
+                field.get_or_insert_with(|| value.to_owned());
                 return Ok(true);
             }
-            _ => return Ok(false),
         };
-        let value = required(key, value)?;
-        field.get_or_insert_with(|| value.to_owned());
+        let path = required(key, value)?;
+        file.get_or_insert_with(|| path.into());
         Ok(true)
     }
 }

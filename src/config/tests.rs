@@ -123,7 +123,7 @@ fn the_token_is_the_environments_else_the_stored_one_for_that_server() {
     let file = temp.path().join("auth_config.toml");
     let token = |environment: &Environment, server: &str| {
         let server = ServerUrl::parse("--server", server).unwrap();
-        let source = CredentialSource::new(environment, &server);
+        let source = CredentialSource::new(environment, &server, None, None).unwrap();
         source.read().map(|secret| secret.expose().to_owned())
     };
     assert_eq!(token(&environment, "hub.oxen.ai"), None);
@@ -144,7 +144,7 @@ fn the_token_is_the_environments_else_the_stored_one_for_that_server() {
 fn a_renewed_token_is_found_without_a_remount() {
     let temp = tempfile::tempdir().unwrap();
     let server = ServerUrl::parse("--server", "hub.oxen.ai").unwrap();
-    let source = CredentialSource::new(&environment(temp.path()), &server);
+    let source = CredentialSource::new(&environment(temp.path()), &server, None, None).unwrap();
     for token in ["old", "new"] {
         let text = format!("[[host_configs]]\nhost = \"hub.oxen.ai\"\nauth_token = \"{token}\"\n");
         std::fs::write(temp.path().join("auth_config.toml"), text).unwrap();
@@ -301,4 +301,156 @@ fn state_is_kept_in_the_users_own_place() {
     assert_eq!(environment.state_root().unwrap(), Path::new("/var/lib/oxenfs"));
     environment.state_home = Some("/data/state".into());
     assert_eq!(environment.state_root().unwrap(), Path::new("/data/state/oxenfs"));
+}
+
+/// `environment` with these configuration files, the first of which counts most.
+fn configured(dir: &Path, files: &[&str]) -> Environment {
+    let mut environment = environment(dir);
+    for (at, text) in files.iter().enumerate() {
+        let path = dir.join(format!("{at}.toml"));
+        std::fs::write(&path, text).unwrap();
+        environment.config_files.push(path);
+    }
+    environment
+}
+
+const USERS: &str = "\
+[defaults]
+server = \"http://gpu-7:3000\"
+cache_limit = \"50G\"
+settle = 2
+
+[server.\"gpu-7:80\"]
+branch = \"other\"
+
+[server.\"http://gpu-7:3000\"]
+branch = \"dev\"
+settle = 0.5
+
+[repository.\"ox/cats\"]
+settle = \"3s\"
+read-only = true
+umask = \"077\"
+";
+
+#[test]
+fn a_repository_goes_before_its_server_that_before_the_defaults_and_the_user_before_the_machine() {
+    let temp = tempfile::tempdir().unwrap();
+    let machine = "[defaults]\ncache-limit = 1000\nspool-limit = \"7G\"\n[repository.\"ox/cats\"]\nsettle = 9\n";
+    let mut environment = configured(temp.path(), &[USERS, machine]);
+    let of = |repo: &str, environment: &Environment| MountSettings::new(input(repo, None), environment).unwrap();
+    let cats = of("ox/cats", &environment);
+    assert_eq!(cats.server.to_string(), "http://gpu-7:3000");
+    assert_eq!((cats.branch.as_str(), cats.settle), ("dev", Duration::from_secs(3)));
+    assert_eq!((cats.cache_limit_bytes, cats.spool_limit_bytes), (50 << 30, 7 << 30));
+    assert!(cats.read_only && cats.access.umask == 0o077);
+    let dogs = of("ox/dogs", &environment);
+    assert_eq!((dogs.branch.as_str(), dogs.settle, dogs.read_only), ("dev", Duration::from_millis(500), false));
+    let elsewhere = of("http://h/ox/dogs", &environment);
+    assert_eq!((elsewhere.branch.as_str(), elsewhere.settle), ("main", Duration::from_secs(2)));
+    // The environment goes before the files, the command before both.
+    environment.settings.insert("settle", "4".into());
+    environment.settings.insert("read-only", "false".into());
+    let cats = of("ox/cats", &environment);
+    assert_eq!((cats.settle, cats.read_only), (Duration::from_secs(4), false));
+    let told = MountInput { settle: Some("5".into()), read_only: Some(true), ..input("ox/cats", None) };
+    let cats = MountSettings::new(told, &environment).unwrap();
+    assert_eq!((cats.settle, cats.read_only), (Duration::from_secs(5), true));
+}
+
+#[test]
+fn what_a_configuration_file_cannot_mean_is_named_with_its_line() {
+    let temp = tempfile::tempdir().unwrap();
+    let cases = [
+        ("[defaults]\n\ncache-limt = \"1G\"\n", 3, "there is no setting \"cache-limt\"; there are server, token-file"),
+        ("[defaults]\nsettle = \"soon\"\n", 2, "settle \"soon\" is not a time such as 0.5 or 2s"),
+        ("[defaults]\nread-only = \"yes\"\n", 2, "read-only is to be true or false, without quotes"),
+        ("[defaults]\numask = 22\n", 2, "umask is to be a string, in quotes"),
+        ("[defaults]\nworkspace = \"w\"\n", 2, "workspace stands only in a repository's section"),
+        ("[server.h]\nserver = \"i\"\n", 2, "server is nothing for a server"),
+        ("[defaults]\nsettle = 1\nlog = \"warn\"\nsettle = 2\n", 4, "no TOML: "),
+        ("[defaults]\ncache-limit = 1\ncache_limit = 2\n", 3, "cache-limit is said twice"),
+        ("settle = 1\n", 1, "\"settle\" is in no section; put it under [defaults]"),
+        ("# one\n[default]\n", 2, "there is no section [default]; there are [defaults], [server.\"URL\"]"),
+        ("[repository]\nsettle = 1\n", 2, "[repository] has a section for each, such as [repository.\"ox/cats\"]"),
+        ("[repository.cats]\n", 1, "REPO \"cats\" is not NAMESPACE/NAME"),
+        ("[server.\"ftp://h\"]\n", 1, "server \"ftp://h\" is not a server such as"),
+        ("[defaults]\nsettle = \"1\n", 2, "no TOML: "),
+        ("[defaults]\nsettle = 0x10\n", 2, "settle is to be a number, or a string in quotes"),
+        ("[defaults]\ntoken = \"sesame\"\n", 2, "a token does not stand here"),
+        ("[defaults]\ntoken-file = \"sesame\"\n", 2, "is not a path that begins with / or ~/"),
+    ];
+    for (text, line, said) in cases {
+        let environment = configured(temp.path(), &[text]);
+        let error = MountSettings::new(input("ox/cats", Some("h")), &environment).unwrap_err();
+        let begin = format!("{}, line {line}: ", temp.path().join("0.toml").display());
+        let shown = error.to_string();
+        assert!(shown.starts_with(&begin) && shown.contains(said), "{text:?}: {shown}");
+        assert!(!shown.contains("sesame") && !error.is_usage(), "{shown}");
+    }
+}
+
+#[test]
+fn a_value_of_the_environment_that_will_not_do_is_named_by_its_variable() {
+    let mut environment = nowhere();
+    environment.settings.insert("cache-limit", "lots".into());
+    let error = MountSettings::new(input("ox/cats", Some("h")), &environment).unwrap_err();
+    assert_eq!(error.to_string(), "OXENFS_CACHE_LIMIT \"lots\" is not a size such as 512MiB or 10G");
+    // Nobody asks for it then.
+    let told = MountInput { cache_limit: Some("1".into()), ..input("ox/cats", Some("h")) };
+    MountSettings::new(told, &environment).unwrap();
+}
+
+#[test]
+fn every_setting_of_a_file_is_one_of_the_command_and_its_default_will_do() {
+    for key in &KEYS {
+        if let Some(default) = key.default {
+            (key.check)(key.name, default).unwrap();
+        }
+        let text = match key.name {
+            "server" => "h",
+            "token-file" | "state-dir" => "/x",
+            "read-only" | "write-through" | "allow-other" | "noexec" => "true",
+            "workspace" | "subdir" => "w",
+            _ => key.default.unwrap(),
+        };
+        let mut input = MountInput::default();
+        assert!(!input.says(key), "{}", key.name);
+        input.set(key, text).unwrap();
+        assert!(input.says(key), "{}", key.name);
+    }
+}
+
+#[test]
+fn a_token_comes_from_the_file_that_goes_before_the_others_and_is_read_anew() {
+    let temp = tempfile::tempdir().unwrap();
+    let at = |name: &str| temp.path().join(name);
+    for name in ["told", "variable", "configured"] {
+        std::fs::write(at(name), format!(" {name}-token\n")).unwrap();
+    }
+    let server = ServerUrl::parse("--server", "hub.oxen.ai").unwrap();
+    let mut environment = environment(temp.path());
+    let token = |environment: &Environment, told: Option<&str>, configured: Option<&str>| {
+        let source = CredentialSource::new(environment, &server, told.map(at), configured.map(at)).unwrap();
+        source.try_read().unwrap().map(|token| token.expose().to_owned())
+    };
+    assert_eq!(token(&environment, None, None), None);
+    assert_eq!(token(&environment, None, Some("configured")).as_deref(), Some("configured-token"));
+    environment.api_key_file = Some(at("variable"));
+    assert_eq!(token(&environment, None, Some("configured")).as_deref(), Some("variable-token"));
+    environment.api_key = Some(Secret::new("key-token"));
+    assert_eq!(token(&environment, None, Some("configured")).as_deref(), Some("key-token"));
+    assert_eq!(token(&environment, Some("told"), Some("configured")).as_deref(), Some("told-token"));
+    let source = CredentialSource::new(&environment, &server, Some(at("told")), None).unwrap();
+    std::fs::write(at("told"), "renewed-token").unwrap();
+    assert_eq!(source.read().unwrap().expose(), "renewed-token");
+    for (content, problem) in [(Some(""), "is empty"), (None, "cannot be read: ")] {
+        match content {
+            Some(text) => std::fs::write(at("told"), text).unwrap(),
+            None => std::fs::remove_file(at("told")).unwrap(),
+        }
+        assert!(source.read().is_none());
+        let said = source.try_read().unwrap_err().to_string();
+        assert!(said.contains("told was named for the token (--token-file), and ") && said.contains(problem), "{said}");
+    }
 }

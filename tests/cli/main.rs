@@ -1,6 +1,7 @@
 //! The command as a user meets it: what it prints where, and its exit code. No kernel mount and no server: where a
 //! daemon is needed, a scripted one answers.
 
+mod config;
 mod daemon;
 mod promises;
 mod shown;

@@ -8,6 +8,7 @@ mod bad_ways;
 mod borrowed;
 mod clocks;
 mod commits;
+mod configured;
 mod copies;
 mod crashes;
 mod cuts;

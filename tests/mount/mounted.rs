@@ -165,7 +165,9 @@ impl TestMount {
     /// With nothing of the tester's own environment.
     fn at_home(&self, mut command: Command) -> Command {
         command.env("HOME", self.temp.path()).env("OXEN_CONFIG_DIR", self.temp.path().join("oxen"));
-        for name in ["OXEN_SERVER", "OXEN_API_KEY", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "OXENFS_LOG"] {
+        let files = ["OXEN_API_KEY_FILE", "OXENFS_CONFIG"];
+        let others = ["OXEN_SERVER", "OXEN_API_KEY", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "OXENFS_LOG"];
+        for name in files.into_iter().chain(others) {
             command.env_remove(name);
         }
         command
