@@ -19,7 +19,7 @@ mod tests;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use address::{RepoId, Scheme, ServerUrl, resolve};
+pub use address::{OxenUrl, RepoId, Scheme, ServerUrl, resolve};
 pub use credentials::{Author, CredentialSource, OxenConfig};
 pub use environment::Environment;
 pub use file::{Files, Found};
@@ -148,6 +148,8 @@ pub struct MountInput {
     pub branch: Option<String>,
     /// `--workspace`.
     pub workspace: Option<String>,
+    /// `--revision`.
+    pub revision: Option<String>,
     /// `--create`.
     pub create: bool,
     /// `--description`.
@@ -207,16 +209,18 @@ pub struct MountSettings {
     pub server: ServerUrl,
     /// The repository on it.
     pub repo: RepoId,
-    /// The branch that the workspace starts from and commits go to.
+    /// The branch that the workspace starts from and commits go to; empty where a revision is shown that was not called a
+    /// branch.
     pub branch: String,
-    /// The workspace's name, which is also its id.
+    /// The workspace's name, which is also its id; empty where a revision is shown.
     pub workspace: String,
+    /// The branch or commit that is shown as it is now, in place of a workspace. Such a mount is read-only, and changes
+    /// nothing on the server.
+    pub revision: Option<String>,
     /// To be made when the repository does not exist; `None`: that is an error.
     pub create: Option<CreateRepo>,
     /// The directory of the repository that is the mount's root.
     pub subdir: RepoPath,
-    /// Refuse every change.
-    pub read_only: bool,
     /// Stay in the foreground, log to standard error.
     pub foreground: bool,
     /// What is logged.
@@ -317,7 +321,71 @@ impl std::str::FromStr for Storage {
     }
 }
 
+/// What of what makes no sense of a revision was said by the command, and not by a file for all mounts of the repository.
+#[derive(Debug, Clone, Copy)]
+struct Said {
+    branch: bool,
+    workspace: bool,
+    write_through: bool,
+}
+
+/// What a mount shows.
+struct Shown {
+    branch: String,
+    workspace: String,
+    revision: Option<String>,
+}
+
 impl MountInput {
+    /// To be asked before files and environment are applied.
+    fn said(&self) -> Said {
+        Said {
+            branch: self.branch.is_some(),
+            workspace: self.workspace.is_some(),
+            write_through: self.write_through == Some(true),
+        }
+    }
+
+    /// What is to be shown: a revision where one is named or the mount is read-only, else a workspace.
+    fn shown(&self, named: Option<&OxenUrl>, said: Said, environment: &Environment) -> Result<Shown, ConfigError> {
+        let read_only = self.read_only == Some(true);
+        let in_url = named.and_then(|url| url.revision.as_deref());
+        let revision = match (self.revision.as_deref(), in_url) {
+            (Some(revision), Some(in_url)) if revision != in_url => {
+                return Err(ConfigError::Conflict(format!("REPO names {in_url}, but --revision says {revision}")));
+            }
+            (revision, in_url) => revision.or(in_url),
+        };
+        let what = match revision {
+            Some(_) => "--revision",
+            None => "--read-only",
+        };
+        if revision.is_some() || read_only {
+            let others = [
+                ("--create", self.create),
+                ("--write-through", said.write_through),
+                ("--workspace", said.workspace),
+                ("--branch", said.branch && revision.is_some()),
+            ];
+            if let Some((other, _)) = others.iter().find(|(_, said)| *said) {
+                return Err(ConfigError::Conflict(format!("{other} and {what} exclude each other")));
+            }
+        }
+        if let Some(revision) = revision {
+            let revision = checked_revision(revision)?;
+            return Ok(Shown { branch: String::new(), workspace: String::new(), revision: Some(revision) });
+        }
+        let branch = checked_branch(self.branch.as_deref().unwrap_or("main"))?;
+        if read_only {
+            return Ok(Shown { branch: branch.clone(), workspace: String::new(), revision: Some(branch) });
+        }
+        let workspace = match &self.workspace {
+            Some(name) => checked_workspace(name)?,
+            None => default_workspace(&environment.user, &environment.host, &branch),
+        };
+        Ok(Shown { branch, workspace, revision: None })
+    }
+
     /// What of `--description`, `--public` and `--storage` was said, if `--create` was.
     fn create_repo(&self) -> Result<Option<CreateRepo>, ConfigError> {
         if !self.create {
@@ -340,6 +408,11 @@ impl MountInput {
 }
 
 impl MountSettings {
+    /// Whether every change is refused.
+    pub fn is_read_only(&self) -> bool {
+        self.revision.is_some()
+    }
+
     /// Checks `input` and fills in what it does not say.
     ///
     /// # Errors
@@ -347,30 +420,29 @@ impl MountSettings {
     pub fn new(mut input: MountInput, environment: &Environment) -> Result<Self, ConfigError> {
         let oxen = OxenConfig::new(environment);
         let files = Files::read(environment)?;
+        let said = input.said();
         file::apply_environment(&mut input, environment)?;
         let (server, repo) = resolve(&input.repo, input.server.as_deref(), environment, &oxen, &files)?;
         let told = input.token_file.take();
         files.apply(&mut input, &server, &repo)?;
         let configured = input.token_file.take();
-        let (read_only, write_through) = (input.read_only == Some(true), input.write_through == Some(true));
         let create = input.create_repo()?;
-        let branch = checked_branch(input.branch.as_deref().unwrap_or("main"))?;
-        let workspace = match &input.workspace {
-            Some(name) => checked_workspace(name)?,
-            None => default_workspace(&environment.user, &environment.host, &branch),
+        let named = OxenUrl::parse(&input.repo).transpose()?;
+        let Shown { branch, workspace, revision } = input.shown(named.as_ref(), said, environment)?;
+        let is_read_only = revision.is_some();
+        let in_url = named.as_ref().map_or("", |url| url.path.as_str());
+        let subdir = match input.subdir.as_deref() {
+            Some(said) if !in_url.is_empty() && said != in_url => {
+                return Err(ConfigError::Conflict(format!("REPO names {in_url:?}, but --subdir says {said:?}")));
+            }
+            Some(said) => said,
+            None => in_url,
         };
-        let subdir = input.subdir.as_deref().unwrap_or("");
         let subdir = RepoPath::parse(subdir).map_err(|_| ConfigError::Invalid {
             what: "--subdir",
             value: subdir.to_owned(),
             expected: "a path inside the repository",
         })?;
-        if read_only && input.create {
-            return Err(ConfigError::Conflict("--create and --read-only exclude each other".into()));
-        }
-        if read_only && write_through {
-            return Err(ConfigError::Conflict("--write-through and --read-only exclude each other".into()));
-        }
         let fsync = input.fsync.as_deref().map_or(Ok(FsyncPolicy::Local), |text| values::fsync("--fsync", text))?;
         let passthrough =
             input.passthrough.as_deref().map_or(Ok(true), |text| values::passthrough("--passthrough", text));
@@ -403,16 +475,16 @@ impl MountSettings {
             repo,
             branch,
             workspace,
+            revision,
             create,
             subdir,
-            read_only,
             foreground: input.foreground,
             log: log_filter(input.log.as_deref(), environment)?,
             state_root,
             spool_limit_bytes: bytes("--spool-limit", &input.spool_limit, 0)?,
             cache_limit_bytes: bytes("--cache-limit", &input.cache_limit, DEFAULT_CACHE_LIMIT_BYTES)?,
             fsync,
-            write_through,
+            write_through: input.write_through == Some(true) && !is_read_only,
             settle,
             drain_timeout,
             read_timeout: (!read_timeout.is_zero()).then_some(read_timeout),
@@ -458,6 +530,15 @@ pub(crate) fn checked_branch(name: &str) -> Result<String, ConfigError> {
         return Err(ConfigError::Invalid { what: "--branch", value: name.to_owned(), expected: "a branch name" });
     }
     Ok(name.to_owned())
+}
+
+/// The name of a branch, or a commit's id.
+fn checked_revision(name: &str) -> Result<String, ConfigError> {
+    checked_branch(name).map_err(|_| ConfigError::Invalid {
+        what: "--revision",
+        value: name.to_owned(),
+        expected: "a branch name or a commit id",
+    })
 }
 
 /// A workspace name is a segment of URLs.

@@ -227,10 +227,12 @@ pub struct Status {
     pub server: String,
     /// `NAMESPACE/NAME`.
     pub repo: String,
-    /// The branch that a commit goes to.
+    /// The branch that a commit goes to; empty where a revision is shown that was not called a branch.
     pub branch: String,
-    /// The workspace's name.
+    /// The workspace's name; empty where a revision is shown.
     pub workspace: String,
+    /// The branch or commit that is shown, read-only, in place of a workspace, as it was when it was mounted: as `base`.
+    pub revision: Option<String>,
     /// `mounted`, `draining` or `stopped`; `unresponsive` where a daemon runs and does not answer.
     pub phase: String,
     /// The daemon's process id; 0 when none runs.

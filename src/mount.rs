@@ -119,6 +119,8 @@ struct Daemon {
     repo: String,
     branch: String,
     workspace: String,
+    /// What is shown in place of a workspace.
+    revision: Option<String>,
     mountpoint: PathBuf,
     drain_timeout: Duration,
     phase: watch::Sender<Phase>,
@@ -142,6 +144,7 @@ impl Daemon {
             repo: self.repo.clone(),
             branch: self.branch.clone(),
             workspace: self.workspace.clone(),
+            revision: self.revision.clone(),
             phase: if phase == Phase::Mounted { "mounted" } else { "draining" }.to_owned(),
             pid: std::process::id(),
             server_version: self.info.version.clone(),
@@ -237,13 +240,14 @@ async fn serve_mount(
         repo = %settings.repo,
         branch = settings.branch,
         workspace = settings.workspace,
+        revision = settings.revision,
         state = %state.path().display(),
         "starting"
     );
     let (workspace, created) = connect(settings).await?;
     let info = workspace.info().clone();
     let options = Options {
-        read_only: settings.read_only,
+        read_only: settings.is_read_only(),
         settle: settings.settle,
         uid: settings.access.uid,
         gid: settings.access.gid,
@@ -287,6 +291,7 @@ async fn serve_mount(
         repo: settings.repo.to_string(),
         branch: settings.branch.clone(),
         workspace: settings.workspace.clone(),
+        revision: settings.revision.clone(),
         mountpoint: settings.mountpoint.clone(),
         drain_timeout: settings.drain_timeout,
         phase,
@@ -298,9 +303,11 @@ async fn serve_mount(
     let control = serve::listen(listener, daemon.clone()).map_err(MountError::Setup)?;
     let served = start_serving(settings, &place, &fs, daemon.clone())?;
     drop(place);
-    let stager = tokio::spawn(Stager::new(fs.clone(), meter, Delays::default()).run());
+    let staging = (!settings.is_read_only()).then(|| {
+        let stager = tokio::spawn(Stager::new(fs.clone(), meter, Delays::default()).run());
+        (stager, tokio::spawn(look_out(fs.clone())))
+    });
     let housekeeping = tokio::spawn(keep_house(fs.clone()));
-    let lookout = tokio::spawn(look_out(fs.clone()));
     let listing = tokio::spawn(list_ahead(fs.clone()));
     let left = fs.clone();
     let loading = tokio::spawn(async move { left.load().await });
@@ -354,9 +361,11 @@ async fn serve_mount(
         let _ = tokio::time::timeout(Duration::from_secs(2), served.ended()).await;
         tracing::info!("unmounted");
     }
-    stager.abort();
+    if let Some((stager, lookout)) = staging {
+        stager.abort();
+        lookout.abort();
+    }
     housekeeping.abort();
-    lookout.abort();
     listing.abort();
     loading.abort();
     let tidied = fs.clone();
@@ -402,7 +411,7 @@ fn start_serving(
     daemon: Arc<Daemon>,
 ) -> Result<Served, MountError> {
     let source = preflight::fs_source(settings);
-    let (read_only, allow_other) = (settings.read_only, settings.access.allow_other);
+    let (read_only, allow_other) = (settings.is_read_only(), settings.access.allow_other);
     let no_exec = settings.access.noexec;
     let device = mount_on(place, &MountOptions { source, read_only, allow_other, no_exec })?;
     let waits = fuse::Waits { close: settings.write_through, fsync: settings.fsync == FsyncPolicy::Staged };

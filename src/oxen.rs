@@ -84,6 +84,8 @@ pub struct Endpoint {
     /// How long the server may be silent, or send next to nothing, when it is asked for something, before another
     /// connection is tried; `None`: half a minute.
     pub stall: Option<Duration>,
+    /// Only requests that change nothing are sent: GET, HEAD and QUERY. Any other fails here.
+    pub read_only: bool,
 }
 
 impl Endpoint {
@@ -97,6 +99,7 @@ impl Endpoint {
             credentials: std::sync::Arc::new(|| None),
             compress: None,
             stall: None,
+            read_only: false,
         }
     }
 }
@@ -111,9 +114,11 @@ impl std::fmt::Debug for Endpoint {
     }
 }
 
-/// A workspace on a server.
+/// A workspace on a server, or a commit that is read as if it were one in which nothing is staged.
 pub struct OxenWorkspace {
     repo: Repository,
+    /// The commit that is read; `None`: there is a workspace.
+    commit: Option<CommitId>,
     /// Another one once the workspace was made anew by somebody else under the same name.
     id: RwLock<Arc<str>>,
     name: String,
@@ -184,11 +189,24 @@ impl Workspace for OxenWorkspace {
     }
 
     fn base(&self) -> Fut<'_, CommitId> {
-        async { Ok(self.standing().await?.commit_id()) }.boxed()
+        async {
+            match &self.commit {
+                Some(commit) => Ok(commit.clone()),
+                None => Ok(self.standing().await?.commit_id()),
+            }
+        }
+        .boxed()
     }
 
     fn identity(&self) -> Fut<'_, Option<WorkspaceIdentity>> {
-        self.identity_now().boxed()
+        async {
+            match &self.commit {
+                // There is nothing that others could take away.
+                Some(commit) => Ok(Some(WorkspaceIdentity { id: self.id(), commit: commit.clone(), created_at: None })),
+                None => self.identity_now().await,
+            }
+        }
+        .boxed()
     }
 
     fn reopen<'a>(&'a self, branch: &'a str, base: &'a CommitId) -> Fut<'a, Reopened> {
@@ -225,7 +243,13 @@ impl Workspace for OxenWorkspace {
     }
 
     fn changes(&self) -> Fut<'_, Vec<Change>> {
-        self.staged_changes().boxed()
+        async {
+            match &self.commit {
+                Some(_) => Ok(Vec::new()),
+                None => self.staged_changes().await,
+            }
+        }
+        .boxed()
     }
 
     fn staged_object<'a>(&'a self, change: &'a Change) -> Fut<'a, Object> {

@@ -82,7 +82,7 @@ pub enum Command {
 /// `oxenfs mount`.
 #[derive(Debug, Default, Args)]
 pub struct MountArgs {
-    /// NAMESPACE/NAME, or a whole URL such as http://127.0.0.1:3000/ox/cats
+    /// NAMESPACE/NAME, a whole URL such as http://127.0.0.1:3000/ox/cats, or oxen://NAMESPACE:NAME[@REVISION][/PATH]
     pub repo: String,
 
     /// An empty directory
@@ -101,6 +101,10 @@ pub struct MountArgs {
     /// again goes on where the last mount stopped]
     #[arg(long, value_name = "NAME")]
     pub workspace: Option<String>,
+
+    /// Show a branch or a commit as it is now, read-only: nothing is changed on the server, and no workspace made
+    #[arg(long, value_name = "COMMIT|BRANCH")]
+    pub revision: Option<String>,
 
     /// Make the repository when it is not there
     #[arg(long)]
@@ -122,7 +126,7 @@ pub struct MountArgs {
     #[arg(long, value_name = "PATH")]
     pub subdir: Option<String>,
 
-    /// Refuse every change
+    /// Show the branch as it is now and refuse every change; as --revision
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub read_only: Option<bool>,
 
@@ -210,6 +214,7 @@ impl MountArgs {
             server: self.server,
             branch: self.branch,
             workspace: self.workspace,
+            revision: self.revision,
             create: self.create,
             description: self.description,
             public: self.public,

@@ -232,10 +232,15 @@ pub fn mount_command(known: &Known) -> String {
     let mut command = format!("oxenfs mount {} {}", quoted(&identity.repo), quoted(&identity.mountpoint));
     let mut option = |name, value: &str| command += &format!(" {name} {}", quoted(value));
     option("--server", &identity.server);
-    if identity.branch != "main" {
-        option("--branch", &identity.branch);
+    match &identity.revision {
+        Some(revision) => option("--revision", revision),
+        None => {
+            if identity.branch != "main" {
+                option("--branch", &identity.branch);
+            }
+            option("--workspace", &identity.workspace);
+        }
     }
-    option("--workspace", &identity.workspace);
     if !identity.subdir.is_empty() {
         option("--subdir", &identity.subdir);
     }

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::args::{HelperArgs, MountArgs};
 use super::failure::{Doing, Failure, quoted};
-use super::find::{connect_now, status_while};
+use super::find::{connect_now, mount_command, owed, status_while};
 use super::follow::Deadline;
-use super::output::{count, note, warn, without_credentials};
+use super::output::{changes_are, count, note, warn, without_credentials};
 use super::seams;
 use super::vigil::{Vigil, await_answer};
 use crate::config::{Environment, MountInput, MountSettings};
@@ -16,7 +16,7 @@ use crate::control::client::Client;
 use crate::log;
 use crate::mount::daemon::{self, Fork, Notifier, Outcome, Ready};
 use crate::mount::preflight::{self, Place, PreflightError, mountinfo};
-use crate::mount::state_dir::{self, Identity, StateDir, StateError};
+use crate::mount::state_dir::{self, Identity, Known, StateDir, StateError};
 
 /// How long a daemon that only drains may take to let go: it stops between two requests.
 const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(30);
@@ -77,8 +77,12 @@ fn start(input: MountInput, environment: &Environment, fake: bool) -> Result<u8,
         workspace: settings.workspace.clone(),
         subdir: settings.subdir.as_str().to_owned(),
         branch: settings.branch.clone(),
+        revision: settings.revision.clone(),
         mountpoint: settings.mountpoint.clone(),
     };
+    if settings.is_read_only() {
+        warn_of_unsent(&identity, &settings.state_root);
+    }
     let state = open_state(&settings.state_root, &identity)?;
     let unused = state.unused();
     let said = format!("mounted {} at {}", settings.repo, quoted(&settings.mountpoint));
@@ -150,6 +154,24 @@ fn welcome(ready: &Ready, said: &str) {
         let changes = count(ready.resumed, "change");
         let are = if ready.resumed == 1 { "is" } else { "are" };
         note(format_args!("{changes} of an earlier mount {are} being sent"));
+    }
+}
+
+/// Warns where changes wait here that a mount of a revision does not show, as its users may expect.
+fn warn_of_unsent(identity: &Identity, root: &Path) {
+    let same = |known: &Known| {
+        let other = &known.meta.identity;
+        other.revision.is_none() && (&other.server, &other.repo) == (&identity.server, &identity.repo)
+    };
+    let Ok(listing) = StateDir::list(root) else { return };
+    for known in listing.known.iter().filter(|known| same(known) && known.holder().is_none()) {
+        let Ok(status) = seams::offline_status(&known.path) else { continue };
+        let (files, content) = owed(&status);
+        if files > 0 {
+            let changes = changes_are(files, content);
+            warn(format_args!("{changes} not on the server yet, and this does not show them"));
+            note(format_args!("hint: to send them: {}", mount_command(known)));
+        }
     }
 }
 

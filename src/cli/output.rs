@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::failure::Failure;
+use crate::config::OxenUrl;
 pub use crate::control::words::{are, bytes, changes_are, count, thousands};
 pub use crate::log::printable;
 use crate::log::{printable_json, printable_lines};
@@ -57,6 +58,10 @@ pub fn warn(text: impl std::fmt::Display) {
 
 /// A REPO argument as it may be shown: what stands before an `@` in it could be a password.
 pub fn without_credentials(repo: &str) -> String {
+    // There it stands before a revision.
+    if let Some(Ok(_)) = OxenUrl::parse(repo) {
+        return printable(repo).into_owned();
+    }
     match repo.rsplit_once('@') {
         Some((_, rest)) => format!("...@{}", printable(rest)),
         None => printable(repo).into_owned(),
@@ -86,6 +91,8 @@ mod tests {
     #[test]
     fn what_may_be_a_password_is_not_shown() {
         assert_eq!(without_credentials("http://u:p@h/ox/cats"), "...@h/ox/cats");
+        assert_eq!(without_credentials("oxen://u:p@h:1/ox/cats"), "oxen://u:p@h:1/ox/cats");
+        assert_eq!(without_credentials("oxen://p@h/ox/cats"), "...@h/ox/cats");
         assert_eq!(without_credentials("ox/cats"), "ox/cats");
     }
 }

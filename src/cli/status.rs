@@ -102,6 +102,7 @@ fn look(known: &Known) -> Status {
         repo: identity.repo.clone(),
         branch: identity.branch.clone(),
         workspace: identity.workspace.clone(),
+        revision: identity.revision.clone(),
         phase: if recorded.phase == UNREADABLE { recorded.phase.clone() } else { phase.into() },
         pid,
         stalled: silent.or(unread),
@@ -125,7 +126,13 @@ fn table(known: &Known, status: &Status) -> String {
             phase => format!("{} (process {})", printable(phase), status.pid),
         },
     );
-    row("branch", format!("{}, workspace {}", printable(&status.branch), printable(&status.workspace)));
+    match &status.revision {
+        Some(revision) => {
+            let commit = if status.base.is_empty() { "" } else { ", commit " };
+            row("shows", format!("{}{commit}{}, read-only", printable(revision), printable(&status.base)));
+        }
+        None => row("branch", format!("{}, workspace {}", printable(&status.branch), printable(&status.workspace))),
+    }
     if !status.server_version.is_empty() {
         row("server", format!("{}, protocol {}", printable(&status.server_version), printable(&status.dialect)));
     }
@@ -136,8 +143,19 @@ fn table(known: &Known, status: &Status) -> String {
     if status.phase == UNREADABLE {
         return text;
     }
-    row("to send", to_send(status));
     let counts = &status.counts;
+    if status.revision.is_some() {
+        // It has nothing to send, ever.
+        if !status.passthrough.is_empty() {
+            row("passthrough", printable(&status.passthrough).to_string());
+        }
+        if let Some(trouble) = &status.disk {
+            row("disk", printable(trouble).into_owned());
+        }
+        unreadable(&mut text, status);
+        return text;
+    }
+    row("to send", to_send(status));
     if counts.failed.files > 0 {
         row("failed", tally(&counts.failed));
     }
@@ -191,12 +209,7 @@ fn table(known: &Known, status: &Status) -> String {
             let _ = writeln!(text, "    {}: {length} to send, {taken} of data", printable(&file.path));
         }
     }
-    if !status.unreadable.is_empty() {
-        let _ = writeln!(text, "  cannot be read");
-        for one in &status.unreadable {
-            let _ = writeln!(text, "    {}: {}", printable(&one.path), printable(&one.reason));
-        }
-    }
+    unreadable(&mut text, status);
     if !status.local.is_empty() {
         let _ = writeln!(text, "  stays on this disk");
         for local in &status.local {
@@ -207,6 +220,16 @@ fn table(known: &Known, status: &Status) -> String {
         let _ = writeln!(text, "  to send it: {}", mount_command(known));
     }
     text
+}
+
+/// What programs could not read.
+fn unreadable(text: &mut String, status: &Status) {
+    if !status.unreadable.is_empty() {
+        let _ = writeln!(text, "  cannot be read");
+        for one in &status.unreadable {
+            let _ = writeln!(text, "    {}: {}", printable(&one.path), printable(&one.reason));
+        }
+    }
 }
 
 /// What is staged and not committed, and not here any more: whoever deletes the workspace, or prunes, takes it away.

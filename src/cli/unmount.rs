@@ -74,6 +74,10 @@ fn one(
         return detach(args, known, status);
     }
     match follow(known, connected(known)?, &Request::Unmount, deadline)? {
+        End::Done(_) | End::Committed(..) if known.meta.identity.revision.is_some() => {
+            note(format_args!("unmounted {}", quoted(&args.dir)));
+            Ok(0)
+        }
         End::Done(_) | End::Committed(..) => {
             // The record of the daemon that just ended.
             let left = seams::offline_status(&known.path).unwrap_or_default().counts;
@@ -120,6 +124,10 @@ fn detach(args: &UnmountArgs, known: &Known, before: &Status) -> Result<u8, Fail
     let after = seams::offline_status(&known.path).unwrap_or_else(|_| before.clone());
     let dir = quoted(&args.dir);
     match owed(&after) {
+        (0, _) if known.meta.identity.revision.is_some() => {
+            note(format_args!("unmounted {dir}"));
+            Ok(0)
+        }
         (0, _) => {
             note(format_args!("unmounted {dir}; {}", is_there(&after.counts)));
             Ok(0)

@@ -132,6 +132,46 @@ impl fmt::Display for RepoId {
 
 /// What a REPO argument that is none should have been.
 const REPO_FORM: &str = "NAMESPACE/NAME or a URL such as http://127.0.0.1:3000/ox/cats";
+const OXEN_FORM: &str = "a URL such as oxen://ox:cats or oxen://ox:cats@main/images";
+
+/// `oxen://NAMESPACE:NAME[@REVISION][/PATH]`: what is meant, and not where: the server is named elsewhere. A revision
+/// with a slash in it cannot be told from a path; `--revision` takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OxenUrl {
+    /// The repository.
+    pub repo: RepoId,
+    /// A branch or a commit, where one is named.
+    pub revision: Option<String>,
+    /// A directory of the repository; empty is all of it.
+    pub path: String,
+}
+
+impl OxenUrl {
+    /// Reads `text`; `None` when it has another scheme, or none.
+    ///
+    /// # Errors
+    /// When it begins as one and is none.
+    pub fn parse(text: &str) -> Option<Result<Self, ConfigError>> {
+        let rest = text.strip_prefix("oxen://")?;
+        let (named, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (named, revision) = match named.split_once('@') {
+            Some((named, revision)) => (named, Some(revision)),
+            None => (named, None),
+        };
+        let path = path.strip_suffix('/').unwrap_or(path).to_owned();
+        Some(match named.split_once(':') {
+            Some((namespace, name))
+                if is_segment(namespace) && is_segment(name) && revision.is_none_or(|text| !text.is_empty()) =>
+            {
+                let repo = RepoId { namespace: namespace.to_owned(), name: name.to_owned() };
+                Ok(Self { repo, revision: revision.map(str::to_owned), path })
+            }
+            // Not repeated: what stands before the sign may be a password.
+            _ if text.contains('@') => Err(ConfigError::CredentialsInUrl("REPO")),
+            _ => Err(ConfigError::Invalid { what: "REPO", value: text.to_owned(), expected: OXEN_FORM }),
+        })
+    }
+}
 
 impl FromStr for RepoId {
     type Err = ConfigError;
@@ -147,9 +187,9 @@ impl FromStr for RepoId {
     }
 }
 
-/// The server and the repository that a REPO argument means: a whole URL names both; for `NAMESPACE/NAME` the server
-/// is `--server`, else `OXEN_SERVER`, else what the configuration files say, else the default host of the Oxen
-/// configuration.
+/// The server and the repository that a REPO argument means: a whole URL names both; for `NAMESPACE/NAME` and
+/// `oxen://NAMESPACE:NAME` the server is `--server`, else `OXEN_SERVER`, else what the configuration files say, else the
+/// default host of the Oxen configuration.
 ///
 /// # Errors
 /// When either is missing or malformed, or the URL and `--server` disagree.
@@ -160,11 +200,14 @@ pub fn resolve(
     oxen: &OxenConfig,
     files: &Files,
 ) -> Result<(ServerUrl, RepoId), ConfigError> {
-    if repo.contains('@') {
+    let oxen_url = OxenUrl::parse(repo).transpose()?;
+    if oxen_url.is_none() && repo.contains('@') {
         return Err(ConfigError::CredentialsInUrl("REPO"));
     }
     let named = server.map(|text| ServerUrl::parse("--server", text)).transpose()?;
-    if let Some((scheme, rest)) = repo.split_once("://") {
+    if oxen_url.is_none()
+        && let Some((scheme, rest)) = repo.split_once("://")
+    {
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (authority, id) = rest.split_once('/').unwrap_or((rest, ""));
         let in_url = ServerUrl::parse("REPO", &format!("{scheme}://{authority}"))?;
@@ -178,7 +221,10 @@ pub fn resolve(
         }
         return Ok((in_url, id));
     }
-    let id = repo.parse()?;
+    let id = match oxen_url {
+        Some(url) => url.repo,
+        None => repo.parse()?,
+    };
     if let Some(named) = named {
         return Ok((named, id));
     }

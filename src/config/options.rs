@@ -121,6 +121,7 @@ impl MountInput {
             "server" => &mut self.server,
             "branch" => &mut self.branch,
             "workspace" => &mut self.workspace,
+            "revision" => &mut self.revision,
             "description" => &mut self.description,
             "storage" => &mut self.storage,
             "subdir" => &mut self.subdir,

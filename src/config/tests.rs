@@ -76,6 +76,7 @@ fn credentials_in_a_url_are_refused_and_not_repeated() {
         ("http://sesame@h/ox/cats", None),
         ("sesame@h/ox/cats", None),
         ("ftp://u:sesame@h/ox/cats", None),
+        ("oxen://sesame@h/ox/cats", None),
         ("ox/cats", Some("https://u:sesame@h")),
         ("ox/cats", Some("ssh://sesame@h")),
     ] {
@@ -97,6 +98,65 @@ fn a_whole_url_names_server_and_repository() {
     {
         let refused = settings(input(bad, Some("h")));
         assert!(matches!(refused, Err(ConfigError::Invalid { what: "REPO", .. })), "{bad}");
+    }
+}
+
+#[test]
+fn an_oxen_url_names_repository_revision_and_directory() {
+    let of = |text| settings(input(text, Some("h"))).unwrap();
+    let plain = of("oxen://ox:cats");
+    assert_eq!((plain.repo.to_string().as_str(), plain.branch.as_str(), plain.revision), ("ox/cats", "main", None));
+    let whole = of("oxen://ox:cats@dev/images/small/");
+    assert_eq!((whole.revision.as_deref(), whole.subdir.as_str()), (Some("dev"), "images/small"));
+    assert!(whole.is_read_only() && whole.branch.is_empty() && whole.workspace.is_empty());
+    assert_eq!(of("oxen://ox:cats/images").subdir.as_str(), "images");
+    let same = MountInput {
+        revision: Some("dev".into()),
+        subdir: Some("x".into()),
+        ..input("oxen://ox:cats@dev/x", Some("h"))
+    };
+    assert_eq!(settings(same).unwrap().revision.as_deref(), Some("dev"));
+    type Change = fn(&mut MountInput);
+    let others: [Change; 2] = [|input| input.revision = Some("main".into()), |input| input.subdir = Some("y".into())];
+    for change in others {
+        let mut input = input("oxen://ox:cats@dev/x", Some("h"));
+        change(&mut input);
+        assert!(matches!(settings(input), Err(ConfigError::Conflict(_))));
+    }
+    for bad in ["oxen://", "oxen://cats", "oxen://ox:", "oxen://ox:cats:x", "oxen://ox/cats", "oxen://ox:c ats/x"] {
+        let refused = settings(input(bad, Some("h")));
+        assert!(matches!(refused, Err(ConfigError::Invalid { what: "REPO", .. })), "{bad}");
+    }
+    for bad in ["oxen://ox:cats@", "oxen://ox:cats@/x", "oxen://ox@cats"] {
+        let refused = settings(input(bad, Some("h")));
+        assert!(matches!(refused, Err(ConfigError::CredentialsInUrl("REPO"))), "{bad}");
+    }
+    let refused = settings(input("oxen://ox:cats@a b", Some("h")));
+    assert!(matches!(refused, Err(ConfigError::Invalid { what: "--revision", .. })), "{refused:?}");
+}
+
+#[test]
+fn a_mount_that_only_reads_shows_a_revision_and_has_no_workspace() {
+    let of = |change: fn(&mut MountInput)| {
+        let mut input = input("ox/cats", Some("h"));
+        change(&mut input);
+        settings(input)
+    };
+    let shown = |settings: MountSettings| (settings.revision, settings.branch, settings.workspace);
+    let main = of(|input| input.read_only = Some(true)).unwrap();
+    assert_eq!(shown(main), (Some("main".into()), "main".into(), String::new()));
+    let dev = of(|input| input.apply_options("ro,branch=dev", false).unwrap()).unwrap();
+    assert_eq!(shown(dev), (Some("dev".into()), "dev".into(), String::new()));
+    let commit = of(|input| input.apply_options("revision=c0ffee", false).unwrap()).unwrap();
+    assert_eq!(shown(commit), (Some("c0ffee".into()), String::new(), String::new()));
+    let refused: [(&str, fn(&mut MountInput)); 4] = [
+        ("--create and --read-only", |input| (input.read_only, input.create) = (Some(true), true)),
+        ("--write-through and --read-only", |input| (input.read_only, input.write_through) = (Some(true), Some(true))),
+        ("--workspace and --read-only", |input| (input.read_only, input.workspace) = (Some(true), Some("w".into()))),
+        ("--branch and --revision", |input| (input.branch, input.revision) = (Some("a".into()), Some("a".into()))),
+    ];
+    for (both, change) in refused {
+        assert_eq!(of(change).unwrap_err().to_string(), format!("{both} exclude each other"));
     }
 }
 
@@ -186,12 +246,12 @@ fn the_author_comes_from_the_oxen_configuration() {
 #[test]
 fn mount_options_mean_what_the_long_options_mean() {
     let mut input = input("ox/cats", None);
-    let list = "ro,_netdev,nofail,x-systemd.automount,server=h:1,branch=dev,spool_limit=10G,cache-limit=1MiB,uid=7,\
+    let list = "_netdev,nofail,x-systemd.automount,server=h:1,branch=dev,spool_limit=10G,cache-limit=1MiB,uid=7,\
         umask=077,allow_other,noexec,state-dir=/var/oxen,settle=0.25,drain-timeout=2m,read_timeout=5m,fsync=staged,,\
         user=ann,rw";
     input.apply_options(list, false).unwrap();
     let settings = settings(input).unwrap();
-    assert!(settings.read_only && settings.access.allow_other && settings.access.noexec);
+    assert!(settings.access.allow_other && settings.access.noexec);
     assert_eq!(settings.server.to_string(), "https://h:1");
     assert_eq!(settings.branch, "dev");
     assert_eq!((settings.spool_limit_bytes, settings.cache_limit_bytes), (10 << 30, 1 << 20));
@@ -343,19 +403,19 @@ fn a_repository_goes_before_its_server_that_before_the_defaults_and_the_user_bef
     assert_eq!(cats.server.to_string(), "http://gpu-7:3000");
     assert_eq!((cats.branch.as_str(), cats.settle), ("dev", Duration::from_secs(3)));
     assert_eq!((cats.cache_limit_bytes, cats.spool_limit_bytes), (50 << 30, 7 << 30));
-    assert!(cats.read_only && cats.access.umask == 0o077);
+    assert!(cats.is_read_only() && cats.access.umask == 0o077);
     let dogs = of("ox/dogs", &environment);
-    assert_eq!((dogs.branch.as_str(), dogs.settle, dogs.read_only), ("dev", Duration::from_millis(500), false));
+    assert_eq!((dogs.branch.as_str(), dogs.settle, dogs.is_read_only()), ("dev", Duration::from_millis(500), false));
     let elsewhere = of("http://h/ox/dogs", &environment);
     assert_eq!((elsewhere.branch.as_str(), elsewhere.settle), ("main", Duration::from_secs(2)));
     // The environment goes before the files, the command before both.
     environment.settings.insert("settle", "4".into());
     environment.settings.insert("read-only", "false".into());
     let cats = of("ox/cats", &environment);
-    assert_eq!((cats.settle, cats.read_only), (Duration::from_secs(4), false));
+    assert_eq!((cats.settle, cats.is_read_only()), (Duration::from_secs(4), false));
     let told = MountInput { settle: Some("5".into()), read_only: Some(true), ..input("ox/cats", None) };
     let cats = MountSettings::new(told, &environment).unwrap();
-    assert_eq!((cats.settle, cats.read_only), (Duration::from_secs(5), true));
+    assert_eq!((cats.settle, cats.is_read_only()), (Duration::from_secs(5), true));
 }
 
 #[test]

@@ -123,6 +123,18 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
         // All others tell bytes. What takes longer to be looked at is counted as a file alone.
         let _ = tokio::time::timeout(LOAD_PATIENCE, daemon.fs.load()).await;
     }
+    if let Some(revision) = &daemon.revision {
+        match request {
+            // Nothing is owed, ever, and nobody asks the server.
+            Request::Sync { .. } => return listener.tell(&Event::Done).await,
+            Request::Commit { .. } => {
+                let message = format!("it shows {revision}, read-only: there is nothing to commit");
+                let hint = Some("to change a branch, mount it without --read-only and --revision".to_owned());
+                return listener.tell(&Event::Failed(Failure { message, hint, owed: false })).await;
+            }
+            _ => {}
+        }
+    }
     match request {
         Request::Ping => {
             // What a daemon that hangs would wait for.

@@ -56,7 +56,8 @@ It may be removed when nothing of it is mounted, nothing is owed to the server, 
 committed: what is staged may be lost on the server, and be here alone. `oxenfs status` tells.
 ";
 
-/// What a state directory is for. The first four fields name it; the others may change from mount to mount.
+/// What a state directory is for. Server, repository, workspace, subdirectory and revision name it; the others may change
+/// from mount to mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Scheme, host and port.
@@ -69,6 +70,9 @@ pub struct Identity {
     pub subdir: String,
     /// The branch that a commit goes to.
     pub branch: String,
+    /// The branch or commit that is shown, read-only, in place of a workspace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
     /// Where it is, or was last, mounted; names need not be UTF-8.
     #[serde(with = "owned::any_path")]
     pub mountpoint: PathBuf,
@@ -317,7 +321,9 @@ fn write_readme(dir: &Path) -> Result<(), StateError> {
 impl Identity {
     /// The directory's name: what a person recognizes, then a hash of all that tells mounts apart.
     fn dir_name(&self) -> String {
-        let named = [&*self.server, &self.repo, &self.workspace, &self.subdir].join("\0");
+        let mut named = vec![&*self.server, &self.repo, &self.workspace, &self.subdir];
+        named.extend(self.revision.as_deref());
+        let named = named.join("\0");
         let hash = ContentHash::of(HashKind::Sha256, named.as_bytes()).to_string();
         let slug: String = self
             .repo

@@ -21,23 +21,33 @@ pub fn repository(
     credentials: CredentialSource,
     stall: Option<Duration>,
 ) -> Result<Repository, WorkspaceError> {
-    let endpoint = Endpoint {
-        credentials: Arc::new(move || credentials.read()),
-        stall,
-        ..Endpoint::new(server.to_string(), &*repo.namespace, &*repo.name)
-    };
-    Repository::connect(&endpoint)
+    Repository::connect(&Endpoint { stall, ..endpoint(server, repo, credentials) })
 }
 
-/// Connects a mount: the repository, made if `settings` say so and it is absent, and its workspace. `None`: there is
-/// no such repository and none was to be made. The flag says whether it was made.
+fn endpoint(server: &ServerUrl, repo: &RepoId, credentials: CredentialSource) -> Endpoint {
+    Endpoint {
+        credentials: Arc::new(move || credentials.read()),
+        ..Endpoint::new(server.to_string(), &*repo.namespace, &*repo.name)
+    }
+}
+
+/// Connects a mount: the repository, made if `settings` say so and it is absent, and its workspace, or the revision that
+/// is shown in place of one. `None`: there is no such repository and none was to be made. The flag says whether it was
+/// made.
 ///
 /// # Errors
 /// The server's.
 pub async fn connect(settings: &MountSettings) -> Result<Option<(Arc<dyn Workspace>, bool)>, WorkspaceError> {
     let stall = settings.read_timeout.map(|limit| (limit / STALLS).min(LONGEST_STALL));
-    let repository = repository(&settings.server, &settings.repo, settings.credentials.clone(), stall)?;
+    let endpoint = endpoint(&settings.server, &settings.repo, settings.credentials.clone());
+    let repository = Repository::connect(&Endpoint { stall, read_only: settings.is_read_only(), ..endpoint })?;
     repository.server_version().await?;
+    if let Some(revision) = &settings.revision {
+        if repository.get().await?.is_none() {
+            return Ok(None);
+        }
+        return Ok(Some((Arc::new(repository.open_revision(revision).await?), false)));
+    }
     let mut created = false;
     let found = match (repository.get().await?, &settings.create) {
         (Some(found), _) => found,

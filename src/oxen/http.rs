@@ -347,6 +347,7 @@ pub(super) struct Http {
     token: Mutex<Option<Option<Secret>>>,
     loopback: bool,
     stall: Duration,
+    read_only: bool,
     unanswered: AtomicU64,
 }
 
@@ -361,6 +362,7 @@ impl Http {
         user_agent: &str,
         credentials: Credentials,
         stall: Option<Duration>,
+        read_only: bool,
     ) -> Result<Self, WorkspaceError> {
         let invalid =
             |why: &str| WorkspaceError::Refused { status: 0, message: format!("{base}: {why}"), request: None };
@@ -406,6 +408,7 @@ impl Http {
             token: Mutex::new(None),
             loopback,
             stall: stall.unwrap_or(STALL),
+            read_only,
             unanswered: AtomicU64::new(0),
         })
     }
@@ -439,8 +442,13 @@ impl Http {
     /// Makes the request once; twice when a token was refused and there is another one.
     ///
     /// # Errors
-    /// As the answer says; anything but 2xx is an error.
+    /// As the answer says; anything but 2xx is an error. [`WorkspaceError::Refused`] without a status where only reading is
+    /// allowed and the request may change something: it is not sent.
     pub(super) async fn send(&self, request: &Request) -> Result<Answer, WorkspaceError> {
+        if self.read_only && !request.changes_nothing() {
+            let message = format!("a read-only mount sends no {}", request.method);
+            return Err(WorkspaceError::Refused { status: 0, message, request: None });
+        }
         let token = self.token();
         let mut result = self.attempt(request, token.as_ref()).await;
         if matches!(result, Err(WorkspaceError::Unreachable { .. }))

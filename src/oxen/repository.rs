@@ -162,7 +162,8 @@ impl Repository {
     /// # Errors
     /// When the address is none, or the system's certificates cannot be read.
     pub fn connect(endpoint: &Endpoint) -> Result<Self, WorkspaceError> {
-        let http = Http::new(&endpoint.server, &endpoint.user_agent, endpoint.credentials.clone(), endpoint.stall)?;
+        let Endpoint { server, user_agent, credentials, stall, read_only, .. } = endpoint;
+        let http = Http::new(server, user_agent, credentials.clone(), *stall, *read_only)?;
         Ok(Self {
             http: Arc::new(http),
             namespace: endpoint.namespace.clone(),
@@ -447,14 +448,53 @@ impl Repository {
             "documented" => self.hash_kind(&found.commit.commit_id()).await?.unwrap_or(HashKind::Sha256),
             _ => HashKind::Xxh3,
         };
+        let base = found.commit.commit_id();
+        let mut workspace = self.on(base, dialect, version, hash_kind);
+        (workspace.id, workspace.name) = (RwLock::new(found.id.as_str().into()), name.to_owned());
+        workspace.created = answer.status_message == "resource_created";
+        Ok(workspace)
+    }
+
+    /// What the branch or commit called `revision` is now, to be read; a branch, where there are both. Sends nothing but
+    /// requests that change nothing.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::NotFound`] when the repository has neither; else as the server answers.
+    pub async fn open_revision(&self, revision: &str) -> Result<OxenWorkspace, WorkspaceError> {
+        let version = self.server_version().await?;
+        let named = CommitId(revision.into());
+        let commit = match self.branch(revision).await? {
+            Some(branch) => CommitId(branch.commit_id.into()),
+            None => match self.commit(revision).await? {
+                Some(commit) => commit.commit_id(),
+                // The route for commits is not everywhere.
+                None if self.has_commit(&named).await? => named,
+                None => {
+                    let what = format!("branch or commit {revision} of {}/{}", self.namespace, self.name);
+                    return Err(WorkspaceError::NotFound { what, request: None });
+                }
+            },
+        };
+        // The routes are asked with requests that a server could take for more than questions. What reads needs none of
+        // them, and each hash says which kind it is.
+        let dialect = Dialect { name: READING, ..Dialect::of(Routes::default(), &version) };
+        let hash_kind = self.hash_kind(&commit).await?.unwrap_or(HashKind::Xxh3);
+        let mut workspace = self.on(commit.clone(), dialect, version, hash_kind);
+        workspace.commit = Some(commit);
+        Ok(workspace)
+    }
+
+    /// A workspace of no name on `base`.
+    fn on(&self, base: CommitId, dialect: Dialect, version: String, hash_kind: HashKind) -> OxenWorkspace {
         let info = ServerInfo { version, dialect: dialect.name, hash_kind, by_hash: dialect.hash_route.by_hash() };
         tracing::info!(server = self.http.server(), version = info.version, dialect = info.dialect, "connected");
-        Ok(OxenWorkspace {
+        OxenWorkspace {
             repo: self.clone(),
-            known_commits: Mutex::new(HashSet::from([found.commit.commit_id()])),
-            id: RwLock::new(found.id.as_str().into()),
-            name: name.to_owned(),
-            created: answer.status_message == "resource_created",
+            commit: None,
+            known_commits: Mutex::new(HashSet::from([base])),
+            id: RwLock::new("".into()),
+            name: String::new(),
+            created: false,
             dialect,
             info,
             compress: self.compress.unwrap_or(!self.http.is_loopback()),
@@ -463,7 +503,7 @@ impl Repository {
             in_parts: super::upload::InParts::default(),
             stored: super::stored::Questions::default(),
             no_compare: AtomicBool::new(false),
-        })
+        }
     }
 
     /// The workspace called `name`, made with this id where there is none: one string for both, and either finds it.
@@ -576,6 +616,9 @@ impl Repository {
         Ok(self.branches().await?.iter().any(|branch| *branch.commit_id == *commit.0))
     }
 }
+
+/// The protocol, as far as reading needs one.
+const READING: &str = "read-only";
 
 /// How `contents` is written.
 #[derive(Clone, Copy, PartialEq, Eq)]

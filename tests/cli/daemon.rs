@@ -23,6 +23,7 @@ pub fn identity(mountpoint: &Path) -> Identity {
         workspace: "w".into(),
         subdir: String::new(),
         branch: "main".into(),
+        revision: None,
         mountpoint: mountpoint.to_owned(),
     }
 }

@@ -135,6 +135,7 @@ fn what_a_state_directory_says_is_shown_as_text() {
         workspace: HOSTILE.into(),
         subdir: HOSTILE.into(),
         branch: HOSTILE.into(),
+        revision: Some(HOSTILE.into()),
         mountpoint: dir.clone(),
     };
     let state = StateDir::open(&root, &hostile).unwrap().path().to_owned();

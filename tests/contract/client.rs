@@ -62,6 +62,7 @@ contract! {
         conflicting_changes_are_found_and_refused,
         changes_that_do_not_collide_are_no_conflict,
         compressed_files_arrive_whole,
+        a_revision_is_read_without_a_workspace,
     ];
     current: [
         a_part_that_an_earlier_client_left_with_other_bytes_is_made_good,
@@ -1534,4 +1535,43 @@ async fn nobody_at_the_address_is_unreachable(_: &Target) {
 #[test]
 fn the_agent_is_not_taken_for_the_official_client() {
     assert!(!oxenfs::oxen::USER_AGENT.to_lowercase().contains("oxen"));
+}
+
+// ---- revisions
+
+async fn a_revision_is_read_without_a_workspace(target: &Target) {
+    let workspace = open(target).await;
+    let first = workspace.base().await.expect("a base");
+    let new = put(&workspace, "new/file", b"later");
+    done(workspace.send_small(std::slice::from_ref(&new)).await.expect("an answer"));
+    let second = commit(&workspace, "more").await.id;
+    let before = target.get_json("workspaces").await["workspaces"].as_array().expect("a list").len();
+    let reading = Endpoint { read_only: true, ..endpoint(target) };
+    let repository = Repository::connect(&reading).expect("a way to it");
+    let name = |commit: &CommitId| commit.to_string();
+    for (revision, commit, holds) in
+        [(name(&first), &first, false), (name(&second), &second, true), ("main".to_owned(), &second, true)]
+    {
+        let shown = repository.open_revision(&revision).await.expect("it is there");
+        assert_eq!(shown.base().await.expect("a base"), *commit);
+        assert_eq!(shown.identity().await.expect("one").map(|found| found.commit), Some(commit.clone()));
+        assert!(shown.changes().await.expect("none").is_empty());
+        assert_eq!(shown.info().hash_kind, workspace.info().hash_kind);
+        let listed = shown.list(commit, &path("new")).await.expect("a listing").entries;
+        assert_eq!(listed.len(), usize::from(holds));
+        if holds {
+            let source = Source { revision: Revision::Commit(commit.clone()), path: path("new/file") };
+            assert_eq!(&shown.read(&source, 1..3).await.expect("its bytes")[..], b"at");
+            let into = tempfile::tempfile().expect("a file");
+            assert_eq!(shown.fetch(&source, 5, &into).await.expect("all of it"), 5);
+        }
+        // Refused here, not there.
+        let refused = shown.send_small(std::slice::from_ref(&new)).await;
+        let none_done = |outcomes: Vec<Outcome>| outcomes.iter().all(|one| matches!(one, Outcome::Failed(_)));
+        assert!(refused.is_err() || refused.is_ok_and(none_done));
+        shown.commit(&message("no")).await.expect_err("it cannot be committed");
+    }
+    let nowhere = repository.open_revision("nowhere").await;
+    assert!(matches!(nowhere, Err(WorkspaceError::NotFound { .. })), "{:?}", nowhere.err());
+    assert_eq!(target.get_json("workspaces").await["workspaces"].as_array().expect("a list").len(), before);
 }

@@ -7,6 +7,7 @@ fn identity(mountpoint: &str) -> Identity {
         workspace: "w".into(),
         subdir: String::new(),
         branch: "main".into(),
+        revision: None,
         mountpoint: mountpoint.into(),
     }
 }
@@ -39,11 +40,12 @@ fn one_daemon_has_a_state_directory() {
 #[test]
 fn mounts_that_differ_in_what_they_show_do_not_share_state() {
     let base = identity("/mnt/a");
-    let mut others = vec![base.clone(); 4];
+    let mut others = vec![base.clone(); 5];
     others[0].server.push('0');
     others[1].repo.push('x');
     others[2].workspace.push('x');
     others[3].subdir.push('x');
+    others[4].revision = Some(String::new());
     for other in others {
         assert_ne!(base.dir_name(), other.dir_name());
     }
