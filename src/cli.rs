@@ -26,6 +26,7 @@ mod sync;
 mod umount;
 mod unmount;
 mod vigil;
+mod warm;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -110,6 +111,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Diff(args) => diff::diff(args, &find()?),
         Command::Doctor(args) => doctor::doctor(args, state_dir.as_deref(), environment),
         Command::Import(args) => import::import(args, &find()?),
+        Command::Warm(args) => warm::warm(args, &find()?),
         Command::Sync(args) => sync::sync(args, &find()?),
         Command::Commit(args) => sync::commit(args, &find()?, environment),
         Command::Repair(args) => repair::repair(args),

@@ -44,6 +44,14 @@ pub enum Request {
         /// The directory that everything goes into, from the mount's root.
         into: Vec<Name>,
     },
+    /// Bring content into the cache, look at it there, or remove it. [`Event::Progress`] until [`Event::Warmed`]. Hanging
+    /// up stops it; what came stays.
+    Warm {
+        /// Paths from the mount's root; a directory means all below it, the empty path all.
+        paths: Vec<String>,
+        /// What is done.
+        how: Warm,
+    },
     /// Freeze what was written up to now, stage it, commit it. [`Event::Progress`], then [`Event::Committed`].
     Commit {
         /// The branch; `None` is the mount's own.
@@ -55,6 +63,18 @@ pub enum Request {
         /// Author's address.
         email: String,
     },
+}
+
+/// What is done with content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Warm {
+    /// What is not in the cache is fetched.
+    Fetch,
+    /// It is read, and nothing fetched.
+    Check,
+    /// It is removed from the cache.
+    Evict,
 }
 
 /// What the daemon answers.
@@ -96,6 +116,8 @@ pub enum Event {
         /// What could not be done.
         refused: Vec<Refused>,
     },
+    /// What [`Request::Warm`] found and did.
+    Warmed(Warmed),
     /// The request was carried out.
     Done,
     /// The commit was made.
@@ -189,6 +211,24 @@ pub enum Refusal {
     NoSpace,
     /// The import was stopped.
     Stopped,
+}
+
+/// Files and their content after [`Request::Warm`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Warmed {
+    /// Files in all, those whose bytes are in the spool too.
+    pub files: u64,
+    /// Their length.
+    pub bytes: u64,
+    /// Contents that were fetched or removed: several files may have the same.
+    pub changed_files: u64,
+    /// Their length.
+    pub changed_bytes: u64,
+    /// Files that could not be fetched, are not in the cache, or stay there.
+    pub failed_files: u64,
+    /// The first of them.
+    pub failed: Vec<Unreadable>,
 }
 
 /// An error in the three parts that a person needs.

@@ -35,6 +35,7 @@ mod staging;
 mod unreadable;
 mod unseen;
 mod verify;
+mod warm;
 mod xattrs;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -75,6 +76,7 @@ pub use recovery::{BaseAccess, Foreign, Limits, Shown, survey};
 pub use repair::{Label, Repair, Rescued, repair};
 pub use room::Statfs;
 pub use staging::{Capture, Frees, Held, Waiting, Want};
+pub use warm::{Contents, NotWarmed, Warming};
 pub use xattrs::XattrMode;
 
 /// A file of at most this size is copied when a writer meets its sealed generation; a larger one makes its upload

@@ -11,6 +11,7 @@ pub mod state_dir;
 pub mod commit;
 mod import;
 mod serve;
+mod warm;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};

@@ -12,6 +12,7 @@
 //! | `repository` | servers, repositories, branches, workspaces |
 //! | `listing` | what is committed and what is staged |
 //! | `content` | reading files |
+//! | `archive` | many small contents in one answer |
 //! | `staging` | content by hash, small files |
 //! | `removal` | removals, unstaging, moves |
 //! | `marks` | what a change that was taken back leaves, and names for a moment |
@@ -20,6 +21,7 @@
 //! | `history` | commits that exist, and where two of them differ |
 //! | `stored` | which contents the server has |
 
+mod archive;
 mod body;
 mod commit;
 mod connect;
@@ -59,7 +61,7 @@ use crate::hash::ContentHash;
 use crate::path::RepoPath;
 use crate::workspace::{
     Change, CommitId, CommitInfo, CommitRequest, Committed, Differences, Fut, InHistory, Listing, Object, Outcome, Put,
-    Reopened, Scope, ServerInfo, Source, Upload, UploadProgress, Workspace, WorkspaceError, WorkspaceIdentity,
+    Reopened, Scope, ServerInfo, Source, Take, Upload, UploadProgress, Workspace, WorkspaceError, WorkspaceIdentity,
 };
 
 /// What this program calls itself. Servers take an agent with "oxen" in it, in any case, for their official client and
@@ -136,6 +138,8 @@ pub struct OxenWorkspace {
     stored: stored::Questions,
     /// Set once the server turned out to have no route that compares commits.
     no_compare: AtomicBool,
+    /// Set once the server turned out not to give many contents at once.
+    no_archives: AtomicBool,
 }
 
 impl OxenWorkspace {
@@ -262,6 +266,10 @@ impl Workspace for OxenWorkspace {
 
     fn read<'a>(&'a self, source: &'a Source, range: Range<u64>) -> Fut<'a, bytes::Bytes> {
         self.read_range(source, range).boxed()
+    }
+
+    fn fetch_small<'a>(&'a self, wanted: &'a [Object], take: &'a Take) -> Fut<'a, Option<Vec<ContentHash>>> {
+        self.fetch_archive(wanted, take).boxed()
     }
 
     fn stage_by_hash<'a>(&'a self, puts: &'a [Put]) -> Fut<'a, Vec<Outcome>> {

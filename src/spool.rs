@@ -465,6 +465,57 @@ impl Cache {
         }
     }
 
+    /// Whether the content is here, and whole as far as that is known: what is from before the machine was last started is
+    /// read. Counts as a use.
+    pub fn holds(&self, hash: ContentHash) -> bool {
+        match self.find(hash) {
+            Found::Here(_) | Found::Lent(..) => true,
+            Found::Nowhere => self.check(hash).is_some(),
+        }
+    }
+
+    /// Whether the content is here and has its hash. Reads all of it; what was altered is had no use of any more.
+    pub fn verify(&self, hash: ContentHash) -> bool {
+        let file = match self.find(hash) {
+            Found::Nowhere => return self.check(hash).is_some(),
+            Found::Lent(_, file) => file,
+            Found::Here(file) => Arc::new(file),
+        };
+        let whole = ContentHash::of_file(hash.kind(), &file, || true).is_ok_and(|(found, _)| found == hash);
+        if !whole {
+            self.distrust(hash);
+        }
+        whole
+    }
+
+    /// Removes content, on somebody's wish; whether it was here.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`] where it is lent, has no name yet, or is staged and not committed: the server may
+    /// lose that. The filesystem's.
+    pub fn give_up(&self, hash: ContentHash) -> io::Result<bool> {
+        let key = Key::of(hash);
+        let _naming = self.naming();
+        let is_kept = self.lent().contains_key(&key) || self.arriving().contains_key(&hash);
+        if is_kept || self.lock().is_uncommitted(&key) {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        self.unknow(hash);
+        let mut removed = false;
+        for dir in self.older.iter().chain([&self.current]) {
+            match self.disk.remove(&dir.join(key.name())) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                done => removed |= done.is_ok(),
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Most bytes that it holds.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
     /// Where the content is, but for what must be [checked](Self::check).
     pub fn find(&self, hash: ContentHash) -> Found {
         let arriving = self.arriving().get(&hash).map(|place| place.path.clone());
@@ -866,6 +917,10 @@ impl KnownFiles {
 
     fn class_of(&self, key: &Key) -> Class {
         if self.uncommitted.contains(key) { Class::Staged } else { Class::Committed }
+    }
+
+    fn is_uncommitted(&self, key: &Key) -> bool {
+        self.uncommitted.contains(key)
     }
 
     fn has(&self, key: &Key) -> bool {

@@ -24,6 +24,9 @@ use crate::path::RepoPath;
 /// on the server is then unknown, and repeating the call is safe (but for [`Workspace::commit`]).
 pub type Fut<'a, T> = Pin<Box<dyn Future<Output = Result<T, WorkspaceError>> + Send + 'a>>;
 
+/// Takes in content that has arrived whole and whose hash nobody has checked. Called where it may wait for the disk.
+pub type Take = Arc<dyn Fn(Object, Vec<u8>) + Send + Sync>;
+
 /// A commit's id, as the server prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CommitId(pub Arc<str>);
@@ -389,6 +392,14 @@ pub trait Workspace: Send + Sync + 'static {
 
     /// `range` of a file, in bytes from its start; shorter where the file ends earlier.
     fn read<'a>(&'a self, source: &'a Source, range: Range<u64>) -> Fut<'a, bytes::Bytes>;
+
+    /// Small contents, as many as are wanted in one answer, each handed to `take` once it is there, in any order; all are
+    /// in memory one after the other. Returns those that the server does not have; `None`: this server cannot do it, and
+    /// what was not taken yet is [fetched](Workspace::fetch) one by one.
+    ///
+    /// # Errors
+    /// What was taken until then is whole.
+    fn fetch_small<'a>(&'a self, wanted: &'a [Object], take: &'a Take) -> Fut<'a, Option<Vec<ContentHash>>>;
 
     /// Stages content that the server already holds. One outcome per item, in order: [`Outcome::NeedsBytes`] where it
     /// does not hold it (always, under [`ByHash::Never`]). No content travels.

@@ -50,6 +50,8 @@ pub enum Command {
     Diff(DiffArgs),
     /// Copy files and directories into a mount, faster than cp -r
     Import(ImportArgs),
+    /// Fetch files into the local cache before they are read
+    Warm(WarmArgs),
     /// Wait until everything, or these paths, are staged on the server
     Sync(SyncArgs),
     /// Stage what was written up to now, and commit it
@@ -449,6 +451,37 @@ pub struct ImportArgs {
     /// Files and directories, and last the directory on a mount that they go into
     #[arg(required = true, num_args = 2.., value_name = "PATH")]
     pub paths: Vec<PathBuf>,
+}
+
+const WARM_AFTER: &str = "\
+Directories mean all below them. Many small files come in one request where the server can do that. What is in the cache
+already is not fetched again, so a command that was ended goes on when it is repeated. All of it has to fit into the cache
+(--cache-limit of the mount); what is fetched later may take its place.
+
+Examples:
+  oxenfs warm /mnt/cats/images
+  find /mnt/cats -name '*.json' | oxenfs warm -f -
+  oxenfs warm --check /mnt/cats/images && train /mnt/cats/images";
+
+/// `oxenfs warm`.
+#[derive(Debug, Args)]
+#[command(after_help = WARM_AFTER)]
+pub struct WarmArgs {
+    /// Files and directories on a mount
+    #[arg(value_name = "PATH", required_unless_present = "list")]
+    pub paths: Vec<PathBuf>,
+
+    /// A file with more of them, one a line; - for standard input
+    #[arg(short = 'f', long, value_name = "LIST")]
+    pub list: Option<PathBuf>,
+
+    /// Fetch nothing: read what is in the cache, and fail if anything is not there or was altered
+    #[arg(long, conflicts_with = "evict")]
+    pub check: bool,
+
+    /// Remove it from the cache
+    #[arg(long)]
+    pub evict: bool,
 }
 
 /// `oxenfs sync`.

@@ -207,6 +207,7 @@ pub fn follow_while_it_goes_on(
             Event::Status(_)
             | Event::LogLevel { .. }
             | Event::Differences { .. }
+            | Event::Warmed(_)
             | Event::Importing
             | Event::Copied { .. }
             | Event::Imported { .. } => {

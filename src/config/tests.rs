@@ -149,7 +149,8 @@ fn a_mount_that_only_reads_shows_a_revision_and_has_no_workspace() {
     assert_eq!(shown(dev), (Some("dev".into()), "dev".into(), String::new()));
     let commit = of(|input| input.apply_options("revision=c0ffee", false).unwrap()).unwrap();
     assert_eq!(shown(commit), (Some("c0ffee".into()), String::new(), String::new()));
-    let refused: [(&str, fn(&mut MountInput)); 4] = [
+    type Change = fn(&mut MountInput);
+    let refused: [(&str, Change); 4] = [
         ("--create and --read-only", |input| (input.read_only, input.create) = (Some(true), true)),
         ("--write-through and --read-only", |input| (input.read_only, input.write_through) = (Some(true), Some(true))),
         ("--workspace and --read-only", |input| (input.read_only, input.workspace) = (Some(true), Some("w".into()))),

@@ -66,7 +66,7 @@ impl<K: Hash + Eq, T: Clone> Flights<K, T> {
 
 impl Fs {
     /// Asks until an answer comes, or until nothing has come for as long as programs wait. What has failed otherwise fails.
-    async fn patiently<T, F>(
+    pub(super) async fn patiently<T, F>(
         &self,
         who: Who,
         progress: &Arc<Progress>,
@@ -302,7 +302,7 @@ impl Fs {
     }
 
     /// The one download of a content that is under way.
-    fn download(
+    pub(super) fn download(
         &self,
         hash: ContentHash,
         size: u64,

@@ -158,6 +158,10 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
             let done = sync(&paths, before_commit, daemon, listener).await?;
             listener.tell(&done).await
         }
+        Request::Warm { paths, how } => {
+            let done = super::warm::warm(&paths, how, daemon, listener).await?;
+            listener.tell(&done).await
+        }
         Request::Unmount => {
             let done = drain_and_unmount(daemon, listener).await?;
             let over = done == Event::Done;

@@ -503,6 +503,7 @@ impl Repository {
             in_parts: super::upload::InParts::default(),
             stored: super::stored::Questions::default(),
             no_compare: AtomicBool::new(false),
+            no_archives: AtomicBool::new(false),
         }
     }
 

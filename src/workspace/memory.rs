@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 
 use super::{
     ByHash, Change, ChangeKind, CommitId, CommitInfo, CommitRequest, Committed, Differences, Entry, EntryKind, Fut,
-    InHistory, Listing, Object, Outcome, Put, Reopened, Revision, Scope, ServerInfo, Sides, Source, Upload,
+    InHistory, Listing, Object, Outcome, Put, Reopened, Revision, Scope, ServerInfo, Sides, Source, Take, Upload,
     UploadProgress, Workspace, WorkspaceError, WorkspaceIdentity,
 };
 use crate::hash::{ContentHash, HashKind};
@@ -738,6 +738,19 @@ impl Workspace for Memory {
             let content = state.content(source)?;
             let end = (range.end as usize).min(content.len());
             Ok(content.slice((range.start as usize).min(end)..end))
+        })
+    }
+
+    fn fetch_small<'a>(&'a self, wanted: &'a [Object], take: &'a Take) -> Fut<'a, Option<Vec<ContentHash>>> {
+        self.request("fetch_small", move |state| {
+            let mut missing = Vec::new();
+            for object in wanted {
+                match state.store.get(&object.hash) {
+                    Some(content) => take(*object, content.to_vec()),
+                    None => missing.push(object.hash),
+                }
+            }
+            Ok(Some(missing))
         })
     }
 

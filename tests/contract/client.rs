@@ -14,7 +14,7 @@ use oxenfs::oxen::{Contents, Endpoint, InitialFile, NewRepository, OxenWorkspace
 use oxenfs::path::RepoPath;
 use oxenfs::workspace::{
     ByHash, Change, ChangeKind, CommitId, CommitRequest, Committed, EntryKind, Object, Outcome, Over, Put, Revision,
-    Source, Upload, UploadProgress, Workspace, WorkspaceError,
+    Source, Take, Upload, UploadProgress, Workspace, WorkspaceError,
 };
 
 use crate::server::{BASE_FILES, Target};
@@ -63,6 +63,7 @@ contract! {
         changes_that_do_not_collide_are_no_conflict,
         compressed_files_arrive_whole,
         a_revision_is_read_without_a_workspace,
+        small_contents_come_many_in_one_answer,
     ];
     current: [
         a_part_that_an_earlier_client_left_with_other_bytes_is_made_good,
@@ -1535,6 +1536,37 @@ async fn nobody_at_the_address_is_unreachable(_: &Target) {
 #[test]
 fn the_agent_is_not_taken_for_the_official_client() {
     assert!(!oxenfs::oxen::USER_AGENT.to_lowercase().contains("oxen"));
+}
+
+// ---- many contents in one answer
+
+async fn small_contents_come_many_in_one_answer(target: &Target) {
+    let workspace = open(target).await;
+    // Staged content is content too, and so is none at all.
+    let staged: Vec<Put> =
+        (0..50).map(|at| put(&workspace, &format!("many/{at}"), &noise(at, 300 * at as usize))).collect();
+    done(workspace.send_small(&staged).await.expect("an answer"));
+    let wanted: Vec<Object> = staged.iter().map(|put| put.object).collect();
+    let taken = Arc::new(Mutex::new(BTreeMap::new()));
+    let to = taken.clone();
+    let kind = workspace.info().hash_kind;
+    let take: Take = Arc::new(move |object, bytes| {
+        assert_eq!((ContentHash::of(kind, &bytes), bytes.len() as u64), (object.hash, object.size));
+        to.lock().unwrap().insert(object.hash.to_string(), bytes);
+    });
+    let fetched = workspace.fetch_small(&wanted, &take).await.expect("an answer");
+    // A server may have no such request; the embedded ones do.
+    assert!(fetched == Some(Vec::new()) || fetched.is_none() && target.server().is_none(), "{fetched:?}");
+    if fetched.is_some() {
+        assert_eq!(taken.lock().unwrap().len(), wanted.len());
+    }
+    taken.lock().unwrap().clear();
+    let nowhere = Object { hash: ContentHash::of(kind, b"nobody ever stored this"), size: 23 };
+    let fetched = workspace.fetch_small(&[&wanted[..], &[nowhere]].concat(), &take).await.expect("an answer");
+    if target.dialect == Dialect::V0_65 {
+        assert_eq!(fetched, Some(vec![nowhere.hash]));
+        assert_eq!(taken.lock().unwrap().len(), wanted.len());
+    }
 }
 
 // ---- revisions

@@ -51,4 +51,5 @@ mod uncached;
 mod verified;
 mod waits;
 mod wanted_states;
+mod warm;
 mod words;
