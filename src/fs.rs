@@ -15,7 +15,9 @@ mod costs;
 mod cut;
 mod diff;
 mod fetching;
+mod handles;
 mod import;
+mod kernel;
 mod latecomers;
 mod layers;
 mod listing;
@@ -52,16 +54,19 @@ use crate::hash::{ContentHash, HashKind};
 use crate::journal::{Change, CommitIntent, Journal, PathUpload};
 use crate::ledger::{Account, Ledger};
 use crate::namespace::{Attrs, Body, Content, Dir, Generation, Ino, Inode, Namespace, Resolved, SpoolId, Timestamp};
-use crate::path::{Name, RepoPath};
+use crate::path::RepoPath;
 use crate::spool::{self, Cache, Spool, copy_content};
 use crate::sync::{self, Locked};
 use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceError};
 use fetching::{Flights, Who};
+use handles::Handles;
+use kernel::{Kernel, Told};
 use passthrough::Way;
 
 pub use cut::CommitCut;
 pub use diff::recorded_differences;
 pub use import::{Arrival, Arrived, Spooled};
+pub use kernel::Stale;
 pub use listing::{GRANTED, Keep, OpenedDir};
 pub use live::Lender;
 pub use local::quarter_of_descriptors;
@@ -310,8 +315,7 @@ struct State {
     /// A commit that was asked for, and of which it is not known what became.
     intent: Option<CommitIntent>,
     uploads: HashMap<RepoPath, PathUpload>,
-    handles: HashMap<u64, Handle>,
-    open: HashMap<Ino, OpenFile>,
+    handles: Handles,
     /// Files that may change without a request.
     live: HashMap<Ino, live::Live>,
     /// Those that nobody has open, by when they are asked after.
@@ -322,12 +326,8 @@ struct State {
     /// Paths whose content was fixed by a copy, and how many are being copied.
     copied: Vec<Capture>,
     copying: usize,
-    next_handle: u64,
-    /// Whether the kernel may be told to cache nothing of one file.
-    may_leave_uncached: bool,
     next_generation: u64,
-    /// How many changes were made that could not be put on record: the kernel heard of a failure.
-    doubts: u32,
+    kernel: Kernel,
     /// The highest number of a spool file that the record names, or named before a later frame: what it stood for must
     /// not become another file's bytes, in a record of which the end is lost.
     last_spool: SpoolId,
@@ -335,8 +335,6 @@ struct State {
     left_behind: belief::LeftBehind,
     /// Changes made and not yet appended.
     frame: Vec<Change>,
-    /// What others changed, for the kernel.
-    stale: Vec<Stale>,
     /// Files whose bytes are read at a path of the workspace that is not theirs any more, by that path. Some entries
     /// may be out of date.
     pinned: HashMap<RepoPath, Vec<Ino>>,
@@ -354,49 +352,6 @@ struct State {
     salvaged: lost::SalvagedFiles,
     /// What the server has and programs cannot read.
     unreadable: unreadable::Unreadable,
-}
-
-/// Something that the kernel may have cached and that changed without it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Stale {
-    /// A file's content and size.
-    Content(Ino),
-    /// What a name stands for.
-    Name(Ino, Name),
-}
-
-/// What the watcher is told.
-enum Told {
-    Stale(Stale),
-    /// All before this has been passed on once this is dropped.
-    Mark(#[expect(dead_code, reason = "dropping it is the message")] tokio::sync::oneshot::Sender<()>),
-}
-
-/// An open file or directory.
-enum Handle {
-    File { ino: Ino, read: bool, write: bool, execute: bool },
-    Dir { ino: Ino },
-}
-
-/// What the open handles of one file share.
-#[derive(Default)]
-struct OpenFile {
-    /// For reading alone where it is lent to the kernel.
-    file: Option<Arc<File>>,
-    /// That the kernel uses it in place of requests.
-    loan: Option<Arc<live::Loan>>,
-    /// That it is the cache's.
-    borrowed: Option<borrowed::Borrowed>,
-    writers: u32,
-    handles: u32,
-    /// Changes between leaving and retaking the lock.
-    writing: u32,
-    /// Those of them that are no plain writes: amid one, what a reader sees is neither the old nor the new content.
-    reshaping: u32,
-    /// Changed since it was last put in the queue.
-    modified: bool,
-    /// The kernel caches nothing of it.
-    uncached: bool,
 }
 
 /// A spool file that the stager is reading.
@@ -645,7 +600,7 @@ impl Fs {
         let mut state = self.lock();
         let out = op(&mut state);
         let frame = std::mem::take(&mut state.frame);
-        let stale = std::mem::take(&mut state.stale);
+        let stale = state.kernel.take_stale();
         let ticket = self.journal.append(&frame);
         // Not for every change: waking a sleeping thread costs more than the change.
         let (news, withdrawn) = (state.queue.has_news(), state.queue.has_withdrawn());
@@ -656,16 +611,12 @@ impl Fs {
         if withdrawn {
             self.progress.notify_waiters();
         }
-        if !stale.is_empty() {
-            let watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
-            // A mount that ends needs to know no more.
-            stale.into_iter().for_each(|stale| drop(watcher.as_ref().map(|watcher| watcher.send(Told::Stale(stale)))));
-        }
+        self.tell_kernel(stale);
         // With nothing to put on record too: what this relies on may be in a frame that another thread has yet to write,
         // as the spool file that a write went to.
         if let Err(error) = self.journal.commit(ticket) {
             if !frame.is_empty() {
-                self.lock().doubts += 1;
+                self.lock().kernel.heard_of_failure();
             }
             return Err(FsError::from(error).into());
         }
@@ -882,9 +833,9 @@ impl Fs {
         }
         let done = self.change(|state| {
             // What a write under way puts into the original is in no copy.
-            let writing = state.open.get(&ino).is_some_and(|open| open.writing > 0);
+            let writing = state.handles.is_changing(ino);
             // And where programs go past the daemon, they stay with the file that they went to.
-            let past = state.way(ino) == Some(Way::Past) || state.live.contains_key(&ino);
+            let past = state.handles.way(ino) == Some(Way::Past) || state.live.contains_key(&ino);
             let old = match state.content(ino) {
                 Some((content, size)) if expected(content) && !(copy && writing) && !past => (content.clone(), size),
                 _ => return Ok(false),
@@ -903,10 +854,7 @@ impl Fs {
             let counted_now = room.map_or(size, |room| state.note_room(ino, room));
             self.spool.recount(reserved, counted_now);
             state.record(ino);
-            let file = Arc::new(file);
-            if let Some(open) = state.open.get_mut(&ino) {
-                open.file = Some(file);
-            }
+            state.handles.replace(ino, Arc::new(file));
             if hash.is_some() {
                 state.pin_for_cut(self, ino);
             }
@@ -1044,33 +992,6 @@ impl Fs {
         if let Some(spool) = free {
             self.leave(spool);
         }
-    }
-
-    /// Calls `tell`, on a thread of its own, for everything that others change behind the kernel's back.
-    pub fn watch_staleness(&self, tell: impl Fn(Stale) + Send + 'static) {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        *self.watcher.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
-        let spawned = std::thread::Builder::new().name("invalidate".into()).spawn(move || {
-            for told in receiver {
-                match told {
-                    Told::Stale(stale) => tell(stale),
-                    Told::Mark(_) => {}
-                }
-            }
-        });
-        if let Err(error) = spawned {
-            tracing::warn!(%error, "what others change shows up only when the kernel's caches expire");
-        }
-    }
-
-    /// Completes when the kernel has been told of everything that changed behind its back up to now.
-    pub async fn kernel_knows(&self) {
-        let (mark, passed) = tokio::sync::oneshot::channel();
-        if let Some(watcher) = &*self.watcher.lock().unwrap_or_else(PoisonError::into_inner) {
-            // A mount that ends needs to know no more.
-            let _ = watcher.send(Told::Mark(mark));
-        }
-        let _ = passed.await;
     }
 
     /// What the mount's root is in the repository.

@@ -1,9 +1,7 @@
 //! What is true between any two operations: docs/INVARIANTS.md has the list, with the reason for each. The reference
 //! tests ask after every step.
 
-use std::collections::HashMap;
-
-use super::{Fs, Handle, OpenFile, State};
+use super::{Fs, State};
 use crate::ledger::Step;
 use crate::namespace::{Body, Content, Ino, Resolved};
 use crate::path::RepoPath;
@@ -16,10 +14,13 @@ impl Fs {
         let mut found = Vec::new();
         let mut broken = |name: &'static str, what: String| found.push(format!("{name}: {what}"));
         let state = self.lock();
+        if !state.frame.is_empty() {
+            broken("record.appended", format!("{} changes are not appended", state.frame.len()));
+        }
         state.tree.check(&mut broken);
         state.ledger.check(&mut broken);
         state.queue.check(&mut broken);
-        state.check_handles(&mut broken);
+        state.handles.check(&state.tree, &mut broken);
         state.check_backing(&mut broken);
         state.check_owed(&mut broken);
         found
@@ -27,41 +28,6 @@ impl Fs {
 }
 
 impl State {
-    /// Handles and what they are counted as agree.
-    fn check_handles(&self, broken: &mut impl FnMut(&'static str, String)) {
-        if !self.frame.is_empty() {
-            broken("record.appended", format!("{} changes are not appended", self.frame.len()));
-        }
-        let (mut files, mut opens): (HashMap<Ino, (u32, u32)>, HashMap<Ino, u32>) = Default::default();
-        for handle in self.handles.values() {
-            let (Handle::File { ino, .. } | Handle::Dir { ino }) = handle;
-            *opens.entry(*ino).or_default() += 1;
-            if let Handle::File { ino, write, .. } = handle {
-                let (handles, writers) = files.entry(*ino).or_default();
-                (*handles, *writers) = (*handles + 1, *writers + u32::from(*write));
-            }
-        }
-        for (ino, open) in &self.open {
-            let counted = (open.handles, open.writers);
-            let is = files.get(ino).copied().unwrap_or_default();
-            if counted != is {
-                broken("handles.counts", format!("{ino:?} has {is:?} handles and writers, and counts {counted:?}"));
-            }
-            if open.reshaping > open.writing {
-                broken("handles.changes", format!("{ino:?}: {} of {} changes", open.reshaping, open.writing));
-            }
-        }
-        for ino in files.keys().filter(|ino| !self.open.contains_key(ino)) {
-            broken("handles.counts", format!("{ino:?} is open and nothing is known of that"));
-        }
-        for (ino, inode) in self.tree.iter() {
-            let is = opens.get(&ino).copied().unwrap_or_default();
-            if inode.opens != is {
-                broken("handles.opens", format!("{ino:?} has {is} handles, and counts {}", inode.opens));
-            }
-        }
-    }
-
     /// What is known of local files is known of files that are there.
     fn check_backing(&self, broken: &mut impl FnMut(&'static str, String)) {
         for (ino, inode) in self.tree.iter() {
@@ -116,9 +82,8 @@ impl State {
 
     /// Whether a path's turn comes by itself later: at the close of a file, or at the end of a commit.
     fn is_held_back(&self, path: &RepoPath) -> bool {
-        let open = |ino: Ino| self.open.get(&ino).is_some_and(|open: &OpenFile| open.writers > 0 || open.writing > 0);
-        let unclosed =
-            matches!(self.tree.resolve(path), Resolved::Inode(ino) if open(ino) || self.live.contains_key(&ino));
+        let unclosed = matches!(self.tree.resolve(path),
+            Resolved::Inode(ino) if self.handles.is_busy(ino) || self.live.contains_key(&ino));
         unclosed || self.is_in_cut(path)
     }
 

@@ -150,13 +150,12 @@ impl State {
     /// now, unless it is closed again at the instant.
     pub(super) fn keep_closed_for_cut(&mut self, fs: &Fs, ino: Ino) {
         let Some(Cut::Gathering(gathering)) = &self.cut else { return };
-        let busy = self.open.get(&ino).is_some_and(|open| open.writers > 0 || open.writing > 0);
-        if busy || gathering.fixed.contains_key(&ino) || self.live.contains_key(&ino) {
+        if self.handles.is_busy(ino) || gathering.fixed.contains_key(&ino) || self.live.contains_key(&ino) {
             return;
         }
         let Some((Content::Local { spool, generation, hash }, size)) = self.content(ino) else { return };
         let (spool, generation, hash) = (*spool, *generation, *hash);
-        if self.unseen_spool(ino).is_some() || self.way(ino) == Some(Way::Past) {
+        if self.unseen_spool(ino).is_some() || self.handles.way(ino) == Some(Way::Past) {
             return;
         }
         let held = self.hold_for_cut(fs, spool);
@@ -353,7 +352,7 @@ impl Fs {
             if !state.is_spooled(ino, spool) {
                 return Ok(false);
             }
-            state.begin_fixing(ino);
+            state.handles.fix(ino);
         }
         let Some(copied) = self.copy_live(ino, spool)? else { return Ok(false) };
         let mut state = self.lock();
@@ -389,24 +388,16 @@ impl State {
             Fixable::NoFile | Fixable::Remote { .. } => Fixing::Nothing,
             Fixable::Unseen => Fixing::Look,
             Fixable::Local { spool, generation, hash, size, how: Seal::InPlace, writing: false, .. } => {
-                self.begin_fixing(ino);
+                self.handles.fix(ino);
                 let held = self.hold_for_cut(fs, spool);
                 // Nothing was fixed before.
                 let _none = self.fixed(ino, Want::Sealed { ino, generation, hash, size, held });
                 Fixing::Nothing
             }
             Fixable::Local { spool, how, writing, .. } => {
-                let reshaped = self.open.get(&ino).is_some_and(|open| open.reshaping > 0);
-                let waits = reshaped || writing && how == Seal::InPlace && !at_once;
+                let waits = self.handles.is_reshaped(ino) || writing && how == Seal::InPlace && !at_once;
                 if waits { Fixing::Wait } else { Fixing::Copy(spool) }
             }
-        }
-    }
-
-    /// A file's content of now is being fixed: what is written from here on is a change.
-    fn begin_fixing(&mut self, ino: Ino) {
-        if let Some(open) = self.open.get_mut(&ino) {
-            open.modified = false;
         }
     }
 
@@ -415,7 +406,7 @@ impl State {
     fn owe_what_came_since(&mut self, fs: &Fs, gathered: Option<&Cut>) {
         let Some(Cut::Gathering(gathering)) = gathered else { return };
         for ino in gathering.fixed.keys() {
-            if self.open.get(ino).is_some_and(|open| open.modified) {
+            if self.handles.is_modified(*ino) {
                 self.touch_file(*ino, fs.options.settle);
             }
         }
@@ -431,8 +422,7 @@ impl State {
 
     /// The files of the spool that programs may be writing to, and of which a pending path is a name.
     fn open_for_writing(&self) -> Vec<Ino> {
-        let written = self.open.iter().filter(|(_, open)| open.writers > 0).map(|(ino, _)| *ino);
-        let all: HashSet<Ino> = written.chain(self.live.keys().copied()).collect();
+        let all: HashSet<Ino> = self.handles.written().chain(self.live.keys().copied()).collect();
         let pending = |ino: &Ino| self.tree.file_paths(*ino).iter().any(|path| self.queue.get(path).is_some());
         let local = |ino: &Ino| matches!(self.content(*ino), Some((Content::Local { .. }, _)));
         all.into_iter().filter(|ino| local(ino) && pending(ino)).collect()

@@ -79,7 +79,7 @@ impl State {
                         let (hash, size) = (hash.or_else(|| self.staged_live(ino)), length(*spool, size));
                         if let (None, Some(base)) = (hash, account.base)
                             && base.size == size
-                            && self.open.get(&ino).is_none_or(|open| open.writers == 0)
+                            && !self.handles.is_written(ino)
                         {
                             unsure.push((path.clone(), *spool, base));
                         }

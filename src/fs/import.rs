@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::room::even;
-use super::{Fs, FsError, Need, Op, Stale, State, Stop, now, set_mtime, staging};
+use super::{Fs, FsError, Need, Op, State, Stop, now, set_mtime, staging};
 use crate::disk::Act;
 use crate::journal::Change;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
@@ -88,7 +88,7 @@ impl State {
             }
             self.uproot(parent, name, old, fs);
             left = self.bury(old);
-            self.stale.push(Stale::Name(parent, name.clone()));
+            self.kernel.name_changed(parent, name.clone());
         }
         let body = match &mut arrival.arrived {
             Arrived::File(file) => {
@@ -174,7 +174,7 @@ impl Fs {
         self.change(|state| {
             state.tree.get_mut(ino).ok_or(FsError::Stale)?.attrs.mtime = mtime;
             state.record(ino);
-            state.stale.push(Stale::Content(ino));
+            state.kernel.content_changed(ino);
             Ok(())
         })
     }

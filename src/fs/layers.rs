@@ -1,6 +1,6 @@
 //! How the base shows through: taking in its listings, and moving to a new base.
 
-use super::{Fs, Stale, State, base_attrs, unlisted_dir};
+use super::{Fs, State, base_attrs, unlisted_dir};
 use crate::journal::Change;
 use crate::ledger::{Account, Staged};
 use crate::namespace::{Body, Content, Ino, ROOT, Resolved, Timestamp};
@@ -82,7 +82,7 @@ impl State {
                 && (*hash, size) != (object.hash, object.size)
             {
                 self.set_content(child, Content::Remote { hash: object.hash, origin: None }, object.size);
-                self.stale.push(Stale::Content(child));
+                self.kernel.content_changed(child);
                 if self.tree.get(child).is_some_and(|inode| inode.recorded) {
                     self.record(child);
                 }
@@ -124,7 +124,7 @@ impl State {
             .map(|(name, ino)| (name.clone(), *ino))
             .collect();
         for (name, ino) in gone {
-            self.stale.push(Stale::Name(dir, name.clone()));
+            self.kernel.name_changed(dir, name.clone());
             if self.tree.get(ino).is_some_and(|inode| inode.recorded) {
                 self.apply(Change::Unlink { parent: dir, name, hide: false });
             } else {

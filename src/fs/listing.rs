@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{DirEntry, Fs, FsError, Handle, Need, Op, Stale, State, Stop};
+use super::{DirEntry, Fs, FsError, Need, Op, State, Stop};
 use crate::namespace::{Body, DOTS, Ino, Order};
 use crate::path::Name;
 
@@ -42,7 +42,7 @@ impl State {
     pub(super) fn shift(&mut self, ino: Ino) {
         if let Some(dir) = self.tree.dir_mut(ino) {
             dir.shifted |= dir.read.is_some();
-            self.stale.push(Stale::Content(ino));
+            self.kernel.content_changed(ino);
         }
     }
 }
@@ -55,7 +55,7 @@ impl Fs {
     pub fn opendir(&self, ino: Ino) -> Op<OpenedDir> {
         let mut state = self.lock();
         state.need_seen_in(ino)?;
-        let doubts = state.doubts;
+        let doubts = state.kernel.doubts();
         let inode = state.tree.get_mut(ino).ok_or(FsError::Stale)?;
         let Body::Dir(dir) = &mut inode.body else { return Err(FsError::NotDir.into()) };
         if !dir.listed {
@@ -74,8 +74,7 @@ impl Fs {
         };
         dir.shifted &= keep == Keep::Nothing;
         inode.opens += 1;
-        let handle = state.fresh_handle();
-        state.handles.insert(handle, Handle::Dir { ino });
+        let handle = state.handles.open_dir(ino);
         Ok(OpenedDir { handle, keep })
     }
 
@@ -93,8 +92,7 @@ impl Fs {
     ) -> Op<()> {
         let mut state = self.lock();
         let state = &mut *state;
-        let Some(Handle::Dir { ino }) = state.handles.get(&handle) else { return Err(FsError::BadHandle.into()) };
-        let ino = *ino;
+        let ino = state.handles.dir(handle)?;
         if let Some(dir) = state.tree.dir_mut(ino)
             && offset == 0
         {

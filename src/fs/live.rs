@@ -12,7 +12,7 @@ use super::passthrough::{Bytes, Opening, Passthrough, Reach, Way};
 use super::queue::Phase;
 use super::room::even;
 use super::staging::Adopted;
-use super::{Fs, FsError, Handle, OpenFile, State, now, set_mtime};
+use super::{Fs, FsError, State, now, set_mtime};
 use crate::disk::Act;
 use crate::hash::ContentHash;
 use crate::journal::Change;
@@ -178,12 +178,6 @@ fn end_of_writes(file: &File) {
 }
 
 impl State {
-    /// How those go who have a file open.
-    pub(super) fn way(&self, ino: Ino) -> Option<Way> {
-        let open = self.open.get(&ino).filter(|open| open.handles > 0)?;
-        Some(if open.loan.is_some() { Way::Past } else { Way::Requests })
-    }
-
     /// Which way an open for writing or not goes.
     pub(super) fn opening(&self, ino: Ino, write: bool, able: bool, fs: &Fs) -> Way {
         let bytes = match self.content(ino) {
@@ -193,7 +187,7 @@ impl State {
             _ => Bytes::Away,
         };
         let guarded = self.tree.get(ino).is_some_and(super::is_guarded);
-        Opening { able, way: self.way(ino), bytes, live: self.live.contains_key(&ino), write, guarded }.way()
+        Opening { able, way: self.handles.way(ino), bytes, live: self.live.contains_key(&ino), write, guarded }.way()
     }
 
     /// From now on a file may change without a request. `file` is read-only.
@@ -223,7 +217,7 @@ impl State {
     pub(super) fn look(&mut self, ino: Ino, fs: &Fs) {
         let Some(live) = self.live.get_mut(&ino) else { return };
         // The end of a change by request takes note of all.
-        if self.open.get(&ino).is_some_and(|open| open.writing > 0) {
+        if self.handles.is_changing(ino) {
             return;
         }
         let Ok(found) = Seen::of(&live.file) else { return };
@@ -293,9 +287,8 @@ impl State {
 
     /// Finds out whether a live file that no program has open for writing can still be changed; asks again later if so.
     pub(super) fn ask_after(&mut self, ino: Ino, fs: &Fs) -> Asked {
-        let (written, open) = self.open.get(&ino).map_or((false, false), |open| (open.writers > 0, open.handles > 0));
         let Some(live) = self.live.get(&ino) else { return Asked::Still(None) };
-        if written {
+        if self.handles.is_written(ino) {
             return Asked::Live;
         }
         let unwritten = is_unwritten(&live.file).unwrap_or_else(|error| {
@@ -314,7 +307,7 @@ impl State {
         }
         self.look(ino, fs);
         self.ask_no_more(ino);
-        if !open {
+        if !self.handles.is_open(ino) {
             self.linger(ino);
         }
         Asked::Live
@@ -524,19 +517,7 @@ impl Fs {
     /// How the kernel is to reach the bytes of an open file.
     pub fn reach(&self, handle: u64) -> Reach {
         let state = self.lock();
-        let Some(Handle::File { ino, .. }) = state.handles.get(&handle) else { return Reach::Cached };
-        match state.open.get(ino) {
-            Some(OpenFile { loan: Some(loan), .. }) => Reach::Past(loan.number()),
-            Some(OpenFile { uncached: true, .. }) => Reach::Uncached,
-            _ => Reach::Cached,
-        }
-    }
-
-    /// From now on a file that is opened for writing alone, and by nobody else yet, is not cached by the kernel: each
-    /// write is a request all the same, and a copy in the cache would cost as much again. All who open it meanwhile go
-    /// the same way, so that each sees what the others do.
-    pub fn leave_uncached(&self) {
-        self.lock().may_leave_uncached = true;
+        state.handles.file(handle).map_or(Reach::Cached, |ino| state.handles.reach(ino))
     }
 
     /// Copies a spool file that may be written to meanwhile. The copy has all that was written before; it may have some

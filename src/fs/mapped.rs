@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{Fs, FsError, Handle, State};
+use super::{Fs, FsError, State};
 use crate::namespace::{Content, Generation, Ino};
 use crate::path::RepoPath;
 
@@ -148,12 +148,10 @@ impl State {
     /// each by.
     fn may_be_mapped(&self, chosen: &impl Fn(&RepoPath) -> bool) -> Vec<(Ino, String)> {
         let mut files = BTreeMap::new();
-        for handle in self.handles.values() {
-            let Handle::File { ino, read: true, write: true, .. } = handle else { continue };
-            let past = self.open.get(ino).is_some_and(|open| open.loan.is_some());
-            let empty = self.content(*ino).is_none_or(|(_, size)| size == 0);
-            if !past && !empty && self.tree.paths_of(*ino).any(|path| chosen(&path)) {
-                files.entry(*ino).or_insert_with(|| self.tree.display_path(*ino));
+        for ino in self.handles.read_and_written().filter(|ino| !self.handles.is_lent(*ino)) {
+            let empty = self.content(ino).is_none_or(|(_, size)| size == 0);
+            if !empty && self.tree.paths_of(ino).any(|path| chosen(&path)) {
+                files.entry(ino).or_insert_with(|| self.tree.display_path(ino));
             }
         }
         files.into_iter().collect()

@@ -9,7 +9,7 @@ use super::live::Asked;
 use super::passthrough::Way;
 use super::queue::Follower;
 use super::room::even;
-use super::{Fs, FsError, Handle, Need, Op, OpenFile, Stale, State, now, set_mtime};
+use super::{Fs, FsError, Need, Op, State, now, set_mtime};
 use crate::journal::Change;
 use crate::ledger::Staged;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
@@ -240,9 +240,7 @@ impl State {
     /// The spool file of an inode, and its handle if it is open.
     pub(super) fn spooled(&self, ino: Ino) -> Option<(SpoolId, Option<Arc<File>>)> {
         match self.content(ino) {
-            Some((Content::Local { spool, .. }, _)) => {
-                Some((*spool, self.open.get(&ino).and_then(|open| open.file.clone())))
-            }
+            Some((Content::Local { spool, .. }, _)) => Some((*spool, self.handles.local(ino).cloned())),
             _ => None,
         }
     }
@@ -548,9 +546,9 @@ impl Fs {
                         return Err(need_bytes(ino, size));
                     }
                     let shaped = size > old || state.is_uneven(ino);
-                    state.begin_reshaping(ino);
-                    let open = state.open.entry(ino).or_default();
-                    (open.file.clone().filter(|_| open.loan.is_none()), spool, shaped)
+                    state.handles.begin_reshaping(ino);
+                    let file = state.handles.local(ino).filter(|_| !state.handles.is_lent(ino)).cloned();
+                    (file, spool, shaped)
                 }
             }
         };
@@ -558,7 +556,7 @@ impl Fs {
         let file = file.map_or_else(|| self.spool.file(spool).map(Arc::new), Ok);
         let done = file.and_then(|file| self.spool.disk().resize(&file, size).map(|()| file));
         self.change(|state| {
-            state.end_reshaping(ino);
+            state.handles.end_reshaping(ino);
             if let Ok(file) = &done {
                 match shaped {
                     true => state.reshaped(ino, |_| size, file, self),
@@ -625,8 +623,7 @@ impl Fs {
             if flags.write && loan.is_some() {
                 state.enliven(stat.ino, &file);
             }
-            let open = state.open.entry(stat.ino).or_default();
-            (open.file, open.loan) = (Some(file), loan);
+            state.handles.attach(stat.ino, file, loan, None);
             let handle = state.open_handle(stat.ino, flags);
             opened = Some((stat.ino, handle));
             Ok((stat, handle))
@@ -871,7 +868,7 @@ impl Fs {
     fn attach(&self, ino: Ino, flags: OpenFlags) -> Op<u64> {
         self.lock().need_seen(ino)?;
         // Of those that open it for writing the kernel sees to that itself, before it asks.
-        if flags.truncate && !flags.write && self.lock().is_executed(ino) {
+        if flags.truncate && !flags.write && self.lock().handles.is_executed(ino) {
             return Err(FsError::TextBusy.into());
         }
         let empty = |state: &mut State| {
@@ -899,7 +896,7 @@ impl Fs {
                 // allocated behind the end goes with it.
                 if flags.truncate && (size > 0 || state.counted(ino) > 0) {
                     // Those who go past the daemon stay with the file that they have.
-                    if state.live.contains_key(&ino) || state.way(ino) == Some(Way::Past) {
+                    if state.live.contains_key(&ino) || state.handles.way(ino) == Some(Way::Past) {
                         drop(state);
                         self.truncate(ino, 0)?;
                         continue;
@@ -912,7 +909,7 @@ impl Fs {
                 }
                 let able = if state.live.contains_key(&ino) { self.able() } else { self.may_pass(&state) };
                 let way = state.opening(ino, flags.write, able, self);
-                let attached = state.open.get(&ino).is_some_and(|open| open.file.is_some());
+                let attached = state.handles.local(ino).is_some();
                 let unread = way == Way::Requests && !flags.read && matches!(content, Content::Remote { .. });
                 if attached || unread {
                     return Ok(state.open_handle(ino, flags));
@@ -943,14 +940,13 @@ impl Fs {
             let mut state = self.lock();
             let same = state.content(ino).is_some_and(|(now, _)| *now == content);
             // Somebody may have been faster, and decided; then it is done again after them.
-            let decides = same && state.way(ino).is_none();
+            let decides = same && state.handles.way(ino).is_none();
             if decides && (loan.is_none() || state.opening(ino, flags.write, true, self) == way) {
-                let open = state.open.entry(ino).or_default();
-                (open.file, open.loan, open.borrowed) = (Some(file), loan, borrowed);
+                state.handles.attach(ino, file, loan, borrowed);
                 return Ok(state.open_handle(ino, flags));
             }
-            if same && state.way(ino) == Some(Way::Requests) && loan.is_none() {
-                state.open.entry(ino).or_default().file.get_or_insert(file);
+            if same && state.handles.way(ino) == Some(Way::Requests) && loan.is_none() {
+                state.handles.attach_first(ino, file);
                 return Ok(state.open_handle(ino, flags));
             }
             drop(state);
@@ -969,10 +965,7 @@ impl Fs {
     pub fn read(&self, handle: u64, offset: u64, length: usize) -> Op<Vec<u8>> {
         let (file, size) = {
             let mut state = self.lock();
-            let Some(Handle::File { ino, read: true, .. }) = state.handles.get(&handle) else {
-                return Err(FsError::BadHandle.into());
-            };
-            let ino = *ino;
+            let ino = state.handles.reader(handle)?;
             state.look(ino, self);
             let (_, size) = state.content(ino).ok_or(FsError::Stale)?;
             (self.attached(&state, ino)?, size)
@@ -994,8 +987,8 @@ impl Fs {
 
     /// The local file behind an open one.
     pub(super) fn attached(&self, state: &State, ino: Ino) -> Op<Arc<File>> {
-        match state.open.get(&ino).and_then(|open| open.file.clone()) {
-            Some(file) => Ok(file),
+        match state.handles.local(ino) {
+            Some(file) => Ok(file.clone()),
             None => Err(super::Stop::Need(Need::Fetch(ino))),
         }
     }
@@ -1009,10 +1002,7 @@ impl Fs {
         let end = offset.checked_add(data.len() as u64).ok_or(FsError::Invalid)?;
         let (ino, file, shaped, reserved) = {
             let mut state = self.lock();
-            let Some(Handle::File { ino, write: true, .. }) = state.handles.get(&handle) else {
-                return Err(FsError::BadHandle.into());
-            };
-            let ino = *ino;
+            let ino = state.handles.writer(handle)?;
             state.look(ino, self);
             let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
             match content {
@@ -1025,15 +1015,13 @@ impl Fs {
             let file = state.writable(ino, self)?;
             let uneven = state.is_uneven(ino);
             let reserved = self.reserve_range(&file, size, uneven, offset, end)?;
-            if let Some(open) = state.open.get_mut(&ino) {
-                open.writing += 1;
-            }
+            state.handles.begin_writing(ino);
             (ino, file, uneven || offset > size, reserved)
         };
         let (written, failed) = self.put(&file, data, offset);
         let end = if failed.is_some() { offset + written as u64 } else { end };
         self.change(|state| {
-            state.end_writing(ino);
+            state.handles.end_writing(ino);
             self.spool.release(reserved);
             // What a failed write left counts: it may be in the middle of what was there.
             if written > 0 || failed.is_none() {
@@ -1058,22 +1046,21 @@ impl Fs {
     pub fn fsync(&self, handle: u64) -> Op<Vec<RepoPath>> {
         let (file, spool, paths) = {
             let state = self.lock();
-            match state.handles.get(&handle) {
-                Some(Handle::File { ino, .. }) => {
-                    let spool = match state.content(*ino) {
+            match state.handles.file(handle) {
+                Ok(ino) => {
+                    let spool = match state.content(ino) {
                         Some((Content::Local { spool, .. }, _)) => Some(*spool),
                         _ => None,
                     };
-                    let file = state.open.get(ino).and_then(|open| open.file.clone());
-                    (file, spool, state.tree.file_paths(*ino))
+                    (state.handles.local(ino).cloned(), spool, state.tree.file_paths(ino))
                 }
-                Some(Handle::Dir { .. }) => {
+                Err(_) => {
+                    state.handles.dir(handle)?;
                     drop(state);
                     // What the record names must be there, or the directory's new files are names of nothing.
                     self.spool.sync_names()?;
                     (None, None, Vec::new())
                 }
-                None => return Err(FsError::BadHandle.into()),
             }
         };
         if let (Some(file), Some(spool)) = (file, spool) {
@@ -1088,10 +1075,7 @@ impl Fs {
     /// The paths of a file that is open for writing: closing any other waits for nothing.
     pub fn handle_paths(&self, handle: u64) -> Vec<RepoPath> {
         let state = self.lock();
-        match state.handles.get(&handle) {
-            Some(Handle::File { ino, write: true, .. }) => state.tree.file_paths(*ino),
-            _ => Vec::new(),
-        }
+        state.handles.writer(handle).map_or_else(|_| Vec::new(), |ino| state.tree.file_paths(ino))
     }
 
     /// Closes a handle. The last writer's makes the file due for staging after its quiet period.
@@ -1104,59 +1088,38 @@ impl Fs {
         let mut order = None;
         // As for `forget`.
         let done = self.change(|state| {
-            let (ino, read, write) = match state.handles.remove(&handle) {
-                Some(Handle::File { ino, read, write, .. }) => (ino, read, write),
-                Some(Handle::Dir { ino }) => (ino, false, false),
-                None => return Ok(()),
-            };
+            let Some(handle) = state.handles.close(handle) else { return Ok(()) };
+            let ino = handle.ino;
             if let Some(inode) = state.tree.get_mut(ino) {
                 inode.opens = inode.opens.saturating_sub(1);
                 if let (0, Body::Dir(dir)) = (inode.opens, &mut inode.body) {
                     order = dir.at_rest();
                 }
             }
-            if write {
+            if handle.write {
                 state.look(ino, self);
             }
             let live = state.live.contains_key(&ino);
-            let past = state.way(ino) == Some(Way::Past);
+            let past = state.handles.way(ino) == Some(Way::Past);
             let staged = state.staged_live(ino).is_some();
-            if let Some(open) = state.open.get_mut(&ino) {
-                open.handles = open.handles.saturating_sub(1);
-                open.writers = open.writers.saturating_sub(u32::from(write));
-                // What is mapped or spliced is cached all the same. Linux up to 6.18 drops what a write makes out of
-                // date before the write alone, so a page may have come back meanwhile.
-                if open.uncached && read {
-                    state.stale.push(Stale::Content(ino));
-                }
-                // What was done past the daemon need not show.
-                let settled = write && open.writers == 0 && (open.modified || live && !staged);
-                if settled {
-                    open.modified = false;
-                }
-                let last = (write && open.writers == 0 && !past).then(|| open.file.clone()).flatten();
-                // The file closes outside the lock.
-                if open.handles == 0 {
-                    // A change by name may be under way, and ends by itself.
-                    let (writing, reshaping) = (open.writing, open.reshaping);
-                    closed = state.open.remove(&ino);
-                    if writing > 0 {
-                        state.open.insert(ino, OpenFile { writing, reshaping, ..OpenFile::default() });
-                    }
-                    let borrowed = closed.as_ref().and_then(|closed| closed.borrowed?.to_give_back());
-                    borrowed.into_iter().for_each(|hash| self.give_back(hash));
-                }
-                // The spool file's time counts after the daemon's end, and is of another clock yet.
-                if let (Some(file), Some((Content::Local { .. }, _))) = (last, state.content(ino)) {
-                    written = state.tree.get(ino).map(|inode| (file, inode.attrs.mtime));
-                }
-                if settled {
-                    state.touch_file(ino, self.options.settle);
-                }
+            // What was done past the daemon need not show.
+            let left_open = state.handles.leave(&handle, live && !staged);
+            if left_open.stale {
+                state.kernel.content_changed(ino);
+            }
+            closed = left_open.last;
+            let borrowed = closed.as_ref().and_then(|closed| closed.borrowed?.to_give_back());
+            borrowed.into_iter().for_each(|hash| self.give_back(hash));
+            // The spool file's time counts after the daemon's end, and is of another clock yet.
+            if let (Some(file), Some((Content::Local { .. }, _))) = (left_open.written, state.content(ino)) {
+                written = state.tree.get(ino).map(|inode| (file, inode.attrs.mtime));
+            }
+            if left_open.settled {
+                state.touch_file(ino, self.options.settle);
             }
             if past {
                 let asked = state.ask_after(ino, self);
-                if let (Asked::Still(staged), None) = (asked, state.way(ino)) {
+                if let (Asked::Still(staged), None) = (asked, state.handles.way(ino)) {
                     rested = state.come_to_rest(ino, staged, self);
                 }
             }
@@ -1182,57 +1145,15 @@ impl Fs {
 }
 
 impl State {
-    pub(super) fn fresh_handle(&mut self) -> u64 {
-        self.next_handle += 1;
-        self.next_handle
-    }
-
     fn open_handle(&mut self, ino: Ino, flags: OpenFlags) -> u64 {
-        let handle = self.fresh_handle();
-        self.handles.insert(handle, Handle::File { ino, read: flags.read, write: flags.write, execute: flags.execute });
-        let may_leave_uncached = self.may_leave_uncached;
-        let open = self.open.entry(ino).or_default();
-        if open.handles == 0 {
-            open.uncached = may_leave_uncached && open.loan.is_none() && flags.write && !flags.read;
-        }
-        open.handles += 1;
-        open.writers += u32::from(flags.write);
-        let lent = open.loan.is_some() && flags.write;
-        if let Some(file) = open.file.clone().filter(|_| lent) {
+        let handle = self.handles.open_file(ino, flags, self.kernel.may_leave_uncached());
+        if let Some(file) = self.handles.local(ino).filter(|_| flags.write && self.handles.is_lent(ino)).cloned() {
             self.enliven(ino, &file);
         }
         if let Some(inode) = self.tree.get_mut(ino) {
             inode.opens += 1;
         }
         handle
-    }
-
-    /// Whether a program runs from a file.
-    fn is_executed(&self, ino: Ino) -> bool {
-        self.handles.values().any(|handle| matches!(handle, Handle::File { ino: at, execute: true, .. } if *at == ino))
-    }
-
-    /// A change that is more than a plain write begins.
-    pub(super) fn begin_reshaping(&mut self, ino: Ino) {
-        let open = self.open.entry(ino).or_default();
-        open.writing += 1;
-        open.reshaping += 1;
-    }
-
-    pub(super) fn end_reshaping(&mut self, ino: Ino) {
-        if let Some(open) = self.open.get_mut(&ino) {
-            open.reshaping -= 1;
-        }
-        self.end_writing(ino);
-    }
-
-    pub(super) fn end_writing(&mut self, ino: Ino) {
-        if let Some(open) = self.open.get_mut(&ino) {
-            open.writing -= 1;
-            if open.handles == 0 && open.writing == 0 {
-                self.open.remove(&ino);
-            }
-        }
     }
 
     /// The content changed: a new generation, new times, and the paths are owed again.
@@ -1255,11 +1176,7 @@ impl State {
 
     /// The paths of a file are owed again: once, until its writers have closed it.
     pub(super) fn changed(&mut self, ino: Ino, fs: &Fs) {
-        let first = match self.open.get_mut(&ino) {
-            Some(open) if open.writers > 0 => !std::mem::replace(&mut open.modified, true),
-            _ => true,
-        };
-        if first {
+        if self.handles.note_change(ino) {
             self.touch_file(ino, fs.options.settle);
         }
     }
@@ -1289,12 +1206,12 @@ impl State {
 impl State {
     /// The local file of an open one, to be changed.
     pub(super) fn writable(&self, ino: Ino, fs: &Fs) -> Op<Arc<File>> {
-        match (self.open.get(&ino), self.content(ino)) {
+        match (self.handles.local(ino), self.content(ino)) {
             // What is lent is open for reading alone, or it would count as a writer. Few come this way.
-            (Some(OpenFile { loan: Some(_), .. }), Some((Content::Local { spool, .. }, _))) => {
+            (Some(_), Some((Content::Local { spool, .. }, _))) if self.handles.is_lent(ino) => {
                 Ok(Arc::new(fs.spool.file(*spool)?))
             }
-            (Some(OpenFile { file: Some(file), .. }), _) => Ok(file.clone()),
+            (Some(file), _) => Ok(file.clone()),
             _ => Err(FsError::BadHandle.into()),
         }
     }

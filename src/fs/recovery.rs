@@ -12,6 +12,8 @@ use tokio::sync::Notify;
 
 use super::belief::LeftBehind;
 use super::fetching::Flights;
+use super::handles::Handles;
+use super::kernel::Kernel;
 use super::lost::LostFound;
 use super::queue::Parked;
 use super::staging::into_plain;
@@ -556,22 +558,18 @@ impl State {
             base: CommitId("".into()),
             intent: None,
             uploads: HashMap::new(),
-            handles: HashMap::new(),
-            open: HashMap::new(),
+            handles: Handles::default(),
             live: HashMap::new(),
             lingering: BTreeSet::new(),
             held: HashMap::new(),
             cut: None,
             copied: Vec::new(),
             copying: 0,
-            next_handle: 0,
-            may_leave_uncached: false,
             next_generation: 0,
-            doubts: 0,
+            kernel: Kernel::default(),
             last_spool: SpoolId(0),
             left_behind: LeftBehind::default(),
             frame: Vec::new(),
-            stale: Vec::new(),
             pinned: HashMap::new(),
             uneven: HashMap::new(),
             told_of_holes: HashSet::new(),

@@ -152,7 +152,7 @@ impl Fs {
         if (stat.live || state.is_uneven(ino))
             && let Some((Content::Local { spool, .. }, _)) = state.content(ino)
         {
-            let open = state.open.get(&ino).and_then(|open| open.file.as_ref());
+            let open = state.handles.local(ino);
             // Gone only if a power loss took it.
             stat.room = open.map_or_else(|| self.spool.room(*spool), |file| crate::spool::room(file)).unwrap_or(0);
             // The pages of a mapping may not have come here yet, and who copies takes a file of no blocks for a hole.

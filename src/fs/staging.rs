@@ -248,20 +248,21 @@ impl State {
                 Some((Content::Local { spool, generation, hash }, size)) => (*spool, *generation, *hash, size),
             };
             self.warn_of_holes(ino);
-            let rested = self.open.get(&ino).is_none_or(|open| open.handles == 0);
-            if rested && self.live.contains_key(&ino) && matches!(self.ask_after(ino, fs), Asked::Still(_)) {
+            if !self.handles.is_open(ino)
+                && self.live.contains_key(&ino)
+                && matches!(self.ask_after(ino, fs), Asked::Still(_))
+            {
                 continue;
             }
-            let open = self.open.get(&ino);
-            let written = open.is_some_and(|open| open.writers > 0);
+            let written = self.handles.is_written(ino);
             let seal = Sealing {
-                way: self.way(ino),
+                way: self.handles.way(ino),
                 live: self.live.contains_key(&ino),
                 written,
                 large: size > COPY_LIMIT_BYTES,
                 urgency,
             };
-            let writing = open.is_some_and(|open| open.writing > 0);
+            let writing = self.handles.is_changing(ino);
             return Fixable::Local { spool, generation, hash, size, how: seal.how(), writing, written };
         }
     }
@@ -462,16 +463,14 @@ impl Fs {
                     Fixable::Unseen => Err(ino),
                     Fixable::Local { how: Seal::Later, .. } => return Err(Miss::Writing),
                     Fixable::Local { spool, how, writing, .. } if writing || how == Seal::Copy => {
-                        let reshaped = state.open.get(&ino).is_some_and(|open| open.reshaping > 0);
+                        let reshaped = state.handles.is_reshaped(ino);
                         // A barrier ends also beside a program that writes without pause.
                         let by_copy = !reshaped && (how == Seal::Copy || urgency == Urgency::Barrier);
                         return Err(if by_copy { Miss::Copy(ino, spool) } else { Miss::Instant });
                     }
                     Fixable::Local { spool, generation, hash, size, .. } => {
-                        let file = state.open.get_mut(&ino).and_then(|open| {
-                            open.modified = false;
-                            open.file.clone()
-                        });
+                        state.handles.fix(ino);
+                        let file = state.handles.local(ino).cloned();
                         if file.is_some() {
                             let held = state.hold(self, spool, file);
                             return Ok(Some(capture(Want::Sealed { ino, generation, hash, size, held })));
@@ -491,8 +490,8 @@ impl Fs {
             let mut state = self.lock();
             let same = matches!(state.content(ino), Some((Content::Local { spool: s, generation: g, .. }, _))
                 if (*s, *g) == (spool, generation));
-            let writing = state.open.get(&ino).is_some_and(|open| open.writing > 0);
-            let past = state.way(ino) == Some(Way::Past) || state.live.contains_key(&ino);
+            let writing = state.handles.is_changing(ino);
+            let past = state.handles.way(ino) == Some(Way::Past) || state.live.contains_key(&ino);
             if same && !writing && !past && state.queue.get(path).is_some_and(|entry| entry.seq == seq) {
                 let held = state.hold(self, spool, Some(file));
                 let upload = state.uploads.get(path).cloned();
@@ -547,9 +546,7 @@ impl Fs {
             if !state.is_spooled(ino, spool) || state.tree.resolve(path) != Resolved::Inode(ino) {
                 return Ok(None);
             }
-            if let Some(open) = state.open.get_mut(&ino) {
-                open.modified = false;
-            }
+            state.handles.fix(ino);
             (seq, alone)
         };
         let Some(copied) = self.copy_live(ino, spool)? else { return Ok(None) };
