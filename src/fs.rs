@@ -7,6 +7,7 @@
 //! Every change is made under one lock, written as one journal frame, and acknowledged once that frame is in the
 //! kernel. The lock is held for memory work alone: not across a write, a copy or a request.
 
+mod backing;
 mod belief;
 mod borrowed;
 mod check;
@@ -39,7 +40,7 @@ mod unseen;
 mod verify;
 mod xattrs;
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -47,7 +48,6 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 
 use crate::disk::Act;
 use crate::hash::{ContentHash, HashKind};
@@ -58,6 +58,7 @@ use crate::path::RepoPath;
 use crate::spool::{self, Cache, Spool, copy_content};
 use crate::sync::{self, Locked};
 use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceError};
+use backing::Backing;
 use fetching::{Flights, Who};
 use handles::Handles;
 use kernel::{Kernel, Told};
@@ -316,11 +317,7 @@ struct State {
     intent: Option<CommitIntent>,
     uploads: HashMap<RepoPath, PathUpload>,
     handles: Handles,
-    /// Files that may change without a request.
-    live: HashMap<Ino, live::Live>,
-    /// Those that nobody has open, by when they are asked after.
-    lingering: BTreeSet<(Instant, Ino)>,
-    held: HashMap<SpoolId, Hold>,
+    backing: Backing,
     /// What a commit under way is to hold.
     cut: Option<cut::Cut>,
     /// Paths whose content was fixed by a copy, and how many are being copied.
@@ -335,35 +332,12 @@ struct State {
     left_behind: belief::LeftBehind,
     /// Changes made and not yet appended.
     frame: Vec<Change>,
-    /// Files whose bytes are read at a path of the workspace that is not theirs any more, by that path. Some entries
-    /// may be out of date.
-    pinned: HashMap<RepoPath, Vec<Ino>>,
-    /// Files of the spool that may take more or less room than their length says, each with what is counted for it.
-    uneven: HashMap<Ino, u64>,
-    /// Those of which somebody was told that their holes are sent.
-    told_of_holes: HashSet<Ino>,
-    /// Files of which mapped pages could not be written, and why, until somebody is told.
-    lost: HashMap<Ino, String>,
-    /// Files of the spool that nobody may have looked at since the mount; `None` once all have been.
-    unseen: Option<Vec<Ino>>,
     /// Parked because something that is parked itself is in their way. Some may be so no longer.
     kept_out: HashSet<RepoPath>,
     /// What a repair salvaged, and shows.
     salvaged: lost::SalvagedFiles,
     /// What the server has and programs cannot read.
     unreadable: unreadable::Unreadable,
-}
-
-/// A spool file that the stager is reading.
-struct Hold {
-    count: u32,
-    /// How many of these are a commit's: a writer gets a copy at once, as the commit may take long.
-    by_cut: u32,
-    cancel: CancellationToken,
-    /// No file has this content any more: remove it when the last hold ends.
-    orphan: bool,
-    /// Bytes that it counts for until then, where no file does.
-    counted: u64,
 }
 
 /// The time now, as `stat` shows it.
@@ -443,10 +417,7 @@ impl State {
 
     /// The content of a regular file.
     fn content(&self, ino: Ino) -> Option<(&Content, u64)> {
-        match &self.tree.get(ino)?.body {
-            Body::File { content, size } => Some((content, *size)),
-            _ => None,
-        }
+        self.tree.content(ino)
     }
 
     /// Whether a file's content is this spool file.
@@ -456,13 +427,10 @@ impl State {
 
     fn set_content(&mut self, ino: Ino, content: Content, size: u64) {
         if let Some(path) = content.origin_in_workspace() {
-            let pinned = self.pinned.entry(path.clone()).or_default();
-            if !pinned.contains(&ino) {
-                pinned.push(ino);
-            }
+            self.backing.reads_at(path, ino);
         }
         // The caller knows better of what is in the spool, and counts it.
-        self.uneven.remove(&ino);
+        self.backing.set_counted(ino, None);
         if let Some(inode) = self.tree.get_mut(ino)
             && let Body::File { content: old, size: old_size } = &mut inode.body
         {
@@ -551,31 +519,16 @@ impl State {
         }
     }
 
-    /// Lets go of a file's spool file: removed by the caller, now or when the stager lets go of it. The bytes counted
-    /// for it are free.
-    fn abandon(&mut self, spool: SpoolId) -> Option<SpoolId> {
-        match self.held.get_mut(&spool) {
-            Some(hold) => {
-                hold.orphan = true;
-                None
-            }
-            None => Some(spool),
-        }
-    }
-
     /// Forgets an inode that nothing holds, and returns its spool file for removal.
     fn bury(&mut self, ino: Ino) -> Option<(SpoolId, u64)> {
         if !self.tree.is_dead(ino) {
             return None;
         }
-        self.subdue(ino);
         let spool = match self.content(ino) {
             Some((Content::Local { spool, .. }, _)) => Some((*spool, self.counted(ino))),
             _ => None,
         };
-        self.uneven.remove(&ino);
-        self.told_of_holes.remove(&ino);
-        self.lost.remove(&ino);
+        self.backing.forget(ino);
         if self.tree.get(ino).is_some_and(|inode| inode.recorded) {
             self.apply(Change::Drop { ino });
         } else {
@@ -713,8 +666,9 @@ impl Fs {
                         let Some((of @ Content::Local { spool, .. }, size)) = state.content(ino) else {
                             continue;
                         };
-                        let pinned = state.is_pinned_by_cut(*spool);
-                        state.held.get(spool).map(|hold| (*spool, of.clone(), size, hold.cancel.clone(), pinned))
+                        let pinned = state.backing.is_pinned_by_cut(*spool);
+                        let holders = state.backing.holders(*spool);
+                        holders.map(|cancel| (*spool, of.clone(), size, cancel, pinned))
                     };
                     match held {
                         None => {}
@@ -750,7 +704,7 @@ impl Fs {
             let state = self.lock();
             match state.content(ino) {
                 None => return Err(FsError::Stale),
-                Some((Content::Local { spool, .. }, _)) if !state.held.contains_key(spool) => return Ok(()),
+                Some((Content::Local { spool, .. }, _)) if !state.backing.is_held(*spool) => return Ok(()),
                 Some(_) => {}
             }
         }
@@ -835,7 +789,7 @@ impl Fs {
             // What a write under way puts into the original is in no copy.
             let writing = state.handles.is_changing(ino);
             // And where programs go past the daemon, they stay with the file that they went to.
-            let past = state.handles.way(ino) == Some(Way::Past) || state.live.contains_key(&ino);
+            let past = state.handles.way(ino) == Some(Way::Past) || state.backing.is_live(ino);
             let old = match state.content(ino) {
                 Some((content, size)) if expected(content) && !(copy && writing) && !past => (content.clone(), size),
                 _ => return Ok(false),
@@ -859,7 +813,7 @@ impl Fs {
                 state.pin_for_cut(self, ino);
             }
             if let (Content::Local { spool, .. }, _) = old {
-                free = Some((state.abandon(spool), counted));
+                free = Some((state.backing.abandon(spool), counted));
             }
             Ok(true)
         });
@@ -926,7 +880,7 @@ impl Fs {
         let arrived = {
             let state = self.lock();
             // What is held keeps its name: it may be opened by it.
-            self.cache.arrived(|spool| !state.held.contains_key(&spool))
+            self.cache.arrived(|spool| !state.backing.is_held(spool))
         };
         if leaving.is_empty() && arrived.is_empty() {
             return Ok(());
@@ -988,7 +942,7 @@ impl Fs {
     fn discard_spool(&self, left: Option<(SpoolId, u64)>) {
         let Some((spool, size)) = left else { return };
         self.spool.release(size);
-        let free = self.lock().abandon(spool);
+        let free = self.lock().backing.abandon(spool);
         if let Some(spool) = free {
             self.leave(spool);
         }

@@ -3,7 +3,7 @@
 
 use super::{Fs, State};
 use crate::ledger::Step;
-use crate::namespace::{Body, Content, Ino, Resolved};
+use crate::namespace::{Content, Ino, Resolved};
 use crate::path::RepoPath;
 use crate::workspace::Object;
 
@@ -21,40 +21,13 @@ impl Fs {
         state.ledger.check(&mut broken);
         state.queue.check(&mut broken);
         state.handles.check(&state.tree, &mut broken);
-        state.check_backing(&mut broken);
+        state.backing.check(&state.tree, &mut broken);
         state.check_owed(&mut broken);
         found
     }
 }
 
 impl State {
-    /// What is known of local files is known of files that are there.
-    fn check_backing(&self, broken: &mut impl FnMut(&'static str, String)) {
-        for (ino, inode) in self.tree.iter() {
-            if let Body::File { content, .. } = &inode.body
-                && let Some(path) = content.origin_in_workspace()
-                && !self.pinned.get(path).is_some_and(|pinned| pinned.contains(&ino))
-            {
-                broken("backing.moved-from", format!("{ino:?} is read at {path}, which does not know"));
-            }
-        }
-        for (id, hold) in &self.held {
-            if hold.count == 0 || hold.by_cut > hold.count {
-                broken("backing.holds", format!("{id:?} has {} holds, {} of a commit", hold.count, hold.by_cut));
-            }
-        }
-        for ino in self.live.keys() {
-            if !matches!(self.content(*ino), Some((Content::Local { .. }, _))) {
-                broken("backing.live", format!("{ino:?} may change unseen and has no spool file"));
-            }
-        }
-        for ino in self.uneven.keys() {
-            if self.content(*ino).is_none() {
-                broken("backing.uneven", format!("{ino:?} is no file"));
-            }
-        }
-    }
-
     /// Nothing that is owed is forgotten.
     fn check_owed(&self, broken: &mut impl FnMut(&'static str, String)) {
         for (path, _) in self.queue.iter() {
@@ -83,7 +56,7 @@ impl State {
     /// Whether a path's turn comes by itself later: at the close of a file, or at the end of a commit.
     fn is_held_back(&self, path: &RepoPath) -> bool {
         let unclosed = matches!(self.tree.resolve(path),
-            Resolved::Inode(ino) if self.handles.is_busy(ino) || self.live.contains_key(&ino));
+            Resolved::Inode(ino) if self.handles.is_busy(ino) || self.backing.is_live(ino));
         unclosed || self.is_in_cut(path)
     }
 

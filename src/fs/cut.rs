@@ -86,11 +86,6 @@ impl State {
         self.made_cut().is_some_and(|made| made.wanted.contains_key(path))
     }
 
-    /// Whether a commit pins a spool file.
-    pub(super) fn is_pinned_by_cut(&self, spool: SpoolId) -> bool {
-        self.held.get(&spool).is_some_and(|hold| hold.by_cut > 0)
-    }
-
     /// Whether a commit waits for content of a file that is on the server.
     pub(super) fn awaits(&self, ino: Ino, hash: ContentHash) -> bool {
         self.made_cut().is_some_and(|made| made.remote_paths(ino, hash).next().is_some())
@@ -123,8 +118,7 @@ impl State {
         // No generation of the file's.
         let generation = self.fresh_generation();
         self.pin_remote(fs, (ino, hash), |held| Want::Sealed { ino, generation, hash: Some(hash), size, held }, copy);
-        let hold = self.held.get_mut(&copy);
-        hold.map(|hold| (hold.orphan, hold.counted) = (true, counted)).is_some()
+        self.backing.leave_to_holders(copy, counted)
     }
 
     fn pin_remote(
@@ -150,7 +144,7 @@ impl State {
     /// now, unless it is closed again at the instant.
     pub(super) fn keep_closed_for_cut(&mut self, fs: &Fs, ino: Ino) {
         let Some(Cut::Gathering(gathering)) = &self.cut else { return };
-        if self.handles.is_busy(ino) || gathering.fixed.contains_key(&ino) || self.live.contains_key(&ino) {
+        if self.handles.is_busy(ino) || gathering.fixed.contains_key(&ino) || self.backing.is_live(ino) {
             return;
         }
         let Some((Content::Local { spool, generation, hash }, size)) = self.content(ino) else { return };
@@ -422,7 +416,7 @@ impl State {
 
     /// The files of the spool that programs may be writing to, and of which a pending path is a name.
     fn open_for_writing(&self) -> Vec<Ino> {
-        let all: HashSet<Ino> = self.handles.written().chain(self.live.keys().copied()).collect();
+        let all: HashSet<Ino> = self.handles.written().chain(self.backing.live()).collect();
         let pending = |ino: &Ino| self.tree.file_paths(*ino).iter().any(|path| self.queue.get(path).is_some());
         let local = |ino: &Ino| matches!(self.content(*ino), Some((Content::Local { .. }, _)));
         all.into_iter().filter(|ino| local(ino) && pending(ino)).collect()

@@ -76,7 +76,7 @@ impl State {
                 Resolved::Inode(ino) => self.content(ino).map(|(content, size)| match content {
                     Content::Remote { hash, .. } => (Some(*hash), size),
                     Content::Local { spool, hash, .. } => {
-                        let (hash, size) = (hash.or_else(|| self.staged_live(ino)), length(*spool, size));
+                        let (hash, size) = (hash.or_else(|| self.backing.staged_live(ino)), length(*spool, size));
                         if let (None, Some(base)) = (hash, account.base)
                             && base.size == size
                             && !self.handles.is_written(ino)

@@ -139,7 +139,7 @@ impl Fs {
         };
         let mut state = self.lock();
         tracing::error!(path = state.tree.display_path(ino), why, "what was stored through a mapping is lost");
-        state.lost.entry(ino).or_insert(why);
+        state.backing.lose_pages(ino, why);
     }
 }
 
@@ -168,9 +168,10 @@ impl State {
     /// What was lost of the files at `chosen` paths; it is forgotten with that.
     fn take_lost(&mut self, chosen: &impl Fn(&RepoPath) -> bool) -> Option<Unflushed> {
         let of: Vec<Ino> =
-            self.lost.keys().filter(|ino| self.tree.paths_of(**ino).any(|path| chosen(&path))).copied().collect();
+            self.backing.lost_pages().filter(|ino| self.tree.paths_of(*ino).any(|path| chosen(&path))).collect();
         let others = of.len().saturating_sub(1);
-        let lost = of.into_iter().filter_map(|ino| Some((self.tree.display_path(ino), self.lost.remove(&ino)?)));
+        let lost =
+            of.into_iter().filter_map(|ino| Some((self.tree.display_path(ino), self.backing.take_lost_pages(ino)?)));
         let (path, why) = lost.collect::<Vec<_>>().into_iter().min()?;
         Some(Unflushed::Lost { path, why, others })
     }
@@ -269,6 +270,6 @@ mod tests {
         assert!(error.ends_with(", and of 1 other file"), "{error}");
         flush(&world, "").unwrap();
         world.fs.forget(gone, 1);
-        assert!(world.fs.lock().lost.is_empty());
+        assert!(world.fs.lock().backing.lost_pages().next().is_none());
     }
 }

@@ -160,7 +160,7 @@ impl State {
         };
         // A directory that was removed while it is open has not even its own dot any more.
         let nlink = if inode.links.is_empty() && ino != ROOT { 0 } else { inode.nlink() };
-        let live = self.live.contains_key(&ino);
+        let live = self.backing.is_live(ino);
         let size = inode.size();
         let room = if format == libc::S_IFREG { even(size) } else { 0 };
         Ok(Stat { ino, attrs: inode.attrs, format, size, room, nlink, rdev, live })
@@ -467,7 +467,7 @@ impl Fs {
             attrs.mtime = set.mtime.map_or(attrs.mtime, |to| to.at(time));
             attrs.ctime = time;
             let mtime = attrs.mtime;
-            if (set.mtime.is_some() || set.size.is_some()) && !state.stamp_live(ino, mtime)? {
+            if (set.mtime.is_some() || set.size.is_some()) && !state.backing.stamp(ino, mtime)? {
                 spool = state.spooled(ino);
             }
             state.record(ino);
@@ -542,10 +542,10 @@ impl Fs {
                 Content::Remote { .. } => return Err(need_bytes(ino, size)),
                 Content::Local { spool, .. } => {
                     let spool = *spool;
-                    if state.held.contains_key(&spool) {
+                    if state.backing.is_held(spool) {
                         return Err(need_bytes(ino, size));
                     }
-                    let shaped = size > old || state.is_uneven(ino);
+                    let shaped = size > old || state.backing.is_uneven(ino);
                     state.handles.begin_reshaping(ino);
                     let file = state.handles.local(ino).filter(|_| !state.handles.is_lent(ino)).cloned();
                     (file, spool, shaped)
@@ -580,7 +580,7 @@ impl Fs {
                 (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
             }
             state.record(ino);
-            Ok(if state.stamp_live(ino, time)? { None } else { state.spooled(ino) })
+            Ok(if state.backing.stamp(ino, time)? { None } else { state.spooled(ino) })
         })?;
         self.stamp_spool(spooled, time)
     }
@@ -896,7 +896,7 @@ impl Fs {
                 // allocated behind the end goes with it.
                 if flags.truncate && (size > 0 || state.counted(ino) > 0) {
                     // Those who go past the daemon stay with the file that they have.
-                    if state.live.contains_key(&ino) || state.handles.way(ino) == Some(Way::Past) {
+                    if state.backing.is_live(ino) || state.handles.way(ino) == Some(Way::Past) {
                         drop(state);
                         self.truncate(ino, 0)?;
                         continue;
@@ -907,7 +907,7 @@ impl Fs {
                 if flags.write && state.borrowed(ino).is_some() {
                     return Err(super::Stop::Need(Need::Own(ino)));
                 }
-                let able = if state.live.contains_key(&ino) { self.able() } else { self.may_pass(&state) };
+                let able = if state.backing.is_live(ino) { self.able() } else { self.may_pass(&state) };
                 let way = state.opening(ino, flags.write, able, self);
                 let attached = state.handles.local(ino).is_some();
                 let unread = way == Way::Requests && !flags.read && matches!(content, Content::Remote { .. });
@@ -1007,13 +1007,13 @@ impl Fs {
             let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
             match content {
                 Content::Remote { .. } => return Err(super::Stop::Need(Need::Own(ino))),
-                Content::Local { spool, .. } if state.held.contains_key(spool) => {
+                Content::Local { spool, .. } if state.backing.is_held(*spool) => {
                     return Err(super::Stop::Need(Need::Own(ino)));
                 }
                 Content::Local { .. } => {}
             }
             let file = state.writable(ino, self)?;
-            let uneven = state.is_uneven(ino);
+            let uneven = state.backing.is_uneven(ino);
             let reserved = self.reserve_range(&file, size, uneven, offset, end)?;
             state.handles.begin_writing(ino);
             (ino, file, uneven || offset > size, reserved)
@@ -1025,7 +1025,7 @@ impl Fs {
             self.spool.release(reserved);
             // What a failed write left counts: it may be in the middle of what was there.
             if written > 0 || failed.is_none() {
-                match shaped || state.is_uneven(ino) {
+                match shaped || state.backing.is_uneven(ino) {
                     true => state.reshaped(ino, |size| size.max(end), &file, self),
                     false => state.wrote(ino, |size| size.max(end), self),
                 }
@@ -1099,9 +1099,9 @@ impl Fs {
             if handle.write {
                 state.look(ino, self);
             }
-            let live = state.live.contains_key(&ino);
+            let live = state.backing.is_live(ino);
             let past = state.handles.way(ino) == Some(Way::Past);
-            let staged = state.staged_live(ino).is_some();
+            let staged = state.backing.staged_live(ino).is_some();
             // What was done past the daemon need not show.
             let left_open = state.handles.leave(&handle, live && !staged);
             if left_open.stale {
@@ -1166,7 +1166,7 @@ impl State {
             (*old, *hash) = (generation, None);
             let before = std::mem::replace(size, length(*size));
             let after = *size;
-            if !self.is_uneven(ino) {
+            if !self.backing.is_uneven(ino) {
                 fs.spool.recount(before, after);
             }
         }

@@ -63,9 +63,9 @@ impl State {
         let ino = self.handles.writer(handle)?;
         self.look(ino, fs);
         let (content, size) = self.content(ino).ok_or(FsError::Stale)?;
-        let uneven = self.is_uneven(ino);
+        let uneven = self.backing.is_uneven(ino);
         match content {
-            Content::Local { spool, .. } if !self.held.contains_key(spool) => {}
+            Content::Local { spool, .. } if !self.backing.is_held(*spool) => {}
             _ => return Err(Stop::Need(Need::Own(ino))),
         }
         let file = self.writable(ino, fs)?;
@@ -221,7 +221,7 @@ impl Fs {
 impl State {
     /// Gives a copy the hash of what it was copied from, if that is known and did not change meanwhile.
     fn copied(&mut self, source: Ino, before: &Content, copy: Ino, length: u64) {
-        let busy = |ino| self.live.contains_key(&ino) || self.handles.is_changing(ino);
+        let busy = |ino| self.backing.is_live(ino) || self.handles.is_changing(ino);
         let found = match (before, self.content(source)) {
             (Content::Remote { hash, .. }, _) => Some(*hash),
             (

@@ -1,6 +1,6 @@
 //! From the record to a filesystem that serves: replay, then agree with the server on what it has.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use super::backing::Backing;
 use super::belief::LeftBehind;
 use super::fetching::Flights;
 use super::handles::Handles;
@@ -559,9 +560,7 @@ impl State {
             intent: None,
             uploads: HashMap::new(),
             handles: Handles::default(),
-            live: HashMap::new(),
-            lingering: BTreeSet::new(),
-            held: HashMap::new(),
+            backing: Backing::default(),
             cut: None,
             copied: Vec::new(),
             copying: 0,
@@ -570,11 +569,6 @@ impl State {
             last_spool: SpoolId(0),
             left_behind: LeftBehind::default(),
             frame: Vec::new(),
-            pinned: HashMap::new(),
-            uneven: HashMap::new(),
-            told_of_holes: HashSet::new(),
-            lost: HashMap::new(),
-            unseen: None,
             kept_out: HashSet::new(),
             salvaged: HashMap::new(),
             unreadable: super::unreadable::Unreadable::default(),
@@ -615,11 +609,11 @@ impl State {
             _ => None,
         });
         for (ino, path) in pinned.collect::<Vec<_>>() {
-            self.pinned.entry(path).or_default().push(ino);
+            self.backing.reads_at(&path, ino);
         }
         let keep = local.iter().map(|(_, id)| *id).collect();
         spool.pass_over(self.last_spool);
-        self.unseen = Some(local.into_iter().map(|(ino, _)| ino).collect());
+        self.backing.are_unseen(local.into_iter().map(|(ino, _)| ino).collect());
         keep
     }
 

@@ -12,7 +12,7 @@ use super::cut::Cut;
 use super::live::{Asked, Copied};
 use super::passthrough::{Seal, Sealing, Urgency, Way};
 use super::queue::{Parked, Pending, Phase, Scope, Tick};
-use super::{COPY_LIMIT_BYTES, Fs, FsError, Hold, Op, Options, State, base_attrs};
+use super::{COPY_LIMIT_BYTES, Fs, FsError, Op, Options, State, base_attrs};
 use crate::control::{Counts, FileError, LocalPath, Progress, Tally};
 use crate::hash::ContentHash;
 use crate::journal::{Change, PathUpload};
@@ -209,27 +209,17 @@ impl State {
     }
 
     fn hold_for(&mut self, fs: &Fs, spool: SpoolId, file: Option<Arc<File>>, by_cut: bool) -> Arc<Held> {
-        let hold = self.held.entry(spool).or_insert_with(|| Hold {
-            count: 0,
-            by_cut: 0,
-            cancel: CancellationToken::new(),
-            orphan: false,
-            counted: 0,
-        });
-        hold.count += 1;
-        hold.by_cut += u32::from(by_cut);
-        Arc::new(Held { fs: fs.this.clone(), spool, file, by_cut, cancel: hold.cancel.clone() })
+        let cancel = self.backing.hold(spool, by_cut);
+        Arc::new(Held { fs: fs.this.clone(), spool, file, by_cut, cancel })
     }
 
     /// A copy of a file's content as something to be staged; it goes when it is let go of.
     pub(super) fn hold_copy(&mut self, fs: &Fs, ino: Ino, copied: Copied, by_cut: bool) -> Want {
         // No generation of the file's: its bytes may be others by now.
         let generation = self.fresh_generation();
-        self.was_copied(ino, &copied);
+        self.backing.was_copied(ino, copied.id, copied.seen);
         let held = self.hold_for(fs, copied.id, Some(copied.file).filter(|_| !by_cut), by_cut);
-        if let Some(hold) = self.held.get_mut(&copied.id) {
-            (hold.orphan, hold.counted) = (true, copied.counted);
-        }
+        self.backing.leave_to_holders(copied.id, copied.counted);
         Want::Sealed { ino, generation, hash: None, size: copied.size, held }
     }
 
@@ -249,7 +239,7 @@ impl State {
             };
             self.warn_of_holes(ino);
             if !self.handles.is_open(ino)
-                && self.live.contains_key(&ino)
+                && self.backing.is_live(ino)
                 && matches!(self.ask_after(ino, fs), Asked::Still(_))
             {
                 continue;
@@ -257,7 +247,7 @@ impl State {
             let written = self.handles.is_written(ino);
             let seal = Sealing {
                 way: self.handles.way(ino),
-                live: self.live.contains_key(&ino),
+                live: self.backing.is_live(ino),
                 written,
                 large: size > COPY_LIMIT_BYTES,
                 urgency,
@@ -288,6 +278,11 @@ pub(super) enum Fixable {
         /// Programs have it open for writing.
         written: bool,
     },
+}
+
+/// Whether a file's bytes are read at `path` of the workspace.
+fn is_read_at(tree: &Namespace, ino: Ino, path: &RepoPath) -> bool {
+    tree.content(ino).is_some_and(|(content, _)| content.origin_in_workspace() == Some(path))
 }
 
 /// The length of the file at a path, in bytes.
@@ -342,7 +337,7 @@ impl Fs {
         let mut captures: Vec<Capture> = paths.iter().filter_map(|path| self.capture(path)).collect();
         let mut state = self.lock();
         captures.append(&mut state.copied);
-        let lingering = state.lingering.first().map(|(at, _)| *at);
+        let lingering = state.backing.next_question();
         // While a commit waits, the paths that are not part of it are not due, however long ago they were.
         let soon = Instant::now() + RECHECK;
         let next = state.queue.next_due().map(|due| if state.made_cut().is_some() { due.max(soon) } else { due });
@@ -351,7 +346,7 @@ impl Fs {
 
     /// Asks after the files that somebody still had mapped when they were closed.
     fn ask_after_closed(&self) {
-        if self.lock().lingering.first().is_none_or(|(at, _)| *at > Instant::now()) {
+        if self.lock().backing.next_question().is_none_or(|at| at > Instant::now()) {
             return;
         }
         let mut rested = Vec::new();
@@ -491,7 +486,7 @@ impl Fs {
             let same = matches!(state.content(ino), Some((Content::Local { spool: s, generation: g, .. }, _))
                 if (*s, *g) == (spool, generation));
             let writing = state.handles.is_changing(ino);
-            let past = state.handles.way(ino) == Some(Way::Past) || state.live.contains_key(&ino);
+            let past = state.handles.way(ino) == Some(Way::Past) || state.backing.is_live(ino);
             if same && !writing && !past && state.queue.get(path).is_some_and(|entry| entry.seq == seq) {
                 let held = state.hold(self, spool, Some(file));
                 let upload = state.uploads.get(path).cloned();
@@ -564,19 +559,12 @@ impl Fs {
     }
 
     fn let_go(&self, spool: SpoolId, by_cut: bool) {
-        let remove = {
-            let mut state = self.lock();
-            let Some(hold) = state.held.get_mut(&spool) else { return };
-            hold.count -= 1;
-            hold.by_cut -= u32::from(by_cut);
-            let ended = if hold.count == 0 { state.held.remove(&spool) } else { None };
-            ended.is_some_and(|hold| {
-                self.spool.release(hold.counted);
-                hold.orphan
-            })
-        };
+        let unheld = self.lock().backing.let_go(spool, by_cut);
+        if let Some(unheld) = &unheld {
+            self.spool.release(unheld.counted);
+        }
         self.unheld.notify_waiters();
-        if remove {
+        if unheld.is_some_and(|unheld| unheld.orphan) {
             self.leave(spool);
         }
     }
@@ -677,7 +665,7 @@ impl Fs {
             tracing::debug!(%error, "a cached file keeps the room behind its end");
         }
         if !self.cache.adopt(&self.spool, spool, hash, size) {
-            let free = self.lock().abandon(spool);
+            let free = self.lock().backing.abandon(spool);
             free.into_iter().for_each(|spool| self.leave(spool));
         }
     }
@@ -782,12 +770,10 @@ impl Fs {
     /// that was renamed away from there and is not staged under its new name yet.
     pub fn frees(&self, path: &RepoPath, step: Step) -> Frees {
         let mut state = self.lock();
-        let Some(pinned) = state.pinned.remove(path) else { return Frees::Now };
-        let pinned: Vec<Ino> = pinned.into_iter().filter(|ino| state.is_pinned(*ino, path)).collect();
-        if pinned.is_empty() {
-            return Frees::Now;
-        }
-        state.pinned.insert(path.clone(), pinned.clone());
+        let state = &mut *state;
+        let tree = &state.tree;
+        state.backing.keep_readers(path, |ino| is_read_at(tree, ino, path));
+        let pinned: Vec<Ino> = state.backing.readers_at(path).collect();
         let stays = |ino: &Ino| match (step, state.content(*ino)) {
             (Step::Put(object), Some((Content::Remote { hash, .. }, _))) => *hash == object.hash,
             _ => false,
@@ -811,7 +797,7 @@ impl Fs {
         if !state.queue.get(path).is_some_and(|entry| entry.forced) {
             return false;
         }
-        let pinned: Vec<Ino> = state.pinned.get(path).into_iter().flatten().copied().collect();
+        let pinned: Vec<Ino> = state.backing.readers_at(path).collect();
         let names =
             pinned.into_iter().filter(|ino| state.is_pinned(*ino, path)).flat_map(|ino| state.tree.paths_of(ino));
         let shows = |dir: &RepoPath| state.ledger.get(dir).is_some_and(|account| account.may_show());
@@ -1174,7 +1160,7 @@ impl State {
 
     /// Whether a file's bytes are read at `path` of the workspace.
     fn is_pinned(&self, ino: Ino, path: &RepoPath) -> bool {
-        self.content(ino).is_some_and(|(content, _)| content.origin_in_workspace() == Some(path))
+        is_read_at(&self.tree, ino, path)
     }
 
     /// See [`Fs::clear_for_put`].
@@ -1210,9 +1196,9 @@ impl State {
             let is_owed = self.queue.get(&path).is_some_and(|entry| !entry.is_parked());
             let coming = has_its_turn && is_owed && self.is_clear_for_put(&path);
             waiting.push(path.clone());
-            let pinned = self.pinned.get(&path).into_iter().flatten();
-            let mut pinned = pinned.filter(|other| **other != ino && self.is_pinned(**other, &path));
-            coming && pinned.all(|other| self.comes_free(*other, waiting))
+            let mut pinned =
+                self.backing.readers_at(&path).filter(|other| *other != ino && self.is_pinned(*other, &path));
+            coming && pinned.all(|other| self.comes_free(other, waiting))
         })
     }
 
@@ -1245,7 +1231,7 @@ impl State {
         let mut adopted = None;
         match (&capture.want, capture.want.object()) {
             (Want::Sealed { ino, generation, size, held, .. }, Some(object)) => {
-                self.copy_is_staged(*ino, held.spool, object.hash);
+                self.backing.copy_is_staged(*ino, held.spool, object.hash);
                 let same = matches!(self.content(*ino), Some((Content::Local { spool, generation: now, .. }, _))
                     if *spool == held.spool && now == generation);
                 if same {

@@ -20,13 +20,13 @@ impl Fs {
     }
 
     fn look_at_all(&self) -> Result<(), FsError> {
-        let all = self.lock().unseen.clone();
+        let all = self.lock().backing.unseen().map(<[Ino]>::to_vec);
         let looks = all.into_iter().flatten().map(|ino| self.look_at(ino));
         // One that fails keeps nobody from the others.
         if let Some(error) = looks.filter_map(Result::err).last() {
             return Err(error.into());
         }
-        self.lock().unseen = None;
+        self.lock().backing.all_are_seen();
         Ok(())
     }
 
@@ -71,7 +71,7 @@ impl State {
     /// Fails where a directory, which is to be listed, has files that are yet to be looked at.
     pub(super) fn need_seen_in(&self, dir: Ino) -> Op<()> {
         let mut children = self.tree.dir(dir).map(|dir| dir.children.values()).into_iter().flatten();
-        match self.unseen.is_some() && children.any(|child| self.unseen_spool(*child).is_some()) {
+        match self.backing.unseen().is_some() && children.any(|child| self.unseen_spool(*child).is_some()) {
             true => Err(Stop::Need(Need::LookIn(dir))),
             false => Ok(()),
         }
