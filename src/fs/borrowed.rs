@@ -151,7 +151,7 @@ impl Fs {
     /// [`FsError::Busy`] when the file's content is another by now; the local filesystem's. It stays borrowed then.
     pub(super) fn take_borrowed(&self, ino: Ino) -> Result<bool, FsError> {
         let (hash, file) = {
-            let mut state = self.lock();
+            let mut state = self.begin();
             let Some(Borrowed { hash, leaving }) = state.borrowed(ino) else { return Ok(true) };
             if !state.has_its_content(ino) {
                 return Err(FsError::Busy);
@@ -170,7 +170,7 @@ impl Fs {
             return done.map(|()| true);
         }
         self.cache.return_from(&self.spool, hash);
-        let mut state = self.lock();
+        let mut state = self.begin();
         // Closed meanwhile, and perhaps opened again with other content.
         if !state.handles.set_leaving(ino, hash, false) {
             self.give_back(hash);
@@ -204,11 +204,9 @@ impl Fs {
             for path in state.tree.file_paths(ino) {
                 state.open_account(&path, Some(ino));
             }
-            state.materialize(ino);
-            let generation = state.fresh_generation();
+            let generation = state.tree.fresh_generation();
             state.set_content(ino, Content::Local { spool: id, generation, hash: Some(hash) }, size);
             let counted = room.map_or(size, |room| state.note_room(ino, room));
-            state.record(ino);
             state.handles.owns_borrowed(ino);
             self.spool.charge(counted);
             *taken = true;

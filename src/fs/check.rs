@@ -14,12 +14,11 @@ impl Fs {
         let mut found = Vec::new();
         let mut broken = |name: &'static str, what: String| found.push(format!("{name}: {what}"));
         let state = self.lock();
-        if !state.frame.is_empty() {
-            broken("record.appended", format!("{} changes are not appended", state.frame.len()));
+        if state.is_changed() {
+            broken("record.appended", format!("{} changes are not appended", state.draft.len()));
         }
         state.tree.check(&mut broken);
-        state.ledger.check(&mut broken);
-        state.queue.check(&mut broken);
+        state.writeback.check(&mut broken);
         state.handles.check(&state.tree, &mut broken);
         state.backing.check(&state.tree, &mut broken);
         state.check_owed(&mut broken);
@@ -30,13 +29,8 @@ impl Fs {
 impl State {
     /// Nothing that is owed is forgotten.
     fn check_owed(&self, broken: &mut impl FnMut(&'static str, String)) {
-        for (path, _) in self.queue.iter() {
-            if self.ledger.get(path).is_none() {
-                broken("owed.account", format!("{path} is pending, and what the base has there is forgotten"));
-            }
-        }
-        for (path, account) in self.ledger.iter() {
-            if self.queue.get(path).is_none() && !self.is_held_back(path) {
+        for (path, account) in self.writeback.ledger().iter() {
+            if !self.writeback.is_pending(path) && !self.is_held_back(path) {
                 let wanted = match self.tree.resolve(path) {
                     Resolved::AsBase => continue,
                     Resolved::Absent => Wanted::Is(None),

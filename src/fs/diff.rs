@@ -69,7 +69,7 @@ impl State {
         let (mut found, mut unsure) = (Vec::<Difference>::new(), Vec::new());
         // Which content went away and which appeared, by place in `found`.
         let (mut gone, mut new) = (HashMap::<ContentHash, Vec<usize>>::new(), Vec::new());
-        for (path, account) in self.ledger.iter() {
+        for (path, account) in self.writeback.ledger().iter() {
             let wanted = match self.tree.resolve(path) {
                 Resolved::AsBase => continue,
                 Resolved::Absent => None,

@@ -52,6 +52,11 @@ impl Kernel {
         std::mem::take(&mut self.stale)
     }
 
+    /// Whether there is anything to tell it.
+    pub fn has_stale(&self) -> bool {
+        !self.stale.is_empty()
+    }
+
     /// It was told that a change failed which is made in memory: what it keeps of any directory may lack that.
     pub fn heard_of_failure(&mut self) {
         self.doubts += 1;
@@ -78,7 +83,7 @@ impl Fs {
     /// write is a request all the same, and a copy in the cache would cost as much again. All who open it meanwhile go
     /// the same way, so that each sees what the others do.
     pub fn leave_uncached(&self) {
-        self.lock().kernel.leave_uncached();
+        self.begin().kernel.leave_uncached();
     }
 
     /// Passes on what [`Kernel::take_stale`] gave. To be called when the lock is free.

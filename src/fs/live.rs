@@ -17,7 +17,7 @@ use crate::disk::Act;
 use crate::hash::ContentHash;
 use crate::journal::Change;
 use crate::ledger::Account;
-use crate::namespace::{Body, Content, Ino, Resolved, SpoolId, Timestamp};
+use crate::namespace::{Content, Ino, Resolved, SpoolId, Timestamp};
 use crate::path::RepoPath;
 use crate::spool::holes::counted;
 use crate::spool::{self, copy_content};
@@ -136,12 +136,7 @@ impl State {
             return;
         }
         // A hash that is known is of the bytes up to now.
-        let generation = self.fresh_generation();
-        if let Some(inode) = self.tree.get_mut(ino)
-            && let Body::File { content: Content::Local { generation: old, hash, .. }, .. } = &mut inode.body
-        {
-            (*old, *hash) = (generation, None);
-        }
+        self.tree.renew(ino);
     }
 
     /// Takes note of what programs did to a live file.
@@ -156,17 +151,17 @@ impl State {
             Some(Look::Changed(before, found)) => (before, found),
         };
         let mut stamp = None;
-        if let Some(inode) = self.tree.get_mut(ino) {
+        self.tree.saw(ino, |attrs| {
             // The clock of the filesystem goes in steps, and may be behind that of the last change made here.
-            let floor = inode.attrs.ctime;
+            let floor = attrs.ctime;
             let after = |time: Timestamp| if time > floor { time } else { now() };
             if found.mtime != before.mtime {
-                inode.attrs.mtime = after(found.mtime);
+                attrs.mtime = after(found.mtime);
                 // After a restart the spool file's own is what counts.
-                stamp = Some(inode.attrs.mtime).filter(|mtime| *mtime != found.mtime);
+                stamp = Some(attrs.mtime).filter(|mtime| *mtime != found.mtime);
             }
-            inode.attrs.ctime = after(found.ctime);
-        }
+            attrs.ctime = after(found.ctime);
+        });
         if let Some(Err(error)) = stamp.map(|mtime| self.backing.stamp(ino, mtime)) {
             tracing::debug!(%error, "a restart will show another modification time");
         }
@@ -178,9 +173,7 @@ impl State {
     /// A live file's length, which its inode has from now on; the spool counts it.
     fn resized(&mut self, ino: Ino, length: u64, fs: &Fs) {
         let before = self.counted(ino);
-        let Some(inode) = self.tree.get_mut(ino) else { return };
-        let Body::File { size, .. } = &mut inode.body else { return };
-        *size = length;
+        self.tree.set_length(ino, length);
         // A filesystem may give more ahead of a writer, and take it back.
         let room = self.backing.seen(ino).map_or(even(length), |seen| seen.room);
         if room < even(length) || self.backing.is_uneven(ino) {
@@ -232,7 +225,7 @@ impl State {
 
     /// Whether a file's content has its turn in the queue yet wherever it has a name. What is in hand is a copy of it.
     fn is_queued(&self, ino: Ino) -> bool {
-        let waits = |path: &RepoPath| self.queue.get(path).is_some_and(|entry| entry.phase == Phase::Waiting);
+        let waits = |path: &RepoPath| self.writeback.pending(path).is_some_and(|entry| entry.phase == Phase::Waiting);
         self.tree.file_paths(ino).iter().all(waits)
     }
 
@@ -254,8 +247,8 @@ impl State {
         let paths = self.tree.file_paths(ino);
         // Staged, or committed since.
         let has = |path: &RepoPath, hash| {
-            let shown = self.ledger.get(path).and_then(|account| account.shown()).flatten();
-            shown.is_some_and(|object| object.hash == hash) && self.queue.get(path).is_none()
+            let shown = self.writeback.account(path).and_then(|account| account.shown()).flatten();
+            shown.is_some_and(|object| object.hash == hash) && !self.writeback.is_pending(path)
         };
         let hash = staged.filter(|hash| !paths.is_empty() && paths.iter().all(|path| has(path, *hash)));
         let Some(hash) = hash.filter(|_| !self.backing.is_held(spool)) else {
@@ -264,9 +257,8 @@ impl State {
         };
         let counted = self.counted(ino);
         self.set_content(ino, Content::Remote { hash, origin: None }, size);
-        self.record(ino);
         for path in paths {
-            let settled = self.ledger.get(&path).filter(Account::is_settled);
+            let settled = self.writeback.account(&path).filter(Account::is_settled);
             if settled.is_some_and(|account| self.agrees(&path, account.base)) {
                 self.apply(Change::Account { path, account: None });
             }

@@ -84,7 +84,7 @@ impl Fs {
         if let Some(write_back) = self.write_back.get().filter(|_| !mapped.is_empty()) {
             self.have_written_back(write_back.clone(), &mapped, patience).await?;
         }
-        match self.lock().take_lost(&chosen) {
+        match self.begin().take_lost(&chosen) {
             Some(lost) => Err(lost),
             None => Ok(()),
         }
@@ -137,7 +137,7 @@ impl Fs {
             Ok(_) => "the local disk took only a part".to_owned(),
             Err(error) => error.to_string(),
         };
-        let mut state = self.lock();
+        let mut state = self.begin();
         tracing::error!(path = state.tree.display_path(ino), why, "what was stored through a mapping is lost");
         state.backing.lose_pages(ino, why);
     }

@@ -203,10 +203,9 @@ impl State {
     /// Times of a directory whose entries changed.
     pub(super) fn stamp_dir(&mut self, dir: Ino, time: Timestamp) {
         self.materialize(dir);
-        if let Some(inode) = self.tree.get_mut(dir) {
+        if let Some(inode) = self.tree.edit(dir) {
             (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
         }
-        self.record(dir);
     }
 
     /// A set-group-id directory hands its group down, and to directories the bit itself (inode(7)).
@@ -227,13 +226,9 @@ impl State {
         (attrs.atime, attrs.mtime, attrs.ctime) = (time, time, time);
         self.inherit_group(parent, &mut attrs, &body);
         self.stamp_dir(parent, time);
-        let ino = self.tree.fresh_ino();
-        self.tree.insert(ino, attrs, body, true);
-        self.record(ino);
+        let ino = self.add(attrs, body);
         self.apply(Change::Link { parent, name, ino });
-        if let Some(inode) = self.tree.get_mut(ino) {
-            inode.lookups += 1;
-        }
+        self.tree.looked_up(ino);
         self.stat(ino)
     }
 
@@ -255,7 +250,7 @@ impl State {
     }
 
     fn base_may_have_file(&self, path: &RepoPath) -> bool {
-        self.ledger.get(path).is_some_and(|account| account.base.is_some() || account.staged != Staged::Nothing)
+        self.writeback.account(path).is_some_and(|account| account.base.is_some() || account.staged != Staged::Nothing)
     }
 
     /// Takes an entry away, with its account and its place in the queue.
@@ -266,8 +261,8 @@ impl State {
         if let (Ok(path), Some(_)) = (&path, self.content(ino)) {
             self.open_account(path, Some(ino));
             // A program may publish a file by a link, and then remove its first name.
-            if self.queue.has_followers() && self.tree.get(ino).is_some_and(|inode| inode.links.len() > 1) {
-                followers = self.queue.leave(path, ino);
+            if self.writeback.queue().has_followers() && self.tree.get(ino).is_some_and(|inode| inode.links.len() > 1) {
+                followers = self.writeback.leave(path, ino);
             }
         }
         if self.tree.get(ino).is_some_and(|inode| inode.links.len() > 1) {
@@ -277,39 +272,33 @@ impl State {
         self.materialize(ino);
         let hide = self.base_may_have(parent, name, ino);
         self.apply(Change::Unlink { parent, name: name.clone(), hide });
-        if let Some(inode) = self.tree.get_mut(ino) {
+        if let Some(inode) = self.tree.edit(ino) {
             inode.attrs.ctime = time;
         }
-        if self.tree.get(ino).is_some_and(|inode| !inode.links.is_empty()) {
-            self.record(ino);
-        }
         if let Ok(path) = &path
-            && self.ledger.get(path).is_some()
+            && self.writeback.account(path).is_some()
         {
             self.touch([path], fs.options.settle);
             // A file that has another name is waited for there, and here until the server has it no longer.
-            self.queue.join(&followers, path, 0, false);
+            self.writeback.join(&followers, path, 0, false);
         }
         if !followers.is_empty()
             && let Some((_, size)) = self.content(ino)
         {
             for path in self.tree.file_paths(ino) {
-                self.queue.join(&followers, &path, size, false);
+                self.writeback.join(&followers, &path, size, false);
             }
         }
     }
 
-    /// Fixes where the bytes of a remote file can be read, before its paths change. Says whether that is to be put on
-    /// record.
-    fn pin_source(&mut self, ino: Ino) -> bool {
+    /// Fixes where the bytes of a remote file can be read, before its paths change.
+    fn pin_source(&mut self, ino: Ino) {
         if let Some((Content::Remote { hash, origin: None }, size)) = self.content(ino) {
             let hash = *hash;
             if let Some(source) = self.source(ino) {
                 self.set_content(ino, Content::Remote { hash, origin: Some(Arc::new(source)) }, size);
-                return true;
             }
         }
-        false
     }
 
     /// Moves an entry to another name, with all below it. Barriers follow the files to their new names, those of an
@@ -321,19 +310,19 @@ impl State {
         let mut files: Vec<(Ino, Name, Ino)> = vec![(old_parent, old_name.clone(), ino)];
         files.extend(below.iter().cloned());
         let mut old_paths: Vec<RepoPath> = Vec::new();
-        let mut changed: Vec<Ino> = Vec::new();
+        let mut dirs: Vec<Ino> = Vec::new();
         let mut followed = followed;
-        let follow = self.queue.has_followers();
+        let follow = self.writeback.queue().has_followers();
         for (nth, (parent, name, file)) in files.iter().enumerate() {
             if self.content(*file).is_none() {
-                changed.push(*file);
+                dirs.push(*file);
                 continue;
             }
             if let Ok(path) = self.tree.path_in(*parent, name) {
-                changed.extend(self.pin_source(*file).then_some(*file));
+                self.pin_source(*file);
                 self.open_account(&path, Some(*file));
                 if follow {
-                    let followers = self.queue.leave(&path, *file);
+                    let followers = self.writeback.leave(&path, *file);
                     followed.insert(nth, Follow { followers, old: Some(path.clone()) });
                 }
                 old_paths.push(path);
@@ -349,19 +338,12 @@ impl State {
         for (.., child) in &below {
             self.materialize(*child);
         }
-        for changed in changed {
-            if let Some(dir) = self.tree.dir_mut(changed) {
-                (dir.based, dir.listed) = (false, true);
-                dir.hidden.clear();
-            }
-            self.record(changed);
-        }
+        dirs.into_iter().for_each(|dir| self.tree.detach_from_base(dir));
         self.apply(Change::Unlink { parent: old_parent, name: old_name.clone(), hide });
         self.apply(Change::Link { parent: to.0, name: to.1.clone(), ino });
-        if let Some(inode) = self.tree.get_mut(ino) {
+        if let Some(inode) = self.tree.edit(ino) {
             inode.attrs.ctime = time;
         }
-        self.record(ino);
         if old_parent != to.0 {
             // Its `..`.
             self.shift(ino);
@@ -373,11 +355,11 @@ impl State {
             if let Ok(path) = self.tree.path_in(parent, &name) {
                 self.open_account(&path, None);
                 // Something is owed for it.
-                self.queue.touch(&path, fs.options.settle);
+                self.writeback.owe(&path, fs.options.settle);
                 if let Some(Follow { followers, old }) = followed.remove(&nth) {
-                    self.queue.join(&followers, &path, size, false);
+                    self.writeback.join(&followers, &path, size, false);
                     // What is staged under its old name is to go from there, too.
-                    old.iter().for_each(|old| self.queue.join(&followers, old, 0, false));
+                    old.iter().for_each(|old| self.writeback.join(&followers, old, 0, false));
                 }
             }
         }
@@ -401,27 +383,21 @@ impl Fs {
     /// # Errors
     /// [`FsError::NotFound`].
     pub fn lookup(&self, parent: Ino, name: &Name) -> Op<Stat> {
-        let mut state = self.lock();
+        let mut state = self.begin();
         let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
         let stat = self.stat(&mut state, ino)?;
-        if let Some(inode) = state.tree.get_mut(ino) {
-            inode.lookups += 1;
-        }
+        state.tree.looked_up(ino);
         Ok(stat)
     }
 
     /// The kernel has forgotten `count` lookups.
     pub fn forget(&self, ino: Ino, count: u64) {
-        let mut left = None;
         // What cannot be put on record now is with the next change.
         let _ = self.change(|state| {
-            if let Some(inode) = state.tree.get_mut(ino) {
-                inode.lookups = inode.lookups.saturating_sub(count);
-            }
-            left = state.bury(ino);
+            state.tree.forgotten(ino, count);
+            state.bury(ino);
             Ok(())
         });
-        self.discard_spool(left);
     }
 
     /// What `stat` shows.
@@ -429,7 +405,7 @@ impl Fs {
     /// # Errors
     /// [`FsError::Stale`].
     pub fn getattr(&self, ino: Ino) -> Op<Stat> {
-        self.stat(&mut self.lock(), ino)
+        self.stat(&mut self.begin(), ino)
     }
 
     /// Changes attributes; a size truncates or extends. A change of owner takes the set-id bits away, whoever makes it
@@ -447,11 +423,14 @@ impl Fs {
         let mut spool = None;
         let stat = self.change(|state| {
             self.stat(state, ino)?;
-            state.materialize(ino);
-            let Some(inode) = state.tree.get_mut(ino) else {
-                return Err(FsError::Stale.into());
-            };
             let time = now();
+            let before = state.tree.get(ino).ok_or(FsError::Stale)?.attrs.mtime;
+            let mtime = set.mtime.map_or(before, |to| to.at(time));
+            // First, as it may fail.
+            if (set.mtime.is_some() || set.size.is_some()) && !state.backing.stamp(ino, mtime)? {
+                spool = state.spooled(ino);
+            }
+            let inode = state.tree.edit(ino).ok_or(FsError::Stale)?;
             let owner = set.uid.is_some() || set.gid.is_some();
             let times = set.atime.is_some() || set.mtime.is_some();
             let nothing = !owner && !times && set.mode.is_none() && set.size.is_none();
@@ -464,13 +443,7 @@ impl Fs {
             attrs.gid = set.gid.unwrap_or(attrs.gid);
             attrs.mode = set.mode.unwrap_or(attrs.mode) & 0o7777;
             attrs.atime = set.atime.map_or(attrs.atime, |to| to.at(time));
-            attrs.mtime = set.mtime.map_or(attrs.mtime, |to| to.at(time));
-            attrs.ctime = time;
-            let mtime = attrs.mtime;
-            if (set.mtime.is_some() || set.size.is_some()) && !state.backing.stamp(ino, mtime)? {
-                spool = state.spooled(ino);
-            }
-            state.record(ino);
+            (attrs.mtime, attrs.ctime) = (mtime, time);
             self.stat(state, ino)
         })?;
         if spool.is_some() {
@@ -518,7 +491,7 @@ impl Fs {
             return Err(FsError::Invalid.into());
         }
         let (file, spool, shaped) = {
-            let mut state = self.lock();
+            let mut state = self.begin();
             match state.tree.get(ino).map(|inode| &inode.body) {
                 None => return Err(FsError::Stale.into()),
                 Some(Body::File { .. }) => {}
@@ -575,12 +548,12 @@ impl Fs {
     fn touch_times(&self, ino: Ino) -> Op<()> {
         let time = now();
         let spooled = self.change(|state| {
-            state.materialize(ino);
-            if let Some(inode) = state.tree.get_mut(ino) {
+            // First, as it may fail.
+            let live = state.backing.stamp(ino, time)?;
+            if let Some(inode) = state.tree.edit(ino) {
                 (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
             }
-            state.record(ino);
-            Ok(if state.backing.stamp(ino, time)? { None } else { state.spooled(ino) })
+            Ok(if live { None } else { state.spooled(ino) })
         })?;
         self.stamp_spool(spooled, time)
     }
@@ -638,12 +611,12 @@ impl Fs {
 
     fn plant_file(&self, state: &mut State, parent: Ino, name: &Name, attrs: Attrs, id: SpoolId) -> Op<Stat> {
         state.vacancy(parent, name)?;
-        let generation = state.fresh_generation();
+        let generation = state.tree.fresh_generation();
         let content = Content::Local { spool: id, generation, hash: None };
         let stat = state.plant(parent, name.clone(), attrs, Body::File { content, size: 0 })?;
         if let Ok(path) = state.tree.path_in(parent, name) {
             state.open_account(&path, None);
-            state.queue.touch(&path, self.options.settle);
+            state.writeback.owe(&path, self.options.settle);
         }
         Ok(stat)
     }
@@ -720,11 +693,10 @@ impl Fs {
             let time = now();
             state.stamp_dir(parent, time);
             state.apply(Change::Link { parent, name: name.clone(), ino });
-            if let Some(inode) = state.tree.get_mut(ino) {
+            if let Some(inode) = state.tree.edit(ino) {
                 inode.attrs.ctime = time;
-                inode.lookups += 1;
             }
-            state.record(ino);
+            state.tree.looked_up(ino);
             if state.content(ino).is_some()
                 && let Ok(path) = state.tree.path_in(parent, name)
             {
@@ -741,18 +713,15 @@ impl Fs {
     /// [`FsError::NotFound`], [`FsError::IsDir`].
     pub fn unlink(&self, parent: Ino, name: &Name) -> Op<()> {
         self.writable_mount()?;
-        let mut left = None;
-        let done = self.change(|state| {
+        self.change(|state| {
             let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
             if state.tree.dir(ino).is_some() {
                 return Err(FsError::IsDir.into());
             }
             state.uproot(parent, name, ino, self);
-            left = state.bury(ino);
+            state.bury(ino);
             Ok(())
-        });
-        self.discard_spool(left);
-        done
+        })
     }
 
     /// Removes an empty directory.
@@ -776,8 +745,7 @@ impl Fs {
     /// As `rename(2)` has them.
     pub fn rename(&self, parent: Ino, name: &Name, to_parent: Ino, to_name: &Name, mode: RenameMode) -> Op<()> {
         self.writable_mount()?;
-        let mut left = None;
-        let done = self.change(|state| {
+        self.change(|state| {
             let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
             let target = state.entry(to_parent, to_name)?;
             if state.tree.lost().is_some_and(|lost| [ino, to_parent].contains(&lost) || target == Some(lost)) {
@@ -826,22 +794,20 @@ impl Fs {
             }
             let to_path = state.tree.path_in(to_parent, to_name);
             let replaced = match (target, &to_path) {
-                (Some(_), Ok(path)) => state.queue.leave_replaced(path),
+                (Some(_), Ok(path)) => state.writeback.leave_replaced(path),
                 _ => Vec::new(),
             };
             if let Some(target) = target {
                 state.uproot(to_parent, to_name, target, self);
-                left = state.bury(target);
+                state.bury(target);
             }
             state.transplant((parent, name), ino, (to_parent, to_name), Followed::new(), self);
             if let Ok(path) = to_path {
                 let size = state.content(ino).map_or(0, |(_, size)| size);
-                state.queue.join(&replaced, &path, size, true);
+                state.writeback.join(&replaced, &path, size, true);
             }
             Ok(())
-        });
-        self.discard_spool(left);
-        done
+        })
     }
 
     /// Opens a regular file.
@@ -875,13 +841,13 @@ impl Fs {
             state.look(ino, self);
             state.content(ino).is_some_and(|(_, size)| size == 0 && state.counted(ino) == 0)
         };
-        if flags.truncate && empty(&mut self.lock()) {
+        if flags.truncate && empty(&mut self.begin()) {
             // Emptying what is empty is a change too, by its times.
             self.touch_times(ino)?;
         }
         loop {
             let (content, way) = {
-                let mut state = self.lock();
+                let mut state = self.begin();
                 state.look(ino, self);
                 let (content, size) = match state.tree.get(ino).map(|inode| &inode.body) {
                     Some(Body::File { content, size }) => (content.clone(), *size),
@@ -937,7 +903,7 @@ impl Fs {
                     (Arc::new(file), None, None)
                 }
             };
-            let mut state = self.lock();
+            let mut state = self.begin();
             let same = state.content(ino).is_some_and(|(now, _)| *now == content);
             // Somebody may have been faster, and decided; then it is done again after them.
             let decides = same && state.handles.way(ino).is_none();
@@ -964,7 +930,7 @@ impl Fs {
     /// [`FsError::BadHandle`]; the server's when the bytes must be fetched.
     pub fn read(&self, handle: u64, offset: u64, length: usize) -> Op<Vec<u8>> {
         let (file, size) = {
-            let mut state = self.lock();
+            let mut state = self.begin();
             let ino = state.handles.reader(handle)?;
             state.look(ino, self);
             let (_, size) = state.content(ino).ok_or(FsError::Stale)?;
@@ -1001,7 +967,7 @@ impl Fs {
     pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Op<usize> {
         let end = offset.checked_add(data.len() as u64).ok_or(FsError::Invalid)?;
         let (ino, file, shaped, reserved) = {
-            let mut state = self.lock();
+            let mut state = self.begin();
             let ino = state.handles.writer(handle)?;
             state.look(ino, self);
             let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
@@ -1080,7 +1046,6 @@ impl Fs {
 
     /// Closes a handle. The last writer's makes the file due for staging after its quiet period.
     pub fn release(&self, handle: u64) {
-        let mut left = None;
         let mut closed = None;
         let mut written = None;
         let mut rested = None;
@@ -1090,12 +1055,7 @@ impl Fs {
         let done = self.change(|state| {
             let Some(handle) = state.handles.close(handle) else { return Ok(()) };
             let ino = handle.ino;
-            if let Some(inode) = state.tree.get_mut(ino) {
-                inode.opens = inode.opens.saturating_sub(1);
-                if let (0, Body::Dir(dir)) = (inode.opens, &mut inode.body) {
-                    order = dir.at_rest();
-                }
-            }
+            order = state.tree.closed(ino);
             if handle.write {
                 state.look(ino, self);
             }
@@ -1123,7 +1083,7 @@ impl Fs {
                     rested = state.come_to_rest(ino, staged, self);
                 }
             }
-            left = state.bury(ino);
+            state.bury(ino);
             Ok(())
         });
         if let Some((file, mtime)) = written
@@ -1140,7 +1100,6 @@ impl Fs {
         }
         // Also then: until it can, nothing leaves the spool.
         rested.into_iter().for_each(|adopted| self.keep(adopted));
-        self.discard_spool(left);
     }
 }
 
@@ -1150,25 +1109,19 @@ impl State {
         if let Some(file) = self.handles.local(ino).filter(|_| flags.write && self.handles.is_lent(ino)).cloned() {
             self.enliven(ino, &file);
         }
-        if let Some(inode) = self.tree.get_mut(ino) {
-            inode.opens += 1;
-        }
+        self.tree.opened(ino);
         handle
     }
 
     /// The content changed: a new generation, new times, and the paths are owed again.
     pub(super) fn wrote(&mut self, ino: Ino, length: impl FnOnce(u64) -> u64, fs: &Fs) {
-        let generation = self.fresh_generation();
-        let time = now();
-        let Some(inode) = self.tree.get_mut(ino) else { return };
-        (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
-        if let Body::File { content: Content::Local { generation: old, hash, .. }, size } = &mut inode.body {
-            (*old, *hash) = (generation, None);
-            let before = std::mem::replace(size, length(*size));
-            let after = *size;
-            if !self.backing.is_uneven(ino) {
-                fs.spool.recount(before, after);
-            }
+        if self.tree.get(ino).is_none() {
+            return;
+        }
+        if let Some((before, after)) = self.tree.wrote(ino, now(), length)
+            && !self.backing.is_uneven(ino)
+        {
+            fs.spool.recount(before, after);
         }
         self.saw(ino, fs);
         self.changed(ino, fs);

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::passthrough::Way;
 use super::{Fs, FsError, Need, Op, State, Stop};
 use crate::disk::Act;
-use crate::namespace::{Body, Content, Ino};
+use crate::namespace::{Content, Ino};
 use crate::spool::holes::{counted, even};
 use crate::spool::{self, copy_content, copy_range};
 
@@ -89,7 +89,7 @@ impl Fs {
             RangeChange::Zero { grow } => (FallocateFlags::ZERO_RANGE, grow),
         };
         let flags = if grow { flags } else { flags | FallocateFlags::KEEP_SIZE };
-        let Writing { ino, file, size, uneven } = self.lock().begin_change(handle, self)?;
+        let Writing { ino, file, size, uneven } = self.begin().begin_change(handle, self)?;
         let reserved = match change {
             RangeChange::Punch => Ok(0),
             _ => self.reserve_range(&file, size, uneven, offset, end),
@@ -123,7 +123,7 @@ impl Fs {
     /// [`FsError::PastEnd`] when there is none.
     pub fn seek(&self, handle: u64, offset: u64, what: Seek) -> Op<u64> {
         let (file, size) = {
-            let mut state = self.lock();
+            let mut state = self.begin();
             let ino = state.handles.file(handle)?;
             state.look(ino, self);
             let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
@@ -155,7 +155,7 @@ impl Fs {
     pub fn copy_range(&self, from: (u64, u64), to: (u64, u64), length: u64) -> Op<u64> {
         let (source, known, length, writing) =
             {
-                let mut state = self.lock();
+                let mut state = self.begin();
                 let ino = state.handles.reader(from.0)?;
                 state.look(ino, self);
                 let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
@@ -233,11 +233,11 @@ impl State {
         if busy(copy) {
             return;
         }
-        if let Some(inode) = self.tree.get_mut(copy)
-            && let Body::File { content: Content::Local { hash, .. }, size } = &mut inode.body
-            && *size == length
+        if let Some((Content::Local { generation, .. }, size)) = self.content(copy)
+            && size == length
         {
-            *hash = found;
+            let generation = *generation;
+            self.tree.set_hash(copy, generation, found);
         }
     }
 }

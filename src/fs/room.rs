@@ -82,7 +82,7 @@ impl State {
         if !holes::are_large(bytes, allocated_bytes) {
             return None;
         }
-        let path = self.tree.paths_of(ino).find(|path| self.queue.get(path).is_some())?.to_string();
+        let path = self.tree.paths_of(ino).find(|path| self.writeback.is_pending(path))?.to_string();
         Some(SparseFile { path, bytes, allocated_bytes })
     }
 
@@ -112,7 +112,7 @@ impl State {
 impl Fs {
     /// Files to send that are for the most part holes, which are sent as zeros: the largest ones.
     pub fn sparse_files(&self) -> Vec<SparseFile> {
-        let mut state = self.lock();
+        let mut state = self.begin();
         let live: Vec<Ino> = state.backing.live().collect();
         live.into_iter().for_each(|ino| state.look(ino, self));
         state.sparse_files()
