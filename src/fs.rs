@@ -7,6 +7,7 @@
 //! Every change is made under one lock, written as one journal frame, and acknowledged once that frame is in the
 //! kernel. The lock is held for memory work alone: not across a write, a copy or a request.
 
+mod backing;
 mod belief;
 mod borrowed;
 mod check;
@@ -15,7 +16,9 @@ mod costs;
 mod cut;
 mod diff;
 mod fetching;
+mod handles;
 mod import;
+mod kernel;
 mod latecomers;
 mod layers;
 mod listing;
@@ -32,13 +35,16 @@ mod recovery;
 mod repair;
 mod room;
 mod staging;
+mod tree;
+mod txn;
 mod unreadable;
 mod unseen;
 mod verify;
 mod warm;
+mod writeback;
 mod xattrs;
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -46,23 +52,28 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 
 use crate::disk::Act;
 use crate::hash::{ContentHash, HashKind};
-use crate::journal::{Change, CommitIntent, Journal, PathUpload};
-use crate::ledger::{Account, Ledger};
-use crate::namespace::{Attrs, Body, Content, Dir, Generation, Ino, Inode, Namespace, Resolved, SpoolId, Timestamp};
-use crate::path::{Name, RepoPath};
+use crate::journal::{Change, Journal};
+use crate::ledger::Account;
+use crate::namespace::{Attrs, Body, Content, Dir, Ino, Inode, Namespace, Resolved, SpoolId, Timestamp};
+use crate::path::RepoPath;
 use crate::spool::{self, Cache, Spool, copy_content};
-use crate::sync::{self, Locked};
 use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceError};
+use backing::Backing;
 use fetching::{Flights, Who};
+use handles::Handles;
+use kernel::{Kernel, Told};
 use passthrough::Way;
+use tree::Tree;
+use txn::Draft;
+use writeback::Writeback;
 
 pub use cut::CommitCut;
 pub use diff::recorded_differences;
 pub use import::{Arrival, Arrived, Spooled};
+pub use kernel::Stale;
 pub use listing::{GRANTED, Keep, OpenedDir};
 pub use live::Lender;
 pub use local::quarter_of_descriptors;
@@ -303,114 +314,21 @@ pub struct Fs {
     loaded: tokio::sync::OnceCell<()>,
 }
 
-/// All that changes, under one lock.
+/// All that changes, under one lock. Each part is in a file of its own, and its fields are that file's alone.
 struct State {
-    tree: Namespace,
-    ledger: Ledger,
-    queue: queue::Queue,
-    base: CommitId,
-    /// A commit that was asked for, and of which it is not known what became.
-    intent: Option<CommitIntent>,
-    uploads: HashMap<RepoPath, PathUpload>,
-    handles: HashMap<u64, Handle>,
-    open: HashMap<Ino, OpenFile>,
-    /// Files that may change without a request.
-    live: HashMap<Ino, live::Live>,
-    /// Those that nobody has open, by when they are asked after.
-    lingering: BTreeSet<(Instant, Ino)>,
-    held: HashMap<SpoolId, Hold>,
-    /// What a commit under way is to hold.
-    cut: Option<cut::Cut>,
-    /// Paths whose content was fixed by a copy, and how many are being copied.
-    copied: Vec<Capture>,
-    copying: usize,
-    next_handle: u64,
-    /// Whether the kernel may be told to cache nothing of one file.
-    may_leave_uncached: bool,
-    next_generation: u64,
-    /// How many changes were made that could not be put on record: the kernel heard of a failure.
-    doubts: u32,
-    /// The highest number of a spool file that the record names, or named before a later frame: what it stood for must
-    /// not become another file's bytes, in a record of which the end is lost.
-    last_spool: SpoolId,
+    tree: Tree,
+    writeback: Writeback,
+    backing: Backing,
+    handles: Handles,
+    kernel: Kernel,
+    /// What the transaction under way has changed.
+    draft: Draft,
     /// Known while the record is replayed.
     left_behind: belief::LeftBehind,
-    /// Changes made and not yet appended.
-    frame: Vec<Change>,
-    /// What others changed, for the kernel.
-    stale: Vec<Stale>,
-    /// Files whose bytes are read at a path of the workspace that is not theirs any more, by that path. Some entries
-    /// may be out of date.
-    pinned: HashMap<RepoPath, Vec<Ino>>,
-    /// Files of the spool that may take more or less room than their length says, each with what is counted for it.
-    uneven: HashMap<Ino, u64>,
-    /// Those of which somebody was told that their holes are sent.
-    told_of_holes: HashSet<Ino>,
-    /// Files of which mapped pages could not be written, and why, until somebody is told.
-    lost: HashMap<Ino, String>,
-    /// Files of the spool that nobody may have looked at since the mount; `None` once all have been.
-    unseen: Option<Vec<Ino>>,
-    /// Parked because something that is parked itself is in their way. Some may be so no longer.
-    kept_out: HashSet<RepoPath>,
     /// What a repair salvaged, and shows.
     salvaged: lost::SalvagedFiles,
     /// What the server has and programs cannot read.
     unreadable: unreadable::Unreadable,
-}
-
-/// Something that the kernel may have cached and that changed without it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Stale {
-    /// A file's content and size.
-    Content(Ino),
-    /// What a name stands for.
-    Name(Ino, Name),
-}
-
-/// What the watcher is told.
-enum Told {
-    Stale(Stale),
-    /// All before this has been passed on once this is dropped.
-    Mark(#[expect(dead_code, reason = "dropping it is the message")] tokio::sync::oneshot::Sender<()>),
-}
-
-/// An open file or directory.
-enum Handle {
-    File { ino: Ino, read: bool, write: bool, execute: bool },
-    Dir { ino: Ino },
-}
-
-/// What the open handles of one file share.
-#[derive(Default)]
-struct OpenFile {
-    /// For reading alone where it is lent to the kernel.
-    file: Option<Arc<File>>,
-    /// That the kernel uses it in place of requests.
-    loan: Option<Arc<live::Loan>>,
-    /// That it is the cache's.
-    borrowed: Option<borrowed::Borrowed>,
-    writers: u32,
-    handles: u32,
-    /// Changes between leaving and retaking the lock.
-    writing: u32,
-    /// Those of them that are no plain writes: amid one, what a reader sees is neither the old nor the new content.
-    reshaping: u32,
-    /// Changed since it was last put in the queue.
-    modified: bool,
-    /// The kernel caches nothing of it.
-    uncached: bool,
-}
-
-/// A spool file that the stager is reading.
-struct Hold {
-    count: u32,
-    /// How many of these are a commit's: a writer gets a copy at once, as the commit may take long.
-    by_cut: u32,
-    cancel: CancellationToken,
-    /// No file has this content any more: remove it when the last hold ends.
-    orphan: bool,
-    /// Bytes that it counts for until then, where no file does.
-    counted: u64,
 }
 
 /// The time now, as `stat` shows it.
@@ -424,76 +342,22 @@ fn now_secs() -> u64 {
 }
 
 impl State {
-    /// Makes a change, in memory and in the frame. The same code replays the journal.
-    fn apply(&mut self, change: Change) {
-        self.replay(&change);
-        self.frame.push(change);
-    }
-
+    /// Makes a change in memory: of one that goes on record, or is there.
     fn replay(&mut self, change: &Change) {
         match change {
-            Change::Inode { ino, record } => self.tree.apply_record(*ino, record),
-            Change::Xattr { ino, name, value } => self.tree.set_xattr(*ino, name, Some(value)),
-            Change::DropXattr { ino, name } => self.tree.set_xattr(*ino, name, None),
-            Change::Link { parent, name, ino } => self.tree.link(*parent, name.clone(), *ino),
-            Change::Unlink { parent, name, hide } => {
-                self.tree.unlink(*parent, name, *hide);
-            }
-            Change::Hide { parent, name } => {
-                if let Some(dir) = self.tree.dir_mut(*parent) {
-                    dir.hidden.insert(name.clone());
-                }
-            }
-            Change::Drop { ino } => self.tree.drop_inode(*ino),
-            Change::Account { path, account } => self.ledger.set(path.clone(), *account),
-            Change::Upload { path, upload } => {
-                match upload {
-                    Some(upload) => self.uploads.insert(path.clone(), upload.clone()),
-                    None => self.uploads.remove(path),
-                };
-            }
-            Change::Base { commit } if self.base == *commit => {}
-            Change::Base { commit } => self.move_base(commit),
+            Change::Account { path, account } => self.writeback.set_account(path.clone(), *account),
+            Change::Upload { path, upload } => self.writeback.set_upload(path, upload.as_ref()),
+            Change::Base { commit } if self.tree.base() == commit => {}
+            Change::Base { commit } => self.tree.move_base(commit),
             Change::Rebase { commit, alone } => self.rebase(commit, *alone),
-            Change::Intent { intent } => self.intent.clone_from(intent),
-            Change::Boot { .. } | Change::Complete => {}
-        }
-    }
-
-    /// Puts an inode on record as it is now.
-    fn record(&mut self, ino: Ino) {
-        // Made anew by every mount.
-        if self.tree.lost() == Some(ino) {
-            return;
-        }
-        if let Some(record) = self.tree.record(ino) {
-            self.apply(Change::Inode { ino, record });
-        }
-    }
-
-    /// Puts an inode of the base on record, with the directories above it.
-    fn materialize(&mut self, ino: Ino) {
-        let Some(inode) = self.tree.get(ino) else { return };
-        if inode.recorded || self.tree.lost() == Some(ino) {
-            return;
-        }
-        let links = inode.links.to_vec();
-        for (parent, _) in &links {
-            self.materialize(*parent);
-        }
-        self.record(ino);
-        let lost = self.tree.lost();
-        for (parent, name) in links.into_iter().filter(|(parent, _)| Some(*parent) != lost) {
-            self.frame.push(Change::Link { parent, name, ino });
+            Change::Intent { intent } => self.writeback.set_intent(intent.as_ref()),
+            change => self.tree.apply(change),
         }
     }
 
     /// The content of a regular file.
     fn content(&self, ino: Ino) -> Option<(&Content, u64)> {
-        match &self.tree.get(ino)?.body {
-            Body::File { content, size } => Some((content, *size)),
-            _ => None,
-        }
+        self.tree.content(ino)
     }
 
     /// Whether a file's content is this spool file.
@@ -501,26 +365,26 @@ impl State {
         matches!(self.content(ino), Some((Content::Local { spool: now, .. }, _)) if *now == spool)
     }
 
+    /// Gives a file other content. What is in the spool counts for its length, until the caller says what else.
     fn set_content(&mut self, ino: Ino, content: Content, size: u64) {
-        if let Some(path) = content.origin_in_workspace() {
-            let pinned = self.pinned.entry(path.clone()).or_default();
-            if !pinned.contains(&ino) {
-                pinned.push(ino);
-            }
-        }
-        // The caller knows better of what is in the spool, and counts it.
-        self.uneven.remove(&ino);
-        if let Some(inode) = self.tree.get_mut(ino)
-            && let Body::File { content: old, size: old_size } = &mut inode.body
-        {
+        self.note_content(ino, &content);
+        if let Some(Inode { body: Body::File { content: old, size: old_size }, .. }) = self.tree.edit(ino) {
             (*old, *old_size) = (content, size);
         }
+    }
+
+    /// A file is about to have this content.
+    fn note_content(&mut self, ino: Ino, content: &Content) {
+        if let Some(path) = content.origin_in_workspace() {
+            self.backing.reads_at(path, ino);
+        }
+        self.backing.set_counted(ino, None);
     }
 
     /// Opens the account of a path that is about to differ from the base. What stands there now tells what the base
     /// has, since without an account tree and base agree.
     fn open_account(&mut self, path: &RepoPath, stands: Option<Ino>) {
-        if self.ledger.get(path).is_some() {
+        if self.writeback.account(path).is_some() {
             return;
         }
         let base = stands.and_then(|ino| match self.content(ino)? {
@@ -535,16 +399,16 @@ impl State {
         // Nothing of the tree changes in between.
         let mut vacant = HashMap::new();
         for path in paths {
-            if self.ledger.get(path) == Some(Account::default())
+            if self.writeback.account(path) == Some(Account::default())
                 && !matches!(self.tree.resolve(path), Resolved::Inode(ino) if self.content(ino).is_some())
-                && !self.queue.is_active(path)
+                && !self.writeback.queue().is_active(path)
                 && !self.is_in_cut(path)
                 && !self.kept_base_dir(path, &mut vacant)
             {
-                self.queue.remove(path);
+                self.writeback.owe_no_more(path);
                 self.apply(Change::Account { path: path.clone(), account: None });
             } else {
-                self.queue.touch(path, settle);
+                self.writeback.owe(path, settle);
             }
         }
     }
@@ -554,7 +418,7 @@ impl State {
     fn kept_base_dir(&self, path: &RepoPath, known: &mut HashMap<Ino, bool>) -> bool {
         let above = || std::iter::successors(path.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
         // What is based in a directory is in all above it, and what travels from it too: the lowest decides.
-        let based = above().position(|dir| self.ledger.based_below(&dir).next().is_some());
+        let based = above().position(|dir| self.writeback.ledger().based_below(&dir).next().is_some());
         based.is_some_and(|lowest| above().take(lowest + 1).all(|dir| self.is_vacant(&dir, known)))
     }
 
@@ -574,7 +438,7 @@ impl State {
             self.open_account(&path, Some(ino));
             match is_file {
                 // Something is owed for it.
-                true => self.queue.touch(&path, settle),
+                true => self.writeback.owe(&path, settle),
                 false => self.touch([&path], settle),
             }
         }
@@ -588,92 +452,35 @@ impl State {
         if let Some(origin) = origin {
             return Some((**origin).clone());
         }
-        let staged = |path: &RepoPath| matches!(self.ledger.get(path).map(|a| a.staged), Some(crate::ledger::Staged::Put(o)) if o.hash == *hash);
+        let staged = |path: &RepoPath| matches!(self.writeback.account(path).map(|a| a.staged), Some(crate::ledger::Staged::Put(o)) if o.hash == *hash);
         match self.tree.paths_of(ino).find(staged) {
             Some(path) => Some(Source { revision: Revision::Workspace, path }),
             None => {
                 let path = self.tree.paths_of(ino).next()?;
-                Some(Source { revision: Revision::Commit(self.base.clone()), path })
+                Some(Source { revision: Revision::Commit(self.tree.base().clone()), path })
             }
         }
     }
 
-    /// Lets go of a file's spool file: removed by the caller, now or when the stager lets go of it. The bytes counted
-    /// for it are free.
-    fn abandon(&mut self, spool: SpoolId) -> Option<SpoolId> {
-        match self.held.get_mut(&spool) {
-            Some(hold) => {
-                hold.orphan = true;
-                None
-            }
-            None => Some(spool),
-        }
-    }
-
-    /// Forgets an inode that nothing holds, and returns its spool file for removal.
-    fn bury(&mut self, ino: Ino) -> Option<(SpoolId, u64)> {
+    /// Forgets an inode that nothing holds, and its spool file.
+    fn bury(&mut self, ino: Ino) {
         if !self.tree.is_dead(ino) {
-            return None;
+            return;
         }
-        self.subdue(ino);
-        let spool = match self.content(ino) {
-            Some((Content::Local { spool, .. }, _)) => Some((*spool, self.counted(ino))),
-            _ => None,
-        };
-        self.uneven.remove(&ino);
-        self.told_of_holes.remove(&ino);
-        self.lost.remove(&ino);
+        if let Some((Content::Local { spool, .. }, _)) = self.content(ino) {
+            let spool = *spool;
+            self.discard(spool, self.counted(ino));
+        }
+        self.backing.forget(ino);
         if self.tree.get(ino).is_some_and(|inode| inode.recorded) {
             self.apply(Change::Drop { ino });
         } else {
-            self.tree.drop_inode(ino);
+            self.tree.forget_inode(ino);
         }
-        spool
-    }
-
-    fn fresh_generation(&mut self) -> Generation {
-        self.next_generation += 1;
-        Generation::nth(self.next_generation)
     }
 }
 
 impl Fs {
-    fn lock(&self) -> Locked<'_, State> {
-        sync::lock(&self.state)
-    }
-
-    /// Makes changes under the lock, and returns once they, and all that was changed before, are in the kernel.
-    fn change<T>(&self, op: impl FnOnce(&mut State) -> Op<T>) -> Op<T> {
-        let mut state = self.lock();
-        let out = op(&mut state);
-        let frame = std::mem::take(&mut state.frame);
-        let stale = std::mem::take(&mut state.stale);
-        let ticket = self.journal.append(&frame);
-        // Not for every change: waking a sleeping thread costs more than the change.
-        let (news, withdrawn) = (state.queue.has_news(), state.queue.has_withdrawn());
-        drop(state);
-        if news {
-            self.wake.notify_one();
-        }
-        if withdrawn {
-            self.progress.notify_waiters();
-        }
-        if !stale.is_empty() {
-            let watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
-            // A mount that ends needs to know no more.
-            stale.into_iter().for_each(|stale| drop(watcher.as_ref().map(|watcher| watcher.send(Told::Stale(stale)))));
-        }
-        // With nothing to put on record too: what this relies on may be in a frame that another thread has yet to write,
-        // as the spool file that a write went to.
-        if let Err(error) = self.journal.commit(ticket) {
-            if !frame.is_empty() {
-                self.lock().doubts += 1;
-            }
-            return Err(FsError::from(error).into());
-        }
-        out
-    }
-
     /// Refuses what makes something new when the record or the spool has no room for it.
     fn admit(&self) -> Op<()> {
         self.writable_mount()?;
@@ -764,8 +571,9 @@ impl Fs {
                         let Some((of @ Content::Local { spool, .. }, size)) = state.content(ino) else {
                             continue;
                         };
-                        let pinned = state.is_pinned_by_cut(*spool);
-                        state.held.get(spool).map(|hold| (*spool, of.clone(), size, hold.cancel.clone(), pinned))
+                        let pinned = state.backing.is_pinned_by_cut(*spool);
+                        let holders = state.backing.holders(*spool);
+                        holders.map(|cancel| (*spool, of.clone(), size, cancel, pinned))
                     };
                     match held {
                         None => {}
@@ -801,7 +609,7 @@ impl Fs {
             let state = self.lock();
             match state.content(ino) {
                 None => return Err(FsError::Stale),
-                Some((Content::Local { spool, .. }, _)) if !state.held.contains_key(spool) => return Ok(()),
+                Some((Content::Local { spool, .. }, _)) if !state.backing.is_held(*spool) => return Ok(()),
                 Some(_) => {}
             }
         }
@@ -868,7 +676,6 @@ impl Fs {
         copy: Option<(u64, u64)>,
         expected: impl FnOnce(&Content) -> bool,
     ) -> Result<(), FsError> {
-        let mut free = None;
         let (size, reserved) = copy.unwrap_or((0, 0));
         let copy = copy.is_some();
         let room = spool::room(&file);
@@ -884,9 +691,9 @@ impl Fs {
         }
         let done = self.change(|state| {
             // What a write under way puts into the original is in no copy.
-            let writing = state.open.get(&ino).is_some_and(|open| open.writing > 0);
+            let writing = state.handles.is_changing(ino);
             // And where programs go past the daemon, they stay with the file that they went to.
-            let past = state.way(ino) == Some(Way::Past) || state.live.contains_key(&ino);
+            let past = state.handles.way(ino) == Some(Way::Past) || state.backing.is_live(ino);
             let old = match state.content(ino) {
                 Some((content, size)) if expected(content) && !(copy && writing) && !past => (content.clone(), size),
                 _ => return Ok(false),
@@ -895,8 +702,7 @@ impl Fs {
             for path in state.tree.file_paths(ino) {
                 state.open_account(&path, Some(ino));
             }
-            state.materialize(ino);
-            let generation = state.fresh_generation();
+            let generation = state.tree.fresh_generation();
             let hash = match &old.0 {
                 Content::Remote { hash, .. } if copy => Some(*hash),
                 _ => None,
@@ -904,26 +710,15 @@ impl Fs {
             state.set_content(ino, Content::Local { spool: id, generation, hash }, size);
             let counted_now = room.map_or(size, |room| state.note_room(ino, room));
             self.spool.recount(reserved, counted_now);
-            state.record(ino);
-            let file = Arc::new(file);
-            if let Some(open) = state.open.get_mut(&ino) {
-                open.file = Some(file);
-            }
+            state.handles.replace(ino, Arc::new(file));
             if hash.is_some() {
                 state.pin_for_cut(self, ino);
             }
             if let (Content::Local { spool, .. }, _) = old {
-                free = Some((state.abandon(spool), counted));
+                state.discard(spool, counted);
             }
             Ok(true)
         });
-        // Also where that could not be put on record: until it can, nothing leaves.
-        if let Some((spool, size)) = free {
-            self.spool.release(size);
-            if let Some(spool) = spool {
-                self.leave(spool);
-            }
-        }
         if !staging::into_plain(done)? {
             self.scrap(id, reserved);
         }
@@ -980,7 +775,7 @@ impl Fs {
         let arrived = {
             let state = self.lock();
             // What is held keeps its name: it may be opened by it.
-            self.cache.arrived(|spool| !state.held.contains_key(&spool))
+            self.cache.arrived(|spool| !state.backing.is_held(spool))
         };
         if leaving.is_empty() && arrived.is_empty() {
             return Ok(());
@@ -1036,43 +831,6 @@ impl Fs {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.lock().is_spooled(ino, spool) => Ok(None),
             opened => opened.map(Some),
         }
-    }
-
-    /// Removes a spool file that its dead inode left, and frees what it counted for.
-    fn discard_spool(&self, left: Option<(SpoolId, u64)>) {
-        let Some((spool, size)) = left else { return };
-        self.spool.release(size);
-        let free = self.lock().abandon(spool);
-        if let Some(spool) = free {
-            self.leave(spool);
-        }
-    }
-
-    /// Calls `tell`, on a thread of its own, for everything that others change behind the kernel's back.
-    pub fn watch_staleness(&self, tell: impl Fn(Stale) + Send + 'static) {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        *self.watcher.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
-        let spawned = std::thread::Builder::new().name("invalidate".into()).spawn(move || {
-            for told in receiver {
-                match told {
-                    Told::Stale(stale) => tell(stale),
-                    Told::Mark(_) => {}
-                }
-            }
-        });
-        if let Err(error) = spawned {
-            tracing::warn!(%error, "what others change shows up only when the kernel's caches expire");
-        }
-    }
-
-    /// Completes when the kernel has been told of everything that changed behind its back up to now.
-    pub async fn kernel_knows(&self) {
-        let (mark, passed) = tokio::sync::oneshot::channel();
-        if let Some(watcher) = &*self.watcher.lock().unwrap_or_else(PoisonError::into_inner) {
-            // A mount that ends needs to know no more.
-            let _ = watcher.send(Told::Mark(mark));
-        }
-        let _ = passed.await;
     }
 
     /// What the mount's root is in the repository.
@@ -1146,7 +904,7 @@ impl Fs {
 
     /// The commit under the workspace.
     pub fn base(&self) -> CommitId {
-        self.lock().base.clone()
+        self.lock().tree.base().clone()
     }
 
     /// The backend.

@@ -489,6 +489,14 @@ impl Namespace {
         self.inodes.get_mut(ino.0)
     }
 
+    /// The content of a regular file, and its length in bytes.
+    pub fn content(&self, ino: Ino) -> Option<(&Content, u64)> {
+        match &self.get(ino)?.body {
+            Body::File { content, size } => Some((content, *size)),
+            _ => None,
+        }
+    }
+
     /// The directory of that number.
     pub fn dir(&self, ino: Ino) -> Option<&Dir> {
         match &self.get(ino)?.body {

@@ -19,24 +19,37 @@ const LONGEST_ATTRIBUTE: (usize, usize) = (255, 65536);
 
 /// Spool files of an earlier daemon whose content the server had confirmed, and that it had not moved to the cache when it
 /// was killed.
-#[derive(Default)]
 pub(super) struct LeftBehind {
     /// The spool's files, in order.
     there: Vec<SpoolId>,
     confirmed: HashMap<SpoolId, ContentHash>,
+    /// The highest number of a spool file that the record names, or named before a later frame: what it stood for must
+    /// not become another file's bytes, in a record of which the end is lost.
+    last_spool: SpoolId,
+}
+
+impl Default for LeftBehind {
+    fn default() -> Self {
+        Self::among(Vec::new())
+    }
 }
 
 impl LeftBehind {
     /// Of these files of the spool, which are to be told as the record is replayed.
     pub fn among(mut there: Vec<SpoolId>) -> Self {
         there.sort_unstable();
-        Self { there, confirmed: HashMap::new() }
+        Self { there, confirmed: HashMap::new(), last_spool: SpoolId(0) }
     }
 
     fn note(&mut self, spool: SpoolId, hash: ContentHash) {
         if self.there.binary_search(&spool).is_ok() {
             self.confirmed.insert(spool, hash);
         }
+    }
+
+    /// The highest number of a spool file that was named.
+    pub fn last_spool(&self) -> SpoolId {
+        self.last_spool
     }
 
     /// What is in a file, if it is one of them.
@@ -54,7 +67,7 @@ impl State {
         self.check(seen, change)?;
         match change {
             Change::Inode { record: InodeRecord { body: BodyRecord::Spool(spool), .. }, .. } => {
-                self.last_spool = self.last_spool.max(*spool);
+                self.left_behind.last_spool = self.left_behind.last_spool.max(*spool);
             }
             Change::Inode { ino, record: InodeRecord { body: BodyRecord::Remote { object, .. }, .. } } => {
                 if let Some((Content::Local { spool, .. }, _)) = self.content(*ino) {

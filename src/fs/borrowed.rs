@@ -33,6 +33,11 @@ pub(super) struct Borrowed {
 }
 
 impl Borrowed {
+    /// Somebody is about to make it the inode's own, or gives up.
+    pub fn set_leaving(&mut self, leaving: bool) {
+        self.leaving = leaving;
+    }
+
     /// Its content, if it is to be given back by whoever closes it.
     pub fn to_give_back(self) -> Option<ContentHash> {
         (!self.leaving).then_some(self.hash)
@@ -42,7 +47,7 @@ impl Borrowed {
 impl State {
     /// What a file's readers have borrowed of the cache.
     pub(super) fn borrowed(&self, ino: Ino) -> Option<Borrowed> {
-        self.open.get(&ino)?.borrowed
+        self.handles.borrowed(ino)
     }
 
     /// Whether what a file's readers have borrowed, if anything, is its content still.
@@ -146,7 +151,7 @@ impl Fs {
     /// [`FsError::Busy`] when the file's content is another by now; the local filesystem's. It stays borrowed then.
     pub(super) fn take_borrowed(&self, ino: Ino) -> Result<bool, FsError> {
         let (hash, file) = {
-            let mut state = self.lock();
+            let mut state = self.begin();
             let Some(Borrowed { hash, leaving }) = state.borrowed(ino) else { return Ok(true) };
             if !state.has_its_content(ino) {
                 return Err(FsError::Busy);
@@ -154,9 +159,8 @@ impl Fs {
             if leaving {
                 return Ok(false);
             }
-            let Some(open) = state.open.get_mut(&ino) else { return Ok(true) };
-            let file = open.file.clone().ok_or(FsError::Stale)?;
-            open.borrowed = Some(Borrowed { hash, leaving: true });
+            let file = state.handles.local(ino).cloned().ok_or(FsError::Stale)?;
+            state.handles.set_leaving(ino, hash, true);
             (hash, file)
         };
         let mut taken = false;
@@ -166,12 +170,12 @@ impl Fs {
             return done.map(|()| true);
         }
         self.cache.return_from(&self.spool, hash);
-        let mut state = self.lock();
-        match state.open.get_mut(&ino).and_then(|open| open.borrowed.as_mut()) {
-            Some(borrowed) if borrowed.hash == hash => borrowed.leaving = false,
-            // Closed meanwhile, and perhaps opened again with other content.
-            _ => self.give_back(hash),
+        let mut state = self.begin();
+        // Closed meanwhile, and perhaps opened again with other content.
+        if !state.handles.set_leaving(ino, hash, false) {
+            self.give_back(hash);
         }
+        drop(state);
         done.map(|()| true)
     }
 
@@ -200,14 +204,10 @@ impl Fs {
             for path in state.tree.file_paths(ino) {
                 state.open_account(&path, Some(ino));
             }
-            state.materialize(ino);
-            let generation = state.fresh_generation();
+            let generation = state.tree.fresh_generation();
             state.set_content(ino, Content::Local { spool: id, generation, hash: Some(hash) }, size);
             let counted = room.map_or(size, |room| state.note_room(ino, room));
-            state.record(ino);
-            if let Some(open) = state.open.get_mut(&ino) {
-                open.borrowed = None;
-            }
+            state.handles.owns_borrowed(ino);
             self.spool.charge(counted);
             *taken = true;
             if let Some(copy) = &mut copy

@@ -1,11 +1,9 @@
 //! What is true between any two operations: docs/INVARIANTS.md has the list, with the reason for each. The reference
 //! tests ask after every step.
 
-use std::collections::HashMap;
-
-use super::{Fs, Handle, OpenFile, State};
+use super::{Fs, State};
 use crate::ledger::Step;
-use crate::namespace::{Body, Content, Ino, Resolved};
+use crate::namespace::{Content, Ino, Resolved};
 use crate::path::RepoPath;
 use crate::workspace::Object;
 
@@ -16,88 +14,23 @@ impl Fs {
         let mut found = Vec::new();
         let mut broken = |name: &'static str, what: String| found.push(format!("{name}: {what}"));
         let state = self.lock();
+        if state.is_changed() {
+            broken("record.appended", format!("{} changes are not appended", state.draft.len()));
+        }
         state.tree.check(&mut broken);
-        state.ledger.check(&mut broken);
-        state.queue.check(&mut broken);
-        state.check_handles(&mut broken);
-        state.check_backing(&mut broken);
+        state.writeback.check(&mut broken);
+        state.handles.check(&state.tree, &mut broken);
+        state.backing.check(&state.tree, &mut broken);
         state.check_owed(&mut broken);
         found
     }
 }
 
 impl State {
-    /// Handles and what they are counted as agree.
-    fn check_handles(&self, broken: &mut impl FnMut(&'static str, String)) {
-        if !self.frame.is_empty() {
-            broken("record.appended", format!("{} changes are not appended", self.frame.len()));
-        }
-        let (mut files, mut opens): (HashMap<Ino, (u32, u32)>, HashMap<Ino, u32>) = Default::default();
-        for handle in self.handles.values() {
-            let (Handle::File { ino, .. } | Handle::Dir { ino }) = handle;
-            *opens.entry(*ino).or_default() += 1;
-            if let Handle::File { ino, write, .. } = handle {
-                let (handles, writers) = files.entry(*ino).or_default();
-                (*handles, *writers) = (*handles + 1, *writers + u32::from(*write));
-            }
-        }
-        for (ino, open) in &self.open {
-            let counted = (open.handles, open.writers);
-            let is = files.get(ino).copied().unwrap_or_default();
-            if counted != is {
-                broken("handles.counts", format!("{ino:?} has {is:?} handles and writers, and counts {counted:?}"));
-            }
-            if open.reshaping > open.writing {
-                broken("handles.changes", format!("{ino:?}: {} of {} changes", open.reshaping, open.writing));
-            }
-        }
-        for ino in files.keys().filter(|ino| !self.open.contains_key(ino)) {
-            broken("handles.counts", format!("{ino:?} is open and nothing is known of that"));
-        }
-        for (ino, inode) in self.tree.iter() {
-            let is = opens.get(&ino).copied().unwrap_or_default();
-            if inode.opens != is {
-                broken("handles.opens", format!("{ino:?} has {is} handles, and counts {}", inode.opens));
-            }
-        }
-    }
-
-    /// What is known of local files is known of files that are there.
-    fn check_backing(&self, broken: &mut impl FnMut(&'static str, String)) {
-        for (ino, inode) in self.tree.iter() {
-            if let Body::File { content, .. } = &inode.body
-                && let Some(path) = content.origin_in_workspace()
-                && !self.pinned.get(path).is_some_and(|pinned| pinned.contains(&ino))
-            {
-                broken("backing.moved-from", format!("{ino:?} is read at {path}, which does not know"));
-            }
-        }
-        for (id, hold) in &self.held {
-            if hold.count == 0 || hold.by_cut > hold.count {
-                broken("backing.holds", format!("{id:?} has {} holds, {} of a commit", hold.count, hold.by_cut));
-            }
-        }
-        for ino in self.live.keys() {
-            if !matches!(self.content(*ino), Some((Content::Local { .. }, _))) {
-                broken("backing.live", format!("{ino:?} may change unseen and has no spool file"));
-            }
-        }
-        for ino in self.uneven.keys() {
-            if self.content(*ino).is_none() {
-                broken("backing.uneven", format!("{ino:?} is no file"));
-            }
-        }
-    }
-
     /// Nothing that is owed is forgotten.
     fn check_owed(&self, broken: &mut impl FnMut(&'static str, String)) {
-        for (path, _) in self.queue.iter() {
-            if self.ledger.get(path).is_none() {
-                broken("owed.account", format!("{path} is pending, and what the base has there is forgotten"));
-            }
-        }
-        for (path, account) in self.ledger.iter() {
-            if self.queue.get(path).is_none() && !self.is_held_back(path) {
+        for (path, account) in self.writeback.ledger().iter() {
+            if !self.writeback.is_pending(path) && !self.is_held_back(path) {
                 let wanted = match self.tree.resolve(path) {
                     Resolved::AsBase => continue,
                     Resolved::Absent => Wanted::Is(None),
@@ -116,9 +49,8 @@ impl State {
 
     /// Whether a path's turn comes by itself later: at the close of a file, or at the end of a commit.
     fn is_held_back(&self, path: &RepoPath) -> bool {
-        let open = |ino: Ino| self.open.get(&ino).is_some_and(|open: &OpenFile| open.writers > 0 || open.writing > 0);
-        let unclosed =
-            matches!(self.tree.resolve(path), Resolved::Inode(ino) if open(ino) || self.live.contains_key(&ino));
+        let unclosed = matches!(self.tree.resolve(path),
+            Resolved::Inode(ino) if self.handles.is_busy(ino) || self.backing.is_live(ino));
         unclosed || self.is_in_cut(path)
     }
 

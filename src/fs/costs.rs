@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Fs, Limits, Need, OpenFlags, Options, RenameMode};
+use super::recovery::{Shown, recorded};
+use super::{Fs, Limits, Need, OpenFlags, Options, RenameMode, State};
 use crate::ledger::looks;
 use crate::namespace::{Attrs, Ino, ROOT, Timestamp};
 use crate::path::{Name, RepoPath};
@@ -22,7 +23,7 @@ const AT_ONCE: usize = 20;
 pub(super) struct World {
     pub(super) fs: Arc<Fs>,
     pub(super) runtime: tokio::runtime::Runtime,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl World {
@@ -38,7 +39,13 @@ impl World {
         let fs = Fs::recover(dir.path(), RepoPath::root(), options, limits, Arc::new(memory)).unwrap();
         runtime.block_on(fs.reconcile()).unwrap();
         runtime.block_on(fs.satisfy(Need::ListAll(ROOT))).unwrap();
-        Self { fs, runtime, _dir: dir }
+        Self { fs, runtime, dir }
+    }
+
+    /// What is on record by now.
+    pub(super) fn recorded(&self) -> State {
+        let shown = Shown { root_path: RepoPath::root(), access: None };
+        recorded(self.dir.path(), &shown).unwrap().0
     }
 
     /// A directory of new files in another.

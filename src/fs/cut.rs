@@ -75,20 +75,12 @@ impl Made {
 impl State {
     /// The cut, once it is made.
     pub(super) fn made_cut(&self) -> Option<&Made> {
-        match &self.cut {
-            Some(Cut::Made(made)) => Some(made),
-            _ => None,
-        }
+        self.writeback.made()
     }
 
     /// Whether the cut of a commit holds something for a path that is not staged yet.
     pub(super) fn is_in_cut(&self, path: &RepoPath) -> bool {
         self.made_cut().is_some_and(|made| made.wanted.contains_key(path))
-    }
-
-    /// Whether a commit pins a spool file.
-    pub(super) fn is_pinned_by_cut(&self, spool: SpoolId) -> bool {
-        self.held.get(&spool).is_some_and(|hold| hold.by_cut > 0)
     }
 
     /// Whether a commit waits for content of a file that is on the server.
@@ -121,10 +113,9 @@ impl State {
         (size, counted): (u64, u64),
     ) -> bool {
         // No generation of the file's.
-        let generation = self.fresh_generation();
+        let generation = self.tree.fresh_generation();
         self.pin_remote(fs, (ino, hash), |held| Want::Sealed { ino, generation, hash: Some(hash), size, held }, copy);
-        let hold = self.held.get_mut(&copy);
-        hold.map(|hold| (hold.orphan, hold.counted) = (true, counted)).is_some()
+        self.backing.leave_to_holders(copy, counted)
     }
 
     fn pin_remote(
@@ -138,7 +129,7 @@ impl State {
         let paths: Vec<RepoPath> = made.remote_paths(ino, hash).cloned().collect();
         for path in paths {
             let held = self.hold_for_cut(fs, spool);
-            if let Some(Cut::Made(made)) = &mut self.cut
+            if let Some(made) = self.writeback.made_mut()
                 && let Some(capture) = made.wanted.get_mut(&path)
             {
                 capture.want = want(held);
@@ -149,18 +140,17 @@ impl State {
     /// Before a closed file is opened for writing, or cut by name, while a commit gathers: the commit gets its content of
     /// now, unless it is closed again at the instant.
     pub(super) fn keep_closed_for_cut(&mut self, fs: &Fs, ino: Ino) {
-        let Some(Cut::Gathering(gathering)) = &self.cut else { return };
-        let busy = self.open.get(&ino).is_some_and(|open| open.writers > 0 || open.writing > 0);
-        if busy || gathering.fixed.contains_key(&ino) || self.live.contains_key(&ino) {
+        let Some(gathering) = self.writeback.gathering() else { return };
+        if self.handles.is_busy(ino) || gathering.fixed.contains_key(&ino) || self.backing.is_live(ino) {
             return;
         }
         let Some((Content::Local { spool, generation, hash }, size)) = self.content(ino) else { return };
         let (spool, generation, hash) = (*spool, *generation, *hash);
-        if self.unseen_spool(ino).is_some() || self.way(ino) == Some(Way::Past) {
+        if self.unseen_spool(ino).is_some() || self.handles.way(ino) == Some(Way::Past) {
             return;
         }
         let held = self.hold_for_cut(fs, spool);
-        if let Some(Cut::Gathering(gathering)) = &mut self.cut {
+        if let Some(gathering) = self.writeback.gathering_mut() {
             gathering.fixed.insert(ino, Want::Sealed { ino, generation, hash, size, held });
         }
     }
@@ -168,7 +158,7 @@ impl State {
     /// Takes a confirmed path out of the cut; a confirmation of an older state leaves it there. The caller drops what is
     /// returned when the lock is free.
     pub(super) fn take_from_cut(&mut self, confirmed: &Capture) -> Option<Capture> {
-        let Some(Cut::Made(made)) = &mut self.cut else { return None };
+        let made = self.writeback.made_mut()?;
         let same = made.get(&confirmed.path).is_some_and(|capture| capture.seq == confirmed.seq);
         if same { made.wanted.remove(&confirmed.path) } else { None }
     }
@@ -176,10 +166,7 @@ impl State {
     /// Takes a path out of the cut that is not to be staged any more. The caller drops what is returned when the lock is
     /// free.
     pub(super) fn leave_out_of_cut(&mut self, path: &RepoPath) -> Option<Capture> {
-        match &mut self.cut {
-            Some(Cut::Made(made)) => made.wanted.remove(path),
-            _ => None,
-        }
+        self.writeback.made_mut()?.wanted.remove(path)
     }
 
     /// What a pending path is to hold, as of this instant. `None`: nothing is fixed for it, as it was made since the
@@ -199,7 +186,7 @@ impl State {
             }
             Fixable::Unseen => Err(ino),
             Fixable::Local { .. } => {
-                let Some(Cut::Gathering(gathering)) = &self.cut else { return Err(ino) };
+                let Some(gathering) = self.writeback.gathering() else { return Err(ino) };
                 match gathering.fixed.get(&ino) {
                     Some(fixed) => Ok(Some(fixed.clone())),
                     None if ino >= gathering.first_new => Ok(None),
@@ -214,7 +201,7 @@ impl State {
     fn collect(&mut self, fs: &Fs) -> (Made, Vec<Ino>) {
         self.stir(&|_| true, fs);
         let paths: Vec<(RepoPath, u64, bool)> =
-            self.queue.iter().map(|(path, entry)| (path.clone(), entry.seq, entry.alone)).collect();
+            self.writeback.queue().iter().map(|(path, entry)| (path.clone(), entry.seq, entry.alone)).collect();
         let (mut made, mut unfixed) = (Made::default(), Vec::new());
         let mut known = HashMap::new();
         for (path, seq, alone) in paths {
@@ -239,7 +226,7 @@ impl State {
                 Want::Remote { ino, .. } => made.remote.entry(*ino).or_default().push(path.clone()),
                 Want::AsBase | Want::Sealed { .. } => {}
             }
-            let account = self.ledger.get(&path).unwrap_or_default();
+            let account = self.writeback.account(&path).unwrap_or_default();
             made.wanted.insert(path.clone(), Capture { path, seq, account, want, alone, upload: None });
         }
         (made, unfixed)
@@ -260,7 +247,7 @@ struct Guard(Arc<Fs>);
 impl Drop for Guard {
     fn drop(&mut self) {
         // Captures hold spool files, and letting go of them takes the lock.
-        let cut = self.0.lock().cut.take();
+        let cut = self.0.begin().writeback.end_cut();
         drop(cut);
         self.0.wake.notify_one();
     }
@@ -277,14 +264,13 @@ impl Fs {
             return Err(FsError::Stale);
         };
         let (open, pending) = {
-            let mut state = self.lock();
-            if state.cut.is_some() {
+            let mut state = self.begin();
+            let first_new = state.tree.next_ino();
+            if !state.writeback.begin_cut(Gathering { first_new, fixed: HashMap::new() }) {
                 return Err(FsError::Exists);
             }
-            let first_new = state.tree.next_ino();
-            state.cut = Some(Cut::Gathering(Gathering { first_new, fixed: HashMap::new() }));
             state.stir(&|_| true, self);
-            (state.open_for_writing(), state.queue.len())
+            (state.open_for_writing(), state.writeback.queue().len())
         };
         let guard = Guard(fs.clone());
         tracing::debug!(pending, open = open.len(), "a commit gathers what is open for writing");
@@ -309,13 +295,13 @@ impl Fs {
     /// The instant. The error has the inodes whose content has to be fixed before.
     fn make_cut(&self) -> Result<Waiting, Vec<Ino>> {
         let fs = self.this.upgrade();
-        let mut state = self.lock();
+        let mut state = self.begin();
         // Spool files are let go of when the lock is free.
         let (made, unfixed) = state.collect(self);
         let (done, _left) = match fs.filter(|_| unfixed.is_empty()) {
             Some(fs) => {
                 let paths: Vec<RepoPath> = made.paths().cloned().collect();
-                let old = state.cut.replace(Cut::Made(made));
+                let old = state.writeback.make_cut(made);
                 let waiting = state.barrier(fs, &paths, Scope::Fixed);
                 state.owe_what_came_since(self, old.as_ref());
                 (Ok(waiting), old)
@@ -330,7 +316,7 @@ impl Fs {
     async fn fix(&self, ino: Ino) -> Result<(), FsError> {
         let mut looks = 0;
         loop {
-            let fixing = self.lock().fixing(self, ino, looks >= LOOKS);
+            let fixing = self.begin().fixing(self, ino, looks >= LOOKS);
             match fixing {
                 Fixing::Nothing => return Ok(()),
                 Fixing::Look => self.blocking(move |fs| Ok(fs.look_at(ino)?)).await?,
@@ -348,15 +334,15 @@ impl Fs {
     /// Fixes a file's content by a copy. `false`: it has another spool file by now.
     fn fix_by_copy(&self, ino: Ino, spool: SpoolId) -> Result<bool, FsError> {
         {
-            let mut state = self.lock();
+            let mut state = self.begin();
             state.look(ino, self);
             if !state.is_spooled(ino, spool) {
                 return Ok(false);
             }
-            state.begin_fixing(ino);
+            state.handles.fix(ino);
         }
         let Some(copied) = self.copy_live(ino, spool)? else { return Ok(false) };
-        let mut state = self.lock();
+        let mut state = self.begin();
         let want = state.hold_copy(self, ino, copied, true);
         // One that came too late is let go of when the lock is free.
         let _late = state.fixed(ino, want);
@@ -381,7 +367,7 @@ impl State {
     /// What the content of a file lacks to be fixed for the commit that gathers; fixes it where that takes no wait.
     /// `at_once`: writes to it have been waited for in vain.
     fn fixing(&mut self, fs: &Fs, ino: Ino, at_once: bool) -> Fixing {
-        let Some(Cut::Gathering(gathering)) = &self.cut else { return Fixing::Nothing };
+        let Some(gathering) = self.writeback.gathering() else { return Fixing::Nothing };
         if gathering.fixed.contains_key(&ino) {
             return Fixing::Nothing;
         }
@@ -389,24 +375,16 @@ impl State {
             Fixable::NoFile | Fixable::Remote { .. } => Fixing::Nothing,
             Fixable::Unseen => Fixing::Look,
             Fixable::Local { spool, generation, hash, size, how: Seal::InPlace, writing: false, .. } => {
-                self.begin_fixing(ino);
+                self.handles.fix(ino);
                 let held = self.hold_for_cut(fs, spool);
                 // Nothing was fixed before.
                 let _none = self.fixed(ino, Want::Sealed { ino, generation, hash, size, held });
                 Fixing::Nothing
             }
             Fixable::Local { spool, how, writing, .. } => {
-                let reshaped = self.open.get(&ino).is_some_and(|open| open.reshaping > 0);
-                let waits = reshaped || writing && how == Seal::InPlace && !at_once;
+                let waits = self.handles.is_reshaped(ino) || writing && how == Seal::InPlace && !at_once;
                 if waits { Fixing::Wait } else { Fixing::Copy(spool) }
             }
-        }
-    }
-
-    /// A file's content of now is being fixed: what is written from here on is a change.
-    fn begin_fixing(&mut self, ino: Ino) {
-        if let Some(open) = self.open.get_mut(&ino) {
-            open.modified = false;
         }
     }
 
@@ -415,7 +393,7 @@ impl State {
     fn owe_what_came_since(&mut self, fs: &Fs, gathered: Option<&Cut>) {
         let Some(Cut::Gathering(gathering)) = gathered else { return };
         for ino in gathering.fixed.keys() {
-            if self.open.get(ino).is_some_and(|open| open.modified) {
+            if self.handles.is_modified(*ino) {
                 self.touch_file(*ino, fs.options.settle);
             }
         }
@@ -423,17 +401,16 @@ impl State {
 
     /// Keeps fixed content for the instant; returns it where no commit gathers any more.
     fn fixed(&mut self, ino: Ino, want: Want) -> Option<Want> {
-        match &mut self.cut {
-            Some(Cut::Gathering(gathering)) => gathering.fixed.insert(ino, want),
-            _ => Some(want),
+        match self.writeback.gathering_mut() {
+            Some(gathering) => gathering.fixed.insert(ino, want),
+            None => Some(want),
         }
     }
 
     /// The files of the spool that programs may be writing to, and of which a pending path is a name.
     fn open_for_writing(&self) -> Vec<Ino> {
-        let written = self.open.iter().filter(|(_, open)| open.writers > 0).map(|(ino, _)| *ino);
-        let all: HashSet<Ino> = written.chain(self.live.keys().copied()).collect();
-        let pending = |ino: &Ino| self.tree.file_paths(*ino).iter().any(|path| self.queue.get(path).is_some());
+        let all: HashSet<Ino> = self.handles.written().chain(self.backing.live()).collect();
+        let pending = |ino: &Ino| self.tree.file_paths(*ino).iter().any(|path| self.writeback.is_pending(path));
         let local = |ino: &Ino| matches!(self.content(*ino), Some((Content::Local { .. }, _)));
         all.into_iter().filter(|ino| local(ino) && pending(ino)).collect()
     }

@@ -69,17 +69,17 @@ impl State {
         let (mut found, mut unsure) = (Vec::<Difference>::new(), Vec::new());
         // Which content went away and which appeared, by place in `found`.
         let (mut gone, mut new) = (HashMap::<ContentHash, Vec<usize>>::new(), Vec::new());
-        for (path, account) in self.ledger.iter() {
+        for (path, account) in self.writeback.ledger().iter() {
             let wanted = match self.tree.resolve(path) {
                 Resolved::AsBase => continue,
                 Resolved::Absent => None,
                 Resolved::Inode(ino) => self.content(ino).map(|(content, size)| match content {
                     Content::Remote { hash, .. } => (Some(*hash), size),
                     Content::Local { spool, hash, .. } => {
-                        let (hash, size) = (hash.or_else(|| self.staged_live(ino)), length(*spool, size));
+                        let (hash, size) = (hash.or_else(|| self.backing.staged_live(ino)), length(*spool, size));
                         if let (None, Some(base)) = (hash, account.base)
                             && base.size == size
-                            && self.open.get(&ino).is_none_or(|open| open.writers == 0)
+                            && !self.handles.is_written(ino)
                         {
                             unsure.push((path.clone(), *spool, base));
                         }

@@ -111,11 +111,11 @@ impl Fs {
     /// A program read what is at `path`, or could not.
     fn note_read<T>(&self, path: Option<RepoPath>, read: &Result<T, FsError>) {
         match (path, read) {
-            (Some(path), Ok(_)) => self.lock().unreadable.forget(&path),
+            (Some(path), Ok(_)) => self.begin().unreadable.forget(&path),
             (Some(path), Err(FsError::Remote(error))) => {
                 let reason = error.reason();
                 tracing::warn!(%path, reason, "a program cannot read it");
-                self.lock().unreadable.note(path, reason);
+                self.begin().unreadable.note(path, reason);
             }
             _ => {}
         }
@@ -148,7 +148,7 @@ impl Fs {
                 Some(_) => {}
             }
             match state.tree.dir_path(dir) {
-                Ok(path) => (state.base.clone(), path),
+                Ok(path) => (state.tree.base().clone(), path),
                 Err(_) => return Err(FsError::Stale),
             }
         };
@@ -248,7 +248,7 @@ impl Fs {
         }
         let owed: Vec<RepoPath> = {
             let state = self.lock();
-            let on_its_way = |path: &RepoPath| state.queue.get(path).is_some_and(|entry| !entry.is_parked());
+            let on_its_way = |path: &RepoPath| state.writeback.pending(path).is_some_and(|entry| !entry.is_parked());
             state.tree.paths_of(ino).filter(on_its_way).collect()
         };
         if owed.is_empty() {

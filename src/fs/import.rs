@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::room::even;
-use super::{Fs, FsError, Need, Op, Stale, State, Stop, now, set_mtime, staging};
+use super::{Fs, FsError, Need, Op, State, Stop, now, set_mtime, staging};
 use crate::disk::Act;
 use crate::journal::Change;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
@@ -77,23 +77,23 @@ impl State {
         }
     }
 
-    /// Gives an arrival its name. Returns what it replaced.
-    fn arrive(&mut self, arrival: &mut Arrival, fs: &Fs) -> Op<Option<(SpoolId, u64)>> {
+    /// Gives an arrival its name.
+    fn arrive(&mut self, arrival: &mut Arrival, fs: &Fs) -> Op<()> {
         self.check_arrival(arrival)?;
         let (parent, name) = (arrival.parent, &arrival.name);
-        let (mut left, mut replaced) = (None, Vec::new());
+        let mut replaced = Vec::new();
         if let Some(old) = self.entry(parent, name)? {
             if let Ok(path) = self.tree.path_in(parent, name) {
-                replaced = self.queue.leave_replaced(&path);
+                replaced = self.writeback.leave_replaced(&path);
             }
             self.uproot(parent, name, old, fs);
-            left = self.bury(old);
-            self.stale.push(Stale::Name(parent, name.clone()));
+            self.bury(old);
+            self.kernel.name_changed(parent, name.clone());
         }
         let body = match &mut arrival.arrived {
             Arrived::File(file) => {
                 let spool = file.id.take().ok_or(FsError::Stale)?;
-                let generation = self.fresh_generation();
+                let generation = self.tree.fresh_generation();
                 Body::File { content: Content::Local { spool, generation, hash: None }, size: file.size }
             }
             Arrived::Link(target) => Body::Symlink(target.clone()),
@@ -105,21 +105,19 @@ impl State {
             Arrived::Link(_) => None,
         };
         let is_file = room.is_some();
-        let ino = self.tree.fresh_ino();
-        self.tree.insert(ino, attrs, body, true);
+        let ino = self.add(attrs, body);
         if let Some(room) = room {
             self.note_room(ino, room);
         }
-        self.record(ino);
         self.apply(Change::Link { parent, name: name.clone(), ino });
         if is_file && let Ok(path) = self.tree.path_in(parent, name) {
             self.open_account(&path, None);
             let settle = Some(fs.options.settle).filter(|settle| *settle > FOR_WRITERS);
-            self.queue.touch(&path, settle.unwrap_or_default());
+            self.writeback.owe(&path, settle.unwrap_or_default());
             let size = self.content(ino).map_or(0, |(_, size)| size);
-            self.queue.join(&replaced, &path, size, true);
+            self.writeback.join(&replaced, &path, size, true);
         }
-        Ok(left)
+        Ok(())
     }
 }
 
@@ -157,9 +155,7 @@ impl Fs {
             (attrs.atime, attrs.mtime, attrs.ctime) = (time, time, time);
             state.inherit_group(parent, &mut attrs, &body);
             state.stamp_dir(parent, time);
-            let ino = state.tree.fresh_ino();
-            state.tree.insert(ino, attrs, body, true);
-            state.record(ino);
+            let ino = state.add(attrs, body);
             state.apply(Change::Link { parent, name: name.clone(), ino });
             state.shift(parent);
             Ok((ino, true))
@@ -172,9 +168,8 @@ impl Fs {
     /// [`FsError::Stale`].
     pub fn date(&self, ino: Ino, mtime: Timestamp) -> Op<()> {
         self.change(|state| {
-            state.tree.get_mut(ino).ok_or(FsError::Stale)?.attrs.mtime = mtime;
-            state.record(ino);
-            state.stale.push(Stale::Content(ino));
+            state.tree.edit(ino).ok_or(FsError::Stale)?.attrs.mtime = mtime;
+            state.kernel.content_changed(ino);
             Ok(())
         })
     }
@@ -240,7 +235,6 @@ impl Fs {
     /// # Errors
     /// When the record cannot be written: for all of them.
     pub fn take_in(&self, arrivals: &mut [Arrival]) -> Op<Vec<Result<(), FsError>>> {
-        let mut left = Vec::new();
         let done = self.change(|state| {
             // Before anything changes: what is needed makes all of it begin again.
             for arrival in arrivals.iter() {
@@ -252,8 +246,7 @@ impl Fs {
             let mut outcomes = Vec::with_capacity(arrivals.len());
             for arrival in arrivals.iter_mut() {
                 outcomes.push(match state.arrive(arrival, self) {
-                    Ok(replaced) => {
-                        left.extend(replaced);
+                    Ok(()) => {
                         parents.insert(arrival.parent);
                         Ok(())
                     }
@@ -269,9 +262,6 @@ impl Fs {
             }
             Ok(outcomes)
         });
-        for replaced in left {
-            self.discard_spool(Some(replaced));
-        }
         self.wake.notify_one();
         done
     }

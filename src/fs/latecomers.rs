@@ -67,7 +67,7 @@ impl Fs {
 
     /// Whether some request may still come late.
     pub fn expects_latecomers(&self) -> bool {
-        self.lock().ledger.expects_latecomers()
+        self.lock().writeback.ledger().expects_latecomers()
     }
 
     /// Compares all that the server has staged with the record. Queues what differs, as where others emptied the workspace
@@ -101,7 +101,7 @@ impl Fs {
     /// # Errors
     /// As [`audit`](Self::audit).
     pub async fn audit_between_commits(&self) -> Result<bool, FsError> {
-        let may = |state: &State| state.cut.is_none() && state.ledger.expects_latecomers();
+        let may = |state: &State| !state.writeback.is_cutting() && state.writeback.ledger().expects_latecomers();
         Ok(self.compare(may).await?.differs())
     }
 
@@ -115,17 +115,19 @@ impl Fs {
             let owed_since = |(path, account): (&RepoPath, Account)| {
                 account.staged == Staged::Doubt && state.made_cut().is_some() && !state.is_in_cut(path)
             };
-            if state.ledger.iter().any(owed_since) {
+            if state.writeback.ledger().iter().any(owed_since) {
                 return Ok(Comparison::Differs);
             }
             // What waits is settled by its turn. A late removal of a directory takes along what was not part of it.
             let looked_at = |path: &RepoPath, account: &Account| {
                 state.is_at_rest(path)
                     && account.staged != Staged::Doubt
-                    && (account.late.is_some() || account.staged != Staged::Nothing || state.ledger.may_fall(path))
+                    && (account.late.is_some()
+                        || account.staged != Staged::Nothing
+                        || state.writeback.ledger().may_fall(path))
             };
-            let accounts = state.ledger.iter().filter(|(path, account)| looked_at(path, account));
-            (accounts.map(|(path, account)| (path.clone(), account)).collect(), state.base.clone())
+            let accounts = state.writeback.ledger().iter().filter(|(path, account)| looked_at(path, account));
+            (accounts.map(|(path, account)| (path.clone(), account)).collect(), state.tree.base().clone())
         };
         if accounts.is_empty() {
             return Ok(Comparison::NotAsked);
@@ -153,7 +155,8 @@ impl Fs {
         // What came into a directory and was committed has no account.
         let fallen: Vec<&RepoPath> = {
             let state = self.lock();
-            let fell = |path: &RepoPath| state.ledger.get(path).is_none() && state.ledger.may_fall(path);
+            let fell =
+                |path: &RepoPath| state.writeback.account(path).is_none() && state.writeback.ledger().may_fall(path);
             let removed = changes.iter().filter(|change| change.kind == ChangeKind::Removed);
             removed.map(|change| &change.path).filter(|path| fell(path)).collect()
         };
@@ -166,14 +169,14 @@ impl Fs {
         let found = into_plain(self.change(|state| {
             let mut any = false;
             for (path, account) in restored {
-                if may(state) && state.base == base && state.ledger.get(path).is_none() {
+                if may(state) && *state.tree.base() == base && state.writeback.account(path).is_none() {
                     state.doubt(path, account);
                     any = true;
                 }
             }
             for (path, account, agrees) in looks {
                 // Changed meanwhile: to be looked at another time.
-                if !may(state) || state.ledger.get(&path) != Some(account) || !state.is_at_rest(&path) {
+                if !may(state) || state.writeback.account(&path) != Some(account) || !state.is_at_rest(&path) {
                     continue;
                 }
                 if !agrees {
@@ -201,7 +204,7 @@ impl Fs {
     /// What a commit of these staged changes should hold.
     fn expected_of(&self, changes: &[StagedChange]) -> StagedSet {
         let state = self.lock();
-        let expected = |change: &StagedChange| match (change.kind, state.ledger.get(&change.path)) {
+        let expected = |change: &StagedChange| match (change.kind, state.writeback.account(&change.path)) {
             (ChangeKind::Removed, _) => Expected::Gone,
             (_, Some(Account { staged: Staged::Put(object), .. })) => Expected::File(object),
             // Somebody else's, in the same workspace.
@@ -215,8 +218,8 @@ impl Fs {
     pub(super) async fn why_not(&self, source: &Source, hash: ContentHash, what: String) -> WorkspaceError {
         let is_undone = {
             let state = self.lock();
-            let late = state.ledger.get(&source.path).is_some_and(|account| account.late.is_some());
-            let waits = state.queue.get(&source.path).is_some_and(Pending::waits_for_somebody);
+            let late = state.writeback.account(&source.path).is_some_and(|account| account.late.is_some());
+            let waits = state.writeback.pending(&source.path).is_some_and(Pending::waits_for_somebody);
             source.revision == Revision::Workspace && late && !waits
         };
         match self.object_at(source).await {
@@ -258,20 +261,20 @@ impl Fs {
 impl State {
     /// Whether no request changes what is staged at a path: nothing is owed there, or a commit keeps what is from its turn.
     fn is_at_rest(&self, path: &RepoPath) -> bool {
-        self.queue.get(path).is_none() || self.made_cut().is_some() && !self.is_in_cut(path)
+        !self.writeback.is_pending(path) || self.made_cut().is_some() && !self.is_in_cut(path)
     }
 
     /// A request about a path may come late from now on.
     pub(super) fn watch(&mut self, path: &RepoPath) {
-        let account = Account { late: Some(now_secs()), ..self.ledger.get(path).unwrap_or_default() };
+        let account = Account { late: Some(now_secs()), ..self.writeback.account(path).unwrap_or_default() };
         self.apply(Change::Account { path: path.clone(), account: Some(account) });
     }
 
     /// None is to be expected any more.
     fn watch_no_longer(&mut self, path: &RepoPath) {
-        let Some(account) = self.ledger.get(path) else { return };
+        let Some(account) = self.writeback.account(path) else { return };
         let account = Account { late: None, ..account };
-        let closed = account.is_settled() && self.queue.get(path).is_none() && self.agrees(path, account.base);
+        let closed = account.is_settled() && !self.writeback.is_pending(path) && self.agrees(path, account.base);
         self.apply(Change::Account { path: path.clone(), account: (!closed).then_some(account) });
     }
 
@@ -280,6 +283,6 @@ impl State {
         tracing::warn!(%path, "staged otherwise than confirmed: by a request that came late, or by somebody else");
         let account = Account { staged: Staged::Doubt, late: Some(now_secs()), ..account };
         self.apply(Change::Account { path: path.clone(), account: Some(account) });
-        self.queue.touch(path, Duration::ZERO);
+        self.writeback.owe(path, Duration::ZERO);
     }
 }

@@ -1,11 +1,11 @@
 //! How the base shows through: taking in its listings, and moving to a new base.
 
-use super::{Fs, Stale, State, base_attrs, unlisted_dir};
+use super::{Fs, State, base_attrs, unlisted_dir};
 use crate::journal::Change;
 use crate::ledger::{Account, Staged};
-use crate::namespace::{Body, Content, Ino, ROOT, Resolved, Timestamp};
+use crate::namespace::{Body, Content, Ino, Resolved, Timestamp};
 use crate::path::{Name, RepoPath};
-use crate::workspace::{CommitId, Entry, EntryKind, Flawed, Listing, Object, Revision, Source};
+use crate::workspace::{CommitId, Entry, EntryKind, Flawed, Listing, Object};
 
 impl Fs {
     /// Takes in the base's entries of a directory, unless the base or the directory moved meanwhile.
@@ -13,7 +13,7 @@ impl Fs {
         let absorbed = self.change(|state| {
             let here = state.tree.dir(dir);
             if here.is_none_or(|here| here.listed)
-                || state.base != *base
+                || state.tree.base() != base
                 || state.tree.dir_path(dir).ok().as_ref() != Some(path)
             {
                 return Ok(());
@@ -41,9 +41,7 @@ impl Fs {
             if state.tree.dir(dir).is_some_and(|dir| dir.read.is_some()) {
                 state.shift(dir);
             }
-            if let Some(dir) = state.tree.dir_mut(dir) {
-                dir.listed = true;
-            }
+            state.tree.set_listed(dir);
             Ok(())
         });
         if let Err(stop) = absorbed {
@@ -66,7 +64,7 @@ impl State {
             EntryKind::File(object) => Some(object),
             EntryKind::Dir => None,
         };
-        if let Some(account) = self.ledger.get(&path) {
+        if let Some(account) = self.writeback.account(&path) {
             let changed_here = self.is_at_work(&path, &account);
             // The listing says what it differs from, or will.
             if account.base != object {
@@ -81,11 +79,12 @@ impl State {
             if let (Some(object), Some((Content::Remote { hash, .. }, size))) = (object, self.content(child))
                 && (*hash, size) != (object.hash, object.size)
             {
-                self.set_content(child, Content::Remote { hash: object.hash, origin: None }, object.size);
-                self.stale.push(Stale::Content(child));
-                if self.tree.get(child).is_some_and(|inode| inode.recorded) {
-                    self.record(child);
+                let content = Content::Remote { hash: object.hash, origin: None };
+                self.note_content(child, &content);
+                if let Some(inode) = self.tree.amend(child) {
+                    inode.body = Body::File { content, size: object.size };
                 }
+                self.kernel.content_changed(child);
             }
             return;
         }
@@ -99,9 +98,7 @@ impl State {
             None => unlisted_dir(),
         };
         let attrs = base_attrs(options, object.is_none(), Timestamp(entry.modified_secs, 0));
-        let ino = self.tree.fresh_ino();
-        self.tree.insert(ino, attrs, body, false);
-        self.tree.link(dir, name, ino);
+        self.tree.show(dir, name, attrs, body);
     }
 
     /// The content that a file has at the server is of another length than it was listed with. Whether it is the file's
@@ -128,10 +125,11 @@ impl State {
             .iter()
             .filter(|(name, _)| !seen.contains(*name))
             .filter(|(name, ino)| match self.tree.get(**ino).map(|inode| &inode.body) {
-                Some(Body::File { content: Content::Remote { .. }, .. }) => self
-                    .tree
-                    .path_in(dir, name)
-                    .is_ok_and(|path| self.ledger.get(&path).is_none_or(|account| !self.is_at_work(&path, &account))),
+                Some(Body::File { content: Content::Remote { .. }, .. }) => {
+                    self.tree.path_in(dir, name).is_ok_and(|path| {
+                        self.writeback.account(&path).is_none_or(|account| !self.is_at_work(&path, &account))
+                    })
+                }
                 Some(Body::Dir(below)) => {
                     below.children.is_empty() && !self.tree.get(**ino).is_some_and(|i| i.recorded)
                 }
@@ -140,11 +138,11 @@ impl State {
             .map(|(name, ino)| (name.clone(), *ino))
             .collect();
         for (name, ino) in gone {
-            self.stale.push(Stale::Name(dir, name.clone()));
+            self.kernel.name_changed(dir, name.clone());
             if self.tree.get(ino).is_some_and(|inode| inode.recorded) {
                 self.apply(Change::Unlink { parent: dir, name, hide: false });
             } else {
-                self.tree.unlink(dir, &name, false);
+                self.tree.take_away(dir, &name, false);
             }
             self.bury(ino);
         }
@@ -156,7 +154,7 @@ impl State {
         let names = here.children.keys().chain(&here.hidden);
         let vanished = names.filter(|name| !seen.contains(*name)).filter_map(|name| {
             let path = self.tree.path_in(dir, name).ok()?;
-            let account = self.ledger.get(&path).filter(|account| account.base.is_some())?;
+            let account = self.writeback.account(&path).filter(|account| account.base.is_some())?;
             Some((path, account))
         });
         for (path, account) in vanished.collect::<Vec<_>>() {
@@ -174,43 +172,25 @@ impl State {
 
     /// Whether a path with an account is more than watched: changed here, staged or owed.
     fn is_at_work(&self, path: &RepoPath, account: &Account) -> bool {
-        account.late.is_none() || account.staged != Staged::Nothing || self.queue.get(path).is_some()
+        account.late.is_none() || account.staged != Staged::Nothing || self.writeback.is_pending(path)
     }
 
     /// What was staged has become `commit`, which is the base from now on. Unless it did so `alone`, the base may have
     /// changed elsewhere too.
     pub(super) fn rebase(&mut self, commit: &CommitId, alone: bool) {
-        self.base = commit.clone();
-        self.ledger.rebase();
+        self.writeback.rebase();
         let accounts: Vec<(RepoPath, Account)> =
-            self.ledger.iter().map(|(path, account)| (path.clone(), account)).collect();
+            self.writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
         // As long as what is hidden tells: of a directory that is not listed nothing else does.
         let changed = |(path, account): &&(RepoPath, Account)| {
             account.base.is_some() && self.tree.resolve(path) != Resolved::AsBase
         };
         let changed: Vec<RepoPath> = accounts.iter().filter(changed).map(|(path, _)| path.clone()).collect();
-        let lost = self.tree.lost();
-        let inodes: Vec<Ino> = self.tree.iter().map(|(ino, _)| ino).filter(|ino| Some(*ino) != lost).collect();
-        for ino in inodes {
-            match self.tree.get_mut(ino).map(|inode| &mut inode.body) {
-                Some(Body::File { content: Content::Remote { origin: Some(origin), .. }, .. })
-                    if origin.revision == Revision::Workspace =>
-                {
-                    let source = Source { revision: Revision::Commit(commit.clone()), path: origin.path.clone() };
-                    *origin = std::sync::Arc::new(source);
-                }
-                Some(Body::Dir(dir)) => {
-                    dir.based = true;
-                    dir.listed &= alone;
-                    dir.hidden.clear();
-                }
-                _ => {}
-            }
-        }
-        changed.iter().for_each(|path| self.hide(path));
+        self.tree.rebase(commit, alone);
+        changed.iter().for_each(|path| self.tree.hide(path));
         for (path, account) in accounts {
-            if account.is_settled() && self.queue.get(&path).is_none() && self.agrees(&path, account.base) {
-                self.ledger.set(path, None);
+            if account.is_settled() && !self.writeback.is_pending(&path) && self.agrees(&path, account.base) {
+                self.writeback.set_account(path, None);
             }
         }
     }
@@ -219,14 +199,14 @@ impl State {
     /// listing, and closes them, also where a name is gone that the new base has. Without its account, what such a path
     /// differs from would be forgotten.
     pub(super) fn record_pending_accounts(&mut self) {
-        let pending = self.queue.iter().filter_map(|(path, _)| Some((path, self.ledger.get(path)?)));
+        let pending = self.writeback.queue().iter().filter_map(|(path, _)| Some((path, self.writeback.account(path)?)));
         let closes = |path: &RepoPath, account: &Account| {
             self.tree.resolve(path) == Resolved::Absent || self.agrees(path, account.base)
         };
         let kept = pending.filter(|(path, account)| account.is_settled() && closes(path, account));
         let kept = kept.map(|(path, account)| Change::Account { path: path.clone(), account: Some(account) });
         let kept: Vec<Change> = kept.collect();
-        self.frame.extend(kept);
+        self.note(kept);
     }
 
     /// Puts what is hidden on record once more, after a rebase: where that falls into a compaction, the new segment does not
@@ -236,21 +216,10 @@ impl State {
             Body::Dir(dir) => Some((ino, dir)),
             _ => None,
         });
-        let hidden = dirs
-            .flat_map(|(parent, dir)| dir.hidden.iter().map(move |name| Change::Hide { parent, name: name.clone() }));
-        self.frame.extend(hidden);
-    }
-
-    /// The base is `commit`, and may differ anywhere: every listing is taken in again when it is needed.
-    pub(super) fn move_base(&mut self, commit: &CommitId) {
-        self.base = commit.clone();
-        let lost = self.tree.lost();
-        let inodes: Vec<Ino> = self.tree.iter().map(|(ino, _)| ino).filter(|ino| Some(*ino) != lost).collect();
-        for ino in inodes {
-            if let Some(dir) = self.tree.dir_mut(ino) {
-                (dir.based, dir.listed) = (true, false);
-            }
-        }
+        let hidden: Vec<Change> = dirs
+            .flat_map(|(parent, dir)| dir.hidden.iter().map(move |name| Change::Hide { parent, name: name.clone() }))
+            .collect();
+        self.note(hidden);
     }
 
     /// Whether the tree shows at `path` just what the base has.
@@ -263,27 +232,6 @@ impl State {
                 Some((Content::Local { .. }, _)) => false,
                 None => base.is_none(),
             },
-        }
-    }
-
-    /// Makes sure that a base file at `path`, which the tree does not have there, does not show through.
-    fn hide(&mut self, path: &RepoPath) {
-        let Some(below) = path.below(self.tree.root_path()) else {
-            return;
-        };
-        let mut at = ROOT;
-        for part in below.components() {
-            let Ok(name) = Name::new(part.as_bytes()) else { return };
-            match self.tree.child(at, &name) {
-                Some(child) if self.tree.dir(child).is_some() => at = child,
-                Some(_) => return,
-                None => {
-                    if let Some(dir) = self.tree.dir_mut(at) {
-                        dir.hidden.insert(name);
-                    }
-                    return;
-                }
-            }
         }
     }
 }

@@ -7,8 +7,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{DirEntry, Fs, FsError, Handle, Need, Op, Stale, State, Stop};
-use crate::namespace::{Body, DOTS, Ino, Order};
+use super::{DirEntry, Fs, FsError, Need, Op, State, Stop};
+use crate::namespace::{DOTS, Ino, Order};
 use crate::path::Name;
 
 /// How long the kernel may take an answer for granted. Everything changes through it or is told to it, but for what
@@ -40,9 +40,9 @@ pub struct OpenedDir {
 impl State {
     /// Entries of a directory come or go without the kernel's doing: what it knows of the directory is out of date.
     pub(super) fn shift(&mut self, ino: Ino) {
-        if let Some(dir) = self.tree.dir_mut(ino) {
+        if let Some(dir) = self.tree.reading(ino) {
             dir.shifted |= dir.read.is_some();
-            self.stale.push(Stale::Content(ino));
+            self.kernel.content_changed(ino);
         }
     }
 }
@@ -53,11 +53,11 @@ impl Fs {
     /// # Errors
     /// [`FsError::NotDir`]; the server's when it must be listed.
     pub fn opendir(&self, ino: Ino) -> Op<OpenedDir> {
-        let mut state = self.lock();
+        let mut state = self.begin();
         state.need_seen_in(ino)?;
-        let doubts = state.doubts;
-        let inode = state.tree.get_mut(ino).ok_or(FsError::Stale)?;
-        let Body::Dir(dir) = &mut inode.body else { return Err(FsError::NotDir.into()) };
+        let doubts = state.kernel.doubts();
+        let opens = state.tree.get(ino).ok_or(FsError::Stale)?.opens;
+        let Some(dir) = state.tree.reading(ino) else { return Err(FsError::NotDir.into()) };
         if !dir.listed {
             return Err(Stop::Need(Need::List(ino)));
         }
@@ -65,7 +65,7 @@ impl Fs {
         dir.doubts = doubts;
         // A listing that is read anew brings the attributes of the entries along, which are wanted by then.
         let old = dir.read.is_some_and(|read| read.elapsed() > GRANTED);
-        let keep = match inode.opens {
+        let keep = match opens {
             0 if dir.shifted || old => Keep::New,
             0 => Keep::All,
             // The kernel looks whether anything has changed only where a listing begins (`fuse_readdir_cached`).
@@ -73,9 +73,8 @@ impl Fs {
             _ => Keep::All,
         };
         dir.shifted &= keep == Keep::Nothing;
-        inode.opens += 1;
-        let handle = state.fresh_handle();
-        state.handles.insert(handle, Handle::Dir { ino });
+        state.tree.opened(ino);
+        let handle = state.handles.open_dir(ino);
         Ok(OpenedDir { handle, keep })
     }
 
@@ -91,11 +90,10 @@ impl Fs {
         count: bool,
         mut take: impl FnMut(&DirEntry<'_>) -> bool,
     ) -> Op<()> {
-        let mut state = self.lock();
+        let mut state = self.begin();
         let state = &mut *state;
-        let Some(Handle::Dir { ino }) = state.handles.get(&handle) else { return Err(FsError::BadHandle.into()) };
-        let ino = *ino;
-        if let Some(dir) = state.tree.dir_mut(ino)
+        let ino = state.handles.dir(handle)?;
+        if let Some(dir) = state.tree.reading(ino)
             && offset == 0
         {
             dir.read = Some(Instant::now());
@@ -109,7 +107,7 @@ impl Fs {
         }
         let mut at = offset.max(DOTS);
         loop {
-            let Some(dir) = state.tree.dir_mut(ino) else { return Ok(()) };
+            let Some(dir) = state.tree.reading(ino) else { return Ok(()) };
             let order = dir.order.get_or_insert_with(|| Box::new(Order::of(dir.children.keys())));
             let some: Vec<(u64, Name)> =
                 order.after(at).take(AT_ONCE).map(|(place, name)| (place, name.clone())).collect();
@@ -123,8 +121,8 @@ impl Fs {
                 if take(&DirEntry { name: name.as_bytes(), stat, next: place }) {
                     return Ok(());
                 }
-                if count && let Some(inode) = state.tree.get_mut(child) {
-                    inode.lookups += 1;
+                if count {
+                    state.tree.looked_up(child);
                 }
             }
         }

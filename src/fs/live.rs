@@ -3,29 +3,25 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::backing::{Look, Seen};
 use super::local::quarter_of_descriptors;
 use super::passthrough::{Bytes, Opening, Passthrough, Reach, Way};
 use super::queue::Phase;
 use super::room::even;
 use super::staging::Adopted;
-use super::{Fs, FsError, Handle, OpenFile, State, now, set_mtime};
+use super::{Fs, FsError, State, now};
 use crate::disk::Act;
 use crate::hash::ContentHash;
 use crate::journal::Change;
 use crate::ledger::Account;
-use crate::namespace::{Body, Content, Ino, Resolved, SpoolId, Timestamp};
+use crate::namespace::{Content, Ino, Resolved, SpoolId, Timestamp};
 use crate::path::RepoPath;
 use crate::spool::holes::counted;
 use crate::spool::{self, copy_content};
 
-/// How soon a file that was closed is asked after again when somebody still seems to have it: the kernel lets go of it
-/// an instant after it has told of the close. Doubled up to the last, for those who have it mapped.
-const ASK_FIRST: Duration = Duration::from_millis(20);
-const ASK_LAST: Duration = Duration::from_secs(30);
 /// How often a copy is begun anew because its original was written to meanwhile. A program that never pauses gets one
 /// that has all that it had written before.
 const COPIES: u32 = 3;
@@ -66,62 +62,6 @@ impl Loan {
 impl Drop for Loan {
     fn drop(&mut self) {
         self.lender.take_back(self.number);
-    }
-}
-
-/// What tells that a file was changed: two are equal when it was not.
-#[derive(Debug, Clone, Copy)]
-struct Seen {
-    size: u64,
-    mtime: Timestamp,
-    ctime: Timestamp,
-    /// What it takes of the disk, in bytes. It changes without a change of the file, as the filesystem writes it back.
-    room: u64,
-}
-
-impl PartialEq for Seen {
-    fn eq(&self, other: &Self) -> bool {
-        (self.size, self.mtime, self.ctime) == (other.size, other.mtime, other.ctime)
-    }
-}
-
-impl Seen {
-    fn of(file: &File) -> io::Result<Self> {
-        let found = file.metadata()?;
-        let time = |secs, nanos: i64| Timestamp(secs, u32::try_from(nanos).unwrap_or(0));
-        Ok(Self {
-            size: found.len(),
-            mtime: time(found.mtime(), found.mtime_nsec()),
-            ctime: time(found.ctime(), found.ctime_nsec()),
-            room: spool::room_of(&found),
-        })
-    }
-}
-
-/// A file that may be changed without a request.
-pub(super) struct Live {
-    /// Read-only: it must not count as a writer itself.
-    file: Arc<File>,
-    seen: Seen,
-    /// When it is asked after next, once nobody has it open, and how long after that.
-    next: Option<Instant>,
-    wait: Duration,
-    copied: Option<Fixed>,
-}
-
-/// A copy that has all of its original, as that was then.
-#[derive(Debug, Clone, Copy)]
-struct Fixed {
-    copy: SpoolId,
-    seen: Seen,
-    /// What was staged, once it is.
-    staged: Option<ContentHash>,
-}
-
-impl Live {
-    /// The hash of what it holds, if that is staged and nothing was done to it since.
-    fn staged(&self) -> Option<ContentHash> {
-        self.copied.filter(|fixed| fixed.seen == self.seen).and_then(|fixed| fixed.staged)
     }
 }
 
@@ -178,80 +118,54 @@ fn end_of_writes(file: &File) {
 }
 
 impl State {
-    /// How those go who have a file open.
-    pub(super) fn way(&self, ino: Ino) -> Option<Way> {
-        let open = self.open.get(&ino).filter(|open| open.handles > 0)?;
-        Some(if open.loan.is_some() { Way::Past } else { Way::Requests })
-    }
-
     /// Which way an open for writing or not goes.
     pub(super) fn opening(&self, ino: Ino, write: bool, able: bool, fs: &Fs) -> Way {
         let bytes = match self.content(ino) {
-            Some((Content::Local { spool, .. }, _)) if self.held.contains_key(spool) => Bytes::Sealed,
+            Some((Content::Local { spool, .. }, _)) if self.backing.is_held(*spool) => Bytes::Sealed,
             Some((Content::Local { .. }, _)) => Bytes::Own,
             Some((Content::Remote { .. }, size)) if fs.is_worthwhile(size) => Bytes::Cached,
             _ => Bytes::Away,
         };
         let guarded = self.tree.get(ino).is_some_and(super::is_guarded);
-        Opening { able, way: self.way(ino), bytes, live: self.live.contains_key(&ino), write, guarded }.way()
+        Opening { able, way: self.handles.way(ino), bytes, live: self.backing.is_live(ino), write, guarded }.way()
     }
 
     /// From now on a file may change without a request. `file` is read-only.
     pub(super) fn enliven(&mut self, ino: Ino, file: &Arc<File>) {
-        if self.live.contains_key(&ino) {
-            return self.ask_no_more(ino);
-        }
-        if let Ok(seen) = Seen::of(file) {
-            self.live.insert(ino, Live { file: file.clone(), seen, next: None, wait: ASK_FIRST, copied: None });
+        if !self.backing.enliven(ino, file) {
+            return;
         }
         // A hash that is known is of the bytes up to now.
-        let generation = self.fresh_generation();
-        if let Some(inode) = self.tree.get_mut(ino)
-            && let Body::File { content: Content::Local { generation: old, hash, .. }, .. } = &mut inode.body
-        {
-            (*old, *hash) = (generation, None);
-        }
-    }
-
-    /// It is gone, or cannot change unseen any more.
-    pub(super) fn subdue(&mut self, ino: Ino) {
-        self.ask_no_more(ino);
-        self.live.remove(&ino);
+        self.tree.renew(ino);
     }
 
     /// Takes note of what programs did to a live file.
     pub(super) fn look(&mut self, ino: Ino, fs: &Fs) {
-        let Some(live) = self.live.get_mut(&ino) else { return };
         // The end of a change by request takes note of all.
-        if self.open.get(&ino).is_some_and(|open| open.writing > 0) {
+        if !self.backing.is_live(ino) || self.handles.is_changing(ino) {
             return;
         }
-        let Ok(found) = Seen::of(&live.file) else { return };
-        if found == live.seen {
-            if found.room != live.seen.room {
-                live.seen = found;
-                self.resized(ino, found.size, fs);
-            }
-            return;
-        }
-        let before = std::mem::replace(&mut live.seen, found);
-        if let Some(inode) = self.tree.get_mut(ino) {
+        let (before, found) = match self.backing.look(ino) {
+            None => return,
+            Some(Look::Resized(found)) => return self.resized(ino, found.size, fs),
+            Some(Look::Changed(before, found)) => (before, found),
+        };
+        let mut stamp = None;
+        self.tree.saw(ino, |attrs| {
             // The clock of the filesystem goes in steps, and may be behind that of the last change made here.
-            let floor = inode.attrs.ctime;
+            let floor = attrs.ctime;
             let after = |time: Timestamp| if time > floor { time } else { now() };
             if found.mtime != before.mtime {
-                inode.attrs.mtime = after(found.mtime);
+                attrs.mtime = after(found.mtime);
                 // After a restart the spool file's own is what counts.
-                let stamped =
-                    if inode.attrs.mtime == found.mtime { Ok(()) } else { set_mtime(&live.file, inode.attrs.mtime) };
-                match stamped.and_then(|()| Seen::of(&live.file)) {
-                    Ok(seen) => live.seen = seen,
-                    Err(error) => tracing::debug!(%error, "a restart will show another modification time"),
-                }
+                stamp = Some(attrs.mtime).filter(|mtime| *mtime != found.mtime);
             }
-            inode.attrs.ctime = after(found.ctime);
+            attrs.ctime = after(found.ctime);
+        });
+        if let Some(Err(error)) = stamp.map(|mtime| self.backing.stamp(ino, mtime)) {
+            tracing::debug!(%error, "a restart will show another modification time");
         }
-        let length = live.seen.size;
+        let length = self.backing.seen(ino).map_or(found.size, |seen| seen.size);
         self.resized(ino, length, fs);
         self.changed(ino, fs);
     }
@@ -259,12 +173,10 @@ impl State {
     /// A live file's length, which its inode has from now on; the spool counts it.
     fn resized(&mut self, ino: Ino, length: u64, fs: &Fs) {
         let before = self.counted(ino);
-        let Some(inode) = self.tree.get_mut(ino) else { return };
-        let Body::File { size, .. } = &mut inode.body else { return };
-        *size = length;
+        self.tree.set_length(ino, length);
         // A filesystem may give more ahead of a writer, and take it back.
-        let room = self.live.get(&ino).map_or(even(length), |live| live.seen.room);
-        if room < even(length) || self.is_uneven(ino) {
+        let room = self.backing.seen(ino).map_or(even(length), |seen| seen.room);
+        if room < even(length) || self.backing.is_uneven(ino) {
             self.note_room(ino, room);
         }
         fs.spool.recount(before, self.counted(ino));
@@ -274,71 +186,46 @@ impl State {
     /// change, which counts after a restart.
     pub(super) fn saw(&mut self, ino: Ino, fs: &Fs) {
         let Some(mtime) = self.tree.get(ino).map(|inode| inode.attrs.mtime) else { return };
-        match self.stamp_live(ino, mtime) {
+        match self.backing.stamp(ino, mtime) {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => tracing::debug!(%error, "a restart will show another modification time"),
         }
-        let Some(length) = self.live.get(&ino).map(|live| live.seen.size) else { return };
+        let Some(length) = self.backing.seen(ino).map(|seen| seen.size) else { return };
         self.resized(ino, length, fs);
-    }
-
-    /// Gives a live file a time, in one step with taking note of it. `false`: it is not live.
-    pub(super) fn stamp_live(&mut self, ino: Ino, mtime: Timestamp) -> io::Result<bool> {
-        let Some(live) = self.live.get_mut(&ino) else { return Ok(false) };
-        set_mtime(&live.file, mtime)?;
-        live.seen = Seen::of(&live.file)?;
-        Ok(true)
     }
 
     /// Finds out whether a live file that no program has open for writing can still be changed; asks again later if so.
     pub(super) fn ask_after(&mut self, ino: Ino, fs: &Fs) -> Asked {
-        let (written, open) = self.open.get(&ino).map_or((false, false), |open| (open.writers > 0, open.handles > 0));
-        let Some(live) = self.live.get(&ino) else { return Asked::Still(None) };
-        if written {
+        let Some(file) = self.backing.live_file(ino) else { return Asked::Still(None) };
+        if self.handles.is_written(ino) {
             return Asked::Live;
         }
-        let unwritten = is_unwritten(&live.file).unwrap_or_else(|error| {
+        let unwritten = is_unwritten(file).unwrap_or_else(|error| {
             tracing::warn!(%error, "nobody tells who has a file mapped");
             true
         });
         if unwritten {
             // The last time: what was done to it is done.
             self.look(ino, fs);
-            let staged = self.staged_live(ino);
-            if let Some(room) = self.live.get(&ino).and_then(|live| spool::room(&live.file)) {
+            let staged = self.backing.staged_live(ino);
+            if let Some(room) = self.backing.live_file(ino).and_then(|file| spool::room(file)) {
                 self.set_room(ino, room, fs);
             }
-            self.subdue(ino);
+            self.backing.subdue(ino);
             return Asked::Still(staged);
         }
         self.look(ino, fs);
-        self.ask_no_more(ino);
-        if !open {
-            self.linger(ino);
+        match self.handles.is_open(ino) {
+            true => self.backing.ask_no_more(ino),
+            false => self.backing.linger(ino),
         }
         Asked::Live
     }
 
-    /// A live file that nobody has open is to be asked after, later each time.
-    fn linger(&mut self, ino: Ino) {
-        let Some(live) = self.live.get_mut(&ino) else { return };
-        let at = Instant::now() + live.wait;
-        live.next = Some(at);
-        live.wait = (live.wait * 2).min(ASK_LAST);
-        self.lingering.insert((at, ino));
-    }
-
-    /// A live file is not to be asked after for now.
-    fn ask_no_more(&mut self, ino: Ino) {
-        if let Some(at) = self.live.get_mut(&ino).and_then(|live| live.next.take()) {
-            self.lingering.remove(&(at, ino));
-        }
-    }
-
     /// Whether a file's content has its turn in the queue yet wherever it has a name. What is in hand is a copy of it.
     fn is_queued(&self, ino: Ino) -> bool {
-        let waits = |path: &RepoPath| self.queue.get(path).is_some_and(|entry| entry.phase == Phase::Waiting);
+        let waits = |path: &RepoPath| self.writeback.pending(path).is_some_and(|entry| entry.phase == Phase::Waiting);
         self.tree.file_paths(ino).iter().all(waits)
     }
 
@@ -348,11 +235,6 @@ impl State {
         if matches!(self.content(ino), Some((Content::Local { .. }, _))) && !self.is_queued(ino) {
             self.touch_file(ino, fs.options.settle);
         }
-    }
-
-    /// The hash of what a live file holds, if that is staged and nothing was done to it since.
-    pub(super) fn staged_live(&self, ino: Ino) -> Option<ContentHash> {
-        self.live.get(&ino).and_then(Live::staged)
     }
 
     /// A file that was live, and that nobody has open, is what the server has: returns its spool file, which the cache may
@@ -365,19 +247,18 @@ impl State {
         let paths = self.tree.file_paths(ino);
         // Staged, or committed since.
         let has = |path: &RepoPath, hash| {
-            let shown = self.ledger.get(path).and_then(|account| account.shown()).flatten();
-            shown.is_some_and(|object| object.hash == hash) && self.queue.get(path).is_none()
+            let shown = self.writeback.account(path).and_then(|account| account.shown()).flatten();
+            shown.is_some_and(|object| object.hash == hash) && !self.writeback.is_pending(path)
         };
         let hash = staged.filter(|hash| !paths.is_empty() && paths.iter().all(|path| has(path, *hash)));
-        let Some(hash) = hash.filter(|_| !self.held.contains_key(&spool)) else {
+        let Some(hash) = hash.filter(|_| !self.backing.is_held(spool)) else {
             self.owe(ino, fs);
             return None;
         };
         let counted = self.counted(ino);
         self.set_content(ino, Content::Remote { hash, origin: None }, size);
-        self.record(ino);
         for path in paths {
-            let settled = self.ledger.get(&path).filter(Account::is_settled);
+            let settled = self.writeback.account(&path).filter(Account::is_settled);
             if settled.is_some_and(|account| self.agrees(&path, account.base)) {
                 self.apply(Change::Account { path, account: None });
             }
@@ -387,7 +268,7 @@ impl State {
 
     /// Before a barrier: what was written unseen up to now belongs to it.
     pub(super) fn stir(&mut self, chosen: &impl Fn(&RepoPath) -> bool, fs: &Fs) {
-        let live: Vec<Ino> = self.live.keys().copied().collect();
+        let live: Vec<Ino> = self.backing.live().collect();
         for ino in live {
             if self.tree.file_paths(ino).iter().any(chosen) {
                 self.stir_file(ino, fs);
@@ -399,7 +280,7 @@ impl State {
     pub(super) fn stir_at(&mut self, paths: &[RepoPath], fs: &Fs) {
         for path in paths {
             if let Resolved::Inode(ino) = self.tree.resolve(path)
-                && self.live.contains_key(&ino)
+                && self.backing.is_live(ino)
             {
                 self.stir_file(ino, fs);
             }
@@ -408,7 +289,7 @@ impl State {
 
     fn stir_file(&mut self, ino: Ino, fs: &Fs) {
         self.look(ino, fs);
-        if self.staged_live(ino).is_none() {
+        if self.backing.staged_live(ino).is_none() {
             self.touch_file(ino, fs.options.settle);
         }
     }
@@ -416,31 +297,10 @@ impl State {
     /// Asks after the files that somebody still had when they were closed. Returns what the server has of them.
     pub(super) fn ask_after_lingering(&mut self, fs: &Fs, rested: &mut Vec<Adopted>) {
         let now = Instant::now();
-        while let Some((at, ino)) = self.lingering.first().copied() {
-            if at > now {
-                return;
-            }
-            self.lingering.remove(&(at, ino));
-            self.ask_no_more(ino);
+        while let Some(ino) = self.backing.take_question(now) {
             if let Asked::Still(staged) = self.ask_after(ino, fs) {
                 rested.extend(self.come_to_rest(ino, staged, fs));
             }
-        }
-    }
-
-    /// A copy was made of a live file, whose content then it has if the file was `seen` to stay the same.
-    pub(super) fn was_copied(&mut self, ino: Ino, copied: &Copied) {
-        if let Some(live) = self.live.get_mut(&ino) {
-            live.copied = copied.seen.map(|seen| Fixed { copy: copied.id, seen, staged: None });
-        }
-    }
-
-    /// A copy was staged.
-    pub(super) fn copy_is_staged(&mut self, ino: Ino, copy: SpoolId, hash: ContentHash) {
-        if let Some(fixed) = self.live.get_mut(&ino).and_then(|live| live.copied.as_mut())
-            && fixed.copy == copy
-        {
-            fixed.staged = Some(hash);
         }
     }
 
@@ -450,7 +310,7 @@ impl State {
             return;
         }
         self.enliven(ino, file);
-        self.linger(ino);
+        self.backing.linger(ino);
     }
 }
 
@@ -513,7 +373,7 @@ impl Fs {
     /// file here: a quarter of those that the daemon may have, and the next are served by requests.
     pub(super) fn may_pass(&self, state: &State) -> bool {
         static MOST: OnceLock<usize> = OnceLock::new();
-        self.able() && state.lingering.len() < *MOST.get_or_init(quarter_of_descriptors)
+        self.able() && state.backing.lingering() < *MOST.get_or_init(quarter_of_descriptors)
     }
 
     /// Whether the kernel can go past the daemon.
@@ -524,19 +384,7 @@ impl Fs {
     /// How the kernel is to reach the bytes of an open file.
     pub fn reach(&self, handle: u64) -> Reach {
         let state = self.lock();
-        let Some(Handle::File { ino, .. }) = state.handles.get(&handle) else { return Reach::Cached };
-        match state.open.get(ino) {
-            Some(OpenFile { loan: Some(loan), .. }) => Reach::Past(loan.number()),
-            Some(OpenFile { uncached: true, .. }) => Reach::Uncached,
-            _ => Reach::Cached,
-        }
-    }
-
-    /// From now on a file that is opened for writing alone, and by nobody else yet, is not cached by the kernel: each
-    /// write is a request all the same, and a copy in the cache would cost as much again. All who open it meanwhile go
-    /// the same way, so that each sees what the others do.
-    pub fn leave_uncached(&self) {
-        self.lock().may_leave_uncached = true;
+        state.handles.file(handle).map_or(Reach::Cached, |ino| state.handles.reach(ino))
     }
 
     /// Copies a spool file that may be written to meanwhile. The copy has all that was written before; it may have some
@@ -590,5 +438,5 @@ pub(super) struct Copied {
     /// What is counted for it.
     pub counted: u64,
     /// What the original looked like, if that stayed so.
-    seen: Option<Seen>,
+    pub seen: Option<Seen>,
 }

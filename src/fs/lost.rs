@@ -194,9 +194,9 @@ impl Fs {
     /// Takes away what was salvaged and has been moved out or removed since, once that is on stable storage.
     pub(super) fn forget_salvaged(&self) -> Result<(), FsError> {
         let done: Vec<PathBuf> = {
-            let mut state = self.lock();
-            let gone: Vec<Ino> = state.salvaged.keys().copied().filter(|ino| !state.tree.is_lost(*ino)).collect();
-            gone.into_iter().filter_map(|ino| state.salvaged.remove(&ino)).collect()
+            let mut state = self.begin();
+            let State { tree, salvaged, .. } = &mut *state;
+            salvaged.0.extract_if(|ino, _| !tree.is_lost(*ino)).map(|(_, path)| path).collect()
         };
         if done.is_empty() {
             return Ok(());
@@ -235,12 +235,7 @@ impl State {
         if salvaged.is_empty() || self.tree.child(ROOT, &name).is_some() {
             return Ok(());
         }
-        let dir = self.tree.fresh_ino();
-        self.tree.insert(dir, base_attrs(options, true, super::now()), unlisted_dir(), false);
-        if let Some(dir) = self.tree.dir_mut(dir) {
-            (dir.based, dir.listed) = (false, true);
-        }
-        self.tree.link(ROOT, name, dir);
+        let dir = self.tree.show(ROOT, name, base_attrs(options, true, super::now()), unlisted_dir());
         self.tree.set_lost(dir);
         for (path, file) in salvaged {
             let name = path.file_name().and_then(|name| Name::from_os(name).ok());
@@ -250,15 +245,13 @@ impl State {
                 Some(id) => id,
                 None => spool.link_in(&path)?,
             };
-            let ino = self.tree.fresh_ino();
-            let content = Content::Local { spool: id, generation: self.fresh_generation(), hash: None };
+            let content = Content::Local { spool: id, generation: self.tree.fresh_generation(), hash: None };
             let time = file.modified().map_or_else(|_| super::now(), Timestamp::from);
             let body = Body::File { content, size: file.len() };
-            self.tree.insert(ino, base_attrs(options, false, time), body, false);
+            let ino = self.tree.show(dir, name, base_attrs(options, false, time), body);
             let counted = self.note_room(ino, room_of(&file));
             spool.charge(counted);
-            self.tree.link(dir, name, ino);
-            self.salvaged.insert(ino, path);
+            self.salvaged.0.insert(ino, path);
         }
         Ok(())
     }
@@ -281,4 +274,5 @@ impl State {
 }
 
 /// Files shown in `lost+found`, with the names that they have in the state directory.
-pub(super) type SalvagedFiles = HashMap<Ino, PathBuf>;
+#[derive(Default)]
+pub(super) struct SalvagedFiles(HashMap<Ino, PathBuf>);

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{Fs, FsError, Handle, State};
+use super::{Fs, FsError, State};
 use crate::namespace::{Content, Generation, Ino};
 use crate::path::RepoPath;
 
@@ -84,7 +84,7 @@ impl Fs {
         if let Some(write_back) = self.write_back.get().filter(|_| !mapped.is_empty()) {
             self.have_written_back(write_back.clone(), &mapped, patience).await?;
         }
-        match self.lock().take_lost(&chosen) {
+        match self.begin().take_lost(&chosen) {
             Some(lost) => Err(lost),
             None => Ok(()),
         }
@@ -137,9 +137,9 @@ impl Fs {
             Ok(_) => "the local disk took only a part".to_owned(),
             Err(error) => error.to_string(),
         };
-        let mut state = self.lock();
+        let mut state = self.begin();
         tracing::error!(path = state.tree.display_path(ino), why, "what was stored through a mapping is lost");
-        state.lost.entry(ino).or_insert(why);
+        state.backing.lose_pages(ino, why);
     }
 }
 
@@ -148,12 +148,10 @@ impl State {
     /// each by.
     fn may_be_mapped(&self, chosen: &impl Fn(&RepoPath) -> bool) -> Vec<(Ino, String)> {
         let mut files = BTreeMap::new();
-        for handle in self.handles.values() {
-            let Handle::File { ino, read: true, write: true, .. } = handle else { continue };
-            let past = self.open.get(ino).is_some_and(|open| open.loan.is_some());
-            let empty = self.content(*ino).is_none_or(|(_, size)| size == 0);
-            if !past && !empty && self.tree.paths_of(*ino).any(|path| chosen(&path)) {
-                files.entry(*ino).or_insert_with(|| self.tree.display_path(*ino));
+        for ino in self.handles.read_and_written().filter(|ino| !self.handles.is_lent(*ino)) {
+            let empty = self.content(ino).is_none_or(|(_, size)| size == 0);
+            if !empty && self.tree.paths_of(ino).any(|path| chosen(&path)) {
+                files.entry(ino).or_insert_with(|| self.tree.display_path(ino));
             }
         }
         files.into_iter().collect()
@@ -170,9 +168,10 @@ impl State {
     /// What was lost of the files at `chosen` paths; it is forgotten with that.
     fn take_lost(&mut self, chosen: &impl Fn(&RepoPath) -> bool) -> Option<Unflushed> {
         let of: Vec<Ino> =
-            self.lost.keys().filter(|ino| self.tree.paths_of(**ino).any(|path| chosen(&path))).copied().collect();
+            self.backing.lost_pages().filter(|ino| self.tree.paths_of(*ino).any(|path| chosen(&path))).collect();
         let others = of.len().saturating_sub(1);
-        let lost = of.into_iter().filter_map(|ino| Some((self.tree.display_path(ino), self.lost.remove(&ino)?)));
+        let lost =
+            of.into_iter().filter_map(|ino| Some((self.tree.display_path(ino), self.backing.take_lost_pages(ino)?)));
         let (path, why) = lost.collect::<Vec<_>>().into_iter().min()?;
         Some(Unflushed::Lost { path, why, others })
     }
@@ -271,6 +270,6 @@ mod tests {
         assert!(error.ends_with(", and of 1 other file"), "{error}");
         flush(&world, "").unwrap();
         world.fs.forget(gone, 1);
-        assert!(world.fs.lock().lost.is_empty());
+        assert!(world.fs.lock().backing.lost_pages().next().is_none());
     }
 }

@@ -9,7 +9,7 @@ use super::live::Asked;
 use super::passthrough::Way;
 use super::queue::Follower;
 use super::room::even;
-use super::{Fs, FsError, Handle, Need, Op, OpenFile, Stale, State, now, set_mtime};
+use super::{Fs, FsError, Need, Op, State, now, set_mtime};
 use crate::journal::Change;
 use crate::ledger::Staged;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
@@ -160,7 +160,7 @@ impl State {
         };
         // A directory that was removed while it is open has not even its own dot any more.
         let nlink = if inode.links.is_empty() && ino != ROOT { 0 } else { inode.nlink() };
-        let live = self.live.contains_key(&ino);
+        let live = self.backing.is_live(ino);
         let size = inode.size();
         let room = if format == libc::S_IFREG { even(size) } else { 0 };
         Ok(Stat { ino, attrs: inode.attrs, format, size, room, nlink, rdev, live })
@@ -203,10 +203,9 @@ impl State {
     /// Times of a directory whose entries changed.
     pub(super) fn stamp_dir(&mut self, dir: Ino, time: Timestamp) {
         self.materialize(dir);
-        if let Some(inode) = self.tree.get_mut(dir) {
+        if let Some(inode) = self.tree.edit(dir) {
             (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
         }
-        self.record(dir);
     }
 
     /// A set-group-id directory hands its group down, and to directories the bit itself (inode(7)).
@@ -227,22 +226,16 @@ impl State {
         (attrs.atime, attrs.mtime, attrs.ctime) = (time, time, time);
         self.inherit_group(parent, &mut attrs, &body);
         self.stamp_dir(parent, time);
-        let ino = self.tree.fresh_ino();
-        self.tree.insert(ino, attrs, body, true);
-        self.record(ino);
+        let ino = self.add(attrs, body);
         self.apply(Change::Link { parent, name, ino });
-        if let Some(inode) = self.tree.get_mut(ino) {
-            inode.lookups += 1;
-        }
+        self.tree.looked_up(ino);
         self.stat(ino)
     }
 
     /// The spool file of an inode, and its handle if it is open.
     pub(super) fn spooled(&self, ino: Ino) -> Option<(SpoolId, Option<Arc<File>>)> {
         match self.content(ino) {
-            Some((Content::Local { spool, .. }, _)) => {
-                Some((*spool, self.open.get(&ino).and_then(|open| open.file.clone())))
-            }
+            Some((Content::Local { spool, .. }, _)) => Some((*spool, self.handles.local(ino).cloned())),
             _ => None,
         }
     }
@@ -257,7 +250,7 @@ impl State {
     }
 
     fn base_may_have_file(&self, path: &RepoPath) -> bool {
-        self.ledger.get(path).is_some_and(|account| account.base.is_some() || account.staged != Staged::Nothing)
+        self.writeback.account(path).is_some_and(|account| account.base.is_some() || account.staged != Staged::Nothing)
     }
 
     /// Takes an entry away, with its account and its place in the queue.
@@ -268,8 +261,8 @@ impl State {
         if let (Ok(path), Some(_)) = (&path, self.content(ino)) {
             self.open_account(path, Some(ino));
             // A program may publish a file by a link, and then remove its first name.
-            if self.queue.has_followers() && self.tree.get(ino).is_some_and(|inode| inode.links.len() > 1) {
-                followers = self.queue.leave(path, ino);
+            if self.writeback.queue().has_followers() && self.tree.get(ino).is_some_and(|inode| inode.links.len() > 1) {
+                followers = self.writeback.leave(path, ino);
             }
         }
         if self.tree.get(ino).is_some_and(|inode| inode.links.len() > 1) {
@@ -279,39 +272,33 @@ impl State {
         self.materialize(ino);
         let hide = self.base_may_have(parent, name, ino);
         self.apply(Change::Unlink { parent, name: name.clone(), hide });
-        if let Some(inode) = self.tree.get_mut(ino) {
+        if let Some(inode) = self.tree.edit(ino) {
             inode.attrs.ctime = time;
         }
-        if self.tree.get(ino).is_some_and(|inode| !inode.links.is_empty()) {
-            self.record(ino);
-        }
         if let Ok(path) = &path
-            && self.ledger.get(path).is_some()
+            && self.writeback.account(path).is_some()
         {
             self.touch([path], fs.options.settle);
             // A file that has another name is waited for there, and here until the server has it no longer.
-            self.queue.join(&followers, path, 0, false);
+            self.writeback.join(&followers, path, 0, false);
         }
         if !followers.is_empty()
             && let Some((_, size)) = self.content(ino)
         {
             for path in self.tree.file_paths(ino) {
-                self.queue.join(&followers, &path, size, false);
+                self.writeback.join(&followers, &path, size, false);
             }
         }
     }
 
-    /// Fixes where the bytes of a remote file can be read, before its paths change. Says whether that is to be put on
-    /// record.
-    fn pin_source(&mut self, ino: Ino) -> bool {
+    /// Fixes where the bytes of a remote file can be read, before its paths change.
+    fn pin_source(&mut self, ino: Ino) {
         if let Some((Content::Remote { hash, origin: None }, size)) = self.content(ino) {
             let hash = *hash;
             if let Some(source) = self.source(ino) {
                 self.set_content(ino, Content::Remote { hash, origin: Some(Arc::new(source)) }, size);
-                return true;
             }
         }
-        false
     }
 
     /// Moves an entry to another name, with all below it. Barriers follow the files to their new names, those of an
@@ -323,19 +310,19 @@ impl State {
         let mut files: Vec<(Ino, Name, Ino)> = vec![(old_parent, old_name.clone(), ino)];
         files.extend(below.iter().cloned());
         let mut old_paths: Vec<RepoPath> = Vec::new();
-        let mut changed: Vec<Ino> = Vec::new();
+        let mut dirs: Vec<Ino> = Vec::new();
         let mut followed = followed;
-        let follow = self.queue.has_followers();
+        let follow = self.writeback.queue().has_followers();
         for (nth, (parent, name, file)) in files.iter().enumerate() {
             if self.content(*file).is_none() {
-                changed.push(*file);
+                dirs.push(*file);
                 continue;
             }
             if let Ok(path) = self.tree.path_in(*parent, name) {
-                changed.extend(self.pin_source(*file).then_some(*file));
+                self.pin_source(*file);
                 self.open_account(&path, Some(*file));
                 if follow {
-                    let followers = self.queue.leave(&path, *file);
+                    let followers = self.writeback.leave(&path, *file);
                     followed.insert(nth, Follow { followers, old: Some(path.clone()) });
                 }
                 old_paths.push(path);
@@ -351,19 +338,12 @@ impl State {
         for (.., child) in &below {
             self.materialize(*child);
         }
-        for changed in changed {
-            if let Some(dir) = self.tree.dir_mut(changed) {
-                (dir.based, dir.listed) = (false, true);
-                dir.hidden.clear();
-            }
-            self.record(changed);
-        }
+        dirs.into_iter().for_each(|dir| self.tree.detach_from_base(dir));
         self.apply(Change::Unlink { parent: old_parent, name: old_name.clone(), hide });
         self.apply(Change::Link { parent: to.0, name: to.1.clone(), ino });
-        if let Some(inode) = self.tree.get_mut(ino) {
+        if let Some(inode) = self.tree.edit(ino) {
             inode.attrs.ctime = time;
         }
-        self.record(ino);
         if old_parent != to.0 {
             // Its `..`.
             self.shift(ino);
@@ -375,11 +355,11 @@ impl State {
             if let Ok(path) = self.tree.path_in(parent, &name) {
                 self.open_account(&path, None);
                 // Something is owed for it.
-                self.queue.touch(&path, fs.options.settle);
+                self.writeback.owe(&path, fs.options.settle);
                 if let Some(Follow { followers, old }) = followed.remove(&nth) {
-                    self.queue.join(&followers, &path, size, false);
+                    self.writeback.join(&followers, &path, size, false);
                     // What is staged under its old name is to go from there, too.
-                    old.iter().for_each(|old| self.queue.join(&followers, old, 0, false));
+                    old.iter().for_each(|old| self.writeback.join(&followers, old, 0, false));
                 }
             }
         }
@@ -403,27 +383,21 @@ impl Fs {
     /// # Errors
     /// [`FsError::NotFound`].
     pub fn lookup(&self, parent: Ino, name: &Name) -> Op<Stat> {
-        let mut state = self.lock();
+        let mut state = self.begin();
         let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
         let stat = self.stat(&mut state, ino)?;
-        if let Some(inode) = state.tree.get_mut(ino) {
-            inode.lookups += 1;
-        }
+        state.tree.looked_up(ino);
         Ok(stat)
     }
 
     /// The kernel has forgotten `count` lookups.
     pub fn forget(&self, ino: Ino, count: u64) {
-        let mut left = None;
         // What cannot be put on record now is with the next change.
         let _ = self.change(|state| {
-            if let Some(inode) = state.tree.get_mut(ino) {
-                inode.lookups = inode.lookups.saturating_sub(count);
-            }
-            left = state.bury(ino);
+            state.tree.forgotten(ino, count);
+            state.bury(ino);
             Ok(())
         });
-        self.discard_spool(left);
     }
 
     /// What `stat` shows.
@@ -431,7 +405,7 @@ impl Fs {
     /// # Errors
     /// [`FsError::Stale`].
     pub fn getattr(&self, ino: Ino) -> Op<Stat> {
-        self.stat(&mut self.lock(), ino)
+        self.stat(&mut self.begin(), ino)
     }
 
     /// Changes attributes; a size truncates or extends. A change of owner takes the set-id bits away, whoever makes it
@@ -449,11 +423,14 @@ impl Fs {
         let mut spool = None;
         let stat = self.change(|state| {
             self.stat(state, ino)?;
-            state.materialize(ino);
-            let Some(inode) = state.tree.get_mut(ino) else {
-                return Err(FsError::Stale.into());
-            };
             let time = now();
+            let before = state.tree.get(ino).ok_or(FsError::Stale)?.attrs.mtime;
+            let mtime = set.mtime.map_or(before, |to| to.at(time));
+            // First, as it may fail.
+            if (set.mtime.is_some() || set.size.is_some()) && !state.backing.stamp(ino, mtime)? {
+                spool = state.spooled(ino);
+            }
+            let inode = state.tree.edit(ino).ok_or(FsError::Stale)?;
             let owner = set.uid.is_some() || set.gid.is_some();
             let times = set.atime.is_some() || set.mtime.is_some();
             let nothing = !owner && !times && set.mode.is_none() && set.size.is_none();
@@ -466,13 +443,7 @@ impl Fs {
             attrs.gid = set.gid.unwrap_or(attrs.gid);
             attrs.mode = set.mode.unwrap_or(attrs.mode) & 0o7777;
             attrs.atime = set.atime.map_or(attrs.atime, |to| to.at(time));
-            attrs.mtime = set.mtime.map_or(attrs.mtime, |to| to.at(time));
-            attrs.ctime = time;
-            let mtime = attrs.mtime;
-            if (set.mtime.is_some() || set.size.is_some()) && !state.stamp_live(ino, mtime)? {
-                spool = state.spooled(ino);
-            }
-            state.record(ino);
+            (attrs.mtime, attrs.ctime) = (mtime, time);
             self.stat(state, ino)
         })?;
         if spool.is_some() {
@@ -520,7 +491,7 @@ impl Fs {
             return Err(FsError::Invalid.into());
         }
         let (file, spool, shaped) = {
-            let mut state = self.lock();
+            let mut state = self.begin();
             match state.tree.get(ino).map(|inode| &inode.body) {
                 None => return Err(FsError::Stale.into()),
                 Some(Body::File { .. }) => {}
@@ -544,13 +515,13 @@ impl Fs {
                 Content::Remote { .. } => return Err(need_bytes(ino, size)),
                 Content::Local { spool, .. } => {
                     let spool = *spool;
-                    if state.held.contains_key(&spool) {
+                    if state.backing.is_held(spool) {
                         return Err(need_bytes(ino, size));
                     }
-                    let shaped = size > old || state.is_uneven(ino);
-                    state.begin_reshaping(ino);
-                    let open = state.open.entry(ino).or_default();
-                    (open.file.clone().filter(|_| open.loan.is_none()), spool, shaped)
+                    let shaped = size > old || state.backing.is_uneven(ino);
+                    state.handles.begin_reshaping(ino);
+                    let file = state.handles.local(ino).filter(|_| !state.handles.is_lent(ino)).cloned();
+                    (file, spool, shaped)
                 }
             }
         };
@@ -558,7 +529,7 @@ impl Fs {
         let file = file.map_or_else(|| self.spool.file(spool).map(Arc::new), Ok);
         let done = file.and_then(|file| self.spool.disk().resize(&file, size).map(|()| file));
         self.change(|state| {
-            state.end_reshaping(ino);
+            state.handles.end_reshaping(ino);
             if let Ok(file) = &done {
                 match shaped {
                     true => state.reshaped(ino, |_| size, file, self),
@@ -577,12 +548,12 @@ impl Fs {
     fn touch_times(&self, ino: Ino) -> Op<()> {
         let time = now();
         let spooled = self.change(|state| {
-            state.materialize(ino);
-            if let Some(inode) = state.tree.get_mut(ino) {
+            // First, as it may fail.
+            let live = state.backing.stamp(ino, time)?;
+            if let Some(inode) = state.tree.edit(ino) {
                 (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
             }
-            state.record(ino);
-            Ok(if state.stamp_live(ino, time)? { None } else { state.spooled(ino) })
+            Ok(if live { None } else { state.spooled(ino) })
         })?;
         self.stamp_spool(spooled, time)
     }
@@ -625,8 +596,7 @@ impl Fs {
             if flags.write && loan.is_some() {
                 state.enliven(stat.ino, &file);
             }
-            let open = state.open.entry(stat.ino).or_default();
-            (open.file, open.loan) = (Some(file), loan);
+            state.handles.attach(stat.ino, file, loan, None);
             let handle = state.open_handle(stat.ino, flags);
             opened = Some((stat.ino, handle));
             Ok((stat, handle))
@@ -641,12 +611,12 @@ impl Fs {
 
     fn plant_file(&self, state: &mut State, parent: Ino, name: &Name, attrs: Attrs, id: SpoolId) -> Op<Stat> {
         state.vacancy(parent, name)?;
-        let generation = state.fresh_generation();
+        let generation = state.tree.fresh_generation();
         let content = Content::Local { spool: id, generation, hash: None };
         let stat = state.plant(parent, name.clone(), attrs, Body::File { content, size: 0 })?;
         if let Ok(path) = state.tree.path_in(parent, name) {
             state.open_account(&path, None);
-            state.queue.touch(&path, self.options.settle);
+            state.writeback.owe(&path, self.options.settle);
         }
         Ok(stat)
     }
@@ -723,11 +693,10 @@ impl Fs {
             let time = now();
             state.stamp_dir(parent, time);
             state.apply(Change::Link { parent, name: name.clone(), ino });
-            if let Some(inode) = state.tree.get_mut(ino) {
+            if let Some(inode) = state.tree.edit(ino) {
                 inode.attrs.ctime = time;
-                inode.lookups += 1;
             }
-            state.record(ino);
+            state.tree.looked_up(ino);
             if state.content(ino).is_some()
                 && let Ok(path) = state.tree.path_in(parent, name)
             {
@@ -744,18 +713,15 @@ impl Fs {
     /// [`FsError::NotFound`], [`FsError::IsDir`].
     pub fn unlink(&self, parent: Ino, name: &Name) -> Op<()> {
         self.writable_mount()?;
-        let mut left = None;
-        let done = self.change(|state| {
+        self.change(|state| {
             let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
             if state.tree.dir(ino).is_some() {
                 return Err(FsError::IsDir.into());
             }
             state.uproot(parent, name, ino, self);
-            left = state.bury(ino);
+            state.bury(ino);
             Ok(())
-        });
-        self.discard_spool(left);
-        done
+        })
     }
 
     /// Removes an empty directory.
@@ -779,8 +745,7 @@ impl Fs {
     /// As `rename(2)` has them.
     pub fn rename(&self, parent: Ino, name: &Name, to_parent: Ino, to_name: &Name, mode: RenameMode) -> Op<()> {
         self.writable_mount()?;
-        let mut left = None;
-        let done = self.change(|state| {
+        self.change(|state| {
             let ino = state.entry(parent, name)?.ok_or(FsError::NotFound)?;
             let target = state.entry(to_parent, to_name)?;
             if state.tree.lost().is_some_and(|lost| [ino, to_parent].contains(&lost) || target == Some(lost)) {
@@ -829,22 +794,20 @@ impl Fs {
             }
             let to_path = state.tree.path_in(to_parent, to_name);
             let replaced = match (target, &to_path) {
-                (Some(_), Ok(path)) => state.queue.leave_replaced(path),
+                (Some(_), Ok(path)) => state.writeback.leave_replaced(path),
                 _ => Vec::new(),
             };
             if let Some(target) = target {
                 state.uproot(to_parent, to_name, target, self);
-                left = state.bury(target);
+                state.bury(target);
             }
             state.transplant((parent, name), ino, (to_parent, to_name), Followed::new(), self);
             if let Ok(path) = to_path {
                 let size = state.content(ino).map_or(0, |(_, size)| size);
-                state.queue.join(&replaced, &path, size, true);
+                state.writeback.join(&replaced, &path, size, true);
             }
             Ok(())
-        });
-        self.discard_spool(left);
-        done
+        })
     }
 
     /// Opens a regular file.
@@ -871,20 +834,20 @@ impl Fs {
     fn attach(&self, ino: Ino, flags: OpenFlags) -> Op<u64> {
         self.lock().need_seen(ino)?;
         // Of those that open it for writing the kernel sees to that itself, before it asks.
-        if flags.truncate && !flags.write && self.lock().is_executed(ino) {
+        if flags.truncate && !flags.write && self.lock().handles.is_executed(ino) {
             return Err(FsError::TextBusy.into());
         }
         let empty = |state: &mut State| {
             state.look(ino, self);
             state.content(ino).is_some_and(|(_, size)| size == 0 && state.counted(ino) == 0)
         };
-        if flags.truncate && empty(&mut self.lock()) {
+        if flags.truncate && empty(&mut self.begin()) {
             // Emptying what is empty is a change too, by its times.
             self.touch_times(ino)?;
         }
         loop {
             let (content, way) = {
-                let mut state = self.lock();
+                let mut state = self.begin();
                 state.look(ino, self);
                 let (content, size) = match state.tree.get(ino).map(|inode| &inode.body) {
                     Some(Body::File { content, size }) => (content.clone(), *size),
@@ -899,7 +862,7 @@ impl Fs {
                 // allocated behind the end goes with it.
                 if flags.truncate && (size > 0 || state.counted(ino) > 0) {
                     // Those who go past the daemon stay with the file that they have.
-                    if state.live.contains_key(&ino) || state.way(ino) == Some(Way::Past) {
+                    if state.backing.is_live(ino) || state.handles.way(ino) == Some(Way::Past) {
                         drop(state);
                         self.truncate(ino, 0)?;
                         continue;
@@ -910,9 +873,9 @@ impl Fs {
                 if flags.write && state.borrowed(ino).is_some() {
                     return Err(super::Stop::Need(Need::Own(ino)));
                 }
-                let able = if state.live.contains_key(&ino) { self.able() } else { self.may_pass(&state) };
+                let able = if state.backing.is_live(ino) { self.able() } else { self.may_pass(&state) };
                 let way = state.opening(ino, flags.write, able, self);
-                let attached = state.open.get(&ino).is_some_and(|open| open.file.is_some());
+                let attached = state.handles.local(ino).is_some();
                 let unread = way == Way::Requests && !flags.read && matches!(content, Content::Remote { .. });
                 if attached || unread {
                     return Ok(state.open_handle(ino, flags));
@@ -940,17 +903,16 @@ impl Fs {
                     (Arc::new(file), None, None)
                 }
             };
-            let mut state = self.lock();
+            let mut state = self.begin();
             let same = state.content(ino).is_some_and(|(now, _)| *now == content);
             // Somebody may have been faster, and decided; then it is done again after them.
-            let decides = same && state.way(ino).is_none();
+            let decides = same && state.handles.way(ino).is_none();
             if decides && (loan.is_none() || state.opening(ino, flags.write, true, self) == way) {
-                let open = state.open.entry(ino).or_default();
-                (open.file, open.loan, open.borrowed) = (Some(file), loan, borrowed);
+                state.handles.attach(ino, file, loan, borrowed);
                 return Ok(state.open_handle(ino, flags));
             }
-            if same && state.way(ino) == Some(Way::Requests) && loan.is_none() {
-                state.open.entry(ino).or_default().file.get_or_insert(file);
+            if same && state.handles.way(ino) == Some(Way::Requests) && loan.is_none() {
+                state.handles.attach_first(ino, file);
                 return Ok(state.open_handle(ino, flags));
             }
             drop(state);
@@ -968,11 +930,8 @@ impl Fs {
     /// [`FsError::BadHandle`]; the server's when the bytes must be fetched.
     pub fn read(&self, handle: u64, offset: u64, length: usize) -> Op<Vec<u8>> {
         let (file, size) = {
-            let mut state = self.lock();
-            let Some(Handle::File { ino, read: true, .. }) = state.handles.get(&handle) else {
-                return Err(FsError::BadHandle.into());
-            };
-            let ino = *ino;
+            let mut state = self.begin();
+            let ino = state.handles.reader(handle)?;
             state.look(ino, self);
             let (_, size) = state.content(ino).ok_or(FsError::Stale)?;
             (self.attached(&state, ino)?, size)
@@ -994,8 +953,8 @@ impl Fs {
 
     /// The local file behind an open one.
     pub(super) fn attached(&self, state: &State, ino: Ino) -> Op<Arc<File>> {
-        match state.open.get(&ino).and_then(|open| open.file.clone()) {
-            Some(file) => Ok(file),
+        match state.handles.local(ino) {
+            Some(file) => Ok(file.clone()),
             None => Err(super::Stop::Need(Need::Fetch(ino))),
         }
     }
@@ -1008,36 +967,31 @@ impl Fs {
     pub fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Op<usize> {
         let end = offset.checked_add(data.len() as u64).ok_or(FsError::Invalid)?;
         let (ino, file, shaped, reserved) = {
-            let mut state = self.lock();
-            let Some(Handle::File { ino, write: true, .. }) = state.handles.get(&handle) else {
-                return Err(FsError::BadHandle.into());
-            };
-            let ino = *ino;
+            let mut state = self.begin();
+            let ino = state.handles.writer(handle)?;
             state.look(ino, self);
             let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
             match content {
                 Content::Remote { .. } => return Err(super::Stop::Need(Need::Own(ino))),
-                Content::Local { spool, .. } if state.held.contains_key(spool) => {
+                Content::Local { spool, .. } if state.backing.is_held(*spool) => {
                     return Err(super::Stop::Need(Need::Own(ino)));
                 }
                 Content::Local { .. } => {}
             }
             let file = state.writable(ino, self)?;
-            let uneven = state.is_uneven(ino);
+            let uneven = state.backing.is_uneven(ino);
             let reserved = self.reserve_range(&file, size, uneven, offset, end)?;
-            if let Some(open) = state.open.get_mut(&ino) {
-                open.writing += 1;
-            }
+            state.handles.begin_writing(ino);
             (ino, file, uneven || offset > size, reserved)
         };
         let (written, failed) = self.put(&file, data, offset);
         let end = if failed.is_some() { offset + written as u64 } else { end };
         self.change(|state| {
-            state.end_writing(ino);
+            state.handles.end_writing(ino);
             self.spool.release(reserved);
             // What a failed write left counts: it may be in the middle of what was there.
             if written > 0 || failed.is_none() {
-                match shaped || state.is_uneven(ino) {
+                match shaped || state.backing.is_uneven(ino) {
                     true => state.reshaped(ino, |size| size.max(end), &file, self),
                     false => state.wrote(ino, |size| size.max(end), self),
                 }
@@ -1058,22 +1012,21 @@ impl Fs {
     pub fn fsync(&self, handle: u64) -> Op<Vec<RepoPath>> {
         let (file, spool, paths) = {
             let state = self.lock();
-            match state.handles.get(&handle) {
-                Some(Handle::File { ino, .. }) => {
-                    let spool = match state.content(*ino) {
+            match state.handles.file(handle) {
+                Ok(ino) => {
+                    let spool = match state.content(ino) {
                         Some((Content::Local { spool, .. }, _)) => Some(*spool),
                         _ => None,
                     };
-                    let file = state.open.get(ino).and_then(|open| open.file.clone());
-                    (file, spool, state.tree.file_paths(*ino))
+                    (state.handles.local(ino).cloned(), spool, state.tree.file_paths(ino))
                 }
-                Some(Handle::Dir { .. }) => {
+                Err(_) => {
+                    state.handles.dir(handle)?;
                     drop(state);
                     // What the record names must be there, or the directory's new files are names of nothing.
                     self.spool.sync_names()?;
                     (None, None, Vec::new())
                 }
-                None => return Err(FsError::BadHandle.into()),
             }
         };
         if let (Some(file), Some(spool)) = (file, spool) {
@@ -1088,15 +1041,11 @@ impl Fs {
     /// The paths of a file that is open for writing: closing any other waits for nothing.
     pub fn handle_paths(&self, handle: u64) -> Vec<RepoPath> {
         let state = self.lock();
-        match state.handles.get(&handle) {
-            Some(Handle::File { ino, write: true, .. }) => state.tree.file_paths(*ino),
-            _ => Vec::new(),
-        }
+        state.handles.writer(handle).map_or_else(|_| Vec::new(), |ino| state.tree.file_paths(ino))
     }
 
     /// Closes a handle. The last writer's makes the file due for staging after its quiet period.
     pub fn release(&self, handle: u64) {
-        let mut left = None;
         let mut closed = None;
         let mut written = None;
         let mut rested = None;
@@ -1104,63 +1053,37 @@ impl Fs {
         let mut order = None;
         // As for `forget`.
         let done = self.change(|state| {
-            let (ino, read, write) = match state.handles.remove(&handle) {
-                Some(Handle::File { ino, read, write, .. }) => (ino, read, write),
-                Some(Handle::Dir { ino }) => (ino, false, false),
-                None => return Ok(()),
-            };
-            if let Some(inode) = state.tree.get_mut(ino) {
-                inode.opens = inode.opens.saturating_sub(1);
-                if let (0, Body::Dir(dir)) = (inode.opens, &mut inode.body) {
-                    order = dir.at_rest();
-                }
-            }
-            if write {
+            let Some(handle) = state.handles.close(handle) else { return Ok(()) };
+            let ino = handle.ino;
+            order = state.tree.closed(ino);
+            if handle.write {
                 state.look(ino, self);
             }
-            let live = state.live.contains_key(&ino);
-            let past = state.way(ino) == Some(Way::Past);
-            let staged = state.staged_live(ino).is_some();
-            if let Some(open) = state.open.get_mut(&ino) {
-                open.handles = open.handles.saturating_sub(1);
-                open.writers = open.writers.saturating_sub(u32::from(write));
-                // What is mapped or spliced is cached all the same. Linux up to 6.18 drops what a write makes out of
-                // date before the write alone, so a page may have come back meanwhile.
-                if open.uncached && read {
-                    state.stale.push(Stale::Content(ino));
-                }
-                // What was done past the daemon need not show.
-                let settled = write && open.writers == 0 && (open.modified || live && !staged);
-                if settled {
-                    open.modified = false;
-                }
-                let last = (write && open.writers == 0 && !past).then(|| open.file.clone()).flatten();
-                // The file closes outside the lock.
-                if open.handles == 0 {
-                    // A change by name may be under way, and ends by itself.
-                    let (writing, reshaping) = (open.writing, open.reshaping);
-                    closed = state.open.remove(&ino);
-                    if writing > 0 {
-                        state.open.insert(ino, OpenFile { writing, reshaping, ..OpenFile::default() });
-                    }
-                    let borrowed = closed.as_ref().and_then(|closed| closed.borrowed?.to_give_back());
-                    borrowed.into_iter().for_each(|hash| self.give_back(hash));
-                }
-                // The spool file's time counts after the daemon's end, and is of another clock yet.
-                if let (Some(file), Some((Content::Local { .. }, _))) = (last, state.content(ino)) {
-                    written = state.tree.get(ino).map(|inode| (file, inode.attrs.mtime));
-                }
-                if settled {
-                    state.touch_file(ino, self.options.settle);
-                }
+            let live = state.backing.is_live(ino);
+            let past = state.handles.way(ino) == Some(Way::Past);
+            let staged = state.backing.staged_live(ino).is_some();
+            // What was done past the daemon need not show.
+            let left_open = state.handles.leave(&handle, live && !staged);
+            if left_open.stale {
+                state.kernel.content_changed(ino);
+            }
+            closed = left_open.last;
+            let borrowed = closed.as_ref().and_then(|closed| closed.borrowed?.to_give_back());
+            borrowed.into_iter().for_each(|hash| self.give_back(hash));
+            // The spool file's time counts after the daemon's end, and is of another clock yet.
+            if let (Some(file), Some((Content::Local { .. }, _))) = (left_open.written, state.content(ino)) {
+                written = state.tree.get(ino).map(|inode| (file, inode.attrs.mtime));
+            }
+            if left_open.settled {
+                state.touch_file(ino, self.options.settle);
             }
             if past {
                 let asked = state.ask_after(ino, self);
-                if let (Asked::Still(staged), None) = (asked, state.way(ino)) {
+                if let (Asked::Still(staged), None) = (asked, state.handles.way(ino)) {
                     rested = state.come_to_rest(ino, staged, self);
                 }
             }
-            left = state.bury(ino);
+            state.bury(ino);
             Ok(())
         });
         if let Some((file, mtime)) = written
@@ -1177,77 +1100,28 @@ impl Fs {
         }
         // Also then: until it can, nothing leaves the spool.
         rested.into_iter().for_each(|adopted| self.keep(adopted));
-        self.discard_spool(left);
     }
 }
 
 impl State {
-    pub(super) fn fresh_handle(&mut self) -> u64 {
-        self.next_handle += 1;
-        self.next_handle
-    }
-
     fn open_handle(&mut self, ino: Ino, flags: OpenFlags) -> u64 {
-        let handle = self.fresh_handle();
-        self.handles.insert(handle, Handle::File { ino, read: flags.read, write: flags.write, execute: flags.execute });
-        let may_leave_uncached = self.may_leave_uncached;
-        let open = self.open.entry(ino).or_default();
-        if open.handles == 0 {
-            open.uncached = may_leave_uncached && open.loan.is_none() && flags.write && !flags.read;
-        }
-        open.handles += 1;
-        open.writers += u32::from(flags.write);
-        let lent = open.loan.is_some() && flags.write;
-        if let Some(file) = open.file.clone().filter(|_| lent) {
+        let handle = self.handles.open_file(ino, flags, self.kernel.may_leave_uncached());
+        if let Some(file) = self.handles.local(ino).filter(|_| flags.write && self.handles.is_lent(ino)).cloned() {
             self.enliven(ino, &file);
         }
-        if let Some(inode) = self.tree.get_mut(ino) {
-            inode.opens += 1;
-        }
+        self.tree.opened(ino);
         handle
-    }
-
-    /// Whether a program runs from a file.
-    fn is_executed(&self, ino: Ino) -> bool {
-        self.handles.values().any(|handle| matches!(handle, Handle::File { ino: at, execute: true, .. } if *at == ino))
-    }
-
-    /// A change that is more than a plain write begins.
-    pub(super) fn begin_reshaping(&mut self, ino: Ino) {
-        let open = self.open.entry(ino).or_default();
-        open.writing += 1;
-        open.reshaping += 1;
-    }
-
-    pub(super) fn end_reshaping(&mut self, ino: Ino) {
-        if let Some(open) = self.open.get_mut(&ino) {
-            open.reshaping -= 1;
-        }
-        self.end_writing(ino);
-    }
-
-    pub(super) fn end_writing(&mut self, ino: Ino) {
-        if let Some(open) = self.open.get_mut(&ino) {
-            open.writing -= 1;
-            if open.handles == 0 && open.writing == 0 {
-                self.open.remove(&ino);
-            }
-        }
     }
 
     /// The content changed: a new generation, new times, and the paths are owed again.
     pub(super) fn wrote(&mut self, ino: Ino, length: impl FnOnce(u64) -> u64, fs: &Fs) {
-        let generation = self.fresh_generation();
-        let time = now();
-        let Some(inode) = self.tree.get_mut(ino) else { return };
-        (inode.attrs.mtime, inode.attrs.ctime) = (time, time);
-        if let Body::File { content: Content::Local { generation: old, hash, .. }, size } = &mut inode.body {
-            (*old, *hash) = (generation, None);
-            let before = std::mem::replace(size, length(*size));
-            let after = *size;
-            if !self.is_uneven(ino) {
-                fs.spool.recount(before, after);
-            }
+        if self.tree.get(ino).is_none() {
+            return;
+        }
+        if let Some((before, after)) = self.tree.wrote(ino, now(), length)
+            && !self.backing.is_uneven(ino)
+        {
+            fs.spool.recount(before, after);
         }
         self.saw(ino, fs);
         self.changed(ino, fs);
@@ -1255,11 +1129,7 @@ impl State {
 
     /// The paths of a file are owed again: once, until its writers have closed it.
     pub(super) fn changed(&mut self, ino: Ino, fs: &Fs) {
-        let first = match self.open.get_mut(&ino) {
-            Some(open) if open.writers > 0 => !std::mem::replace(&mut open.modified, true),
-            _ => true,
-        };
-        if first {
+        if self.handles.note_change(ino) {
             self.touch_file(ino, fs.options.settle);
         }
     }
@@ -1289,12 +1159,12 @@ impl State {
 impl State {
     /// The local file of an open one, to be changed.
     pub(super) fn writable(&self, ino: Ino, fs: &Fs) -> Op<Arc<File>> {
-        match (self.open.get(&ino), self.content(ino)) {
+        match (self.handles.local(ino), self.content(ino)) {
             // What is lent is open for reading alone, or it would count as a writer. Few come this way.
-            (Some(OpenFile { loan: Some(_), .. }), Some((Content::Local { spool, .. }, _))) => {
+            (Some(_), Some((Content::Local { spool, .. }, _))) if self.handles.is_lent(ino) => {
                 Ok(Arc::new(fs.spool.file(*spool)?))
             }
-            (Some(OpenFile { file: Some(file), .. }), _) => Ok(file.clone()),
+            (Some(file), _) => Ok(file.clone()),
             _ => Err(FsError::BadHandle.into()),
         }
     }

@@ -105,12 +105,12 @@ impl Fs {
     /// All that is staged is owed again. A request of before may still be carried out: what is there is in doubt.
     fn owe_staged(&self) -> Result<(), FsError> {
         into_plain(self.change(|state| {
-            let staged = state.ledger.iter().filter(|(_, account)| account.staged != Staged::Nothing);
+            let staged = state.writeback.ledger().iter().filter(|(_, account)| account.staged != Staged::Nothing);
             let staged: Vec<(RepoPath, Account)> = staged.map(|(path, account)| (path.clone(), account)).collect();
             for (path, account) in staged {
                 let account = Account { staged: Staged::Doubt, ..account };
                 state.apply(Change::Account { path: path.clone(), account: Some(account) });
-                state.queue.touch(&path, Duration::ZERO);
+                state.writeback.owe(&path, Duration::ZERO);
             }
             Ok(())
         }))?;
@@ -132,12 +132,12 @@ impl Fs {
             };
             Some((path.clone(), expected))
         };
-        state.ledger.iter().filter_map(expected).collect()
+        state.writeback.ledger().iter().filter_map(expected).collect()
     }
 
     /// The commit that was asked for, if it is not known what became of it.
     pub fn intent(&self) -> Option<CommitIntent> {
-        self.lock().intent.clone()
+        self.lock().writeback.intent().cloned()
     }
 
     /// Puts on stable storage that a commit is asked for.
@@ -158,7 +158,7 @@ impl Fs {
     /// The journal's: it is looked for once more, to no harm.
     pub fn drop_intent(&self) -> Result<(), FsError> {
         into_plain(self.change(|state| {
-            if state.intent.is_some() {
+            if state.writeback.intent().is_some() {
                 state.apply(Change::Intent { intent: None });
             }
             Ok(())
@@ -195,16 +195,15 @@ impl State {
                     if let Some((Content::Remote { hash, origin: None }, size)) = self.content(ino) {
                         let content = Content::Remote { hash: *hash, origin: Some(before) };
                         self.set_content(ino, content, size);
-                        self.record(ino);
                     }
                 }
                 (Resolved::AsBase | Resolved::Absent, _) => {}
             }
-            let account = self.ledger.get(path).unwrap_or_default();
+            let account = self.writeback.account(path).unwrap_or_default();
             let account = Account { base, staged: Staged::Nothing, ..account };
             self.apply(Change::Account { path: path.clone(), account: Some(account) });
             if self.owes(path, &account) {
-                self.queue.touch(path, Duration::ZERO);
+                self.writeback.owe(path, Duration::ZERO);
                 owed += 1;
             }
         }

@@ -8,9 +8,9 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
 use super::passthrough::Way;
-use super::{Fs, FsError, Handle, Need, Op, State, Stop};
+use super::{Fs, FsError, Need, Op, State, Stop};
 use crate::disk::Act;
-use crate::namespace::{Body, Content, Ino};
+use crate::namespace::{Content, Ino};
 use crate::spool::holes::{counted, even};
 use crate::spool::{self, copy_content, copy_range};
 
@@ -55,24 +55,21 @@ struct Writing {
 impl State {
     /// Whether somebody has a file open for writing, or mapped, and what they write comes here sooner or later.
     pub(super) fn is_written_by_requests(&self, ino: Ino) -> bool {
-        self.way(ino) == Some(Way::Requests) && self.open.get(&ino).is_some_and(|open| open.writers > 0)
+        self.handles.way(ino) == Some(Way::Requests) && self.handles.is_written(ino)
     }
 
-    /// The local file of a handle that may be changed, and until [`end_reshaping`](Self::end_reshaping) is not captured.
+    /// The local file of a handle that may be changed, and until [`end_reshaping`](super::handles::Handles::end_reshaping) is not captured.
     fn begin_change(&mut self, handle: u64, fs: &Fs) -> Op<Writing> {
-        let Some(Handle::File { ino, write: true, .. }) = self.handles.get(&handle) else {
-            return Err(FsError::BadHandle.into());
-        };
-        let ino = *ino;
+        let ino = self.handles.writer(handle)?;
         self.look(ino, fs);
         let (content, size) = self.content(ino).ok_or(FsError::Stale)?;
-        let uneven = self.is_uneven(ino);
+        let uneven = self.backing.is_uneven(ino);
         match content {
-            Content::Local { spool, .. } if !self.held.contains_key(spool) => {}
+            Content::Local { spool, .. } if !self.backing.is_held(*spool) => {}
             _ => return Err(Stop::Need(Need::Own(ino))),
         }
         let file = self.writable(ino, fs)?;
-        self.begin_reshaping(ino);
+        self.handles.begin_reshaping(ino);
         Ok(Writing { ino, file, size, uneven })
     }
 }
@@ -92,7 +89,7 @@ impl Fs {
             RangeChange::Zero { grow } => (FallocateFlags::ZERO_RANGE, grow),
         };
         let flags = if grow { flags } else { flags | FallocateFlags::KEEP_SIZE };
-        let Writing { ino, file, size, uneven } = self.lock().begin_change(handle, self)?;
+        let Writing { ino, file, size, uneven } = self.begin().begin_change(handle, self)?;
         let reserved = match change {
             RangeChange::Punch => Ok(0),
             _ => self.reserve_range(&file, size, uneven, offset, end),
@@ -102,7 +99,7 @@ impl Fs {
             .and_then(|_| self.spool.disk().act(Act::Resize(&file), || Ok(fallocate(&*file, flags, offset, length)?)));
         let ok = done.is_ok();
         self.change(|state| {
-            state.end_reshaping(ino);
+            state.handles.end_reshaping(ino);
             self.spool.release(taken);
             if ok {
                 let grown = if grow { size.max(end) } else { size };
@@ -126,16 +123,13 @@ impl Fs {
     /// [`FsError::PastEnd`] when there is none.
     pub fn seek(&self, handle: u64, offset: u64, what: Seek) -> Op<u64> {
         let (file, size) = {
-            let mut state = self.lock();
-            let Some(Handle::File { ino, .. }) = state.handles.get(&handle) else {
-                return Err(FsError::BadHandle.into());
-            };
-            let ino = *ino;
+            let mut state = self.begin();
+            let ino = state.handles.file(handle)?;
             state.look(ino, self);
             let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
             let local = matches!(content, Content::Local { .. });
             let told = local && !state.is_written_by_requests(ino);
-            (state.open.get(&ino).and_then(|open| open.file.clone()).filter(|_| told), size)
+            (state.handles.local(ino).cloned().filter(|_| told), size)
         };
         if offset >= size {
             return Err(FsError::PastEnd.into());
@@ -161,11 +155,8 @@ impl Fs {
     pub fn copy_range(&self, from: (u64, u64), to: (u64, u64), length: u64) -> Op<u64> {
         let (source, known, length, writing) =
             {
-                let mut state = self.lock();
-                let Some(Handle::File { ino, read: true, .. }) = state.handles.get(&from.0) else {
-                    return Err(FsError::BadHandle.into());
-                };
-                let ino = *ino;
+                let mut state = self.begin();
+                let ino = state.handles.reader(from.0)?;
                 state.look(ino, self);
                 let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
                 let content = content.clone();
@@ -205,7 +196,7 @@ impl Fs {
         });
         let copied = done.as_ref().ok().copied();
         self.change(|state| {
-            state.end_reshaping(ino);
+            state.handles.end_reshaping(ino);
             self.spool.release(taken);
             match copied {
                 Some(copied) => {
@@ -230,7 +221,7 @@ impl Fs {
 impl State {
     /// Gives a copy the hash of what it was copied from, if that is known and did not change meanwhile.
     fn copied(&mut self, source: Ino, before: &Content, copy: Ino, length: u64) {
-        let busy = |ino| self.live.contains_key(&ino) || self.open.get(&ino).is_some_and(|open| open.writing > 0);
+        let busy = |ino| self.backing.is_live(ino) || self.handles.is_changing(ino);
         let found = match (before, self.content(source)) {
             (Content::Remote { hash, .. }, _) => Some(*hash),
             (
@@ -242,11 +233,11 @@ impl State {
         if busy(copy) {
             return;
         }
-        if let Some(inode) = self.tree.get_mut(copy)
-            && let Body::File { content: Content::Local { hash, .. }, size } = &mut inode.body
-            && *size == length
+        if let Some((Content::Local { generation, .. }, size)) = self.content(copy)
+            && size == length
         {
-            *hash = found;
+            let generation = *generation;
+            self.tree.set_hash(copy, generation, found);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! From the record to a filesystem that serves: replay, then agree with the server on what it has.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -10,16 +10,23 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use super::backing::Backing;
 use super::belief::LeftBehind;
 use super::fetching::Flights;
-use super::lost::LostFound;
+use super::handles::Handles;
+use super::kernel::Kernel;
+use super::lost::{LostFound, SalvagedFiles};
 use super::queue::Parked;
 use super::staging::into_plain;
+use super::tree::Tree;
+use super::txn::Draft;
+use super::unreadable::Unreadable;
+use super::writeback::Writeback;
 use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, now_secs, unlisted_dir};
 use crate::control::{Counts, LocalPath};
 use crate::disk::Disk;
 use crate::journal::{self, Change, Damage, Journal, JournalError};
-use crate::ledger::{Account, Ledger, Staged};
+use crate::ledger::{Account, Staged};
 use crate::namespace::{Body, Content, Ino, Namespace, ROOT, Resolved, SpoolId};
 use crate::path::{Name, RepoPath};
 use crate::spool::{Cache, Spool, foreign_in, ids_in};
@@ -101,7 +108,7 @@ impl Fs {
         let cache = Cache::open_on(disk, &cache_dir, limits.cache).map_err(io(&cache_dir))?;
         let keep = state.recover(&spool);
         // What was dropped is, once and for all.
-        journal.append(&std::mem::take(&mut state.frame));
+        journal.append(&state.take_frame());
         let mut strays = spool.strays(&keep).map_err(io(&spool_dir))?;
         // The server may have lost it since, as long as it is not committed.
         let left_behind = std::mem::take(&mut state.left_behind);
@@ -177,12 +184,12 @@ impl Fs {
             tracing::warn!(%known, %base, "the workspace stands on another commit than at the last mount");
         }
         let accounts: Vec<(RepoPath, Account)> =
-            self.lock().ledger.iter().map(|(path, account)| (path.clone(), account)).collect();
+            self.lock().writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
         let mut listings = Listings::new(self, base.clone());
         let mut updates = Vec::new();
         for (path, account) in &accounts {
             let base = if moved { listings.object(path).await? } else { account.base };
-            let fell = |kind| kind == ChangeKind::Removed && self.lock().ledger.may_fall(path);
+            let fell = |kind| kind == ChangeKind::Removed && self.lock().writeback.ledger().may_fall(path);
             let now_staged = match (account.staged, staged.get(path).map(|change| change.kind)) {
                 // What came late is undone by its turn in the queue.
                 (Staged::Nothing, Some(kind)) if account.late.is_some() || fell(kind) => Staged::Doubt,
@@ -210,11 +217,11 @@ impl Fs {
             updates.push((path.clone(), Account { base, staged: now_staged, late }));
         }
         let mut foreign = Vec::new();
-        for change in staged.values().filter(|change| self.lock().ledger.get(&change.path).is_none()) {
+        for change in staged.values().filter(|change| self.lock().writeback.account(&change.path).is_none()) {
             let (path, base) = (change.path.clone(), listings.object(&change.path).await?);
             let staged = match change.kind {
                 // With its directory, by a request of ours: undone as well.
-                ChangeKind::Removed if self.lock().ledger.may_fall(&path) => {
+                ChangeKind::Removed if self.lock().writeback.ledger().may_fall(&path) => {
                     updates.push((path, Account { base, staged: Staged::Doubt, late: Some(now_secs()) }));
                     continue;
                 }
@@ -224,11 +231,11 @@ impl Fs {
             foreign.push(Foreign { path, base, staged });
         }
         into_plain(self.change(|state| {
-            if state.base != base {
+            if *state.tree.base() != base {
                 state.apply(Change::Base { commit: base.clone() });
             }
             for (path, account) in updates {
-                if state.ledger.get(&path) != Some(account) {
+                if state.writeback.account(&path) != Some(account) {
                     state.apply(Change::Account { path, account: Some(account) });
                 }
             }
@@ -237,18 +244,18 @@ impl Fs {
             }
             state.queue_owed();
             for (path, what) in conflicts {
-                if state.queue.get(&path).is_some() {
+                if state.writeback.is_pending(&path) {
                     let error = format!("{what}; `oxenfs sync` on it stages yours over that");
-                    state.queue.park(&path, error, Parked::Person);
+                    state.writeback.park(&path, error, Parked::Person);
                 }
             }
             for (path, what) in after_repair {
-                if state.queue.get(&path).is_some() {
+                if state.writeback.is_pending(&path) {
                     let error = format!(
                         "{what}; `oxenfs sync` on it by name stages yours over that, and to have the other, move yours \
                          elsewhere, `oxenfs unmount --detach` and mount again"
                     );
-                    state.queue.park(&path, error, Parked::Conflict);
+                    state.writeback.park(&path, error, Parked::Conflict);
                 }
             }
             Ok(())
@@ -275,10 +282,10 @@ impl Fs {
         }
         into_plain(self.change(|state| {
             for (path, base) in paths.iter().zip(found) {
-                let account = state.ledger.get(path).unwrap_or_default();
+                let account = state.writeback.account(path).unwrap_or_default();
                 if account.base != base {
                     state.apply(Change::Account { path: path.clone(), account: Some(Account { base, ..account }) });
-                    state.queue.touch(path, Duration::ZERO);
+                    state.writeback.owe(path, Duration::ZERO);
                 }
             }
             Ok(true)
@@ -302,9 +309,9 @@ impl Fs {
         let (inodes, paths) = {
             let state = self.lock();
             let inodes: Vec<Ino> = state.tree.iter().filter(|(_, i)| i.recorded).map(|(ino, _)| ino).collect();
-            let paths: Vec<RepoPath> = state.ledger.iter().map(|(path, _)| path.clone()).collect();
-            let intent = Change::Intent { intent: state.intent.clone() };
-            self.journal.append(&[Change::Base { commit: state.base.clone() }, intent]);
+            let paths: Vec<RepoPath> = state.writeback.ledger().iter().map(|(path, _)| path.clone()).collect();
+            let intent = Change::Intent { intent: state.writeback.intent().cloned() };
+            self.journal.append(&[Change::Base { commit: state.tree.base().clone() }, intent]);
             (inodes, paths)
         };
         // First all inodes, then all names, so that no name is replayed before what it stands for.
@@ -342,8 +349,8 @@ impl Fs {
             self.append_state(|state| {
                 let mut changes = Vec::new();
                 for path in portion {
-                    changes.push(Change::Account { path: path.clone(), account: state.ledger.get(path) });
-                    if let Some(upload) = state.uploads.get(path) {
+                    changes.push(Change::Account { path: path.clone(), account: state.writeback.account(path) });
+                    if let Some(upload) = state.writeback.upload(path) {
                         changes.push(Change::Upload { path: path.clone(), upload: Some(upload.clone()) });
                     }
                 }
@@ -483,7 +490,7 @@ pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, Comm
     let (state, options) = recorded(dir, shown)?;
     let mut counts = Counts::default();
     let mut staged = Vec::new();
-    for (path, account) in state.ledger.iter() {
+    for (path, account) in state.writeback.ledger().iter() {
         let (found, size) = match state.tree.resolve(path) {
             Resolved::AsBase => (account.base.is_some(), 0),
             Resolved::Absent => (false, 0),
@@ -514,7 +521,7 @@ pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, Comm
         counts.remote.bytes = counts.remote.bytes.saturating_add(object.size);
     }
     let local = state.local_paths(&options, &mut counts);
-    Ok((counts, local, state.base))
+    Ok((counts, local, state.tree.base().clone()))
 }
 
 /// The state that is on record in a directory, and how a mount of it shows the base.
@@ -537,7 +544,7 @@ impl State {
     fn with_owed(&self, error: JournalError, place: &Place) -> JournalError {
         let JournalError::Damaged(mut damage) = error else { return error };
         let accounts: Vec<(RepoPath, Account)> =
-            self.ledger.iter().map(|(path, account)| (path.clone(), account)).collect();
+            self.writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
         let owed = accounts.iter().filter(|(path, account)| self.owes(path, account)).count();
         let (files, bytes) = super::repair::weigh(&place.spool);
         damage.owed = Some(format!(
@@ -550,36 +557,15 @@ impl State {
     /// Nothing known but the root.
     pub(super) fn empty(tree: Namespace) -> Self {
         Self {
-            tree,
-            ledger: Ledger::default(),
-            queue: super::queue::Queue::default(),
-            base: CommitId("".into()),
-            intent: None,
-            uploads: HashMap::new(),
-            handles: HashMap::new(),
-            open: HashMap::new(),
-            live: HashMap::new(),
-            lingering: BTreeSet::new(),
-            held: HashMap::new(),
-            cut: None,
-            copied: Vec::new(),
-            copying: 0,
-            next_handle: 0,
-            may_leave_uncached: false,
-            next_generation: 0,
-            doubts: 0,
-            last_spool: SpoolId(0),
+            tree: Tree::new(tree),
+            writeback: Writeback::default(),
+            backing: Backing::default(),
+            handles: Handles::default(),
+            kernel: Kernel::default(),
+            draft: Draft::default(),
             left_behind: LeftBehind::default(),
-            frame: Vec::new(),
-            stale: Vec::new(),
-            pinned: HashMap::new(),
-            uneven: HashMap::new(),
-            told_of_holes: HashSet::new(),
-            lost: HashMap::new(),
-            unseen: None,
-            kept_out: HashSet::new(),
-            salvaged: HashMap::new(),
-            unreadable: super::unreadable::Unreadable::default(),
+            salvaged: SalvagedFiles::default(),
+            unreadable: Unreadable::default(),
         }
     }
 
@@ -617,11 +603,11 @@ impl State {
             _ => None,
         });
         for (ino, path) in pinned.collect::<Vec<_>>() {
-            self.pinned.entry(path).or_default().push(ino);
+            self.backing.reads_at(&path, ino);
         }
         let keep = local.iter().map(|(_, id)| *id).collect();
-        spool.pass_over(self.last_spool);
-        self.unseen = Some(local.into_iter().map(|(ino, _)| ino).collect());
+        spool.pass_over(self.left_behind.last_spool());
+        self.backing.are_unseen(local.into_iter().map(|(ino, _)| ino).collect());
         keep
     }
 
@@ -629,10 +615,10 @@ impl State {
     /// with the base.
     fn queue_owed(&mut self) {
         let accounts: Vec<(RepoPath, Account)> =
-            self.ledger.iter().map(|(path, account)| (path.clone(), account)).collect();
+            self.writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
         for (path, account) in accounts {
             if self.owes(&path, &account) {
-                self.queue.touch(&path, Duration::ZERO);
+                self.writeback.owe(&path, Duration::ZERO);
             } else if account.is_settled() {
                 self.apply(Change::Account { path, account: None });
             }
@@ -669,10 +655,7 @@ impl State {
     ) {
         let Some((at, last)) = self.dir_for(path, options) else { return };
         let content = Content::Remote { hash: object.hash, origin };
-        let ino = self.tree.fresh_ino();
-        let body = Body::File { content, size: object.size };
-        self.tree.insert(ino, base_attrs(options, false, now()), body, true);
-        self.record(ino);
+        let ino = self.add(base_attrs(options, false, now()), Body::File { content, size: object.size });
         self.apply(Change::Link { parent: at, name: last, ino });
     }
 
@@ -688,10 +671,8 @@ impl State {
                 Some(child) if self.tree.dir(child).is_some() => child,
                 Some(_) => return None,
                 None => {
-                    let ino = self.tree.fresh_ino();
-                    self.tree.insert(ino, base_attrs(options, true, now()), unlisted_dir(), true);
                     self.materialize(at);
-                    self.record(ino);
+                    let ino = self.add(base_attrs(options, true, now()), unlisted_dir());
                     self.apply(Change::Link { parent: at, name, ino });
                     ino
                 }

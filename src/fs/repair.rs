@@ -177,7 +177,7 @@ impl Salvage {
                     inode.links.first().filter(|(above, old)| (above, old) != (parent, name)).cloned()
                 });
                 if let Some((parent, name)) = other.filter(|_| !follows) {
-                    self.state.tree.unlink(parent, &name, true);
+                    self.state.tree.take_away(parent, &name, true);
                 }
             }
             Change::Unlink { parent, name, .. } => {
@@ -212,7 +212,8 @@ impl Salvage {
             }
         }
         repair.missing.sort();
-        let accounts: Vec<_> = self.state.ledger.iter().map(|(path, account)| (path.clone(), account)).collect();
+        let accounts: Vec<_> =
+            self.state.writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
         repair.owed = accounts.iter().filter(|(path, account)| self.state.owes(path, account)).count() as u64;
         for spool in ids.into_iter().filter(|id| !used.contains_key(id)) {
             let Ok(file) = fs::symlink_metadata(spool::path_in(&place.spool, spool)) else { continue };
@@ -260,18 +261,18 @@ impl State {
             if doubled {
                 let links = inode.links.to_vec();
                 for (parent, name) in links {
-                    self.tree.unlink(parent, &name, false);
+                    self.tree.take_away(parent, &name, false);
                 }
             }
             // A directory is kept: without a name nobody sees it, and its entries would be left in the air.
             let nameless = self.tree.get(ino).is_some_and(|inode| inode.links.is_empty() && !inode.is_dir());
             if nameless {
-                self.tree.drop_inode(ino);
+                self.tree.forget_inode(ino);
             } else if let Some(spool) = spool.filter(|_| self.is_reached(ino)) {
                 used.insert(spool, ino);
                 for path in self.tree.file_paths(ino) {
-                    if self.ledger.get(&path).is_none() {
-                        self.ledger.set(path, Some(Account::default()));
+                    if self.writeback.account(&path).is_none() {
+                        self.writeback.set_account(path, Some(Account::default()));
                     }
                 }
             }
@@ -282,7 +283,7 @@ impl State {
     /// Shows what is staged for a path of which the tree has nothing, and that nobody removed: the frame that made the
     /// file is among those that are lost, and the base's content would be staged over it.
     fn show_staged(&mut self, dangling: &HashSet<(Ino, Name)>, options: &super::Options) {
-        let accounts: Vec<_> = self.ledger.iter().map(|(path, account)| (path.clone(), account)).collect();
+        let accounts: Vec<_> = self.writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
         for (path, account) in accounts {
             if let Staged::Put(object) = account.staged
                 && account.base.is_none_or(|base| base.hash != object.hash)
@@ -295,7 +296,8 @@ impl State {
                 self.import(&Foreign { path, base: account.base, staged: Some(object) }, options);
             }
         }
-        self.frame.clear();
+        // All of it is written down anew.
+        self.take_frame();
     }
 
     /// Whether a path has a name, of something that is not known.
@@ -312,7 +314,7 @@ impl State {
 
     /// Writes the whole state down.
     fn put_all(&self, into: &mut Rewritten<'_>) -> io::Result<()> {
-        into.append(&[Change::Base { commit: self.base.clone() }])?;
+        into.append(&[Change::Base { commit: self.tree.base().clone() }])?;
         let mut portion = Vec::new();
         let mut put = |change: Change, into: &mut Rewritten<'_>, last: bool| -> io::Result<()> {
             portion.push(change);
@@ -343,14 +345,14 @@ impl State {
                 put(Change::Link { parent: *parent, name: name.clone(), ino: *ino }, into, false)?;
             }
         }
-        for (path, account) in self.ledger.iter() {
+        for (path, account) in self.writeback.ledger().iter() {
             put(Change::Account { path: path.clone(), account: Some(account) }, into, false)?;
         }
-        for (path, upload) in &self.uploads {
+        for (path, upload) in self.writeback.uploads() {
             put(Change::Upload { path: path.clone(), upload: Some(upload.clone()) }, into, false)?;
         }
-        put(Change::Intent { intent: self.intent.clone() }, into, false)?;
-        put(Change::Base { commit: self.base.clone() }, into, true)
+        put(Change::Intent { intent: self.writeback.intent().cloned() }, into, false)?;
+        put(Change::Base { commit: self.tree.base().clone() }, into, true)
     }
 }
 

@@ -42,23 +42,18 @@ impl State {
     /// What is counted for a file, in bytes.
     pub(super) fn counted(&self, ino: Ino) -> u64 {
         match self.content(ino) {
-            Some((Content::Local { .. }, size)) => self.uneven.get(&ino).copied().unwrap_or(size),
+            Some((Content::Local { .. }, size)) => self.backing.counted(ino).unwrap_or(size),
             _ => 0,
         }
-    }
-
-    /// Whether a file may take more or less room than its length says.
-    pub(super) fn is_uneven(&self, ino: Ino) -> bool {
-        self.uneven.contains_key(&ino)
     }
 
     /// A file that was given new content takes `room` of the disk; returns what is counted for it. The caller counts it.
     pub(super) fn note_room(&mut self, ino: Ino, room: u64) -> u64 {
         match self.content(ino) {
             Some((Content::Local { .. }, size)) if even(size) != room => {
-                self.uneven.insert(ino, holes::counted(size, room));
+                self.backing.set_counted(ino, Some(holes::counted(size, room)));
             }
-            _ => drop(self.uneven.remove(&ino)),
+            _ => self.backing.set_counted(ino, None),
         }
         self.counted(ino)
     }
@@ -74,7 +69,7 @@ impl State {
     pub(super) fn reshaped(&mut self, ino: Ino, length: impl FnOnce(u64) -> u64, file: &File, fs: &Fs) {
         // Until it is known.
         let counted = self.counted(ino);
-        self.uneven.insert(ino, counted);
+        self.backing.set_counted(ino, Some(counted));
         self.wrote(ino, length, fs);
         if let Some(room) = crate::spool::room(file) {
             self.set_room(ino, room, fs);
@@ -83,17 +78,17 @@ impl State {
 
     /// What a file whose holes are large takes; `None` for any other.
     fn large_holes(&self, ino: Ino) -> Option<SparseFile> {
-        let (bytes, allocated_bytes) = (self.content(ino)?.1, *self.uneven.get(&ino)?);
+        let (bytes, allocated_bytes) = (self.content(ino)?.1, self.backing.counted(ino)?);
         if !holes::are_large(bytes, allocated_bytes) {
             return None;
         }
-        let path = self.tree.paths_of(ino).find(|path| self.queue.get(path).is_some())?.to_string();
+        let path = self.tree.paths_of(ino).find(|path| self.writeback.is_pending(path))?.to_string();
         Some(SparseFile { path, bytes, allocated_bytes })
     }
 
     /// Files to send whose holes are large, the largest first.
     pub(super) fn sparse_files(&self) -> Vec<SparseFile> {
-        let mut found: Vec<SparseFile> = self.uneven.keys().filter_map(|ino| self.large_holes(*ino)).collect();
+        let mut found: Vec<SparseFile> = self.backing.uneven().filter_map(|ino| self.large_holes(ino)).collect();
         found.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.path.cmp(&b.path)));
         found.truncate(SHOWN_SPARSE);
         found
@@ -102,7 +97,7 @@ impl State {
     /// Says once of a file that its holes are going to be sent.
     pub(super) fn warn_of_holes(&mut self, ino: Ino) {
         if let Some(SparseFile { path, bytes, allocated_bytes }) = self.large_holes(ino)
-            && self.told_of_holes.insert(ino)
+            && self.backing.tell_of_holes(ino)
         {
             tracing::warn!(
                 path,
@@ -117,8 +112,8 @@ impl State {
 impl Fs {
     /// Files to send that are for the most part holes, which are sent as zeros: the largest ones.
     pub fn sparse_files(&self) -> Vec<SparseFile> {
-        let mut state = self.lock();
-        let live: Vec<Ino> = state.live.keys().copied().collect();
+        let mut state = self.begin();
+        let live: Vec<Ino> = state.backing.live().collect();
         live.into_iter().for_each(|ino| state.look(ino, self));
         state.sparse_files()
     }
@@ -149,10 +144,10 @@ impl Fs {
         state.need_seen(ino)?;
         state.look(ino, self);
         let mut stat = state.stat(ino)?;
-        if (stat.live || state.is_uneven(ino))
+        if (stat.live || state.backing.is_uneven(ino))
             && let Some((Content::Local { spool, .. }, _)) = state.content(ino)
         {
-            let open = state.open.get(&ino).and_then(|open| open.file.as_ref());
+            let open = state.handles.local(ino);
             // Gone only if a power loss took it.
             stat.room = open.map_or_else(|| self.spool.room(*spool), |file| crate::spool::room(file)).unwrap_or(0);
             // The pages of a mapping may not have come here yet, and who copies takes a file of no blocks for a hole.

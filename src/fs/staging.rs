@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::cut::Cut;
 use super::live::{Asked, Copied};
 use super::passthrough::{Seal, Sealing, Urgency, Way};
 use super::queue::{Parked, Pending, Phase, Scope, Tick};
-use super::{COPY_LIMIT_BYTES, Fs, FsError, Hold, Op, Options, State, base_attrs};
+use super::{COPY_LIMIT_BYTES, Fs, FsError, Op, Options, State, base_attrs};
 use crate::control::{Counts, FileError, LocalPath, Progress, Tally};
 use crate::hash::ContentHash;
 use crate::journal::{Change, PathUpload};
@@ -24,10 +23,6 @@ use crate::workspace::{CommitId, Object, Revision, Source};
 
 /// How soon a path that cannot be captured just now is looked at again: a write is between two locks.
 pub(super) const RECHECK: Duration = Duration::from_millis(20);
-/// How soon a copy that could not be made is tried again.
-const COPY_RETRY: Duration = Duration::from_secs(1);
-/// Copies made at once.
-const COPIES_AT_ONCE: usize = 2;
 /// Errors and local paths that a status shows.
 const SHOWN_ERRORS: usize = 20;
 const SHOWN_LOCAL: usize = 100;
@@ -165,7 +160,7 @@ pub struct Waiting {
 impl Waiting {
     /// How far it is, and whether nothing is left to wait for.
     pub fn progress(&self) -> (Progress, bool) {
-        self.fs.lock().queue.barrier_progress(self.id)
+        self.fs.lock().writeback.queue().barrier_progress(self.id)
     }
 
     /// Completes when nothing is left to wait for.
@@ -194,7 +189,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.fs.lock().queue.drop_barrier(self.id);
+        self.fs.begin().writeback.drop_barrier(self.id);
     }
 }
 
@@ -209,27 +204,17 @@ impl State {
     }
 
     fn hold_for(&mut self, fs: &Fs, spool: SpoolId, file: Option<Arc<File>>, by_cut: bool) -> Arc<Held> {
-        let hold = self.held.entry(spool).or_insert_with(|| Hold {
-            count: 0,
-            by_cut: 0,
-            cancel: CancellationToken::new(),
-            orphan: false,
-            counted: 0,
-        });
-        hold.count += 1;
-        hold.by_cut += u32::from(by_cut);
-        Arc::new(Held { fs: fs.this.clone(), spool, file, by_cut, cancel: hold.cancel.clone() })
+        let cancel = self.backing.hold(spool, by_cut);
+        Arc::new(Held { fs: fs.this.clone(), spool, file, by_cut, cancel })
     }
 
     /// A copy of a file's content as something to be staged; it goes when it is let go of.
     pub(super) fn hold_copy(&mut self, fs: &Fs, ino: Ino, copied: Copied, by_cut: bool) -> Want {
         // No generation of the file's: its bytes may be others by now.
-        let generation = self.fresh_generation();
-        self.was_copied(ino, &copied);
+        let generation = self.tree.fresh_generation();
+        self.backing.was_copied(ino, copied.id, copied.seen);
         let held = self.hold_for(fs, copied.id, Some(copied.file).filter(|_| !by_cut), by_cut);
-        if let Some(hold) = self.held.get_mut(&copied.id) {
-            (hold.orphan, hold.counted) = (true, copied.counted);
-        }
+        self.backing.leave_to_holders(copied.id, copied.counted);
         Want::Sealed { ino, generation, hash: None, size: copied.size, held }
     }
 
@@ -248,20 +233,21 @@ impl State {
                 Some((Content::Local { spool, generation, hash }, size)) => (*spool, *generation, *hash, size),
             };
             self.warn_of_holes(ino);
-            let rested = self.open.get(&ino).is_none_or(|open| open.handles == 0);
-            if rested && self.live.contains_key(&ino) && matches!(self.ask_after(ino, fs), Asked::Still(_)) {
+            if !self.handles.is_open(ino)
+                && self.backing.is_live(ino)
+                && matches!(self.ask_after(ino, fs), Asked::Still(_))
+            {
                 continue;
             }
-            let open = self.open.get(&ino);
-            let written = open.is_some_and(|open| open.writers > 0);
+            let written = self.handles.is_written(ino);
             let seal = Sealing {
-                way: self.way(ino),
-                live: self.live.contains_key(&ino),
+                way: self.handles.way(ino),
+                live: self.backing.is_live(ino),
                 written,
                 large: size > COPY_LIMIT_BYTES,
                 urgency,
             };
-            let writing = open.is_some_and(|open| open.writing > 0);
+            let writing = self.handles.is_changing(ino);
             return Fixable::Local { spool, generation, hash, size, how: seal.how(), writing, written };
         }
     }
@@ -287,6 +273,11 @@ pub(super) enum Fixable {
         /// Programs have it open for writing.
         written: bool,
     },
+}
+
+/// Whether a file's bytes are read at `path` of the workspace.
+fn is_read_at(tree: &Namespace, ino: Ino, path: &RepoPath) -> bool {
+    tree.content(ino).is_some_and(|(content, _)| content.origin_in_workspace() == Some(path))
 }
 
 /// The length of the file at a path, in bytes.
@@ -330,27 +321,20 @@ impl Fs {
     pub fn due(&self, limit: usize) -> (Vec<Capture>, Option<Instant>) {
         self.ask_after_closed();
         let paths = {
-            let mut state = self.lock();
-            let state = &mut *state;
-            match &state.cut {
-                // Not through all that is due: writers go on meanwhile, and what they write is not looked at.
-                Some(Cut::Made(made)) => state.queue.take_of(made.paths(), Instant::now(), limit),
-                _ => state.queue.take_due(Instant::now(), limit),
-            }
+            let mut state = self.begin();
+            state.writeback.take_due(Instant::now(), limit)
         };
         let mut captures: Vec<Capture> = paths.iter().filter_map(|path| self.capture(path)).collect();
-        let mut state = self.lock();
-        captures.append(&mut state.copied);
-        let lingering = state.lingering.first().map(|(at, _)| *at);
-        // While a commit waits, the paths that are not part of it are not due, however long ago they were.
-        let soon = Instant::now() + RECHECK;
-        let next = state.queue.next_due().map(|due| if state.made_cut().is_some() { due.max(soon) } else { due });
+        let mut state = self.begin();
+        captures.append(&mut state.writeback.take_copied());
+        let lingering = state.backing.next_question();
+        let next = state.writeback.next_due();
         (captures, next.into_iter().chain(lingering).min())
     }
 
     /// Asks after the files that somebody still had mapped when they were closed.
     fn ask_after_closed(&self) {
-        if self.lock().lingering.first().is_none_or(|(at, _)| *at > Instant::now()) {
+        if self.lock().backing.next_question().is_none_or(|at| at > Instant::now()) {
             return;
         }
         let mut rested = Vec::new();
@@ -368,11 +352,11 @@ impl Fs {
     fn capture(&self, path: &RepoPath) -> Option<Capture> {
         let in_cut = {
             let state = self.lock();
-            let alone = state.queue.get(path).is_some_and(|entry| entry.alone);
+            let alone = state.writeback.pending(path).is_some_and(|entry| entry.alone);
             let capture = state.made_cut().and_then(|made| made.get(path).cloned());
             capture.map(|capture| Capture {
-                account: state.ledger.get(path).unwrap_or_default(),
-                upload: state.uploads.get(path).cloned(),
+                account: state.writeback.account(path).unwrap_or_default(),
+                upload: state.writeback.upload(path).cloned(),
                 alone,
                 ..capture
             })
@@ -385,11 +369,11 @@ impl Fs {
             Ok(capture) => capture,
             Err(Miss::Writing) => {
                 // The last writer's release puts it in the queue again.
-                self.lock().queue.retry(path, Duration::from_secs(1), None);
+                self.begin().writeback.retry(path, Duration::from_secs(1), None);
                 None
             }
             Err(Miss::Instant) => {
-                self.lock().queue.retry(path, RECHECK, None);
+                self.begin().writeback.retry(path, RECHECK, None);
                 None
             }
             Err(Miss::Copy(ino, spool)) => {
@@ -398,7 +382,7 @@ impl Fs {
             }
             Err(Miss::Lost(error)) if is_passing(&error) => {
                 let delay = Duration::from_secs(1);
-                self.lock().queue.retry(path, delay, Some(format!("its bytes in the spool wait: {error}")));
+                self.begin().writeback.retry(path, delay, Some(format!("its bytes in the spool wait: {error}")));
                 None
             }
             Err(Miss::Lost(error)) => {
@@ -426,7 +410,7 @@ impl Fs {
         };
         // It has its name as long as it is held.
         let file = Arc::new(self.spool.file(held.spool).map_err(Miss::Lost)?);
-        let held = self.lock().hold(self, held.spool, Some(file));
+        let held = self.begin().hold(self, held.spool, Some(file));
         Ok(Capture { want: Want::Sealed { ino, generation, hash, size, held }, ..capture })
     }
 
@@ -434,20 +418,20 @@ impl Fs {
     fn capture_now(&self, path: &RepoPath) -> Result<Option<Capture>, Miss> {
         loop {
             let unopened = {
-                let mut state = self.lock();
+                let mut state = self.begin();
                 let state = &mut *state;
-                let Some(entry) = state.queue.get(path) else {
+                let Some(entry) = state.writeback.pending(path) else {
                     return Ok(None);
                 };
                 let (seq, alone) = (entry.seq, entry.alone);
-                let overdue = state.queue.is_overdue(entry, self.options.settle);
+                let overdue = state.writeback.queue().is_overdue(entry, self.options.settle);
                 let urgency = match (entry.forced, overdue) {
                     (true, _) => Urgency::Barrier,
                     (false, true) => Urgency::Overdue,
                     (false, false) => Urgency::None,
                 };
-                let account = state.ledger.get(path).unwrap_or_default();
-                let upload = state.uploads.get(path).cloned();
+                let account = state.writeback.account(path).unwrap_or_default();
+                let upload = state.writeback.upload(path).cloned();
                 let capture = |want| Capture { path: path.clone(), seq, account, want, alone, upload };
                 let ino = match state.tree.resolve(path) {
                     Resolved::Absent => return Ok(Some(capture(Want::Absent))),
@@ -462,16 +446,14 @@ impl Fs {
                     Fixable::Unseen => Err(ino),
                     Fixable::Local { how: Seal::Later, .. } => return Err(Miss::Writing),
                     Fixable::Local { spool, how, writing, .. } if writing || how == Seal::Copy => {
-                        let reshaped = state.open.get(&ino).is_some_and(|open| open.reshaping > 0);
+                        let reshaped = state.handles.is_reshaped(ino);
                         // A barrier ends also beside a program that writes without pause.
                         let by_copy = !reshaped && (how == Seal::Copy || urgency == Urgency::Barrier);
                         return Err(if by_copy { Miss::Copy(ino, spool) } else { Miss::Instant });
                     }
                     Fixable::Local { spool, generation, hash, size, .. } => {
-                        let file = state.open.get_mut(&ino).and_then(|open| {
-                            open.modified = false;
-                            open.file.clone()
-                        });
+                        state.handles.fix(ino);
+                        let file = state.handles.local(ino).cloned();
                         if file.is_some() {
                             let held = state.hold(self, spool, file);
                             return Ok(Some(capture(Want::Sealed { ino, generation, hash, size, held })));
@@ -488,14 +470,14 @@ impl Fs {
                 }
             };
             let Some(file) = self.spool_file(ino, spool).map_err(Miss::Lost)?.map(Arc::new) else { continue };
-            let mut state = self.lock();
+            let mut state = self.begin();
             let same = matches!(state.content(ino), Some((Content::Local { spool: s, generation: g, .. }, _))
                 if (*s, *g) == (spool, generation));
-            let writing = state.open.get(&ino).is_some_and(|open| open.writing > 0);
-            let past = state.way(ino) == Some(Way::Past) || state.live.contains_key(&ino);
-            if same && !writing && !past && state.queue.get(path).is_some_and(|entry| entry.seq == seq) {
+            let writing = state.handles.is_changing(ino);
+            let past = state.handles.way(ino) == Some(Way::Past) || state.backing.is_live(ino);
+            if same && !writing && !past && state.writeback.pending(path).is_some_and(|entry| entry.seq == seq) {
                 let held = state.hold(self, spool, Some(file));
-                let upload = state.uploads.get(path).cloned();
+                let upload = state.writeback.upload(path).cloned();
                 let want = Want::Sealed { ino, generation, hash, size, held };
                 return Ok(Some(Capture { path: path.clone(), seq, account, want, alone, upload }));
             }
@@ -505,30 +487,15 @@ impl Fs {
     /// Fixes a path's content by a copy, in a task; it is taken up when that is done.
     fn start_copy(&self, path: &RepoPath, ino: Ino, spool: SpoolId) {
         let begun = {
-            let mut state = self.lock();
-            let begun = state.copying < COPIES_AT_ONCE;
-            if begun {
-                state.copying += 1;
-                state.queue.set_phase(path, Phase::Hashing);
-            } else {
-                state.queue.retry(path, RECHECK, None);
-            }
-            begun
+            let mut state = self.begin();
+            state.writeback.begin_copy(path)
         };
         let Some(fs) = self.this.upgrade().filter(|_| begun) else { return };
         let path = path.clone();
         tokio::task::spawn_blocking(move || {
             let capture = fs.capture_copy(&path, ino, spool);
-            let mut state = fs.lock();
-            state.copying -= 1;
-            match capture {
-                Ok(Some(capture)) => state.copied.push(capture),
-                Ok(None) => state.queue.retry(&path, Duration::ZERO, None),
-                Err(error) => {
-                    let error = format!("a copy of its bytes waits: {error}");
-                    state.queue.retry(&path, COPY_RETRY, Some(error));
-                }
-            }
+            let mut state = fs.begin();
+            state.writeback.end_copy(&path, capture);
             drop(state);
             fs.wake.notify_one();
         });
@@ -538,25 +505,23 @@ impl Fs {
     fn capture_copy(&self, path: &RepoPath, ino: Ino, spool: SpoolId) -> Result<Option<Capture>, FsError> {
         // As of before the copy: what is written while it is made is for the next.
         let (seq, alone) = {
-            let mut state = self.lock();
+            let mut state = self.begin();
             state.look(ino, self);
-            let Some((seq, alone)) = state.queue.get(path).map(|entry| (entry.seq, entry.alone)) else {
+            let Some((seq, alone)) = state.writeback.pending(path).map(|entry| (entry.seq, entry.alone)) else {
                 return Ok(None);
             };
             // Removed, renamed or given other content since it was found to need a copy.
             if !state.is_spooled(ino, spool) || state.tree.resolve(path) != Resolved::Inode(ino) {
                 return Ok(None);
             }
-            if let Some(open) = state.open.get_mut(&ino) {
-                open.modified = false;
-            }
+            state.handles.fix(ino);
             (seq, alone)
         };
         let Some(copied) = self.copy_live(ino, spool)? else { return Ok(None) };
-        let mut state = self.lock();
+        let mut state = self.begin();
         let state = &mut *state;
-        let account = state.ledger.get(path).unwrap_or_default();
-        let upload = state.uploads.get(path).cloned();
+        let account = state.writeback.account(path).unwrap_or_default();
+        let upload = state.writeback.upload(path).cloned();
         let want = state.hold_copy(self, ino, copied, false);
         Ok(Some(Capture { path: path.clone(), seq, account, want, alone, upload }))
     }
@@ -567,37 +532,24 @@ impl Fs {
     }
 
     fn let_go(&self, spool: SpoolId, by_cut: bool) {
-        let remove = {
-            let mut state = self.lock();
-            let Some(hold) = state.held.get_mut(&spool) else { return };
-            hold.count -= 1;
-            hold.by_cut -= u32::from(by_cut);
-            let ended = if hold.count == 0 { state.held.remove(&spool) } else { None };
-            ended.is_some_and(|hold| {
-                self.spool.release(hold.counted);
-                hold.orphan
-            })
-        };
+        let unheld = self.begin().backing.let_go(spool, by_cut);
+        if let Some(unheld) = &unheld {
+            self.spool.release(unheld.counted);
+        }
         self.unheld.notify_waiters();
-        if remove {
+        if unheld.is_some_and(|unheld| unheld.orphan) {
             self.leave(spool);
         }
     }
 
     /// Notes the hash of a generation, if it is still the file's.
     pub fn hashed(&self, ino: Ino, generation: Generation, found: ContentHash) {
-        let mut state = self.lock();
-        if let Some(inode) = state.tree.get_mut(ino)
-            && let Body::File { content: Content::Local { generation: now, hash, .. }, .. } = &mut inode.body
-            && *now == generation
-        {
-            *hash = Some(found);
-        }
+        self.begin().tree.set_hash(ino, generation, Some(found));
     }
 
     /// Shows in which phase a path is.
     pub fn set_phase(&self, path: &RepoPath, phase: Phase) {
-        self.lock().queue.set_phase(path, phase);
+        self.begin().writeback.set_phase(path, phase);
     }
 
     /// Writes down that the server's state of these paths is in doubt, before a request that changes it is sent, and
@@ -613,7 +565,7 @@ impl Fs {
     ) -> Result<Vec<RepoPath>, FsError> {
         let done = self.change(|state| {
             for path in paths {
-                let account = state.ledger.get(path).unwrap_or_default();
+                let account = state.writeback.account(path).unwrap_or_default();
                 if account.staged != Staged::Doubt {
                     let account = Account { staged: Staged::Doubt, ..account };
                     state.apply(Change::Account { path: path.clone(), account: Some(account) });
@@ -621,7 +573,7 @@ impl Fs {
             }
             let mut threatened = Vec::new();
             for dir in dirs {
-                if state.ledger.get(dir).is_none_or(|account| account.late.is_none()) {
+                if state.writeback.account(dir).is_none_or(|account| account.late.is_none()) {
                     state.watch(dir);
                     threatened.push(dir.clone());
                 }
@@ -654,7 +606,7 @@ impl Fs {
                 staged.extend(state.take_from_cut(capture));
             }
             if steps.iter().any(|(_, step)| *step != Step::Nothing) {
-                state.let_in();
+                state.writeback.let_in();
             }
             Ok(())
         });
@@ -680,7 +632,7 @@ impl Fs {
             tracing::debug!(%error, "a cached file keeps the room behind its end");
         }
         if !self.cache.adopt(&self.spool, spool, hash, size) {
-            let free = self.lock().abandon(spool);
+            let free = self.begin().backing.abandon(spool);
             free.into_iter().for_each(|spool| self.leave(spool));
         }
     }
@@ -699,20 +651,20 @@ impl Fs {
             return;
         }
         tracing::info!(path = %capture.path, error, "not staged; it goes with the next commit");
-        self.lock().queue.park(&capture.path, error.to_owned(), Parked::Commit);
+        self.begin().writeback.park(&capture.path, error.to_owned(), Parked::Commit);
         self.progress.notify_waiters();
     }
 
     /// Whether what failed is out of date, and nobody waits for it: the path is looked at again then.
     fn has_changed_since(&self, capture: &Capture, error: &str) -> bool {
         let path = &capture.path;
-        let mut state = self.lock();
+        let mut state = self.begin();
         let in_cut = state.made_cut().and_then(|made| made.get(path));
         let awaited = in_cut.is_some_and(|in_cut| in_cut.seq == capture.seq);
-        let stale = state.queue.get(path).is_some_and(|entry| entry.seq != capture.seq);
+        let stale = state.writeback.pending(path).is_some_and(|entry| entry.seq != capture.seq);
         if stale && !awaited {
             tracing::debug!(%path, error, "not staged, and changed since");
-            state.queue.retry(path, RECHECK, None);
+            state.writeback.retry(path, RECHECK, None);
         }
         stale && !awaited
     }
@@ -724,11 +676,11 @@ impl Fs {
             None => tracing::warn!(%path, error, "not staged; it waits for somebody"),
         }
         {
-            let mut state = self.lock();
+            let mut state = self.begin();
             match retry {
-                Some(delay) => state.queue.retry(path, delay, Some(error.to_owned())),
+                Some(delay) => state.writeback.retry(path, delay, Some(error.to_owned())),
                 None => {
-                    state.queue.park(path, error.to_owned(), Parked::Person);
+                    state.writeback.park(path, error.to_owned(), Parked::Person);
                 }
             }
         }
@@ -737,19 +689,18 @@ impl Fs {
 
     /// Puts a path back for later, through no fault of its own.
     pub fn put_back(&self, path: &RepoPath, delay: Duration) {
-        self.lock().queue.retry(path, delay, None);
+        self.begin().writeback.retry(path, delay, None);
     }
 
     /// Puts a path back, to be sent in a request of its own.
     pub fn put_back_alone(&self, path: &RepoPath) {
-        let mut state = self.lock();
-        state.queue.set_alone(path);
-        state.queue.retry(path, Duration::ZERO, None);
+        let mut state = self.begin();
+        state.writeback.retry_alone(path);
     }
 
     /// How often staging a path has failed.
     pub fn attempts(&self, path: &RepoPath) -> u32 {
-        self.lock().queue.get(path).map_or(0, Pending::attempts)
+        self.lock().writeback.pending(path).map_or(0, Pending::attempts)
     }
 
     /// Whether a file may be put at `path`: nothing above or below it is a file in the workspace's view, which takes
@@ -761,7 +712,7 @@ impl Fs {
     /// What keeps a file from being put at `path` until somebody acts, if the first thing in its way waits for that.
     pub fn kept_out_by(&self, path: &RepoPath) -> Option<RepoPath> {
         let state = self.lock();
-        let waits = |other: &RepoPath| state.queue.get(other).is_some_and(Pending::waits_for_somebody);
+        let waits = |other: &RepoPath| state.writeback.pending(other).is_some_and(Pending::waits_for_somebody);
         state.in_the_way(path).filter(waits)
     }
 
@@ -774,9 +725,8 @@ impl Fs {
             return;
         }
         tracing::debug!(path = %capture.path, error, "not staged");
-        let mut state = self.lock();
-        state.queue.park(&capture.path, error, Parked::Person);
-        state.kept_out.insert(capture.path.clone());
+        let mut state = self.begin();
+        state.writeback.keep_out(&capture.path, error);
         drop(state);
         self.progress.notify_waiters();
     }
@@ -784,13 +734,11 @@ impl Fs {
     /// Whether `path` may be given to `step` without losing bytes that the workspace has nowhere else: those of a file
     /// that was renamed away from there and is not staged under its new name yet.
     pub fn frees(&self, path: &RepoPath, step: Step) -> Frees {
-        let mut state = self.lock();
-        let Some(pinned) = state.pinned.remove(path) else { return Frees::Now };
-        let pinned: Vec<Ino> = pinned.into_iter().filter(|ino| state.is_pinned(*ino, path)).collect();
-        if pinned.is_empty() {
-            return Frees::Now;
-        }
-        state.pinned.insert(path.clone(), pinned.clone());
+        let mut state = self.begin();
+        let state = &mut *state;
+        let tree = &state.tree;
+        state.backing.keep_readers(path, |ino| is_read_at(tree, ino, path));
+        let pinned: Vec<Ino> = state.backing.readers_at(path).collect();
         let stays = |ino: &Ino| match (step, state.content(*ino)) {
             (Step::Put(object), Some((Content::Remote { hash, .. }, _))) => *hash == object.hash,
             _ => false,
@@ -809,19 +757,19 @@ impl Fs {
     /// the new names of files whose bytes the workspace has there alone, and what it shows above or below. Says whether any of
     /// them comes sooner by that.
     pub fn hasten_before(&self, path: &RepoPath) -> bool {
-        let mut state = self.lock();
+        let mut state = self.begin();
         let state = &mut *state;
-        if !state.queue.get(path).is_some_and(|entry| entry.forced) {
+        if !state.writeback.pending(path).is_some_and(|entry| entry.forced) {
             return false;
         }
-        let pinned: Vec<Ino> = state.pinned.get(path).into_iter().flatten().copied().collect();
+        let pinned: Vec<Ino> = state.backing.readers_at(path).collect();
         let names =
             pinned.into_iter().filter(|ino| state.is_pinned(*ino, path)).flat_map(|ino| state.tree.paths_of(ino));
-        let shows = |dir: &RepoPath| state.ledger.get(dir).is_some_and(|account| account.may_show());
+        let shows = |dir: &RepoPath| state.writeback.account(dir).is_some_and(|account| account.may_show());
         let above = std::iter::successors(path.parent(), RepoPath::parent).filter(shows);
-        let below = state.ledger.shown_below(path).filter(|below| *below != path).cloned();
+        let below = state.writeback.ledger().shown_below(path).filter(|below| *below != path).cloned();
         let before: Vec<RepoPath> = names.chain(above).chain(below).filter(|before| before != path).collect();
-        before.iter().filter(|before| state.queue.hasten(before)).count() > 0
+        before.iter().filter(|before| state.writeback.hasten(before)).count() > 0
     }
 
     /// Gets a file's bytes into the spool, so that it needs those on the server no longer. What it is to be staged as does
@@ -834,9 +782,9 @@ impl Fs {
         into_plain(self.change(|state| {
             for path in state.tree.file_paths(ino) {
                 state.open_account(&path, Some(ino));
-                if !state.queue.get(&path).is_some_and(Pending::is_parked) {
+                if !state.writeback.pending(&path).is_some_and(Pending::is_parked) {
                     // Something is owed for it.
-                    state.queue.touch(&path, Duration::ZERO);
+                    state.writeback.owe(&path, Duration::ZERO);
                 }
             }
             Ok(())
@@ -885,7 +833,7 @@ impl Fs {
                         Some(made) => made.is_vacant(&dir),
                         None => state.is_vacant(&dir, &mut known),
                     };
-                    vacant && state.ledger.shown_below(&dir).all(|path| files.contains(path))
+                    vacant && state.writeback.ledger().shown_below(&dir).all(|path| files.contains(path))
                 });
                 if !is_clear {
                     break;
@@ -893,7 +841,7 @@ impl Fs {
                 top = Some(dir);
             }
             if let Some(dir) = top
-                && state.ledger.based_below(&dir).next().is_some()
+                && state.writeback.ledger().based_below(&dir).next().is_some()
             {
                 dirs.insert(dir);
             }
@@ -904,7 +852,7 @@ impl Fs {
     /// Writes down how far the upload of a path is; `None`: it is over.
     pub fn note_upload(&self, path: &RepoPath, upload: Option<PathUpload>) {
         let noted = self.change(|state| {
-            if upload.is_some() || state.uploads.contains_key(path) {
+            if upload.is_some() || state.writeback.upload(path).is_some() {
                 state.apply(Change::Upload { path: path.clone(), upload });
             }
             Ok(())
@@ -925,7 +873,7 @@ impl Fs {
         self.barrier_among(|state| {
             let chosen = |path: &RepoPath| path.is_in_any(&dirs);
             state.stir(&chosen, self);
-            let pending = state.queue.iter().map(|(path, _)| path);
+            let pending = state.writeback.queue().iter().map(|(path, _)| path);
             let pending = pending.filter(|path| chosen(path)).cloned().collect();
             (pending, Scope::Below(dirs))
         })
@@ -943,7 +891,7 @@ impl Fs {
     fn barrier_among(&self, paths: impl FnOnce(&mut State) -> (Vec<RepoPath>, Scope)) -> Option<Waiting> {
         let fs = self.this.upgrade()?;
         let waiting = {
-            let mut state = self.lock();
+            let mut state = self.begin();
             let (paths, scope) = paths(&mut state);
             state.barrier(fs, &paths, scope)
         };
@@ -955,8 +903,8 @@ impl Fs {
     /// every order: the commit then has an empty directory).
     pub fn files_over_directories(&self) -> Vec<RepoPath> {
         let state = self.lock();
-        let over = |path: &RepoPath| state.ledger.based_below(path).any(|below| below != path);
-        let staged = state.ledger.iter().filter(|(_, account)| matches!(account.staged, Staged::Put(_)));
+        let over = |path: &RepoPath| state.writeback.ledger().based_below(path).any(|below| below != path);
+        let staged = state.writeback.ledger().iter().filter(|(_, account)| matches!(account.staged, Staged::Put(_)));
         staged.map(|(path, _)| path).filter(|path| over(path)).cloned().collect()
     }
 
@@ -965,15 +913,17 @@ impl Fs {
         let state = self.lock();
         let left: Vec<&RepoPath> = match state.made_cut() {
             Some(made) => made.paths().collect(),
-            None => state.queue.iter().filter(|(_, entry)| entry.is_parked()).map(|(path, _)| path).collect(),
+            None => {
+                state.writeback.queue().iter().filter(|(_, entry)| entry.is_parked()).map(|(path, _)| path).collect()
+            }
         };
-        let waits = |path: &&RepoPath| state.queue.get(path).and_then(Pending::parked) == Some(Parked::Commit);
+        let waits = |path: &&RepoPath| state.writeback.pending(path).and_then(Pending::parked) == Some(Parked::Commit);
         left.iter().all(waits).then(|| left.into_iter().cloned().collect())
     }
 
     /// Nothing of these paths is staged by the commit that is under way: they wait for the next cut.
     pub fn set_aside(&self, paths: &[RepoPath]) {
-        let mut state = self.lock();
+        let mut state = self.begin();
         let left: Vec<Capture> = paths.iter().filter_map(|path| state.leave_out_of_cut(path)).collect();
         drop(state);
         // Letting go of captures takes the lock.
@@ -987,7 +937,7 @@ impl Fs {
     pub fn made_way(&self, paths: &[RepoPath]) -> Result<(), FsError> {
         into_plain(self.change(|state| {
             for path in paths {
-                let account = state.ledger.get(path).unwrap_or_default();
+                let account = state.writeback.account(path).unwrap_or_default();
                 let account = Account { staged: Staged::Removed, ..account };
                 state.apply(Change::Account { path: path.clone(), account: Some(account) });
             }
@@ -1002,10 +952,10 @@ impl Fs {
     pub fn unstaged(&self, paths: &[RepoPath]) -> Result<(), FsError> {
         into_plain(self.change(|state| {
             for path in paths {
-                let account = state.ledger.get(path).unwrap_or_default();
+                let account = state.writeback.account(path).unwrap_or_default();
                 let account = Account { staged: Staged::Nothing, ..account };
                 state.apply(Change::Account { path: path.clone(), account: Some(account) });
-                state.queue.touch(path, Duration::ZERO);
+                state.writeback.owe(path, Duration::ZERO);
             }
             Ok(())
         }))
@@ -1014,7 +964,7 @@ impl Fs {
     /// What is staged and not committed.
     pub fn staged_paths(&self) -> Vec<RepoPath> {
         let state = self.lock();
-        let staged = state.ledger.iter().filter(|(_, account)| account.staged != Staged::Nothing);
+        let staged = state.writeback.ledger().iter().filter(|(_, account)| account.staged != Staged::Nothing);
         staged.map(|(path, _)| path.clone()).collect()
     }
 
@@ -1041,7 +991,7 @@ impl Fs {
     ) -> Result<usize, FsError> {
         let owed = into_plain(self.change(|state| {
             state.apply(Change::Rebase { commit, alone });
-            if state.intent.is_some() {
+            if state.writeback.intent().is_some() {
                 state.apply(Change::Intent { intent: None });
             }
             let owed = state.owe_deviations(parent, deviations, &self.options);
@@ -1063,30 +1013,30 @@ impl Fs {
                 Staged::Put(object) => Some(object.hash),
                 Staged::Nothing | Staged::Removed | Staged::Doubt => None,
             };
-            state.ledger.iter().filter_map(put).collect()
+            state.writeback.ledger().iter().filter_map(put).collect()
         };
         self.cache.note_all_staged(staged.into_iter());
     }
 
     /// Whether nothing is owed to the server.
     pub fn is_drained(&self) -> bool {
-        self.lock().queue.len() == 0
+        self.lock().writeback.queue().len() == 0
     }
 
     /// Whether all that is owed waits for somebody to act.
     pub fn all_parked(&self) -> bool {
-        self.lock().queue.iter().all(|(_, entry)| entry.is_parked())
+        self.lock().writeback.queue().iter().all(|(_, entry)| entry.is_parked())
     }
 
     /// How many paths are owed.
     pub fn owed(&self) -> usize {
-        self.lock().queue.len()
+        self.lock().writeback.queue().len()
     }
 
     /// How much of the files that go in parts the server has taken already, in bytes.
     pub fn uploaded_bytes(&self) -> u64 {
         let state = self.lock();
-        let uploads = state.uploads.iter().filter(|(path, _)| state.queue.get(path).is_some());
+        let uploads = state.writeback.uploads().filter(|(path, _)| state.writeback.is_pending(path));
         let sent = uploads.map(|(path, upload)| {
             let parts = upload.state.parts.len() as u64;
             parts.saturating_mul(upload.state.part_bytes).min(length_at(&state.tree, path))
@@ -1104,7 +1054,7 @@ impl Fs {
             tally.files += 1;
             tally.bytes = tally.bytes.saturating_add(bytes);
         };
-        for (path, entry) in state.queue.iter() {
+        for (path, entry) in state.writeback.queue().iter() {
             oldest = Some(oldest.map_or(entry.since, |oldest| oldest.min(entry.since)));
             let size = match state.tree.resolve(path) {
                 Resolved::Inode(ino) => state.content(ino).map(|(_, size)| size),
@@ -1132,20 +1082,20 @@ impl Fs {
             }
         }
         let mut staged = Vec::new();
-        for (path, account) in state.ledger.iter() {
+        for (path, account) in state.writeback.ledger().iter() {
             if let Staged::Put(object) = account.staged
-                && state.queue.get(path).is_none()
+                && !state.writeback.is_pending(path)
             {
                 add(&mut counts.staged, object.size);
                 staged.push(object);
-            } else if account.staged == Staged::Removed && state.queue.get(path).is_none() {
+            } else if account.staged == Staged::Removed && !state.writeback.is_pending(path) {
                 add(&mut counts.staged, 0);
             }
         }
         errors.sort_by_key(|(since, _)| std::cmp::Reverse(*since));
         let errors = errors.into_iter().map(|(_, error)| error).take(SHOWN_ERRORS).collect();
         let local = state.local_paths(&self.options, &mut counts);
-        let oldest = oldest.map(|oldest| state.queue.instant(oldest).elapsed().as_secs());
+        let oldest = oldest.map(|oldest| state.writeback.queue().instant(oldest).elapsed().as_secs());
         drop(state);
         // What is empty is never lost.
         for object in staged.iter().filter(|object| object.size > 0 && self.cache.lacks(object.hash)) {
@@ -1169,15 +1119,15 @@ pub enum Frees {
 impl State {
     /// Makes those of `paths` that are pending due now, and lets the caller wait for them.
     pub(super) fn barrier(&mut self, fs: Arc<Fs>, paths: &[RepoPath], scope: Scope) -> Waiting {
-        let (tree, queue) = (&self.tree, &mut self.queue);
+        let tree = &self.tree;
         let first_new = tree.next_ino();
-        let id = queue.barrier(paths, scope, first_new, |path| length_at(tree, path));
+        let id = self.writeback.barrier(paths, scope, first_new, |path| length_at(tree, path));
         Waiting { fs, id }
     }
 
     /// Whether a file's bytes are read at `path` of the workspace.
     fn is_pinned(&self, ino: Ino, path: &RepoPath) -> bool {
-        self.content(ino).is_some_and(|(content, _)| content.origin_in_workspace() == Some(path))
+        is_read_at(&self.tree, ino, path)
     }
 
     /// See [`Fs::clear_for_put`].
@@ -1188,17 +1138,8 @@ impl State {
     /// The first that a file at `path` would be put above or below.
     fn in_the_way(&self, path: &RepoPath) -> Option<RepoPath> {
         let mut above = std::iter::successors(path.parent(), RepoPath::parent);
-        let above = above.find(|dir| self.ledger.get(dir).is_some_and(|account| account.may_show()));
-        above.or_else(|| self.ledger.shown_below(path).find(|below| *below != path).cloned())
-    }
-
-    /// What was kept out by something is looked at again.
-    fn let_in(&mut self) {
-        for path in std::mem::take(&mut self.kept_out) {
-            if self.queue.get(&path).is_some_and(Pending::waits_for_somebody) {
-                self.queue.touch(&path, Duration::ZERO);
-            }
-        }
+        let above = above.find(|dir| self.writeback.account(dir).is_some_and(|account| account.may_show()));
+        above.or_else(|| self.writeback.ledger().shown_below(path).find(|below| *below != path).cloned())
     }
 
     /// Whether the queue will stage a pinned file under a name of its own, without waiting for one of `waiting`, for
@@ -1210,12 +1151,12 @@ impl State {
                 return false;
             }
             let has_its_turn = self.made_cut().is_none_or(|made| made.get(&path).is_some());
-            let is_owed = self.queue.get(&path).is_some_and(|entry| !entry.is_parked());
+            let is_owed = self.writeback.pending(&path).is_some_and(|entry| !entry.is_parked());
             let coming = has_its_turn && is_owed && self.is_clear_for_put(&path);
             waiting.push(path.clone());
-            let pinned = self.pinned.get(&path).into_iter().flatten();
-            let mut pinned = pinned.filter(|other| **other != ino && self.is_pinned(**other, &path));
-            coming && pinned.all(|other| self.comes_free(*other, waiting))
+            let mut pinned =
+                self.backing.readers_at(&path).filter(|other| *other != ino && self.is_pinned(*other, &path));
+            coming && pinned.all(|other| self.comes_free(other, waiting))
         })
     }
 
@@ -1232,30 +1173,28 @@ impl State {
         {
             let origin = self.staged_origin(ino, path);
             self.set_content(ino, Content::Remote { hash: staged, origin }, size);
-            self.record(ino);
         }
     }
 
     /// Applies a confirmation; returns the spool file that the cache may take over.
     fn confirm(&mut self, capture: &Capture, step: Step) -> Option<Adopted> {
         let path = &capture.path;
-        let account = self.ledger.get(path).unwrap_or_default();
+        let account = self.writeback.account(path).unwrap_or_default();
         let account = Account { staged: account.after(step), ..account };
         self.apply(Change::Account { path: path.clone(), account: Some(account) });
-        if self.uploads.contains_key(path) {
+        if self.writeback.upload(path).is_some() {
             self.apply(Change::Upload { path: path.clone(), upload: None });
         }
         let mut adopted = None;
         match (&capture.want, capture.want.object()) {
             (Want::Sealed { ino, generation, size, held, .. }, Some(object)) => {
-                self.copy_is_staged(*ino, held.spool, object.hash);
+                self.backing.copy_is_staged(*ino, held.spool, object.hash);
                 let same = matches!(self.content(*ino), Some((Content::Local { spool, generation: now, .. }, _))
                     if *spool == held.spool && now == generation);
                 if same {
                     let origin = self.staged_origin(*ino, path);
                     let counted = self.counted(*ino);
                     self.set_content(*ino, Content::Remote { hash: object.hash, origin }, *size);
-                    self.record(*ino);
                     adopted = Some(Adopted { spool: held.spool, hash: object.hash, size: *size, counted });
                 } else {
                     // Staged under another name of before, meanwhile, and no more to be read there.
@@ -1265,10 +1204,10 @@ impl State {
             (Want::Remote { ino, .. }, Some(object)) => self.found_at(*ino, object.hash, path),
             _ => {}
         }
-        self.queue.done(path, capture.seq);
+        self.writeback.done(path, capture.seq);
         // What changed meanwhile still needs its account, to know what it differs from; and so does what programs have
         // open, of which a copy was staged: its own bytes do not tell what the base has.
-        if account.is_settled() && self.queue.get(path).is_none() && self.agrees(path, account.base) {
+        if account.is_settled() && !self.writeback.is_pending(path) && self.agrees(path, account.base) {
             self.apply(Change::Account { path: path.clone(), account: None });
         }
         adopted

@@ -76,7 +76,7 @@ impl Fs {
     /// What the server has and programs cannot read, and why: entries of listed directories, and what somebody asked for
     /// in vain the last time; at most a hundred of each.
     pub fn unreadable(&self) -> Vec<Shown> {
-        let mut state = self.lock();
+        let mut state = self.begin();
         let State { tree, unreadable, .. } = &mut *state;
         // What was removed meanwhile nobody misses.
         unreadable.failed.retain(|path, _| !matches!(tree.resolve(path), Resolved::Absent));

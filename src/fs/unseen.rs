@@ -20,13 +20,13 @@ impl Fs {
     }
 
     fn look_at_all(&self) -> Result<(), FsError> {
-        let all = self.lock().unseen.clone();
+        let all = self.lock().backing.unseen().map(<[Ino]>::to_vec);
         let looks = all.into_iter().flatten().map(|ino| self.look_at(ino));
         // One that fails keeps nobody from the others.
         if let Some(error) = looks.filter_map(Result::err).last() {
             return Err(error.into());
         }
-        self.lock().unseen = None;
+        self.begin().backing.all_are_seen();
         Ok(())
     }
 
@@ -37,7 +37,7 @@ impl Fs {
     pub(super) fn look_at(&self, ino: Ino) -> io::Result<()> {
         let Some(spool) = self.lock().unseen_spool(ino) else { return Ok(()) };
         let opened = self.spool.file_to_read(spool);
-        self.lock().see(ino, spool, opened, &self.spool)
+        self.begin().see(ino, spool, opened, &self.spool)
     }
 
     /// [`look_at`](Self::look_at) the files of a directory.
@@ -71,7 +71,7 @@ impl State {
     /// Fails where a directory, which is to be listed, has files that are yet to be looked at.
     pub(super) fn need_seen_in(&self, dir: Ino) -> Op<()> {
         let mut children = self.tree.dir(dir).map(|dir| dir.children.values()).into_iter().flatten();
-        match self.unseen.is_some() && children.any(|child| self.unseen_spool(*child).is_some()) {
+        match self.backing.unseen().is_some() && children.any(|child| self.unseen_spool(*child).is_some()) {
             true => Err(Stop::Need(Need::LookIn(dir))),
             false => Ok(()),
         }
@@ -94,22 +94,19 @@ impl State {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let path = self.tree.display_path(ino);
                 tracing::error!(%error, path, spool = id.0, "bytes on record are gone from the spool");
-                let generation = self.fresh_generation();
-                self.set_content(ino, Content::Local { spool: id, generation, hash: None }, 0);
+                self.tree.seen(ino, id, 0);
                 return Ok(());
             }
             Err(error) => return Err(error),
         };
-        let generation = self.fresh_generation();
-        self.set_content(ino, Content::Local { spool: id, generation, hash: None }, metadata.len());
+        self.tree.seen(ino, id, metadata.len());
         // Whether it has holes, or more room than it needs, the record does not say.
         let counted = self.note_room(ino, room_of(&metadata));
         spool.charge(counted);
-        if let Some(inode) = self.tree.get_mut(ino) {
-            let mtime = metadata.modified().ok().map(Timestamp::from);
-            inode.attrs.mtime = mtime.unwrap_or(inode.attrs.mtime);
-            inode.attrs.ctime = inode.attrs.ctime.max(inode.attrs.mtime).min(now());
-        }
+        self.tree.saw(ino, |attrs| {
+            attrs.mtime = metadata.modified().map_or(attrs.mtime, Timestamp::from);
+            attrs.ctime = attrs.ctime.max(attrs.mtime).min(now());
+        });
         Ok(())
     }
 }

@@ -59,7 +59,7 @@ impl Fs {
         }
         let mut conflicts = Vec::new();
         super::staging::into_plain(self.change(|state| {
-            if state.base != commit {
+            if *state.tree.base() != commit {
                 state.apply(Change::Base { commit: commit.clone() });
             }
             state.find_content(&found);
@@ -96,7 +96,7 @@ impl Fs {
 impl State {
     /// The paths of all accounts, and of all files that are on record; with the content that these have.
     fn recorded_paths(&self) -> BTreeMap<RepoPath, Option<Content>> {
-        let mut paths: BTreeMap<_, _> = self.ledger.iter().map(|(path, _)| (path.clone(), None)).collect();
+        let mut paths: BTreeMap<_, _> = self.writeback.ledger().iter().map(|(path, _)| (path.clone(), None)).collect();
         for (ino, inode) in self.tree.iter().filter(|(_, inode)| inode.recorded) {
             if let Body::File { content, .. } = &inode.body {
                 paths.extend(self.tree.file_paths(ino).into_iter().map(|path| (path, Some(content.clone()))));
@@ -115,7 +115,7 @@ impl State {
 
     /// Whether the server shows at a path what the record says that it does.
     fn is_as_known(&self, path: &RepoPath, there: Account) -> bool {
-        let known = match (self.ledger.get(path), self.content_at(path)) {
+        let known = match (self.writeback.account(path), self.content_at(path)) {
             (Some(account), _) => account.shown(),
             // Without an account a file is as the base has it, unless it came from elsewhere.
             (None, Some((Content::Remote { hash, origin: None }, size))) => Some(Some(Object { hash, size })),
@@ -129,7 +129,7 @@ impl State {
     /// bytes which are here alone. `is_here`: the content that the record has there is on this disk.
     fn bring_up_to(&mut self, path: &RepoPath, there: Account, options: &super::Options, is_here: bool) -> bool {
         let shown = there.shown().flatten();
-        let account = self.ledger.get(path);
+        let account = self.writeback.account(path);
         let may_go = match (self.content_at(path), self.tree.resolve(path)) {
             (Some((Content::Local { .. }, _)), _) => !is_here && shown.is_some(),
             (Some((Content::Remote { hash, .. }, _)), _) if shown.is_some_and(|shown| shown.hash == hash) => true,
@@ -166,7 +166,7 @@ impl State {
         options: &super::Options,
         named: &HashSet<ContentHash>,
     ) -> bool {
-        let Some(account) = self.ledger.get(path) else { return true };
+        let Some(account) = self.writeback.account(path) else { return true };
         self.note_found(path, Account { late: account.late, ..there });
         let owes = self.owes(path, &account);
         let is_named = matches!(there.staged, Staged::Put(object) if named.contains(&object.hash));
@@ -226,7 +226,6 @@ impl State {
         }
         for (ino, content, size) in moved {
             self.set_content(ino, content, size);
-            self.record(ino);
         }
     }
 
@@ -241,7 +240,7 @@ impl State {
 
     /// Has a path's account say what was found.
     fn note_found(&mut self, path: &RepoPath, found: Account) {
-        if self.ledger.get(path) != Some(found) {
+        if self.writeback.account(path) != Some(found) {
             self.apply(Change::Account { path: path.clone(), account: Some(found) });
         }
     }

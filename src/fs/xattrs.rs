@@ -164,10 +164,9 @@ impl Fs {
 impl State {
     /// Notes that something about an inode changed, and puts it on record.
     fn stamp_change(&mut self, ino: Ino) {
-        if let Some(inode) = self.tree.get_mut(ino) {
+        if let Some(inode) = self.tree.edit(ino) {
             inode.attrs.ctime = now();
         }
-        self.record(ino);
     }
 
     /// What `user.oxenfs.*` tells of a regular file; of one with several names what is worst. `None`: nothing of that
@@ -175,12 +174,12 @@ impl State {
     fn told(&self, ino: Ino, name: &[u8]) -> Option<Vec<u8>> {
         let (content, _) = self.content(ino)?;
         let paths = self.tree.file_paths(ino);
-        let entries = || paths.iter().filter_map(|path| self.queue.get(path));
+        let entries = || paths.iter().filter_map(|path| self.writeback.pending(path));
         match name {
             b"state" if paths.is_empty() => Some(b"local".to_vec()),
             b"state" => {
                 let here = matches!(content, Content::Local { .. });
-                let state = paths.iter().map(|path| match self.queue.get(path) {
+                let state = paths.iter().map(|path| match self.writeback.pending(path) {
                     Some(entry) if entry.is_parked() => (6, "failed"),
                     Some(entry) => match entry.phase {
                         Phase::Waiting => (5, "dirty"),
@@ -189,7 +188,7 @@ impl State {
                         Phase::Sending => (2, "uploading"),
                     },
                     None if here => (5, "dirty"),
-                    None => match self.ledger.get(path).map(|account| account.staged) {
+                    None => match self.writeback.account(path).map(|account| account.staged) {
                         Some(Staged::Put(_) | Staged::Doubt) => (1, "staged"),
                         Some(Staged::Nothing | Staged::Removed) | None => (0, "clean"),
                     },
