@@ -221,7 +221,7 @@ impl Fs {
         let (base, path) = {
             let state = self.lock();
             let Some(Source { path, .. }) = state.source(ino) else { return false };
-            (state.base.clone(), path)
+            (state.tree.base().clone(), path)
         };
         let Some(dir) = path.parent() else { return false };
         let listing = match self.workspace.list(&base, &dir).await {

@@ -109,11 +109,11 @@ impl State {
             return false;
         }
         let content = Content::Remote { hash: *hash, origin: origin.clone() };
-        self.set_content(ino, content, object.size);
-        self.stale.push(Stale::Content(ino));
-        if self.tree.get(ino).is_some_and(|inode| inode.recorded) {
-            self.record(ino);
+        self.note_content(ino, &content);
+        if let Some(inode) = self.tree.amend(ino) {
+            inode.body = Body::File { content, size: object.size };
         }
+        self.kernel.content_changed(ino);
         true
     }
 
