@@ -66,7 +66,7 @@ use fetching::{Flights, Who};
 use handles::Handles;
 use kernel::{Kernel, Told};
 use passthrough::Way;
-use tree::Tree;
+use tree::{Token, Tree};
 use txn::Draft;
 use writeback::Writeback;
 
@@ -331,6 +331,16 @@ struct State {
     unreadable: unreadable::Unreadable,
 }
 
+/// A copy of a file's bytes that is to take their place.
+#[derive(Clone, Copy)]
+struct Copy {
+    of: Token,
+    /// Length in bytes.
+    size: u64,
+    /// Bytes that are reserved for it.
+    reserved: u64,
+}
+
 /// The time now, as `stat` shows it.
 fn now() -> Timestamp {
     SystemTime::now().into()
@@ -360,9 +370,11 @@ impl State {
         self.tree.content(ino)
     }
 
-    /// Whether a file's content is this spool file.
-    fn is_spooled(&self, ino: Ino, spool: SpoolId) -> bool {
-        matches!(self.content(ino), Some((Content::Local { spool: now, .. }, _)) if *now == spool)
+    /// Whether a file has the same bytes [still](Tree::still), and nobody is changing them or may do so unseen.
+    fn rests(&self, token: Token) -> bool {
+        let ino = token.ino();
+        let past = self.handles.way(ino) == Some(Way::Past) || self.backing.is_live(ino);
+        self.tree.still(token) && !self.handles.is_changing(ino) && !past
     }
 
     /// Gives a file other content. What is in the spool counts for its length, until the caller says what else.
@@ -562,29 +574,29 @@ impl Fs {
             let mut wait = Duration::ZERO;
             match remote {
                 Some((hash, from)) => {
-                    let of = Content::Remote { hash, origin: None };
-                    self.blocking(move |fs| fs.take_copy(ino, &of, &from)).await?;
+                    let of = Token::of_server(ino, hash);
+                    self.blocking(move |fs| fs.take_copy(of, &from)).await?;
                 }
                 None => {
                     let held = {
                         let state = self.lock();
-                        let Some((of @ Content::Local { spool, .. }, size)) = state.content(ino) else {
+                        let Some((Content::Local { spool, generation, .. }, size)) = state.content(ino) else {
                             continue;
                         };
+                        let of = Token::of_spool(ino, *spool, *generation);
                         let pinned = state.backing.is_pinned_by_cut(*spool);
                         let holders = state.backing.holders(*spool);
-                        holders.map(|cancel| (*spool, of.clone(), size, cancel, pinned))
+                        holders.map(|cancel| (of, size, cancel, pinned))
                     };
                     match held {
                         None => {}
-                        Some((spool, of, size, cancel, pinned)) => {
+                        Some((of, size, cancel, pinned)) => {
                             let now = Instant::now();
                             let waited = waits_until.is_some_and(|until| until <= now);
                             let copied = self
                                 .blocking(move |fs| {
-                                    let Some(from) = fs.spool_file(ino, spool)? else { return Ok(true) };
-                                    match fs.take_copy_if(ino, &of, &from, size <= COPY_LIMIT_BYTES || pinned || waited)
-                                    {
+                                    let Some(from) = fs.spool_file(of)? else { return Ok(true) };
+                                    match fs.take_copy_if(of, &from, size <= COPY_LIMIT_BYTES || pinned || waited) {
                                         // No room now; the file itself comes free some time.
                                         Err(FsError::NoSpace) if waited => Ok(false),
                                         copied => copied,
@@ -616,7 +628,7 @@ impl Fs {
     }
 
     /// Copies when the filesystem shares blocks or `whatever_it_costs`; says whether it did.
-    fn take_copy_if(&self, ino: Ino, of: &Content, from: &File, whatever_it_costs: bool) -> Result<bool, FsError> {
+    fn take_copy_if(&self, of: Token, from: &File, whatever_it_costs: bool) -> Result<bool, FsError> {
         if !whatever_it_costs {
             let (probe, file) = self.spool.create()?;
             let shares = rustix::fs::ioctl_ficlone(&file, from).is_ok();
@@ -625,12 +637,11 @@ impl Fs {
                 return Ok(false);
             }
         }
-        self.take_copy(ino, of, from).map(|()| true)
+        self.take_copy(of, from).map(|()| true)
     }
 
-    /// Puts a copy of `from`, which is the content `of`, in the place of a file's content, unless that is another one by
-    /// now: the reader that made the copy necessary may let go before it is done, and writers go on with the original.
-    fn take_copy(&self, ino: Ino, of: &Content, from: &File) -> Result<(), FsError> {
+    /// Puts a copy of `from`, which has the bytes `of` a file, in the place of these, unless they are others by now: the reader that made the copy necessary may let go before it is done, and writers go on with the original.
+    fn take_copy(&self, of: Token, from: &File) -> Result<(), FsError> {
         let found = from.metadata()?;
         // Its holes are the copy's.
         let (size, reserved) = (found.len(), spool::holes::counted_of(&found));
@@ -648,13 +659,13 @@ impl Fs {
             self.scrap(id, reserved);
             return Err(error.into());
         }
-        self.install(ino, id, to, Some((size, reserved)), |content| content.is_same(of))
+        self.install(of.ino(), id, to, Some(Copy { of, size, reserved }))
     }
 
     /// Puts an empty spool file in the place of a file's content.
     fn empty(&self, ino: Ino) -> Result<(), FsError> {
         let (id, file) = self.spool.create()?;
-        self.install(ino, id, file, None, |_| true)?;
+        self.install(ino, id, file, None)?;
         // Unlike a copy, this is a change, whether or not a write follows.
         let noted = self.change(|state| {
             state.wrote(ino, |size| size, self);
@@ -666,18 +677,9 @@ impl Fs {
         }
     }
 
-    /// Makes a spool file a file's content, if `expected` still holds of the old one: a copy of it, of this length and
-    /// with this much reserved for it, or an empty one.
-    fn install(
-        &self,
-        ino: Ino,
-        id: SpoolId,
-        file: File,
-        copy: Option<(u64, u64)>,
-        expected: impl FnOnce(&Content) -> bool,
-    ) -> Result<(), FsError> {
-        let (size, reserved) = copy.unwrap_or((0, 0));
-        let copy = copy.is_some();
+    /// Makes a spool file a file's content: an empty one, or a copy, if the file rests with what that is of.
+    fn install(&self, ino: Ino, id: SpoolId, file: File, copy: Option<Copy>) -> Result<(), FsError> {
+        let (size, reserved) = copy.map_or((0, 0), |copy| (copy.size, copy.reserved));
         let room = spool::room(&file);
         let mtime = {
             let state = self.lock();
@@ -690,23 +692,19 @@ impl Fs {
             return Err(error.into());
         }
         let done = self.change(|state| {
-            // What a write under way puts into the original is in no copy.
-            let writing = state.handles.is_changing(ino);
-            // And where programs go past the daemon, they stay with the file that they went to.
-            let past = state.handles.way(ino) == Some(Way::Past) || state.backing.is_live(ino);
-            let old = match state.content(ino) {
-                Some((content, size)) if expected(content) && !(copy && writing) && !past => (content.clone(), size),
-                _ => return Ok(false),
+            // What a write under way puts into the original is in no copy. And where programs go past the daemon, they stay
+            // with the file that they went to.
+            let ready = match copy {
+                Some(copy) => state.rests(copy.of),
+                None => state.handles.way(ino) != Some(Way::Past) && !state.backing.is_live(ino),
             };
+            let Some(old) = state.tree.token(ino).filter(|_| ready) else { return Ok(false) };
             let counted = state.counted(ino);
             for path in state.tree.file_paths(ino) {
                 state.open_account(&path, Some(ino));
             }
             let generation = state.tree.fresh_generation();
-            let hash = match &old.0 {
-                Content::Remote { hash, .. } if copy => Some(*hash),
-                _ => None,
-            };
+            let hash = copy.and_then(|copy| copy.of.on_server());
             state.set_content(ino, Content::Local { spool: id, generation, hash }, size);
             let counted_now = room.map_or(size, |room| state.note_room(ino, room));
             self.spool.recount(reserved, counted_now);
@@ -714,7 +712,7 @@ impl Fs {
             if hash.is_some() {
                 state.pin_for_cut(self, ino);
             }
-            if let (Content::Local { spool, .. }, _) = old {
+            if let Some(spool) = old.spool() {
                 state.discard(spool, counted);
             }
             Ok(true)
@@ -816,19 +814,21 @@ impl Fs {
         self.list(crate::namespace::ROOT, Who::Staging).await
     }
 
-    /// Opens a file's spool file; `None` when it has other content by now: a confirmation moves spool files away.
-    fn spool_file(&self, ino: Ino, spool: SpoolId) -> io::Result<Option<File>> {
-        self.unless_replaced(ino, spool, self.spool.file(spool))
+    /// Opens the spool file of bytes that a file had; `None` when it has another by now: a confirmation moves spool files
+    /// away.
+    fn spool_file(&self, of: Token) -> io::Result<Option<File>> {
+        self.unless_replaced(of, |spool| self.spool.file(spool))
     }
 
-    /// Opens a file's spool file for reading; `None` when it has other content by now.
-    fn spool_file_to_read(&self, ino: Ino, spool: SpoolId) -> io::Result<Option<File>> {
-        self.unless_replaced(ino, spool, self.spool.file_to_read(spool))
+    /// The same for reading.
+    fn spool_file_to_read(&self, of: Token) -> io::Result<Option<File>> {
+        self.unless_replaced(of, |spool| self.spool.file_to_read(spool))
     }
 
-    fn unless_replaced(&self, ino: Ino, spool: SpoolId, opened: io::Result<File>) -> io::Result<Option<File>> {
-        match opened {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.lock().is_spooled(ino, spool) => Ok(None),
+    fn unless_replaced(&self, of: Token, open: impl FnOnce(SpoolId) -> io::Result<File>) -> io::Result<Option<File>> {
+        let Some(spool) = of.spool() else { return Ok(None) };
+        match open(spool) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.lock().tree.still_in(of) => Ok(None),
             opened => opened.map(Some),
         }
     }

@@ -34,7 +34,7 @@
 //! | [`mount`] | a mount's life: preflight, recover, serve, drain, unmount; the one place that wires concrete types |
 //! | [`control`] | the daemon's socket: requests, answers, progress events |
 //! | [`fuse`] | the kernel adapter and the one errno table |
-//! | [`fs`] | what each POSIX operation means here; open handles |
+//! | [`fs`] | what each POSIX operation means here; its owners (`tree`, `writeback`, `backing`, `handles`, `kernel`) and transactions (`txn`) |
 //! | [`namespace`] | the inode tree in memory, no I/O |
 //! | [`ledger`] | per path: base, staged, wanted, and the step that brings one to the other; no I/O |
 //! | [`disk`] | the way to the local filesystem, where a test can stand in between |

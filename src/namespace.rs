@@ -125,17 +125,6 @@ pub enum Content {
 }
 
 impl Content {
-    /// Whether it is the same bytes in the same place: nothing was written in between.
-    pub fn is_same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Remote { hash, .. }, Self::Remote { hash: other, .. }) => hash == other,
-            (Self::Local { spool, generation, .. }, Self::Local { spool: other, generation: then, .. }) => {
-                (spool, generation) == (other, then)
-            }
-            _ => false,
-        }
-    }
-
     /// The path of the workspace where its bytes are, if that is noted.
     pub fn origin_in_workspace(&self) -> Option<&RepoPath> {
         match self {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::live::{Loan, is_alone};
 use super::staging::into_plain;
+use super::tree::Token;
 use super::{Fs, FsError, State, set_mtime};
 use crate::disk::Act;
 use crate::hash::ContentHash;
@@ -52,12 +53,7 @@ impl State {
 
     /// Whether what a file's readers have borrowed, if anything, is its content still.
     pub(super) fn has_its_content(&self, ino: Ino) -> bool {
-        self.borrowed(ino).is_none_or(|borrowed| self.is_remote(ino, borrowed.hash))
-    }
-
-    /// Whether a file's content is this, and on the server.
-    pub(super) fn is_remote(&self, ino: Ino, hash: ContentHash) -> bool {
-        matches!(self.content(ino), Some((Content::Remote { hash: now, .. }, _)) if *now == hash)
+        self.borrowed(ino).is_none_or(|borrowed| self.tree.still(Token::of_server(ino, borrowed.hash)))
     }
 }
 
@@ -198,7 +194,7 @@ impl Fs {
             let dated = state.tree.get(ino).is_some_and(|inode| inode.attrs.mtime == mtime);
             // A commit may have begun to wait for it.
             let copied = copy.is_some() || !state.awaits(ino, hash);
-            if !borrowed || !state.is_remote(ino, hash) || !dated || !copied {
+            if !borrowed || !state.tree.still(Token::of_server(ino, hash)) || !dated || !copied {
                 return Ok(());
             }
             for path in state.tree.file_paths(ino) {

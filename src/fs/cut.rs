@@ -15,6 +15,7 @@ use std::sync::Arc;
 use super::passthrough::{Seal, Urgency, Way};
 use super::queue::Scope;
 use super::staging::{Fixable, RECHECK, Waiting};
+use super::tree::Token;
 use super::{Capture, Fs, FsError, Held, State, Want};
 use crate::hash::ContentHash;
 use crate::namespace::{Content, Ino, Resolved, SpoolId};
@@ -321,8 +322,8 @@ impl Fs {
                 Fixing::Nothing => return Ok(()),
                 Fixing::Look => self.blocking(move |fs| Ok(fs.look_at(ino)?)).await?,
                 Fixing::Wait => tokio::time::sleep(RECHECK).await,
-                Fixing::Copy(spool) => {
-                    if self.blocking(move |fs| fs.fix_by_copy(ino, spool)).await? {
+                Fixing::Copy(of) => {
+                    if self.blocking(move |fs| fs.fix_by_copy(of)).await? {
                         return Ok(());
                     }
                 }
@@ -332,16 +333,17 @@ impl Fs {
     }
 
     /// Fixes a file's content by a copy. `false`: it has another spool file by now.
-    fn fix_by_copy(&self, ino: Ino, spool: SpoolId) -> Result<bool, FsError> {
+    fn fix_by_copy(&self, of: Token) -> Result<bool, FsError> {
+        let ino = of.ino();
         {
             let mut state = self.begin();
             state.look(ino, self);
-            if !state.is_spooled(ino, spool) {
+            if !state.tree.still_in(of) {
                 return Ok(false);
             }
             state.handles.fix(ino);
         }
-        let Some(copied) = self.copy_live(ino, spool)? else { return Ok(false) };
+        let Some(copied) = self.copy_live(of)? else { return Ok(false) };
         let mut state = self.begin();
         let want = state.hold_copy(self, ino, copied, true);
         // One that came too late is let go of when the lock is free.
@@ -360,7 +362,7 @@ enum Fixing {
     /// A change of it ends soon.
     Wait,
     /// A copy of its spool file.
-    Copy(SpoolId),
+    Copy(Token),
 }
 
 impl State {
@@ -381,9 +383,9 @@ impl State {
                 let _none = self.fixed(ino, Want::Sealed { ino, generation, hash, size, held });
                 Fixing::Nothing
             }
-            Fixable::Local { spool, how, writing, .. } => {
+            Fixable::Local { spool, generation, how, writing, .. } => {
                 let waits = self.handles.is_reshaped(ino) || writing && how == Seal::InPlace && !at_once;
-                if waits { Fixing::Wait } else { Fixing::Copy(spool) }
+                if waits { Fixing::Wait } else { Fixing::Copy(Token::of_spool(ino, spool, generation)) }
             }
         }
     }

@@ -12,6 +12,7 @@ use super::passthrough::{Bytes, Opening, Passthrough, Reach, Way};
 use super::queue::Phase;
 use super::room::even;
 use super::staging::Adopted;
+use super::tree::Token;
 use super::{Fs, FsError, State, now};
 use crate::disk::Act;
 use crate::hash::ContentHash;
@@ -389,8 +390,8 @@ impl Fs {
 
     /// Copies a spool file that may be written to meanwhile. The copy has all that was written before; it may have some
     /// of what is written while it is made, where a program never pauses. `None`: the file has other content by now.
-    pub(super) fn copy_live(&self, ino: Ino, spool: SpoolId) -> Result<Option<Copied>, FsError> {
-        let Some(from) = self.spool_file_to_read(ino, spool)? else { return Ok(None) };
+    pub(super) fn copy_live(&self, of: Token) -> Result<Option<Copied>, FsError> {
+        let Some(from) = self.spool_file_to_read(of)? else { return Ok(None) };
         for attempt in 1.. {
             let before = Seen::of(&from)?;
             // A change in the same step of the filesystem's clock would not show.

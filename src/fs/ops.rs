@@ -846,7 +846,7 @@ impl Fs {
             self.touch_times(ino)?;
         }
         loop {
-            let (content, way) = {
+            let (content, token, way) = {
                 let mut state = self.begin();
                 state.look(ino, self);
                 let (content, size) = match state.tree.get(ino).map(|inode| &inode.body) {
@@ -880,10 +880,10 @@ impl Fs {
                 if attached || unread {
                     return Ok(state.open_handle(ino, flags));
                 }
-                (content, way)
+                (content, state.tree.token(ino).ok_or(FsError::Stale)?, way)
             };
             let lent = match &content {
-                Content::Local { spool, .. } if way == Way::Past => match self.spool_file_to_read(ino, *spool)? {
+                Content::Local { .. } if way == Way::Past => match self.spool_file_to_read(token)? {
                     Some(file) => self.lend(&file).map(|loan| (Arc::new(file), loan, None)),
                     None => continue,
                 },
@@ -894,7 +894,7 @@ impl Fs {
             };
             let (file, loan, borrowed) = match (lent, &content) {
                 (Some((file, loan, borrowed)), _) => (file, Some(loan), borrowed),
-                (None, Content::Local { spool, .. }) => match self.spool_file(ino, *spool)? {
+                (None, Content::Local { .. }) => match self.spool_file(token)? {
                     Some(file) => (Arc::new(file), None, None),
                     None => continue,
                 },
@@ -904,7 +904,7 @@ impl Fs {
                 }
             };
             let mut state = self.begin();
-            let same = state.content(ino).is_some_and(|(now, _)| *now == content);
+            let same = state.tree.still(token);
             // Somebody may have been faster, and decided; then it is done again after them.
             let decides = same && state.handles.way(ino).is_none();
             if decides && (loan.is_none() || state.opening(ino, flags.write, true, self) == way) {

@@ -8,6 +8,7 @@ use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
 use super::passthrough::Way;
+use super::tree::Token;
 use super::{Fs, FsError, Need, Op, State, Stop};
 use crate::disk::Act;
 use crate::namespace::{Content, Ino};
@@ -153,25 +154,24 @@ impl Fs {
     /// # Errors
     /// [`FsError::NoSpace`]; the server's when the bytes must be fetched.
     pub fn copy_range(&self, from: (u64, u64), to: (u64, u64), length: u64) -> Op<u64> {
-        let (source, known, length, writing) =
-            {
-                let mut state = self.begin();
-                let ino = state.handles.reader(from.0)?;
-                state.look(ino, self);
-                let (content, size) = state.content(ino).ok_or(FsError::Stale)?;
-                let content = content.clone();
-                let left = size.saturating_sub(from.1);
-                let length = length.min(left).min(COPY_MAX_BYTES);
-                if length == 0 {
-                    return Ok(0);
-                }
-                let source = self.attached(&state, ino)?;
-                let whole = length == size && to.1 == 0;
-                let writing = state.begin_change(to.0, self)?;
-                let known = (whole && writing.size == 0 && ino != writing.ino && state.has_its_content(ino))
-                    .then_some((ino, content, state.borrowed(ino).is_some()));
-                (source, known, length, writing)
-            };
+        let (source, known, length, writing) = {
+            let mut state = self.begin();
+            let ino = state.handles.reader(from.0)?;
+            state.look(ino, self);
+            let (_, size) = state.content(ino).ok_or(FsError::Stale)?;
+            let token = state.tree.token(ino).ok_or(FsError::Stale)?;
+            let left = size.saturating_sub(from.1);
+            let length = length.min(left).min(COPY_MAX_BYTES);
+            if length == 0 {
+                return Ok(0);
+            }
+            let source = self.attached(&state, ino)?;
+            let whole = length == size && to.1 == 0;
+            let writing = state.begin_change(to.0, self)?;
+            let known = (whole && writing.size == 0 && ino != writing.ino && state.has_its_content(ino))
+                .then_some((token, state.borrowed(ino).is_some()));
+            (source, known, length, writing)
+        };
         let Writing { ino, file, size, uneven } = writing;
         let reserved = match (&known, spool::room(&source)) {
             // Its holes are the copy's.
@@ -204,10 +204,10 @@ impl Fs {
                     // A hole in the one may be a hole in the other.
                     state.reshaped(ino, |size| size.max(end), &file, self);
                     // What was borrowed and is not any more may have been written to.
-                    if let Some((source, before, borrowed)) = &known
-                        && (!borrowed || state.borrowed(*source).is_some())
+                    if let Some((source, borrowed)) = known
+                        && (!borrowed || state.borrowed(source.ino()).is_some())
                     {
-                        state.copied(*source, before, ino, length);
+                        state.copied(source, ino, length);
                     }
                 }
                 None => state.disarrayed(ino, &file, self),
@@ -220,14 +220,11 @@ impl Fs {
 
 impl State {
     /// Gives a copy the hash of what it was copied from, if that is known and did not change meanwhile.
-    fn copied(&mut self, source: Ino, before: &Content, copy: Ino, length: u64) {
+    fn copied(&mut self, source: Token, copy: Ino, length: u64) {
         let busy = |ino| self.backing.is_live(ino) || self.handles.is_changing(ino);
-        let found = match (before, self.content(source)) {
-            (Content::Remote { hash, .. }, _) => Some(*hash),
-            (
-                Content::Local { spool, generation, .. },
-                Some((Content::Local { spool: now, generation: still, hash }, _)),
-            ) if (spool, generation) == (now, still) && !busy(source) => *hash,
+        let found = match (source.on_server(), self.content(source.ino())) {
+            (Some(hash), _) => Some(hash),
+            (None, Some((Content::Local { hash, .. }, _))) if self.tree.still(source) && !busy(source.ino()) => *hash,
             _ => None,
         };
         if busy(copy) {

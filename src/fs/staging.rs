@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::live::{Asked, Copied};
-use super::passthrough::{Seal, Sealing, Urgency, Way};
+use super::passthrough::{Seal, Sealing, Urgency};
 use super::queue::{Parked, Pending, Phase, Scope, Tick};
+use super::tree::Token;
 use super::{COPY_LIMIT_BYTES, Fs, FsError, Op, Options, State, base_attrs};
 use crate::control::{Counts, FileError, LocalPath, Progress, Tally};
 use crate::hash::ContentHash;
@@ -311,7 +312,7 @@ enum Miss {
     /// A write is under way this instant.
     Instant,
     /// It may change past the daemon meanwhile: by a copy of this spool file.
-    Copy(Ino, SpoolId),
+    Copy(Token),
     /// Its spool file cannot be opened.
     Lost(std::io::Error),
 }
@@ -376,8 +377,8 @@ impl Fs {
                 self.begin().writeback.retry(path, RECHECK, None);
                 None
             }
-            Err(Miss::Copy(ino, spool)) => {
-                self.start_copy(path, ino, spool);
+            Err(Miss::Copy(of)) => {
+                self.start_copy(path, of);
                 None
             }
             Err(Miss::Lost(error)) if is_passing(&error) => {
@@ -445,11 +446,15 @@ impl Fs {
                     }
                     Fixable::Unseen => Err(ino),
                     Fixable::Local { how: Seal::Later, .. } => return Err(Miss::Writing),
-                    Fixable::Local { spool, how, writing, .. } if writing || how == Seal::Copy => {
+                    Fixable::Local { spool, generation, how, writing, .. } if writing || how == Seal::Copy => {
                         let reshaped = state.handles.is_reshaped(ino);
                         // A barrier ends also beside a program that writes without pause.
                         let by_copy = !reshaped && (how == Seal::Copy || urgency == Urgency::Barrier);
-                        return Err(if by_copy { Miss::Copy(ino, spool) } else { Miss::Instant });
+                        return Err(if by_copy {
+                            Miss::Copy(Token::of_spool(ino, spool, generation))
+                        } else {
+                            Miss::Instant
+                        });
                     }
                     Fixable::Local { spool, generation, hash, size, .. } => {
                         state.handles.fix(ino);
@@ -469,13 +474,10 @@ impl Fs {
                     continue;
                 }
             };
-            let Some(file) = self.spool_file(ino, spool).map_err(Miss::Lost)?.map(Arc::new) else { continue };
+            let token = Token::of_spool(ino, spool, generation);
+            let Some(file) = self.spool_file(token).map_err(Miss::Lost)?.map(Arc::new) else { continue };
             let mut state = self.begin();
-            let same = matches!(state.content(ino), Some((Content::Local { spool: s, generation: g, .. }, _))
-                if (*s, *g) == (spool, generation));
-            let writing = state.handles.is_changing(ino);
-            let past = state.handles.way(ino) == Some(Way::Past) || state.backing.is_live(ino);
-            if same && !writing && !past && state.writeback.pending(path).is_some_and(|entry| entry.seq == seq) {
+            if state.rests(token) && state.writeback.pending(path).is_some_and(|entry| entry.seq == seq) {
                 let held = state.hold(self, spool, Some(file));
                 let upload = state.writeback.upload(path).cloned();
                 let want = Want::Sealed { ino, generation, hash, size, held };
@@ -485,7 +487,7 @@ impl Fs {
     }
 
     /// Fixes a path's content by a copy, in a task; it is taken up when that is done.
-    fn start_copy(&self, path: &RepoPath, ino: Ino, spool: SpoolId) {
+    fn start_copy(&self, path: &RepoPath, of: Token) {
         let begun = {
             let mut state = self.begin();
             state.writeback.begin_copy(path)
@@ -493,7 +495,7 @@ impl Fs {
         let Some(fs) = self.this.upgrade().filter(|_| begun) else { return };
         let path = path.clone();
         tokio::task::spawn_blocking(move || {
-            let capture = fs.capture_copy(&path, ino, spool);
+            let capture = fs.capture_copy(&path, of);
             let mut state = fs.begin();
             state.writeback.end_copy(&path, capture);
             drop(state);
@@ -502,7 +504,8 @@ impl Fs {
     }
 
     /// A path with a copy of its content. `None`: it has other content by now.
-    fn capture_copy(&self, path: &RepoPath, ino: Ino, spool: SpoolId) -> Result<Option<Capture>, FsError> {
+    fn capture_copy(&self, path: &RepoPath, of: Token) -> Result<Option<Capture>, FsError> {
+        let ino = of.ino();
         // As of before the copy: what is written while it is made is for the next.
         let (seq, alone) = {
             let mut state = self.begin();
@@ -511,13 +514,13 @@ impl Fs {
                 return Ok(None);
             };
             // Removed, renamed or given other content since it was found to need a copy.
-            if !state.is_spooled(ino, spool) || state.tree.resolve(path) != Resolved::Inode(ino) {
+            if !state.tree.still_in(of) || state.tree.resolve(path) != Resolved::Inode(ino) {
                 return Ok(None);
             }
             state.handles.fix(ino);
             (seq, alone)
         };
-        let Some(copied) = self.copy_live(ino, spool)? else { return Ok(None) };
+        let Some(copied) = self.copy_live(of)? else { return Ok(None) };
         let mut state = self.begin();
         let state = &mut *state;
         let account = state.writeback.account(path).unwrap_or_default();
@@ -1189,9 +1192,7 @@ impl State {
         match (&capture.want, capture.want.object()) {
             (Want::Sealed { ino, generation, size, held, .. }, Some(object)) => {
                 self.backing.copy_is_staged(*ino, held.spool, object.hash);
-                let same = matches!(self.content(*ino), Some((Content::Local { spool, generation: now, .. }, _))
-                    if *spool == held.spool && now == generation);
-                if same {
+                if self.tree.still(Token::of_spool(*ino, held.spool, *generation)) {
                     let origin = self.staged_origin(*ino, path);
                     let counted = self.counted(*ino);
                     self.set_content(*ino, Content::Remote { hash: object.hash, origin }, *size);

@@ -10,6 +10,53 @@ use crate::namespace::{Attrs, Body, Content, Dir, Generation, Ino, Inode, Namesp
 use crate::path::{Name, RepoPath};
 use crate::workspace::{CommitId, Revision, Source};
 
+/// Which bytes a file had at a moment. Who gives the lock away, for work on the disk or a request, asks with it afterwards
+/// whether the file has them [still](Tree::still).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Token {
+    ino: Ino,
+    bytes: Bytes,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bytes {
+    Spool(SpoolId, Generation),
+    Server(ContentHash),
+}
+
+impl Token {
+    /// A file with the bytes that a spool file has in one generation.
+    pub fn of_spool(ino: Ino, spool: SpoolId, generation: Generation) -> Self {
+        Self { ino, bytes: Bytes::Spool(spool, generation) }
+    }
+
+    /// A file with content that the server has.
+    pub fn of_server(ino: Ino, hash: ContentHash) -> Self {
+        Self { ino, bytes: Bytes::Server(hash) }
+    }
+
+    /// Which file.
+    pub fn ino(self) -> Ino {
+        self.ino
+    }
+
+    /// Its spool file, if it had one.
+    pub fn spool(self) -> Option<SpoolId> {
+        match self.bytes {
+            Bytes::Spool(spool, _) => Some(spool),
+            Bytes::Server(_) => None,
+        }
+    }
+
+    /// Its hash, if the server had it.
+    pub fn on_server(self) -> Option<ContentHash> {
+        match self.bytes {
+            Bytes::Spool(..) => None,
+            Bytes::Server(hash) => Some(hash),
+        }
+    }
+}
+
 /// Room for so many changed inodes is kept from one transaction for the next.
 const ROOM_KEPT: usize = 64;
 
@@ -38,6 +85,24 @@ impl Tree {
     /// The commit under the workspace.
     pub fn base(&self) -> &CommitId {
         &self.base
+    }
+
+    /// Which bytes a file has now.
+    pub fn token(&self, ino: Ino) -> Option<Token> {
+        Some(match self.names.content(ino)?.0 {
+            Content::Local { spool, generation, .. } => Token::of_spool(ino, *spool, *generation),
+            Content::Remote { hash, .. } => Token::of_server(ino, *hash),
+        })
+    }
+
+    /// Whether a file has the same bytes in the same place: nothing was written in between.
+    pub fn still(&self, token: Token) -> bool {
+        self.token(token.ino) == Some(token)
+    }
+
+    /// Whether a file has the same spool file, whatever was written to it in between.
+    pub fn still_in(&self, token: Token) -> bool {
+        token.spool().is_some() && self.token(token.ino).and_then(Token::spool) == token.spool()
     }
 
     /// A generation that no content has.

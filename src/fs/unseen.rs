@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use super::tree::Token;
 use super::{Fs, FsError, Need, Op, State, Stop, now};
 use crate::namespace::{Content, Generation, Ino, SpoolId, Timestamp};
 use crate::spool::{Spool, room_of};
@@ -79,7 +80,7 @@ impl State {
 
     /// Takes note of what was found in the spool for a file, unless somebody did before, or it has other content by now.
     fn see(&mut self, ino: Ino, id: SpoolId, opened: io::Result<File>, spool: &Spool) -> io::Result<()> {
-        if self.unseen_spool(ino) != Some(id) {
+        if !self.tree.still(Token::of_spool(ino, id, Generation::UNSEEN)) {
             return Ok(());
         }
         let metadata = match opened {
