@@ -35,6 +35,7 @@ mod recovery;
 mod repair;
 mod room;
 mod staging;
+mod standing;
 mod tree;
 mod txn;
 mod unreadable;
@@ -66,6 +67,7 @@ use fetching::{Flights, Who};
 use handles::Handles;
 use kernel::{Kernel, Told};
 use passthrough::Way;
+use standing::Event;
 use tree::{Token, Tree};
 use txn::Draft;
 use writeback::Writeback;
@@ -705,7 +707,8 @@ impl Fs {
             }
             let generation = state.tree.fresh_generation();
             let hash = copy.and_then(|copy| copy.of.on_server());
-            state.set_content(ino, Content::Local { spool: id, generation, hash }, size);
+            let content = Content::Local { spool: id, generation, hash };
+            state.step(ino, Event::Installed, |state| state.set_content(ino, content, size));
             let counted_now = room.map_or(size, |room| state.note_room(ino, room));
             self.spool.recount(reserved, counted_now);
             state.handles.replace(ino, Arc::new(file));

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::live::{Loan, is_alone};
 use super::staging::into_plain;
+use super::standing::Event;
 use super::tree::Token;
 use super::{Fs, FsError, State, set_mtime};
 use crate::disk::Act;
@@ -37,6 +38,11 @@ impl Borrowed {
     /// Somebody is about to make it the inode's own, or gives up.
     pub fn set_leaving(&mut self, leaving: bool) {
         self.leaving = leaving;
+    }
+
+    /// Whether that is so.
+    pub fn is_leaving(self) -> bool {
+        self.leaving
     }
 
     /// Its content, if it is to be given back by whoever closes it.
@@ -201,9 +207,12 @@ impl Fs {
                 state.open_account(&path, Some(ino));
             }
             let generation = state.tree.fresh_generation();
-            state.set_content(ino, Content::Local { spool: id, generation, hash: Some(hash) }, size);
+            let content = Content::Local { spool: id, generation, hash: Some(hash) };
+            state.step(ino, Event::Promoted, |state| {
+                state.set_content(ino, content, size);
+                state.handles.owns_borrowed(ino);
+            });
             let counted = room.map_or(size, |room| state.note_room(ino, room));
-            state.handles.owns_borrowed(ino);
             self.spool.charge(counted);
             *taken = true;
             if let Some(copy) = &mut copy

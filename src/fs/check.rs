@@ -21,6 +21,7 @@ impl Fs {
         state.writeback.check(&mut broken);
         state.handles.check(&state.tree, &mut broken);
         state.backing.check(&state.tree, &mut broken);
+        state.check_standing(&mut broken);
         state.check_owed(&mut broken);
         found
     }

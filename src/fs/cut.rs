@@ -15,6 +15,7 @@ use std::sync::Arc;
 use super::passthrough::{Seal, Urgency, Way};
 use super::queue::Scope;
 use super::staging::{Fixable, RECHECK, Waiting};
+use super::standing::Event;
 use super::tree::Token;
 use super::{Capture, Fs, FsError, Held, State, Want};
 use crate::hash::ContentHash;
@@ -150,7 +151,7 @@ impl State {
         if self.unseen_spool(ino).is_some() || self.handles.way(ino) == Some(Way::Past) {
             return;
         }
-        let held = self.hold_for_cut(fs, spool);
+        let held = self.step(ino, Event::Held, |state| state.hold_for_cut(fs, spool));
         if let Some(gathering) = self.writeback.gathering_mut() {
             gathering.fixed.insert(ino, Want::Sealed { ino, generation, hash, size, held });
         }
@@ -182,7 +183,7 @@ impl State {
             Fixable::NoFile => Ok(Some(Want::Absent)),
             Fixable::Remote { object, source } => Ok(Some(Want::Remote { ino, object, source })),
             Fixable::Local { spool, generation, hash, size, how: Seal::InPlace, writing: false, written: false } => {
-                let held = self.hold_for_cut(fs, spool);
+                let held = self.step(ino, Event::Held, |state| state.hold_for_cut(fs, spool));
                 Ok(Some(Want::Sealed { ino, generation, hash, size, held }))
             }
             Fixable::Unseen => Err(ino),
@@ -378,7 +379,7 @@ impl State {
             Fixable::Unseen => Fixing::Look,
             Fixable::Local { spool, generation, hash, size, how: Seal::InPlace, writing: false, .. } => {
                 self.handles.fix(ino);
-                let held = self.hold_for_cut(fs, spool);
+                let held = self.step(ino, Event::Held, |state| state.hold_for_cut(fs, spool));
                 // Nothing was fixed before.
                 let _none = self.fixed(ino, Want::Sealed { ino, generation, hash, size, held });
                 Fixing::Nothing

@@ -12,6 +12,7 @@ use super::passthrough::{Bytes, Opening, Passthrough, Reach, Way};
 use super::queue::Phase;
 use super::room::even;
 use super::staging::Adopted;
+use super::standing::Event;
 use super::tree::Token;
 use super::{Fs, FsError, State, now};
 use crate::disk::Act;
@@ -213,7 +214,7 @@ impl State {
             if let Some(room) = self.backing.live_file(ino).and_then(|file| spool::room(file)) {
                 self.set_room(ino, room, fs);
             }
-            self.backing.subdue(ino);
+            self.step(ino, Event::Rested, |state| state.backing.subdue(ino));
             return Asked::Still(staged);
         }
         self.look(ino, fs);
@@ -257,7 +258,7 @@ impl State {
             return None;
         };
         let counted = self.counted(ino);
-        self.set_content(ino, Content::Remote { hash, origin: None }, size);
+        self.step(ino, Event::Rested, |state| state.set_content(ino, Content::Remote { hash, origin: None }, size));
         for path in paths {
             let settled = self.writeback.account(&path).filter(Account::is_settled);
             if settled.is_some_and(|account| self.agrees(&path, account.base)) {
@@ -299,6 +300,11 @@ impl State {
     pub(super) fn ask_after_lingering(&mut self, fs: &Fs, rested: &mut Vec<Adopted>) {
         let now = Instant::now();
         while let Some(ino) = self.backing.take_question(now) {
+            // Opened since: its last close asks. As long as somebody has it open it stays a file of its own, or a writer
+            // who follows would write to the cache's.
+            if self.handles.is_open(ino) {
+                continue;
+            }
             if let Asked::Still(staged) = self.ask_after(ino, fs) {
                 rested.extend(self.come_to_rest(ino, staged, fs));
             }

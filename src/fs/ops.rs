@@ -9,6 +9,7 @@ use super::live::Asked;
 use super::passthrough::Way;
 use super::queue::Follower;
 use super::room::even;
+use super::standing::Event;
 use super::{Fs, FsError, Need, Op, State, now, set_mtime};
 use crate::journal::Change;
 use crate::ledger::Staged;
@@ -878,7 +879,7 @@ impl Fs {
                 let attached = state.handles.local(ino).is_some();
                 let unread = way == Way::Requests && !flags.read && matches!(content, Content::Remote { .. });
                 if attached || unread {
-                    return Ok(state.open_handle(ino, flags));
+                    return Ok(state.step(ino, Event::Opened, |state| state.open_handle(ino, flags)));
                 }
                 (content, state.tree.token(ino).ok_or(FsError::Stale)?, way)
             };
@@ -908,12 +909,16 @@ impl Fs {
             // Somebody may have been faster, and decided; then it is done again after them.
             let decides = same && state.handles.way(ino).is_none();
             if decides && (loan.is_none() || state.opening(ino, flags.write, true, self) == way) {
-                state.handles.attach(ino, file, loan, borrowed);
-                return Ok(state.open_handle(ino, flags));
+                return Ok(state.step(ino, Event::Opened, |state| {
+                    state.handles.attach(ino, file, loan, borrowed);
+                    state.open_handle(ino, flags)
+                }));
             }
             if same && state.handles.way(ino) == Some(Way::Requests) && loan.is_none() {
-                state.handles.attach_first(ino, file);
-                return Ok(state.open_handle(ino, flags));
+                return Ok(state.step(ino, Event::Opened, |state| {
+                    state.handles.attach_first(ino, file);
+                    state.open_handle(ino, flags)
+                }));
             }
             drop(state);
             // Closed first: it is lent again to nobody else as long as it is open here.
@@ -1056,33 +1061,35 @@ impl Fs {
             let Some(handle) = state.handles.close(handle) else { return Ok(()) };
             let ino = handle.ino;
             order = state.tree.closed(ino);
-            if handle.write {
-                state.look(ino, self);
-            }
-            let live = state.backing.is_live(ino);
-            let past = state.handles.way(ino) == Some(Way::Past);
-            let staged = state.backing.staged_live(ino).is_some();
-            // What was done past the daemon need not show.
-            let left_open = state.handles.leave(&handle, live && !staged);
-            if left_open.stale {
-                state.kernel.content_changed(ino);
-            }
-            closed = left_open.last;
-            let borrowed = closed.as_ref().and_then(|closed| closed.borrowed?.to_give_back());
-            borrowed.into_iter().for_each(|hash| self.give_back(hash));
-            // The spool file's time counts after the daemon's end, and is of another clock yet.
-            if let (Some(file), Some((Content::Local { .. }, _))) = (left_open.written, state.content(ino)) {
-                written = state.tree.get(ino).map(|inode| (file, inode.attrs.mtime));
-            }
-            if left_open.settled {
-                state.touch_file(ino, self.options.settle);
-            }
-            if past {
-                let asked = state.ask_after(ino, self);
-                if let (Asked::Still(staged), None) = (asked, state.handles.way(ino)) {
-                    rested = state.come_to_rest(ino, staged, self);
+            state.step(ino, Event::Closed, |state| {
+                if handle.write {
+                    state.look(ino, self);
                 }
-            }
+                let live = state.backing.is_live(ino);
+                let past = state.handles.way(ino) == Some(Way::Past);
+                let staged = state.backing.staged_live(ino).is_some();
+                // What was done past the daemon need not show.
+                let left_open = state.handles.leave(&handle, live && !staged);
+                if left_open.stale {
+                    state.kernel.content_changed(ino);
+                }
+                closed = left_open.last;
+                let borrowed = closed.as_ref().and_then(|closed| closed.borrowed?.to_give_back());
+                borrowed.into_iter().for_each(|hash| self.give_back(hash));
+                // The spool file's time counts after the daemon's end, and is of another clock yet.
+                if let (Some(file), Some((Content::Local { .. }, _))) = (left_open.written, state.content(ino)) {
+                    written = state.tree.get(ino).map(|inode| (file, inode.attrs.mtime));
+                }
+                if left_open.settled {
+                    state.touch_file(ino, self.options.settle);
+                }
+                if past {
+                    let asked = state.ask_after(ino, self);
+                    if let (Asked::Still(staged), None) = (asked, state.handles.way(ino)) {
+                        rested = state.come_to_rest(ino, staged, self);
+                    }
+                }
+            });
             state.bury(ino);
             Ok(())
         });

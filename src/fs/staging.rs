@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::live::{Asked, Copied};
 use super::passthrough::{Seal, Sealing, Urgency};
 use super::queue::{Parked, Pending, Phase, Scope, Tick};
+use super::standing::Event;
 use super::tree::Token;
 use super::{COPY_LIMIT_BYTES, Fs, FsError, Op, Options, State, base_attrs};
 use crate::control::{Counts, FileError, LocalPath, Progress, Tally};
@@ -195,8 +196,9 @@ impl Drop for Waiting {
 }
 
 impl State {
-    fn hold(&mut self, fs: &Fs, spool: SpoolId, file: Option<Arc<File>>) -> Arc<Held> {
-        self.hold_for(fs, spool, file, false)
+    /// Holds the content of a file, as it may be sealed where it lies.
+    fn hold(&mut self, fs: &Fs, ino: Ino, spool: SpoolId, file: Option<Arc<File>>) -> Arc<Held> {
+        self.step(ino, Event::Held, |state| state.hold_for(fs, spool, file, false))
     }
 
     /// A hold of a commit's: very many, so their files are not open.
@@ -411,7 +413,7 @@ impl Fs {
         };
         // It has its name as long as it is held.
         let file = Arc::new(self.spool.file(held.spool).map_err(Miss::Lost)?);
-        let held = self.begin().hold(self, held.spool, Some(file));
+        let held = self.begin().hold_for(self, held.spool, Some(file), false);
         Ok(Capture { want: Want::Sealed { ino, generation, hash, size, held }, ..capture })
     }
 
@@ -460,7 +462,7 @@ impl Fs {
                         state.handles.fix(ino);
                         let file = state.handles.local(ino).cloned();
                         if file.is_some() {
-                            let held = state.hold(self, spool, file);
+                            let held = state.hold(self, ino, spool, file);
                             return Ok(Some(capture(Want::Sealed { ino, generation, hash, size, held })));
                         }
                         Ok((ino, spool, generation, hash, size, seq, account, alone))
@@ -478,7 +480,7 @@ impl Fs {
             let Some(file) = self.spool_file(token).map_err(Miss::Lost)?.map(Arc::new) else { continue };
             let mut state = self.begin();
             if state.rests(token) && state.writeback.pending(path).is_some_and(|entry| entry.seq == seq) {
-                let held = state.hold(self, spool, Some(file));
+                let held = state.hold(self, ino, spool, Some(file));
                 let upload = state.writeback.upload(path).cloned();
                 let want = Want::Sealed { ino, generation, hash, size, held };
                 return Ok(Some(Capture { path: path.clone(), seq, account, want, alone, upload }));
@@ -1195,7 +1197,8 @@ impl State {
                 if self.tree.still(Token::of_spool(*ino, held.spool, *generation)) {
                     let origin = self.staged_origin(*ino, path);
                     let counted = self.counted(*ino);
-                    self.set_content(*ino, Content::Remote { hash: object.hash, origin }, *size);
+                    let content = Content::Remote { hash: object.hash, origin };
+                    self.step(*ino, Event::Confirmed, |state| state.set_content(*ino, content, *size));
                     adopted = Some(Adopted { spool: held.spool, hash: object.hash, size: *size, counted });
                 } else {
                     // Staged under another name of before, meanwhile, and no more to be read there.

@@ -277,6 +277,64 @@ fn a_file_that_comes_to_rest_while_a_copy_of_it_is_sent_does_not_stay_in_the_spo
     });
 }
 
+#[test]
+fn what_was_mapped_stays_a_file_of_its_own_as_long_as_somebody_reads_it() {
+    let runtime = crate::world::runtime(1);
+    runtime.block_on(async {
+        let dir = crate::world::temporary_dir();
+        let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
+        let limits = Limits { spool: None, cache: 1 << 20 };
+        // Without a stager: this test takes what is due in hand.
+        let fs =
+            Fs::recover(dir.path(), RepoPath::root(), options, limits, Arc::new(Memory::new(ByHash::Never))).unwrap();
+        let kernel = Arc::new(Mapping::default());
+        assert_eq!(fs.lend_to(kernel.clone()), Passthrough::On);
+        fs.reconcile().await.unwrap();
+        fs.satisfy(Need::List(ROOT)).await.unwrap();
+        let both = OpenFlags { read: true, write: true, truncate: false, execute: false };
+        let name = Name::new(b"file").unwrap();
+        let (stat, handle) = fs.create(ROOT, &name, crate::world::attrs(), both).unwrap();
+        fs.write(handle, 0, b"content").unwrap();
+        let take = async |hash| {
+            let _all = fs.barrier();
+            loop {
+                let taken = fs.due(10).0.into_iter().find(|capture| matches!(capture.want, Want::Sealed { .. }));
+                if let Some(mut capture) = taken {
+                    let Want::Sealed { hash: known, .. } = &mut capture.want else { unreachable!("found by that") };
+                    *known = Some(hash);
+                    return capture;
+                }
+                // The copy is being made.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        // Closed, and mapped: a copy of it is staged.
+        fs.release(handle);
+        let object = Object { hash: ContentHash::of(HashKind::Xxh3, b"content"), size: 7 };
+        fs.confirmed(&[(take(object.hash).await, Step::Put(object))]).unwrap();
+        let reader = fs.open(stat.ino, OpenFlags { write: false, ..both }).unwrap();
+        assert!(fs.reach(reader).past().is_some());
+        // The mapping goes while it is read, and it is asked whether anybody has it.
+        kernel.0.lock().unwrap().clear();
+        while fs.due(0).1.is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(fs.check(), Vec::<String>::new());
+        // Who writes to it now goes the way of the reader.
+        let writer = fs.open(stat.ino, both).unwrap();
+        assert!(fs.reach(writer).past().is_some());
+        fs.run(Need::List(ROOT), |fs| fs.write(writer, 0, b"CONTENT")).await.unwrap();
+        fs.release(writer);
+        fs.release(reader);
+        let capture = take(object.hash).await;
+        let mut staged = [0; 7];
+        std::os::unix::fs::FileExt::read_exact_at(&**capture.held().unwrap().file().unwrap(), &mut staged, 0).unwrap();
+        assert_eq!(&staged, b"CONTENT");
+        drop(capture);
+        assert_eq!(fs.check(), Vec::<String>::new());
+    });
+}
+
 /// What is to be done once.
 type Work = Box<dyn FnOnce() + Send>;
 
