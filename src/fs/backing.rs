@@ -98,6 +98,7 @@ pub(super) struct Unheld {
     pub counted: u64,
 }
 
+/// What is known of the local files behind inodes.
 #[derive(Default)]
 pub(super) struct Backing {
     /// Files that may change without a request.

@@ -60,6 +60,7 @@ impl Token {
 /// Room for so many changed inodes is kept from one transaction for the next.
 const ROOM_KEPT: usize = 64;
 
+/// The tree, the commit below it, and what of it is to go on record.
 pub(super) struct Tree {
     names: Namespace,
     /// The commit under the workspace.

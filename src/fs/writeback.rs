@@ -19,6 +19,7 @@ const COPY_RETRY: Duration = Duration::from_secs(1);
 /// Copies made at once.
 const COPIES_AT_ONCE: usize = 2;
 
+/// All that is owed, and what it is owed against.
 #[derive(Default)]
 pub(super) struct Writeback {
     ledger: Ledger,
@@ -289,6 +290,7 @@ impl Writeback {
         }
     }
 
+    /// The same, to fix more.
     pub fn gathering_mut(&mut self) -> Option<&mut Gathering> {
         match &mut self.cut {
             Some(Cut::Gathering(gathering)) => Some(gathering),
@@ -304,6 +306,7 @@ impl Writeback {
         }
     }
 
+    /// The same, to take out what is staged.
     pub fn made_mut(&mut self) -> Option<&mut Made> {
         match &mut self.cut {
             Some(Cut::Made(made)) => Some(made),
