@@ -9,12 +9,14 @@ mod config;
 mod dev_server;
 mod diff;
 mod doctor;
+mod events;
 mod failure;
 mod find;
 mod follow;
 mod import;
 mod interrupt;
 mod log_level;
+mod metrics;
 mod mount;
 mod output;
 mod progress;
@@ -119,6 +121,8 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Repo(args::RepoCommand::Create(args)) => repo::create(args, environment),
         Command::Branches(args) => repo::branches(args, environment),
         Command::Workspaces(args) => repo::workspaces(args, environment),
+        Command::Events(args) => events::events(args, &find()?),
+        Command::Metrics(args) => metrics::metrics(args, state_dir, environment),
         Command::LogLevel(args) => log_level::log_level(args, &find()?),
         Command::DevServer(args) => dev_server::serve(args, environment),
         Command::Completions { shell } => {

@@ -56,6 +56,10 @@ pub enum Command {
     Sync(SyncArgs),
     /// Stage what was written up to now, and commit it
     Commit(CommitArgs),
+    /// Print what happens in a mount, as lines of JSON
+    Events(EventsArgs),
+    /// Print or serve what is measured of all mounts, for Prometheus
+    Metrics(MetricsArgs),
     /// Show or change what a running mount logs
     LogLevel(LogLevelArgs),
     /// Look for what may keep a mount from working, and say what to do
@@ -82,7 +86,7 @@ pub enum Command {
 }
 
 /// `oxenfs mount`.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct MountArgs {
     /// NAMESPACE/NAME, a whole URL such as http://127.0.0.1:3000/ox/cats, or oxen://NAMESPACE:NAME[@REVISION][/PATH]
     pub repo: String,
@@ -186,6 +190,11 @@ pub struct MountArgs {
     #[arg(long, value_name = "WHEN")]
     pub keep_awake: Option<String>,
 
+    /// Serve what is measured, for Prometheus, and /healthz and /readyz, as long as the daemon lives: an address such as
+    /// 127.0.0.1:9184, or unix:PATH
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<String>,
+
     /// Let other users enter the mount
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub allow_other: Option<bool>,
@@ -241,6 +250,7 @@ impl MountArgs {
             gid: self.gid,
             umask: self.umask,
             token_file: self.token_file,
+            metrics: self.metrics,
         }
     }
 }
@@ -381,6 +391,33 @@ pub struct LogLevelArgs {
     /// What is to be logged from now on: error, warn, info, debug, trace, or a list such as warn,oxenfs::oxen=debug
     /// [default: only show what is logged]
     pub level: Option<String>,
+}
+
+const EVENTS_AFTER: &str = "\
+One JSON object a line, until the mount's daemon ends: staged, unstaged, failed, conflict, committed, stalled, resumed.
+docs/METRICS.md has them all.";
+
+/// `oxenfs events`.
+#[derive(Debug, Args)]
+#[command(after_help = EVENTS_AFTER)]
+pub struct EventsArgs {
+    /// The mount point, or a directory on the mount
+    pub dir: PathBuf,
+}
+
+/// `oxenfs metrics`.
+#[derive(Debug, Args)]
+pub struct MetricsArgs {
+    /// Only the mount at, or above, this directory
+    pub dir: Option<PathBuf>,
+
+    /// Serve it at an address such as 127.0.0.1:9184, or unix:PATH, with /healthz and /readyz, instead of printing it
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "textfile")]
+    pub listen: Option<String>,
+
+    /// Write it to this file, in one step, instead of printing it: for node_exporter's textfile collector
+    #[arg(long, value_name = "FILE")]
+    pub textfile: Option<PathBuf>,
 }
 
 /// `oxenfs doctor`.

@@ -35,13 +35,11 @@ pub fn status(args: StatusArgs, finder: &Finder) -> Result<u8, Failure> {
         let looked = at_once(&chosen, look);
         let mut seen: Vec<(&Known, Status)> = chosen.iter().copied().zip(looked).collect();
         if args.dir.is_none() || chosen.len() > 1 {
-            // Of what is neither mounted nor owed there is nothing to tell.
-            let worth = |status: &Status| status.phase != "stopped" || status.stalled.is_some() || owed(status).0 > 0;
             let keep_first = args.dir.is_some();
             let mut at = 0;
             seen.retain(|(_, status)| {
                 at += 1;
-                worth(status) || (keep_first && at == 1)
+                is_worth_telling(status) || (keep_first && at == 1)
             });
         }
         if args.json {
@@ -71,12 +69,17 @@ fn print_json(args: &StatusArgs, mut seen: Vec<Status>) -> Result<(), Failure> {
     json(&value, !args.watch)
 }
 
+/// Whether there is anything to tell: of what is neither mounted nor owed there is not.
+pub(super) fn is_worth_telling(status: &Status) -> bool {
+    status.phase != "stopped" || status.stalled.is_some() || owed(status).0 > 0
+}
+
 /// The phase of a mount whose record cannot be read.
 const UNREADABLE: &str = "unreadable";
 
 /// What the daemon says, or, where none answers, what its directory says. One mount that cannot be read does not hide
 /// the others.
-fn look(known: &Known) -> Status {
+pub(super) fn look(known: &Known) -> Status {
     let daemon = connect_now(known).and_then(|stream| stream.map(|stream| status_of(known, stream)).transpose());
     let (phase, pid, silent) = match daemon {
         Ok(Some(status)) => return status,

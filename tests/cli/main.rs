@@ -3,6 +3,7 @@
 
 mod config;
 mod daemon;
+mod metrics;
 mod promises;
 mod shown;
 mod silence;

@@ -52,4 +52,5 @@ mod verified;
 mod waits;
 mod wanted_states;
 mod warm;
+mod watched;
 mod words;
