@@ -16,6 +16,7 @@ mod follow;
 mod import;
 mod interrupt;
 mod log_level;
+mod man;
 mod metrics;
 mod mount;
 mod output;
@@ -26,6 +27,7 @@ mod seams;
 mod status;
 mod sync;
 mod umount;
+mod unit;
 mod unmount;
 mod vigil;
 mod warm;
@@ -125,6 +127,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Metrics(args) => metrics::metrics(args, state_dir, environment),
         Command::LogLevel(args) => log_level::log_level(args, &find()?),
         Command::DevServer(args) => dev_server::serve(args, environment),
+        Command::Man(args) => man::man(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "oxenfs", &mut script);

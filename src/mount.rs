@@ -10,6 +10,7 @@ pub mod state_dir;
 
 pub mod commit;
 mod import;
+mod notify;
 mod serve;
 mod warm;
 
@@ -40,6 +41,7 @@ use crate::stager::{Delays, Meter, Stager};
 use crate::workspace::{ServerInfo, Workspace, WorkspaceError};
 use commit::finish::Finished;
 use daemon::{Notifier, Ready};
+use notify::Manager;
 use preflight::{How, Place, PreflightError, unmount};
 use state_dir::{StateDir, StateError};
 
@@ -360,6 +362,10 @@ async fn serve_mount(
         tracing::warn!(%error, "nobody waits for the mount any more");
     }
     tracing::info!(mountpoint = %settings.mountpoint.display(), base = %fs.base(), resumed, "mounted");
+    let manager = Manager::of_process(settings.foreground);
+    manager.ready(&daemon);
+    let told = daemon.clone();
+    let telling = tokio::spawn(async move { manager.follow(&told).await });
 
     tokio::select! {
         () = phase_is(&mut phases, Phase::Ending) => {}
@@ -391,6 +397,7 @@ async fn serve_mount(
                 () = drained(&fs) => {}
                 () = stalled_for(&daemon.meter, TERM_STALL) => {}
                 () = tokio::time::sleep(settings.drain_timeout) => {}
+                () = manager.drain(&daemon) => {}
             }
         }
     }
@@ -399,6 +406,7 @@ async fn serve_mount(
         let _ = tokio::time::timeout(Duration::from_secs(2), served.ended()).await;
         tracing::info!("unmounted");
     }
+    telling.abort();
     if let Some((stager, lookout)) = staging {
         stager.abort();
         lookout.abort();

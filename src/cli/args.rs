@@ -78,6 +78,8 @@ pub enum Command {
     Workspaces(LookArgs),
     /// Serve the Oxen API from a local directory, for trying and for tests
     DevServer(DevServerArgs),
+    /// Print a manual page, as man(1) reads it: oxenfs man mount | man -l -
+    Man(ManArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -211,9 +213,31 @@ pub struct MountArgs {
     #[arg(long, value_name = "MASK")]
     pub umask: Option<String>,
 
+    /// Mount nothing; print a unit of systemd that would, for the machine or for a user's own services [default: system
+    /// as root, else user]
+    #[arg(
+        long,
+        value_name = "KIND",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "auto"
+    )]
+    pub print_unit: Option<Unit>,
+
     /// The same options as in /etc/fstab: ro,branch=dev,spool-limit=10G,...
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
+}
+
+/// Whose unit is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Unit {
+    /// The machine's as root, else the user's.
+    Auto,
+    /// The machine's.
+    System,
+    /// A user's.
+    User,
 }
 
 impl MountArgs {
@@ -635,6 +659,17 @@ pub struct LookArgs {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `oxenfs man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// A command, such as mount or repo create [default: the page about all of them]
+    pub command: Vec<String>,
+
+    /// Write all pages into this directory, and print their names
+    #[arg(long, value_name = "DIR", conflicts_with = "command")]
+    pub dir: Option<PathBuf>,
 }
 
 /// `oxenfs dev-server`.

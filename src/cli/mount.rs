@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::args::{HelperArgs, MountArgs};
+use super::args::{HelperArgs, MountArgs, Unit};
 use super::failure::{Doing, Failure, quoted};
 use super::find::{connect_now, mount_command, owed, status_while};
 use super::follow::Deadline;
-use super::output::{changes_are, count, note, warn, without_credentials};
-use super::seams;
+use super::output::{changes_are, count, data, note, warn, without_credentials};
 use super::vigil::{Vigil, await_answer};
-use crate::config::{Environment, MountInput, MountSettings};
+use super::{seams, unit};
+use crate::config::{ConfigError, Environment, MountInput, MountSettings};
 use crate::control::Request;
 use crate::control::client::Client;
 use crate::log;
@@ -27,13 +27,39 @@ const LOCK_CHECK: Duration = Duration::from_millis(50);
 
 /// `oxenfs mount`.
 pub fn mount(args: MountArgs, state_dir: Option<PathBuf>, environment: &Environment) -> Result<u8, Failure> {
+    if let Some(kind) = args.print_unit {
+        let what = format!("cannot print a unit for {}", without_credentials(&args.repo));
+        return print_unit(kind, args, state_dir, environment).map_err(|failure| failure.doing(what));
+    }
+    let what = format!("cannot mount {}", without_credentials(&args.repo));
+    let input = input_of(args, state_dir).doing(|| &what)?;
+    start(input, environment, false).map_err(|failure| failure.doing(what))
+}
+
+fn input_of(args: MountArgs, state_dir: Option<PathBuf>) -> Result<MountInput, ConfigError> {
     let options = args.options.clone();
     let mut input = args.into_input(state_dir);
-    let what = format!("cannot mount {}", without_credentials(&input.repo));
     for list in &options {
-        input.apply_options(list, false).doing(|| &what)?;
+        input.apply_options(list, false)?;
     }
-    start(input, environment, false).map_err(|failure| failure.doing(what))
+    Ok(input)
+}
+
+/// All of the settings are checked, so that the unit does not fail for one of them.
+fn print_unit(
+    kind: Unit,
+    args: MountArgs,
+    state_dir: Option<PathBuf>,
+    environment: &Environment,
+) -> Result<u8, Failure> {
+    let kind = match kind {
+        Unit::Auto if environment.uid == 0 => Unit::System,
+        Unit::Auto => Unit::User,
+        said => said,
+    };
+    let settings = MountSettings::new(input_of(args.clone(), state_dir.clone())?, environment)?;
+    data(&unit::unit(kind, &args, state_dir.as_deref(), &settings)?)?;
+    Ok(0)
 }
 
 /// `mount.oxenfs`, as `mount(8)` calls it.

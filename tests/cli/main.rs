@@ -4,6 +4,7 @@
 mod config;
 mod daemon;
 mod metrics;
+mod packaging;
 mod promises;
 mod shown;
 mod silence;

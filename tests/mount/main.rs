@@ -37,6 +37,7 @@ mod refusals;
 mod revisions;
 mod scripted;
 mod server;
+mod service;
 mod shown;
 mod silence;
 mod soak;
