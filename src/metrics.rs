@@ -322,8 +322,8 @@ impl Mounts {
         let mut durations = encoder.encode_descriptor(name, what, None, MetricType::Histogram)?;
         for (mount, counts) in counted() {
             for of in &counts.requests {
-                let bounds = DURATION_BOUNDS_SECS.into_iter().chain([f64::MAX]);
-                let classes: Vec<(f64, u64)> = bounds.zip(of.classes).collect();
+                // The last class, which has no bound, is added by the encoder, from the count of all.
+                let classes: Vec<(f64, u64)> = DURATION_BOUNDS_SECS.into_iter().zip(of.classes).collect();
                 let more = [("kind", of.kind.as_str()), ("method", &of.method)];
                 let labels = labels_and(mount, &more);
                 durations.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
