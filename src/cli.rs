@@ -9,6 +9,7 @@ mod config;
 mod dev_server;
 mod diff;
 mod doctor;
+mod done;
 mod events;
 mod failure;
 mod find;
@@ -31,6 +32,7 @@ mod unit;
 mod unmount;
 mod vigil;
 mod warm;
+mod watch;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

@@ -213,6 +213,10 @@ pub struct MountArgs {
     #[arg(long, value_name = "MASK")]
     pub umask: Option<String>,
 
+    /// Say what was mounted as a JSON object on standard output
+    #[arg(long, conflicts_with_all = ["foreground", "print_unit"])]
+    pub json: bool,
+
     /// Mount nothing; print a unit of systemd that would, for the machine or for a user's own services [default: system
     /// as root, else user]
     #[arg(
@@ -377,6 +381,10 @@ pub struct UnmountArgs {
     /// Unmount at once; what the server does not have stays on this disk for the next mount
     #[arg(long, conflicts_with = "timeout")]
     pub detach: bool,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Who commits.
@@ -401,7 +409,8 @@ pub struct StatusArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// Again every second
+    /// Again every second: on a terminal drawn in place, with the rate of the last minute; elsewhere when something has
+    /// changed
     #[arg(long)]
     pub watch: bool,
 }
@@ -415,6 +424,10 @@ pub struct LogLevelArgs {
     /// What is to be logged from now on: error, warn, info, debug, trace, or a list such as warn,oxenfs::oxen=debug
     /// [default: only show what is logged]
     pub level: Option<String>,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
 }
 
 const EVENTS_AFTER: &str = "\
@@ -512,6 +525,10 @@ pub struct ImportArgs {
     /// Files and directories, and last the directory on a mount that they go into
     #[arg(required = true, num_args = 2.., value_name = "PATH")]
     pub paths: Vec<PathBuf>,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
 }
 
 const WARM_AFTER: &str = "\
@@ -555,6 +572,10 @@ pub struct SyncArgs {
     /// Give up waiting after this time, for example 30s or 5m; staging goes on
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub timeout: Option<Duration>,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `oxenfs commit`.
@@ -578,6 +599,10 @@ pub struct CommitArgs {
     /// Give up waiting after this time, for example 30s or 5m; staging goes on
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub timeout: Option<Duration>,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `oxenfs repo ...`.
@@ -616,6 +641,10 @@ pub struct CreateArgs {
     /// Who makes the first commit.
     #[command(flatten)]
     pub author: AuthorArgs,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `oxenfs config ...`.

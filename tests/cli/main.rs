@@ -6,6 +6,7 @@ mod daemon;
 mod metrics;
 mod packaging;
 mod promises;
+mod schema;
 mod shown;
 mod silence;
 mod trust;
