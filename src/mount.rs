@@ -20,7 +20,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
 use tokio::sync::watch;
 
 use crate::activity::{self, Activity};
@@ -435,13 +434,7 @@ fn listen_for_watchers(address: &Address) -> Result<metrics::serve::Listener, Mo
 
 /// Serves what is measured until aborted.
 async fn let_watch(listener: metrics::serve::Listener, daemon: Arc<Daemon>) {
-    let look = move || {
-        let daemon = daemon.clone();
-        let measured = tokio::task::spawn_blocking(move || daemon.measures());
-        // A daemon that cannot tell does not answer.
-        async move { vec![measured.await.unwrap_or_default()] }.boxed()
-    };
-    if let Err(error) = listener.serve(Arc::new(look)).await {
+    if let Err(error) = listener.serve(Arc::new(move || vec![daemon.measures()])).await {
         tracing::error!(%error, "what is measured cannot be served any more");
     }
 }

@@ -4,8 +4,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use futures_util::FutureExt;
-
 use super::args::MetricsArgs;
 use super::failure::{Doing, Failure, quoted};
 use super::find::{self, Finder, at_once, connect_now};
@@ -79,13 +77,8 @@ fn measure(known: &Known) -> Measures {
     }
 }
 
-fn serve(address: &Address, measure: Arc<dyn Fn() -> Vec<Measures> + Send + Sync>) -> Result<u8, Failure> {
+fn serve(address: &Address, look: Look) -> Result<u8, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::new)?;
-    let look: Look = Arc::new(move || {
-        let measure = measure.clone();
-        let measured = tokio::task::spawn_blocking(move || measure());
-        async move { measured.await.unwrap_or_default() }.boxed()
-    });
     runtime.block_on(async {
         let refused = |error| {
             Failure::new(format_args!("cannot listen at {address}: {error}"))

@@ -25,7 +25,7 @@ pub fn unit(
     let mut words = vec![text(&binary)?, "mount".to_owned(), args.repo.clone(), text(&settings.mountpoint)?];
     words.push("--foreground".to_owned());
     // Which server a name means may change with the configuration; a unit is about this one.
-    if !args.repo.contains("://") {
+    if !args.repo.contains("://") || args.repo.starts_with("oxen://") {
         words.extend(["--server".to_owned(), settings.server.to_string()]);
     }
     words.extend(options(args, state_dir)?);
@@ -112,6 +112,7 @@ fn options(args: &MountArgs, state_dir: Option<&Path>) -> Result<Vec<String>, Fa
     let place = |path: Option<&PathBuf>| path.map(|path| text(path)).transpose();
     add("branch", &args.branch);
     add("workspace", &args.workspace);
+    add("revision", &args.revision);
     add("description", &args.description);
     add("storage", &args.storage);
     add("subdir", &args.subdir);
