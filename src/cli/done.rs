@@ -15,8 +15,10 @@ pub struct Mounted {
     pub server: String,
     /// The branch that commits go to.
     pub branch: String,
-    /// The workspace.
+    /// The workspace; empty where a revision is shown.
     pub workspace: String,
+    /// The branch or commit that is shown, read-only, in place of a workspace.
+    pub revision: Option<String>,
     /// What the server says of itself.
     pub server_version: String,
     /// The protocol spoken with it.

@@ -178,6 +178,7 @@ fn mounted(settings: &MountSettings, ready: Ready) -> done::Mounted {
         server: settings.server.to_string(),
         branch: settings.branch.clone(),
         workspace: settings.workspace.clone(),
+        revision: settings.revision.clone(),
         server_version: ready.server_version,
         dialect: ready.dialect,
         created: ready.created,
