@@ -9,12 +9,16 @@ mod config;
 mod dev_server;
 mod diff;
 mod doctor;
+mod done;
+mod events;
 mod failure;
 mod find;
 mod follow;
 mod import;
 mod interrupt;
 mod log_level;
+mod man;
+mod metrics;
 mod mount;
 mod output;
 mod progress;
@@ -24,9 +28,11 @@ mod seams;
 mod status;
 mod sync;
 mod umount;
+mod unit;
 mod unmount;
 mod vigil;
 mod warm;
+mod watch;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -119,8 +125,11 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Repo(args::RepoCommand::Create(args)) => repo::create(args, environment),
         Command::Branches(args) => repo::branches(args, environment),
         Command::Workspaces(args) => repo::workspaces(args, environment),
+        Command::Events(args) => events::events(args, &find()?),
+        Command::Metrics(args) => metrics::metrics(args, state_dir, environment),
         Command::LogLevel(args) => log_level::log_level(args, &find()?),
         Command::DevServer(args) => dev_server::serve(args, environment),
+        Command::Man(args) => man::man(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "oxenfs", &mut script);

@@ -8,6 +8,7 @@ mod credentials;
 mod environment;
 mod file;
 mod keys;
+mod listen;
 mod options;
 mod secret;
 pub mod units;
@@ -24,6 +25,7 @@ pub use credentials::{Author, CredentialSource, OxenConfig};
 pub use environment::Environment;
 pub use file::{Files, Found};
 pub use keys::{KEYS, Key};
+pub use listen::Address;
 pub use secret::Secret;
 
 use crate::log::Filter;
@@ -198,6 +200,8 @@ pub struct MountInput {
     pub umask: Option<String>,
     /// `--token-file`.
     pub token_file: Option<PathBuf>,
+    /// `--metrics`.
+    pub metrics: Option<String>,
 }
 
 /// A mount, checked.
@@ -247,6 +251,8 @@ pub struct MountSettings {
     pub keep_awake: Option<bool>,
     /// Who sees the mount, and as whose.
     pub access: Access,
+    /// Where what is measured is served.
+    pub metrics: Option<Address>,
     /// Where the token comes from; asked for every request.
     pub credentials: CredentialSource,
 }
@@ -497,6 +503,7 @@ impl MountSettings {
                 gid: id("--gid", &input.gid, environment.gid)?,
                 umask,
             },
+            metrics: input.metrics.as_deref().map(|text| values::address("--metrics", text)).transpose()?,
         })
     }
 }

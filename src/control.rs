@@ -7,6 +7,7 @@ pub mod words;
 
 use serde::{Deserialize, Serialize};
 
+use crate::activity;
 use crate::path::Name;
 
 /// What a command asks of a running daemon.
@@ -17,6 +18,10 @@ pub enum Request {
     Ping,
     /// One [`Event::Status`].
     Status,
+    /// One [`Event::Measures`].
+    Measures,
+    /// All that happens from now on, as [`Event::Happened`], until the command hangs up or the daemon ends.
+    Events,
     /// What is logged: one [`Event::LogLevel`].
     LogLevel {
         /// What is to be logged from now on; `None` leaves it.
@@ -83,6 +88,13 @@ pub enum Warm {
 pub enum Event {
     /// The state of the mount.
     Status(Box<Status>),
+    /// What is measured of the mount.
+    Measures(Box<Measures>),
+    /// Something happened.
+    Happened {
+        /// What.
+        what: activity::Event,
+    },
     /// What is logged now.
     LogLevel {
         /// As `--log` takes it.
@@ -306,6 +318,8 @@ pub struct Status {
     pub passthrough: String,
     /// Why staging is paused: the server cannot be reached, say. `None` while it works.
     pub stalled: Option<String>,
+    /// The same in one word, one of [`activity::STALLS`].
+    pub stalled_reason: Option<String>,
     /// The last errors, newest first, at most 20.
     pub errors: Vec<FileError>,
     /// Paths that never travel, with the reason, at most 100.
@@ -334,12 +348,37 @@ pub struct Counts {
     pub remote: Tally,
     /// Parked with an error.
     pub failed: Tally,
+    /// Of these, the ones that others changed too: they wait for somebody.
+    pub conflicts: Tally,
     /// Removals and moves that the server does not know of yet; no bytes.
     pub removals: Tally,
     /// Paths of which Oxen cannot store all, or anything: files, directories and others; bytes of files that stay.
     pub local: Tally,
     /// Of these, the ones whose content Oxen stores: their permissions, say, stay here.
     pub partly: Tally,
+}
+
+impl Counts {
+    /// Files and bytes that the server does not have yet; removals count as files.
+    pub fn owed(&self) -> (u64, u64) {
+        let open = [self.dirty, self.hashing, self.queued, self.uploading, self.failed, self.removals];
+        let sum = |field: fn(&Tally) -> u64| open.iter().map(field).fold(0, u64::saturating_add);
+        (sum(|tally| tally.files), sum(|tally| tally.bytes))
+    }
+}
+
+/// What is measured of a mount.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Measures {
+    /// Where it is, or was last, mounted.
+    pub mountpoint: String,
+    /// Whether its daemon answers.
+    pub answers: bool,
+    /// How it is.
+    pub status: Status,
+    /// What its daemon has done; `None` where none answers.
+    pub counts: Option<activity::Counts>,
 }
 
 /// A file whose holes are sent as zeros.

@@ -43,6 +43,8 @@
 //! | [`stager`] | the write-back queue: hash, ask, send, confirm |
 //! | [`workspace`] | the backend seam: trait, values, errors |
 //! | [`oxen`] | its HTTP implementation, dialects, retry |
+//! | [`activity`] | what a daemon does: counts for whoever watches it, events for whoever follows it |
+//! | [`metrics`] | what is measured, as text for Prometheus, and over HTTP |
 //! | [`log`] | the log: where its lines go, what is let through, and that all of it is safe to show |
 //! | [`sync`] | locks under which there is memory work alone |
 //! | [`hash`], [`path`], [`table`], [`calendar`] | content hashes; names and paths that are valid once built; very many things by number; dates |
@@ -51,15 +53,16 @@
 //! # Directions
 //!
 //! ```text
-//! cli ▸ mount ▸ { fuse, control, oxen }      fuse ▸ fs      control ▸ (types only)
+//! cli ▸ mount ▸ { fuse, control, oxen, metrics }      fuse ▸ fs      control, metrics ▸ (types only)
 //! fs ▸ { namespace, ledger, spool, journal }      stager ▸ { fs, workspace, hash }
 //! namespace, ledger, spool, journal ▸ { path, hash, workspace (values) }      spool, journal ▸ disk
-//! leaves: path, hash, disk, sync, table, calendar, log
+//! leaves: path, hash, disk, sync, table, calendar, log, activity
 //! ```
 //!
 //! Only `mount` names both `oxen` and `fs`; only `fuse` and `mount` name `fuser`; only `oxen` names `reqwest`; only
 //! `log` names `tracing_subscriber`; only `cli` prints. `scripts/check-layers` greps for it.
 
+pub mod activity;
 pub mod calendar;
 pub mod cli;
 pub mod config;
@@ -72,6 +75,7 @@ pub mod hash;
 pub mod journal;
 pub mod ledger;
 pub mod log;
+pub mod metrics;
 pub mod mount;
 pub mod namespace;
 pub mod oxen;

@@ -10,6 +10,7 @@ pub mod state_dir;
 
 pub mod commit;
 mod import;
+mod notify;
 mod serve;
 mod warm;
 
@@ -21,13 +22,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::config::{FsyncPolicy, MountSettings};
-use crate::control::{Difference, Status};
+use crate::activity::{self, Activity};
+use crate::config::{Address, FsyncPolicy, MountSettings};
+use crate::control::{Difference, Measures, Status};
 use crate::fs::{BaseAccess, Fs, FsError, Limits, Options, Repair, Stale};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
 use crate::journal::JournalError;
 use crate::log::{Said, Trouble};
+use crate::metrics;
 use crate::oxen;
 /// The server's side, for commands that need no mount.
 pub use crate::oxen::{
@@ -37,6 +40,7 @@ use crate::stager::{Delays, Meter, Stager};
 use crate::workspace::{ServerInfo, Workspace, WorkspaceError};
 use commit::finish::Finished;
 use daemon::{Notifier, Ready};
+use notify::Manager;
 use preflight::{How, Place, PreflightError, unmount};
 use state_dir::{StateDir, StateError};
 
@@ -83,6 +87,14 @@ pub enum MountError {
     /// The mount point will not do any more.
     #[error(transparent)]
     Place(#[from] PreflightError),
+    /// What is measured cannot be served where it is to be.
+    #[error("cannot serve what is measured at {address}: {source}")]
+    Metrics {
+        /// Where.
+        address: Address,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// The kernel or the helper refused the mount.
     #[error("the mount was refused: {0}")]
     Attach(std::io::Error),
@@ -115,6 +127,7 @@ enum Phase {
 struct Daemon {
     fs: Arc<Fs>,
     meter: Arc<Meter>,
+    activity: Arc<Activity>,
     info: ServerInfo,
     server: String,
     repo: String,
@@ -162,10 +175,27 @@ impl Daemon {
             spool_limit_bytes: self.fs.spool().limit().unwrap_or(0),
             passthrough: self.fs.passthrough().to_string(),
             stalled,
+            stalled_reason: self.meter.stalled_reason().map(str::to_owned),
             errors,
             local,
             sparse: self.fs.sparse_files(),
             unreadable: self.fs.unreadable(),
+        }
+    }
+}
+
+impl Daemon {
+    /// What is measured.
+    fn measures(&self) -> Measures {
+        let (cache_hits, cache_misses) = self.fs.cache().hits_and_misses();
+        let (cache_bytes, cache_limit_bytes) = self.fs.cache().used_and_limit();
+        let counts =
+            activity::Counts { cache_hits, cache_misses, cache_bytes, cache_limit_bytes, ..self.activity.counts() };
+        Measures {
+            mountpoint: self.mountpoint.display().to_string(),
+            answers: true,
+            status: self.status(),
+            counts: Some(counts),
         }
     }
 }
@@ -245,7 +275,13 @@ async fn serve_mount(
         state = %state.path().display(),
         "starting"
     );
-    let (workspace, created) = connect(settings).await?;
+    // Before anything is mounted: who watches it from outside is to find it there, or the command says why not.
+    let metrics = match &settings.metrics {
+        Some(address) => Some(listen_for_watchers(address)?),
+        None => None,
+    };
+    let activity = Arc::<Activity>::default();
+    let (workspace, created) = connect(settings, activity.clone()).await?;
     let info = workspace.info().clone();
     let options = Options {
         read_only: settings.is_read_only(),
@@ -281,12 +317,13 @@ async fn serve_mount(
         // One that does not count what is there already is none.
         fs.load().await;
     }
-    let meter = Arc::new(Meter::default());
+    let meter = Arc::new(Meter::new(activity.clone()));
     let (phase, mut phases) = watch::channel(Phase::Mounted);
     let mut draining = phases.clone();
     let daemon = Arc::new(Daemon {
         fs: fs.clone(),
         meter: meter.clone(),
+        activity,
         info: info.clone(),
         server: settings.server.to_string(),
         repo: settings.repo.to_string(),
@@ -302,6 +339,7 @@ async fn serve_mount(
     let mut signals = Signals::new().map_err(MountError::Setup)?;
     let listener = state.bind_control()?;
     let control = serve::listen(listener, daemon.clone()).map_err(MountError::Setup)?;
+    let watched = metrics.map(|listener| tokio::spawn(let_watch(listener, daemon.clone())));
     let served = start_serving(settings, &place, &fs, daemon.clone())?;
     drop(place);
     let staging = (!settings.is_read_only()).then(|| {
@@ -323,6 +361,10 @@ async fn serve_mount(
         tracing::warn!(%error, "nobody waits for the mount any more");
     }
     tracing::info!(mountpoint = %settings.mountpoint.display(), base = %fs.base(), resumed, "mounted");
+    let manager = Manager::of_process(settings.foreground);
+    manager.ready(&daemon);
+    let told = daemon.clone();
+    let telling = tokio::spawn(async move { manager.follow(&told).await });
 
     tokio::select! {
         () = phase_is(&mut phases, Phase::Ending) => {}
@@ -354,6 +396,7 @@ async fn serve_mount(
                 () = drained(&fs) => {}
                 () = stalled_for(&daemon.meter, TERM_STALL) => {}
                 () = tokio::time::sleep(settings.drain_timeout) => {}
+                () = manager.drain(&daemon) => {}
             }
         }
     }
@@ -362,6 +405,7 @@ async fn serve_mount(
         let _ = tokio::time::timeout(Duration::from_secs(2), served.ended()).await;
         tracing::info!("unmounted");
     }
+    telling.abort();
     if let Some((stager, lookout)) = staging {
         stager.abort();
         lookout.abort();
@@ -372,15 +416,33 @@ async fn serve_mount(
     let tidied = fs.clone();
     let _ = tokio::task::spawn_blocking(move || tidy(&tidied)).await;
     control.abort();
+    if let Some(watched) = watched {
+        watched.abort();
+        let _ = watched.await;
+    }
     let owed = fs.owed();
     tracing::info!(owed, "ended");
     Ok(Ended { owed })
 }
 
+fn listen_for_watchers(address: &Address) -> Result<metrics::serve::Listener, MountError> {
+    let refused = |source| MountError::Metrics { address: address.clone(), source };
+    let listener = metrics::serve::Listener::bind(address).map_err(refused)?;
+    tracing::info!(address = %listener.address().map_err(refused)?, "serving what is measured");
+    Ok(listener)
+}
+
+/// Serves what is measured until aborted.
+async fn let_watch(listener: metrics::serve::Listener, daemon: Arc<Daemon>) {
+    if let Err(error) = listener.serve(Arc::new(move || vec![daemon.measures()])).await {
+        tracing::error!(%error, "what is measured cannot be served any more");
+    }
+}
+
 /// Connects, and makes repository and workspace where they are wanted and absent. Says whether the repository was
 /// made.
-async fn connect(settings: &MountSettings) -> Result<(Arc<dyn Workspace>, bool), MountError> {
-    let opened = oxen::connect(settings).await?;
+async fn connect(settings: &MountSettings, activity: Arc<Activity>) -> Result<(Arc<dyn Workspace>, bool), MountError> {
+    let opened = oxen::connect(settings, activity).await?;
     match opened {
         Some((workspace, created)) => Ok((workspace, created)),
         None => Err(MountError::NoRepository { repo: settings.repo.to_string(), server: settings.server.to_string() }),

@@ -56,6 +56,7 @@ pub use self::repository::{
     Contents, InitialFile, NewRepository, Repository, RepositoryInfo, S3Storage, Storage, User,
 };
 pub use self::wire::{Branch, Commit, WorkspaceInfo};
+use crate::activity::Activity;
 pub use crate::config::Secret;
 use crate::hash::ContentHash;
 use crate::path::RepoPath;
@@ -88,6 +89,8 @@ pub struct Endpoint {
     pub stall: Option<Duration>,
     /// Only requests that change nothing are sent: GET, HEAD and QUERY. Any other fails here.
     pub read_only: bool,
+    /// Where requests are counted.
+    pub activity: Arc<Activity>,
 }
 
 impl Endpoint {
@@ -102,6 +105,7 @@ impl Endpoint {
             compress: None,
             stall: None,
             read_only: false,
+            activity: Arc::default(),
         }
     }
 }

@@ -340,6 +340,9 @@ pub struct Cache {
     /// Locked by whoever gives a name, takes one away, or lends what has one: what is lent keeps the name that it has.
     naming: Mutex<()>,
     temporary: AtomicU64,
+    /// How often content was wanted that is here, and how often such that is not.
+    hits: AtomicU64,
+    misses: AtomicU64,
 }
 
 impl Cache {
@@ -384,6 +387,8 @@ impl Cache {
             lent: Mutex::default(),
             naming: Mutex::default(),
             temporary: AtomicU64::new(0),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
         })
     }
 
@@ -436,6 +441,23 @@ impl Cache {
 
     fn path(&self, hash: ContentHash) -> PathBuf {
         self.current.join(Key::of(hash).name())
+    }
+
+    /// Content was wanted, and it was here or had to be fetched.
+    pub fn was_wanted(&self, here: bool) {
+        let counter = if here { &self.hits } else { &self.misses };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often content was wanted that was here, and that had to be fetched.
+    pub fn hits_and_misses(&self) -> (u64, u64) {
+        (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
+    }
+
+    /// Bytes of what is known to be here, and their limit. What is lent is not among them.
+    pub fn used_and_limit(&self) -> (u64, u64) {
+        let known = self.lock();
+        (known.committed_bytes + known.staged_bytes, self.limit)
     }
 
     /// The content, if it is here from before the machine was last started and its bytes are still its own: it is used

@@ -16,6 +16,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
+use crate::activity::Activity;
 use crate::fs::{Capture, Frees, Fs, FsError, Held, Phase, Want, quarter_of_descriptors};
 use crate::hash::ContentHash;
 use crate::journal::PathUpload;
@@ -97,11 +98,20 @@ struct Stall {
     shown: String,
     /// The same without it.
     reason: String,
+    /// In one word.
+    kind: &'static str,
+}
+
+impl From<&WorkspaceError> for Stall {
+    fn from(error: &WorkspaceError) -> Self {
+        Self { shown: error.to_string(), reason: error.reason(), kind: error.kind() }
+    }
 }
 
 /// What the engine tells a status.
 #[derive(Debug, Default)]
 pub struct Meter {
+    activity: Arc<Activity>,
     sent_bytes: AtomicU64,
     deduplicated_bytes: AtomicU64,
     stalled: Mutex<Option<Stall>>,
@@ -110,6 +120,17 @@ pub struct Meter {
 }
 
 impl Meter {
+    /// One that tells `activity` what goes on.
+    pub fn new(activity: Arc<Activity>) -> Self {
+        Self { activity, ..Self::default() }
+    }
+
+    /// Why nothing goes on, in one word, if nothing does.
+    pub fn stalled_reason(&self) -> Option<&'static str> {
+        let stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
+        stalled.as_ref().map(|stall| stall.kind)
+    }
+
     /// Content bytes sent since the start.
     pub fn sent_bytes(&self) -> u64 {
         self.sent_bytes.load(Ordering::Relaxed)
@@ -137,12 +158,16 @@ impl Meter {
         }
         let mut stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
         if stalled.as_ref().is_none_or(|before| before.reason != why.reason) {
+            self.activity.stalled(why.kind, &why.shown);
             *stalled = Some(why);
         }
     }
 
     fn goes_on(&self) {
-        *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if stalled.is_some() {
+            self.activity.resumed();
+        }
         if let Some(Said::Ends(after)) = self.trouble.over() {
             tracing::info!(?after, "staging goes on");
         }
@@ -537,7 +562,7 @@ impl Stager {
                 Turn::Kept(Kept { why, passes }) => {
                     self.in_hand -= 1;
                     let delay = passes.then(|| self.delays.after(self.fs.attempts(&item.capture.path), None));
-                    self.fs.step_failed(&item.capture, &why, delay);
+                    self.step_failed(&item.capture, &why, delay);
                     continue;
                 }
             }
@@ -637,7 +662,7 @@ impl Stager {
     /// Nothing is sent without a record of it: a crash could leave the server in a state that nobody knows of.
     fn unrecorded(&mut self, items: Vec<Item>, error: &FsError) {
         let why = |error: String| format!("the record on the local disk cannot be written: {error}");
-        let why = Stall { shown: why(error.to_string()), reason: why(error.reason()) };
+        let why = Stall { shown: why(error.to_string()), reason: why(error.reason()), kind: "local_disk" };
         self.pause(items, why, self.delays.after(self.failures, None).min(LOCAL_PAUSE));
     }
 
@@ -679,9 +704,9 @@ impl Stager {
                     self.meter.goes_on();
                     let long = self.delays.long().as_secs();
                     let error = format!("{error}; the server said so for {long} s, and answers otherwise");
-                    self.fs.step_failed(&item.capture, &error, None);
+                    self.step_failed(&item.capture, &error, None);
                 } else {
-                    self.fs.step_failed(&item.capture, &error, Some(self.delays.after(attempts, None)));
+                    self.step_failed(&item.capture, &error, Some(self.delays.after(attempts, None)));
                 }
             }
             Done::Fetched(capture, Ok(file)) => self.decide(*capture, Some(file), true),
@@ -691,7 +716,7 @@ impl Stager {
                 self.in_hand -= 1;
                 let transient = !matches!(&error, FsError::Remote(error) if !error.is_transient());
                 let delay = transient.then(|| self.delays.after(self.fs.attempts(&capture.path), None));
-                self.fs.step_failed(&capture, &error.to_string(), delay);
+                self.step_failed(&capture, &error.to_string(), delay);
             }
             Done::Request { kind, items, dirs, unanswered, at_once, took, result } => {
                 let paths = items.iter().map(|item| &item.capture.path);
@@ -769,7 +794,7 @@ impl Stager {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => self.put_back(&capture.path),
             Err(error) => {
                 self.in_hand -= 1;
-                self.fs.step_failed(&capture, &format!("cannot read the spooled bytes: {error}"), None);
+                self.step_failed(&capture, &format!("cannot read the spooled bytes: {error}"), None);
             }
         }
     }
@@ -821,6 +846,19 @@ impl Stager {
         if let Err(error) = self.fs.confirmed(&steps) {
             tracing::error!(%error, "confirmed, but not on record; staged again after the next mount");
         }
+        for (capture, step) in &steps {
+            match step {
+                Step::Put(object) => self.meter.activity.staged(&capture.path, object.size, object.hash),
+                Step::Remove | Step::Unstage => self.meter.activity.unstaged(&capture.path),
+                Step::Nothing => {}
+            }
+        }
+    }
+
+    /// A path cannot be staged; it is tried again after `delay`, or waits for somebody.
+    fn step_failed(&self, capture: &Capture, error: &str, delay: Option<Duration>) {
+        self.meter.activity.failed(&capture.path, error, delay.is_some());
+        self.fs.step_failed(capture, error, delay);
     }
 
     fn answered(&mut self, items: Vec<Item>, result: Result<Vec<Outcome>, WorkspaceError>) {
@@ -892,7 +930,7 @@ impl Stager {
         let attempts = self.fs.attempts(path);
         let passes = error.is_transient() || error.may_pass();
         let delay = passes.then(|| self.delays.after(attempts, error.retry_after()));
-        self.fs.step_failed(&item.capture, &error.to_string(), delay);
+        self.step_failed(&item.capture, &error.to_string(), delay);
     }
 
     /// Whether the server has said the same about a path for as long as anything may take that passes.
@@ -925,8 +963,7 @@ impl Stager {
             );
         if everywhere {
             let delay = self.delays.after(self.failures, error.retry_after());
-            let why = Stall { shown: error.to_string(), reason: error.reason() };
-            return self.pause(items, why, delay);
+            return self.pause(items, error.into(), delay);
         }
         let alone = items.len() == 1;
         if error.may_pass() {
@@ -935,7 +972,7 @@ impl Stager {
             let delay = self.delays.after(self.failures, None);
             self.failures += 1;
             self.quiet_until = Some(Instant::now() + delay);
-            self.meter.stall(Stall { shown: error.to_string(), reason: error.reason() }, delay);
+            self.meter.stall(error.into(), delay);
         }
         for item in items {
             if alone {

@@ -669,6 +669,24 @@ impl WorkspaceError {
         text
     }
 
+    /// What it is in one word, as measurements name it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "unreachable",
+            Self::TimedOut { .. } => "timed_out",
+            Self::Busy { .. } => "busy",
+            Self::Server { .. } => "server_error",
+            Self::Unauthorized { .. } => "unauthorized",
+            Self::Forbidden { .. } => "forbidden",
+            Self::NotFound { .. } => "not_found",
+            Self::Conflict { .. } => "conflict",
+            Self::NoSpace { .. } => "no_space",
+            Self::Refused { .. } | Self::Unsupported { .. } => "refused",
+            Self::Unconfirmed { .. } | Self::Protocol { .. } | Self::Overlooked => "protocol",
+            Self::Io(_) => "local_disk",
+        }
+    }
+
     /// How long the server asked to be left alone.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -56,6 +56,10 @@ pub enum Command {
     Sync(SyncArgs),
     /// Stage what was written up to now, and commit it
     Commit(CommitArgs),
+    /// Print what happens in a mount, as lines of JSON
+    Events(EventsArgs),
+    /// Print or serve what is measured of all mounts, for Prometheus
+    Metrics(MetricsArgs),
     /// Show or change what a running mount logs
     LogLevel(LogLevelArgs),
     /// Look for what may keep a mount from working, and say what to do
@@ -74,6 +78,8 @@ pub enum Command {
     Workspaces(LookArgs),
     /// Serve the Oxen API from a local directory, for trying and for tests
     DevServer(DevServerArgs),
+    /// Print a manual page, as man(1) reads it: oxenfs man mount | man -l -
+    Man(ManArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -82,7 +88,7 @@ pub enum Command {
 }
 
 /// `oxenfs mount`.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct MountArgs {
     /// NAMESPACE/NAME, a whole URL such as http://127.0.0.1:3000/ox/cats, or oxen://NAMESPACE:NAME[@REVISION][/PATH]
     pub repo: String,
@@ -186,6 +192,11 @@ pub struct MountArgs {
     #[arg(long, value_name = "WHEN")]
     pub keep_awake: Option<String>,
 
+    /// Serve what is measured, for Prometheus, and /healthz and /readyz, as long as the daemon lives: an address such as
+    /// 127.0.0.1:9184, or unix:PATH
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<String>,
+
     /// Let other users enter the mount
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub allow_other: Option<bool>,
@@ -202,9 +213,35 @@ pub struct MountArgs {
     #[arg(long, value_name = "MASK")]
     pub umask: Option<String>,
 
+    /// Say what was mounted as a JSON object on standard output
+    #[arg(long, conflicts_with_all = ["foreground", "print_unit"])]
+    pub json: bool,
+
+    /// Mount nothing; print a unit of systemd that would, for the machine or for a user's own services [default: system
+    /// as root, else user]
+    #[arg(
+        long,
+        value_name = "KIND",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "auto"
+    )]
+    pub print_unit: Option<Unit>,
+
     /// The same options as in /etc/fstab: ro,branch=dev,spool-limit=10G,...
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
+}
+
+/// Whose unit is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Unit {
+    /// The machine's as root, else the user's.
+    Auto,
+    /// The machine's.
+    System,
+    /// A user's.
+    User,
 }
 
 impl MountArgs {
@@ -241,6 +278,7 @@ impl MountArgs {
             gid: self.gid,
             umask: self.umask,
             token_file: self.token_file,
+            metrics: self.metrics,
         }
     }
 }
@@ -343,6 +381,10 @@ pub struct UnmountArgs {
     /// Unmount at once; what the server does not have stays on this disk for the next mount
     #[arg(long, conflicts_with = "timeout")]
     pub detach: bool,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Who commits.
@@ -367,7 +409,8 @@ pub struct StatusArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// Again every second
+    /// Again every second: on a terminal drawn in place, with the rate of the last minute; elsewhere when something has
+    /// changed
     #[arg(long)]
     pub watch: bool,
 }
@@ -381,6 +424,37 @@ pub struct LogLevelArgs {
     /// What is to be logged from now on: error, warn, info, debug, trace, or a list such as warn,oxenfs::oxen=debug
     /// [default: only show what is logged]
     pub level: Option<String>,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+const EVENTS_AFTER: &str = "\
+One JSON object a line, until the mount's daemon ends: staged, unstaged, failed, conflict, committed, stalled, resumed.
+docs/METRICS.md has them all.";
+
+/// `oxenfs events`.
+#[derive(Debug, Args)]
+#[command(after_help = EVENTS_AFTER)]
+pub struct EventsArgs {
+    /// The mount point, or a directory on the mount
+    pub dir: PathBuf,
+}
+
+/// `oxenfs metrics`.
+#[derive(Debug, Args)]
+pub struct MetricsArgs {
+    /// Only the mount at, or above, this directory
+    pub dir: Option<PathBuf>,
+
+    /// Serve it at an address such as 127.0.0.1:9184, or unix:PATH, with /healthz and /readyz, instead of printing it
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "textfile")]
+    pub listen: Option<String>,
+
+    /// Write it to this file, in one step, instead of printing it: for node_exporter's textfile collector
+    #[arg(long, value_name = "FILE")]
+    pub textfile: Option<PathBuf>,
 }
 
 /// `oxenfs doctor`.
@@ -451,6 +525,10 @@ pub struct ImportArgs {
     /// Files and directories, and last the directory on a mount that they go into
     #[arg(required = true, num_args = 2.., value_name = "PATH")]
     pub paths: Vec<PathBuf>,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
 }
 
 const WARM_AFTER: &str = "\
@@ -494,6 +572,10 @@ pub struct SyncArgs {
     /// Give up waiting after this time, for example 30s or 5m; staging goes on
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub timeout: Option<Duration>,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `oxenfs commit`.
@@ -517,6 +599,10 @@ pub struct CommitArgs {
     /// Give up waiting after this time, for example 30s or 5m; staging goes on
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub timeout: Option<Duration>,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `oxenfs repo ...`.
@@ -555,6 +641,10 @@ pub struct CreateArgs {
     /// Who makes the first commit.
     #[command(flatten)]
     pub author: AuthorArgs,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `oxenfs config ...`.
@@ -598,6 +688,17 @@ pub struct LookArgs {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `oxenfs man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// A command, such as mount or repo create [default: the page about all of them]
+    pub command: Vec<String>,
+
+    /// Write all pages into this directory, and print their names
+    #[arg(long, value_name = "DIR", conflicts_with = "command")]
+    pub dir: Option<PathBuf>,
 }
 
 /// `oxenfs dev-server`.

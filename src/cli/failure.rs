@@ -253,6 +253,9 @@ impl From<MountError> for Failure {
             MountError::Journal(_) | MountError::Fs(_) => {
                 Self::new(error).hint("look at the disk of the state directory: df -h, ls -ld")
             }
+            MountError::Metrics { .. } => {
+                Self::new(error).hint("name another with --metrics, or see who listens: ss -tlnxp")
+            }
             MountError::Attach(_) => Self::new(error).hint("look at what the kernel says: dmesg | tail"),
             MountError::Setup(error) => Self::new(error),
         }

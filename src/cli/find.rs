@@ -220,10 +220,7 @@ pub fn status_while(mut vigil: Vigil, stream: UnixStream, deadline: Deadline) ->
 
 /// Files and bytes that the server does not have yet; removals count as files.
 pub fn owed(status: &Status) -> (u64, u64) {
-    let counts = &status.counts;
-    let open = [counts.dirty, counts.hashing, counts.queued, counts.uploading, counts.failed, counts.removals];
-    let sum = |field: fn(&crate::control::Tally) -> u64| open.iter().map(field).fold(0, u64::saturating_add);
-    (sum(|tally| tally.files), sum(|tally| tally.bytes))
+    status.counts.owed()
 }
 
 /// The command that mounts it again.

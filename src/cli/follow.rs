@@ -205,6 +205,8 @@ pub fn follow_while_it_goes_on(
                 return Ok(End::Refused(refusal));
             }
             Event::Status(_)
+            | Event::Measures(_)
+            | Event::Happened { .. }
             | Event::LogLevel { .. }
             | Event::Differences { .. }
             | Event::Warmed(_)

@@ -17,10 +17,11 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::args::ImportArgs;
+use super::done;
 use super::failure::{Doing, Failure, quoted};
 use super::find::{self, Finder};
 use super::interrupt;
-use super::output::{count, note, thousands};
+use super::output::{count, json, note, thousands};
 use super::progress::Meter;
 use super::vigil::{self, Vigil};
 use crate::control::client::{Client, ClientError, Next};
@@ -64,6 +65,9 @@ pub fn import(args: ImportArgs, finder: &Finder) -> Result<u8, Failure> {
         _ => return Err(Failure::from(ClientError::NotUnderstood).doing(failed())),
     }
     let outcome = carry_out(&plan, client, vigil, stream).doing(failed)?;
+    if args.json {
+        json(&done::Imported { files: outcome.done, found: outcome.total, refused: outcome.bad }, false)?;
+    }
     outcome.judge(root).doing(failed)
 }
 

@@ -3,9 +3,10 @@
 use std::os::unix::net::UnixStream;
 
 use super::args::LogLevelArgs;
+use super::done;
 use super::failure::{Doing, Failure, quoted};
 use super::find::{self, Finder};
-use super::output::{data, note, printable};
+use super::output::{data, json, note, printable};
 use super::vigil::{self, Vigil};
 use crate::config::ConfigError;
 use crate::control::client::ClientError;
@@ -23,7 +24,9 @@ pub fn log_level(args: LogLevelArgs, finder: &Finder) -> Result<u8, Failure> {
     let set = level.is_some();
     let (known, stream) = find::real(&args.dir).and_then(|dir| finder.running(&dir)).doing(|| &what)?;
     let now = ask(known, stream, level).doing(|| &what)?;
-    if set {
+    if args.json {
+        json(&done::Level { level: now }, false)?;
+    } else if set {
         note(format_args!("{} logs {} from now on", quoted(&args.dir), now));
     } else {
         data(&printable(&now))?;

@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::args::{HelperArgs, MountArgs};
+use super::args::{HelperArgs, MountArgs, Unit};
+use super::done;
 use super::failure::{Doing, Failure, quoted};
 use super::find::{connect_now, mount_command, owed, status_while};
 use super::follow::Deadline;
-use super::output::{changes_are, count, note, warn, without_credentials};
-use super::seams;
+use super::output::{changes_are, count, data, json, note, warn, without_credentials};
 use super::vigil::{Vigil, await_answer};
-use crate::config::{Environment, MountInput, MountSettings};
+use super::{seams, unit};
+use crate::config::{ConfigError, Environment, MountInput, MountSettings};
 use crate::control::Request;
 use crate::control::client::Client;
 use crate::log;
@@ -27,13 +28,40 @@ const LOCK_CHECK: Duration = Duration::from_millis(50);
 
 /// `oxenfs mount`.
 pub fn mount(args: MountArgs, state_dir: Option<PathBuf>, environment: &Environment) -> Result<u8, Failure> {
+    if let Some(kind) = args.print_unit {
+        let what = format!("cannot print a unit for {}", without_credentials(&args.repo));
+        return print_unit(kind, args, state_dir, environment).map_err(|failure| failure.doing(what));
+    }
+    let what = format!("cannot mount {}", without_credentials(&args.repo));
+    let as_json = args.json;
+    let input = input_of(args, state_dir).doing(|| &what)?;
+    start(input, environment, if as_json { Way::Json } else { Way::Plain }).map_err(|failure| failure.doing(what))
+}
+
+fn input_of(args: MountArgs, state_dir: Option<PathBuf>) -> Result<MountInput, ConfigError> {
     let options = args.options.clone();
     let mut input = args.into_input(state_dir);
-    let what = format!("cannot mount {}", without_credentials(&input.repo));
     for list in &options {
-        input.apply_options(list, false).doing(|| &what)?;
+        input.apply_options(list, false)?;
     }
-    start(input, environment, false).map_err(|failure| failure.doing(what))
+    Ok(input)
+}
+
+/// All of the settings are checked, so that the unit does not fail for one of them.
+fn print_unit(
+    kind: Unit,
+    args: MountArgs,
+    state_dir: Option<PathBuf>,
+    environment: &Environment,
+) -> Result<u8, Failure> {
+    let kind = match kind {
+        Unit::Auto if environment.uid == 0 => Unit::System,
+        Unit::Auto => Unit::User,
+        said => said,
+    };
+    let settings = MountSettings::new(input_of(args.clone(), state_dir.clone())?, environment)?;
+    data(&unit::unit(kind, &args, state_dir.as_deref(), &settings)?)?;
+    Ok(0)
 }
 
 /// `mount.oxenfs`, as `mount(8)` calls it.
@@ -44,7 +72,7 @@ pub fn helper(args: HelperArgs, environment: &Environment) -> Result<u8, Failure
         input.apply_options(list, args.sloppy).doing(|| &what)?;
     }
     let mountpoint = input.mountpoint.clone();
-    start(input, environment, args.fake).map_err(|failure| {
+    start(input, environment, if args.fake { Way::Fake } else { Way::Plain }).map_err(|failure| {
         let mut failure = failure.doing(what);
         // Whoever mounts at boot writes on without looking, below the mount point where nothing is mounted.
         if let Some(hint) = failure.hint.as_mut().filter(|hint| hint.starts_with("oxenfs repair")) {
@@ -58,7 +86,18 @@ pub fn helper(args: HelperArgs, environment: &Environment) -> Result<u8, Failure
     })
 }
 
-fn start(input: MountInput, environment: &Environment, fake: bool) -> Result<u8, Failure> {
+/// How a mount is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// With words on standard error.
+    Plain,
+    /// With JSON on standard output.
+    Json,
+    /// Everything is checked, nothing is mounted.
+    Fake,
+}
+
+fn start(input: MountInput, environment: &Environment, way: Way) -> Result<u8, Failure> {
     let mut settings = MountSettings::new(input, environment)?;
     super::repo::check_credentials(&settings.credentials)?;
     let checked = preflight::check(&settings).map_err(|error| refused(error, &settings, environment))?;
@@ -68,7 +107,7 @@ fn start(input: MountInput, environment: &Environment, fake: bool) -> Result<u8,
     let place = checked.place;
     settings.mountpoint = place.path().to_owned();
     settings.state_root = checked.state_root;
-    if fake {
+    if way == Way::Fake {
         return Ok(0);
     }
     let identity = Identity {
@@ -102,7 +141,12 @@ fn start(input: MountInput, environment: &Environment, fake: bool) -> Result<u8,
                 // Its log is there.
                 Outcome::Died { .. } => {}
             }
-            report(outcome, &said)
+            let as_json = way == Way::Json;
+            let ready = report(outcome, if as_json { None } else { Some(&said) })?;
+            if as_json {
+                json(&mounted(&settings, ready), false)?;
+            }
+            Ok(0)
         }
         Fork::Child(notifier) => Ok(serve(settings, place, state, &notifier)),
     }
@@ -127,11 +171,29 @@ fn serve(settings: MountSettings, place: Place, mut state: StateDir, notifier: &
     exit
 }
 
-fn report(outcome: Outcome, said: &str) -> Result<u8, Failure> {
+fn mounted(settings: &MountSettings, ready: Ready) -> done::Mounted {
+    done::Mounted {
+        mountpoint: settings.mountpoint.clone(),
+        repo: settings.repo.to_string(),
+        server: settings.server.to_string(),
+        branch: settings.branch.clone(),
+        workspace: settings.workspace.clone(),
+        revision: settings.revision.clone(),
+        server_version: ready.server_version,
+        dialect: ready.dialect,
+        created: ready.created,
+        resumed: ready.resumed,
+    }
+}
+
+/// Says how it went; in words if there are any to `said`.
+fn report(outcome: Outcome, said: Option<&str>) -> Result<Ready, Failure> {
     match outcome {
         Outcome::Ready(ready) => {
-            welcome(&ready, said);
-            Ok(0)
+            if let Some(said) = said {
+                welcome(&ready, said);
+            }
+            Ok(ready)
         }
         Outcome::Failed(report) => Err(report.into()),
         Outcome::Died { how, log_tail, log } => {

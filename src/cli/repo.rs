@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::args::{CreateArgs, LookArgs};
+use super::done;
 use super::failure::{Doing, Failure, quoted};
 use super::output::{data, json, note, printable, warn, without_credentials};
 use super::seams::{self, Place, Ref};
@@ -26,12 +27,16 @@ pub struct NewRepo {
 /// `oxenfs repo create`: prints the repository's URL.
 pub fn create(args: CreateArgs, environment: &Environment) -> Result<u8, Failure> {
     let what = format!("cannot create {}", without_credentials(&args.repo));
+    let as_json = args.json;
     let new = checked(args, environment).map_err(|failure| failure.doing(&what))?;
     let url = new.place.url();
     for warning in seams::create_repo(new).doing(|| what)? {
         warn(warning);
     }
-    data(&url)?;
+    match as_json {
+        true => json(&done::Created { url }, true)?,
+        false => data(&url)?,
+    }
     Ok(0)
 }
 

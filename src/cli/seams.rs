@@ -1,6 +1,7 @@
 //! What the commands need of other layers, in one place.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
@@ -181,7 +182,8 @@ async fn talk<T>(
     conversation: impl AsyncFnOnce(&Repository) -> Result<T, WorkspaceError>,
 ) -> Result<T, Failure> {
     let done = async {
-        let repository = mount::repository(&place.server, &place.repo, place.credentials.clone(), Some(STALL))?;
+        let repository =
+            mount::repository(&place.server, &place.repo, place.credentials.clone(), Some(STALL), Arc::default())?;
         repository.server_version().await?;
         conversation(&repository).await
     };

@@ -1,14 +1,14 @@
 //! `oxenfs status`.
 
 use std::fmt::Write;
-use std::io::IsTerminal;
 use std::time::Duration;
 
 use super::args::StatusArgs;
 use super::failure::{Doing, Failure, quoted};
 use super::find::{self, Finder, at_once, connect_now, mount_command, owed, status_of};
-use super::output::{are, bytes, count, data, json, note, printable, seconds, thousands, verbatim};
+use super::output::{are, bytes, count, data, json, note, printable, seconds, thousands};
 use super::seams;
+use super::watch::Watch;
 use crate::control::{Counts, Status, Tally};
 use crate::mount::state_dir::Known;
 
@@ -31,29 +31,37 @@ pub fn status(args: StatusArgs, finder: &Finder) -> Result<u8, Failure> {
         // As JSON, DIR is one object: what is mounted there, else what was last.
         chosen.sort_by_key(|known| known.path != above.path);
     }
+    let mut watch = Watch::new();
     loop {
         let looked = at_once(&chosen, look);
         let mut seen: Vec<(&Known, Status)> = chosen.iter().copied().zip(looked).collect();
         if args.dir.is_none() || chosen.len() > 1 {
-            // Of what is neither mounted nor owed there is nothing to tell.
-            let worth = |status: &Status| status.phase != "stopped" || status.stalled.is_some() || owed(status).0 > 0;
             let keep_first = args.dir.is_some();
             let mut at = 0;
             seen.retain(|(_, status)| {
                 at += 1;
-                worth(status) || (keep_first && at == 1)
+                is_worth_telling(status) || (keep_first && at == 1)
             });
         }
         if args.json {
             print_json(&args, seen.into_iter().map(|(_, status)| status).collect())?;
-        } else if seen.is_empty() {
+        } else if seen.is_empty() && !args.watch {
             note("nothing is mounted, and nothing is owed to a server");
         } else {
-            if args.watch && std::io::stdout().is_terminal() {
-                verbatim("\x1b[H\x1b[2J")?;
+            let mut texts: Vec<String> = seen.iter().map(|(known, status)| table(known, status)).collect();
+            if args.watch {
+                for ((known, status), text) in seen.iter().zip(&mut texts) {
+                    if let Some(rate) = watch.rate(&known.path, status) {
+                        let _ = writeln!(text, "  {:<11} {rate}", "rate");
+                    }
+                }
+                if texts.is_empty() {
+                    texts.push("nothing is mounted, and nothing is owed to a server".into());
+                }
+                watch.show(texts.join("\n").trim_end())?;
+            } else {
+                data(texts.join("\n").trim_end())?;
             }
-            let texts: Vec<String> = seen.iter().map(|(known, status)| table(known, status)).collect();
-            data(texts.join("\n").trim_end())?;
         }
         if !args.watch {
             return Ok(0);
@@ -71,12 +79,17 @@ fn print_json(args: &StatusArgs, mut seen: Vec<Status>) -> Result<(), Failure> {
     json(&value, !args.watch)
 }
 
+/// Whether there is anything to tell: of what is neither mounted nor owed there is not.
+pub(super) fn is_worth_telling(status: &Status) -> bool {
+    status.phase != "stopped" || status.stalled.is_some() || owed(status).0 > 0
+}
+
 /// The phase of a mount whose record cannot be read.
 const UNREADABLE: &str = "unreadable";
 
 /// What the daemon says, or, where none answers, what its directory says. One mount that cannot be read does not hide
 /// the others.
-fn look(known: &Known) -> Status {
+pub(super) fn look(known: &Known) -> Status {
     let daemon = connect_now(known).and_then(|stream| stream.map(|stream| status_of(known, stream)).transpose());
     let (phase, pid, silent) = match daemon {
         Ok(Some(status)) => return status,

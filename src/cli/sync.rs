@@ -5,10 +5,11 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use super::args::{AuthorArgs, CommitArgs, SyncArgs};
+use super::done;
 use super::failure::{Doing, Failure, quoted};
 use super::find::{self, Finder};
 use super::follow::{Deadline, End, follow};
-use super::output::{data, note, printable};
+use super::output::{data, json, note, printable};
 use crate::config::{Author, Environment, OxenConfig, checked_branch};
 use crate::control::Request;
 use crate::mount::state_dir::Known;
@@ -25,13 +26,17 @@ pub fn sync(args: SyncArgs, finder: &Finder) -> Result<u8, Failure> {
         let below = inside(&real, root).doing(failed)?;
         mounts.entry(root.clone()).or_default().push(below);
     }
+    let mut staged_files = 0;
     for (root, mut paths) in mounts {
         let failed = || format!("cannot sync {}", quoted(&root));
         if paths.iter().any(String::is_empty) {
             paths.clear(); // the root itself: everything
         }
         let (known, stream) = finder.running_by(&root, deadline).doing(failed)?;
-        wait(known, stream, paths, deadline).doing(failed)?;
+        staged_files += wait(known, stream, paths, deadline).doing(failed)?;
+    }
+    if args.json {
+        json(&done::Synced { staged_files }, false)?;
     }
     Ok(0)
 }
@@ -45,9 +50,10 @@ fn inside(path: &Path, root: &Path) -> Result<String, Failure> {
     }
 }
 
-fn wait(known: &Known, stream: UnixStream, paths: Vec<String>, deadline: Deadline) -> Result<(), Failure> {
+/// How many files were staged for it.
+fn wait(known: &Known, stream: UnixStream, paths: Vec<String>, deadline: Deadline) -> Result<u64, Failure> {
     match follow(known, stream, &Request::Sync { paths, before_commit: false }, deadline)? {
-        End::Done(_) | End::Committed(..) => Ok(()),
+        End::Done(staged) | End::Committed(_, staged) => Ok(staged),
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(Failure::owed(format_args!(
             "{why}; the rest is safe on this disk, and staging goes on in the background"
@@ -65,11 +71,16 @@ pub fn commit(args: CommitArgs, finder: &Finder, environment: &Environment) -> R
     let (known, stream) = finder.running_by(&real, deadline).doing(failed)?;
     let (author, email) = who(&args.author, environment).doing(failed)?;
     let request = Request::Commit { branch, message: args.message, author, email };
-    commit_at(known, stream, &request, 0, deadline).doing(failed)?;
+    let committed = commit_at(known, stream, &request, 0, deadline).doing(failed)?;
+    if args.json {
+        json(&committed, false)?;
+    } else if let Some(id) = &committed.commit {
+        data(&printable(id))?;
+    }
     Ok(0)
 }
 
-/// Commits a mount and prints the commit's id. So many files as `staged` were staged for it just before.
+/// Commits a mount; says on standard error when there was nothing to commit. So many files as `staged` were staged for it just before.
 ///
 /// # Errors
 /// When the daemon refuses, or the deadline passes.
@@ -79,15 +90,15 @@ pub fn commit_at(
     request: &Request,
     staged: u64,
     deadline: Deadline,
-) -> Result<(), Failure> {
+) -> Result<done::Committed, Failure> {
     let dir = quoted(&known.meta.identity.mountpoint);
     match follow(known, stream, request, deadline)? {
-        End::Committed(Some(id), _) => data(&printable(&id)),
+        End::Committed(Some(id), more) => Ok(done::Committed { commit: Some(id), staged_files: staged + more }),
         End::Committed(None, more) | End::Done(more) => {
             // After a line that says how many were staged.
             let why = if staged + more > 0 { ": what was staged is what the last commit holds" } else { "" };
             note(format_args!("nothing to commit in {dir}{why}"));
-            Ok(())
+            Ok(done::Committed { commit: None, staged_files: staged + more })
         }
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(Failure::owed(format_args!(

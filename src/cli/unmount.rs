@@ -4,10 +4,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::args::UnmountArgs;
+use super::done;
 use super::failure::{Doing, Failure, OWED, quoted};
 use super::find::{self, Finder, mount_command, owed};
 use super::follow::{Deadline, End, follow};
-use super::output::{changes_are, count, note};
+use super::output::{changes_are, count, data, json, note, printable};
 use super::seams;
 use super::sync;
 use crate::config::Environment;
@@ -55,6 +56,7 @@ fn one(
     commit: Option<&Request>,
     deadline: Deadline,
 ) -> Result<u8, Failure> {
+    let mut committed = None;
     if let Some(commit) = commit {
         // First all that is there is staged, whatever it is called by then; the cut that is committed comes after that.
         let staged = match follow(
@@ -67,11 +69,15 @@ fn one(
             End::Refused(refusal) => return Err(refusal.into()),
             End::GaveUp(why) => return Err(gave_up(format_args!("{why}; nothing was committed"), &args.dir)),
         };
-        sync::commit_at(known, connected(known)?, commit, staged, deadline)
-            .map_err(|failure| failure.doing(format_args!("cannot commit {}", quoted(&args.dir))))?;
+        committed = sync::commit_at(known, connected(known)?, commit, staged, deadline)
+            .map_err(|failure| failure.doing(format_args!("cannot commit {}", quoted(&args.dir))))?
+            .commit;
+        if let Some(id) = committed.as_ref().filter(|_| !args.json) {
+            data(&printable(id))?;
+        }
     }
     if args.detach {
-        return detach(args, known, status);
+        return detach(args, known, status, committed);
     }
     match follow(known, connected(known)?, &Request::Unmount, deadline)? {
         End::Done(_) | End::Committed(..) if known.meta.identity.revision.is_some() => {
@@ -93,11 +99,30 @@ fn one(
                 let stays = super::status::stays_here(&left);
                 note(format_args!("{stays}: oxenfs status {} lists what stays", quoted(&args.dir)));
             }
+            tell(args, known, committed, &left)?;
             Ok(0)
         }
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(gave_up(why, &args.dir)),
     }
+}
+
+/// Says as JSON how it ended, if that is asked for.
+fn tell(args: &UnmountArgs, known: &Known, commit: Option<String>, left: &Counts) -> Result<(), Failure> {
+    if !args.json {
+        return Ok(());
+    }
+    let (owed_files, owed_bytes) = left.owed();
+    let unmounted = done::Unmounted {
+        mountpoint: known.meta.identity.mountpoint.clone(),
+        commit,
+        owed_files,
+        owed_bytes,
+        staged_files: left.staged.files,
+        remote_files: left.remote.files,
+        local_files: left.local.files,
+    };
+    json(&unmounted, false)
 }
 
 /// What is true of a mount that owes nothing.
@@ -114,7 +139,7 @@ fn gave_up(why: impl std::fmt::Display, dir: &Path) -> Failure {
         .hint(format_args!("wait for it again with: oxenfs unmount {}", quoted(dir)))
 }
 
-fn detach(args: &UnmountArgs, known: &Known, before: &Status) -> Result<u8, Failure> {
+fn detach(args: &UnmountArgs, known: &Known, before: &Status, commit: Option<String>) -> Result<u8, Failure> {
     match follow(known, connected(known)?, &Request::Detach, Deadline::after(None))? {
         End::Refused(refusal) if !refusal.owed => return Err(refusal.into()),
         End::GaveUp(why) => return Err(Failure::new(why)),
@@ -122,6 +147,7 @@ fn detach(args: &UnmountArgs, known: &Known, before: &Status) -> Result<u8, Fail
     }
     // The journal knows better than the daemon did before: much may have been staged since.
     let after = seams::offline_status(&known.path).unwrap_or_else(|_| before.clone());
+    tell(args, known, commit, &after.counts)?;
     let dir = quoted(&args.dir);
     match owed(&after) {
         (0, _) if known.meta.identity.revision.is_some() => {
@@ -182,6 +208,9 @@ fn without_daemon(args: &UnmountArgs, dir: &Path, stopped: &[&Known], finder: &F
     if args.commit {
         return Err(Failure::new("it is not mounted, so nothing was committed")
             .hint("mount it again, then: oxenfs commit DIR -m TEXT"));
+    }
+    if let Some(known) = stopped.first() {
+        tell(args, known, None, &counts)?;
     }
     if mount.is_none() {
         note(format_args!("{} is not mounted; {}", quoted(dir), is_there(&counts)));

@@ -55,7 +55,7 @@ const fn key(
 }
 
 /// All of them, in the order in which they are shown.
-pub static KEYS: [Key; 20] = [
+pub static KEYS: [Key; 21] = [
     key("server", "OXEN_SERVER", Form::Text, Scope::NotServer, None, |what, text| {
         super::ServerUrl::parse(what, text).map(drop)
     }),
@@ -91,6 +91,9 @@ pub static KEYS: [Key; 20] = [
     key("noexec", "OXENFS_NOEXEC", Form::Switch, Scope::Anywhere, Some("false"), switch),
     key("umask", "OXENFS_UMASK", Form::Text, Scope::Anywhere, Some("022"), |what, text| {
         values::umask(what, text).map(drop)
+    }),
+    key("metrics", "OXENFS_METRICS", Form::Text, Scope::Repository, None, |what, text| {
+        values::address(what, text).map(drop)
     }),
     key("log", "OXENFS_LOG", Form::Text, Scope::Anywhere, Some("info"), |what, text| match text.parse::<Filter>() {
         Ok(_) => Ok(()),

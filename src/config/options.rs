@@ -137,6 +137,7 @@ impl MountInput {
             "gid" => &mut self.gid,
             "umask" => &mut self.umask,
             "log" => &mut self.log,
+            "metrics" => &mut self.metrics,
             _ => return None,
         })
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ConfigError, FsyncPolicy, units};
+use super::{Address, ConfigError, FsyncPolicy, units};
 
 /// The error of a value; `what` names the setting as the user wrote it.
 fn invalid(what: &'static str, text: &str, expected: &'static str) -> ConfigError {
@@ -58,6 +58,11 @@ pub(super) fn umask(what: &'static str, text: &str) -> Result<u32, ConfigError> 
         Ok(mask) if mask <= 0o777 => Ok(mask),
         _ => Err(invalid(what, text, "an octal number from 0 to 777")),
     }
+}
+
+/// Where what is measured is served.
+pub(super) fn address(what: &'static str, text: &str) -> Result<Address, ConfigError> {
+    text.parse().map_err(|()| invalid(what, text, Address::EXPECTED))
 }
 
 /// Yes or no.

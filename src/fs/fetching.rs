@@ -327,21 +327,26 @@ impl Fs {
         who: Who,
         progress: &Arc<Progress>,
     ) -> Result<Arc<File>, FsError> {
+        let here = |file: Arc<File>| {
+            self.cache.was_wanted(true);
+            Ok(file)
+        };
         match self.cache.find(hash) {
-            Found::Here(file) => return Ok(Arc::new(file)),
+            Found::Here(file) => return here(Arc::new(file)),
             // Costs no request, and works without the server.
             Found::Lent(_, from) => {
                 if let Some(file) = self.blocking(move |fs| fs.copy_lent(hash, size, &from)).await? {
-                    return Ok(file);
+                    return here(file);
                 }
             }
             Found::Nowhere => {
                 if let Some(file) = self.blocking(move |fs| Ok(fs.cache.check(hash))).await? {
-                    return Ok(Arc::new(file));
+                    return here(Arc::new(file));
                 }
             }
         }
         let source = source.ok_or(FsError::Stale)?;
+        self.cache.was_wanted(false);
         self.make_room(size);
         if !self.cache.has_room(size) {
             return Err(FsError::NoSpace);

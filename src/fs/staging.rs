@@ -1074,6 +1074,9 @@ impl Fs {
                 (_, _, Phase::Sending) => &mut counts.uploading,
             };
             add(tally, size.unwrap_or(0));
+            if entry.is_in_conflict() {
+                add(&mut counts.conflicts, size.unwrap_or(0));
+            }
             if let Some(error) = entry.error() {
                 errors.push((
                     entry.since,

@@ -141,6 +141,9 @@ async fn without_conflicts(daemon: &Daemon, request: &CommitRequest) -> Result<(
     match daemon.fs.workspace().conflicts(&request.branch).await {
         Ok(conflicts) if conflicts.is_empty() => Ok(()),
         Ok(conflicts) => {
+            for path in &conflicts {
+                daemon.activity.conflict(path, &request.branch);
+            }
             let shown: Vec<String> = conflicts.iter().take(SHOWN_CONFLICTS).map(ToString::to_string).collect();
             let more = conflicts.len().saturating_sub(SHOWN_CONFLICTS);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };

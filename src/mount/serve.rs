@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use super::import::{self, Peer};
 use super::preflight::{How, UnmountError};
 use super::{Daemon, Phase, commit, detach};
+use crate::activity::Happening;
 use crate::control::words::count;
 use crate::control::{Event, Failure, Progress, Request};
 use crate::fs::{FsError, Stop, Unflushed, Waiting};
@@ -119,7 +120,7 @@ async fn answer(stream: UnixStream, daemon: &Arc<Daemon>) -> io::Result<()> {
 }
 
 async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listener) -> io::Result<()> {
-    if !matches!(request, Request::Ping | Request::Detach | Request::LogLevel { .. }) {
+    if !matches!(request, Request::Ping | Request::Events | Request::Detach | Request::LogLevel { .. }) {
         // All others tell bytes. What takes longer to be looked at is counted as a file alone.
         let _ = tokio::time::timeout(LOAD_PATIENCE, daemon.fs.load()).await;
     }
@@ -143,6 +144,8 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
             listener.tell(&Event::Done).await
         }
         Request::Status => listener.tell(&Event::Status(Box::new(daemon.status()))).await,
+        Request::Measures => listener.tell(&Event::Measures(Box::new(daemon.measures()))).await,
+        Request::Events => events(daemon, listener).await,
         Request::LogLevel { level } => listener.tell(&log_level(level.as_deref())).await,
         Request::Diff => {
             let fs = daemon.fs.clone();
@@ -191,17 +194,35 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
                 Ok(id) => {
                     if let Some(id) = &id {
                         tracing::info!(%id, branch = request.branch, %base, "committed");
+                        daemon.activity.committed(id, &request.branch);
                     }
                     Event::Committed { id: id.map(|id| id.to_string()) }
                 }
                 Err(failure) => {
                     tracing::warn!(branch = request.branch, error = failure.message, "not committed");
+                    daemon.activity.not_committed();
                     Event::Failed(failure)
                 }
             };
             listener.tell(&done).await
         }
     }
+}
+
+/// Tells what happens until the command hangs up or the daemon ends.
+async fn events(daemon: &Daemon, listener: &mut Listener) -> io::Result<()> {
+    // First followed, then told how it is: what happens in between is told twice rather than not at all.
+    let mut following = daemon.activity.follow();
+    let begin = Happening::Following {
+        mountpoint: daemon.mountpoint.display().to_string(),
+        owed_files: daemon.fs.owed() as u64,
+        stalled: daemon.meter.stalled(),
+    };
+    listener.tell(&Event::Happened { what: begin.now() }).await?;
+    while let Some(event) = following.next().await {
+        listener.tell(&Event::Happened { what: (*event).clone() }).await?;
+    }
+    Ok(())
 }
 
 /// Changes what is logged, if that is asked for; says what is.

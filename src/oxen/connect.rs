@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Endpoint, NewRepository, Repository, RepositoryInfo, S3Storage, Storage};
+use crate::activity::Activity;
 use crate::config::{self, CredentialSource, MountSettings, RepoId, ServerUrl};
 use crate::workspace::{Workspace, WorkspaceError};
 
@@ -11,7 +12,7 @@ use crate::workspace::{Workspace, WorkspaceError};
 const LONGEST_STALL: Duration = Duration::from_secs(30);
 const STALLS: u32 = 4;
 
-/// The way to a repository; `stall` as [`Endpoint`] has it.
+/// The way to a repository; `stall` and `activity` as [`Endpoint`] has them.
 ///
 /// # Errors
 /// When the client cannot be set up.
@@ -20,8 +21,9 @@ pub fn repository(
     repo: &RepoId,
     credentials: CredentialSource,
     stall: Option<Duration>,
+    activity: Arc<Activity>,
 ) -> Result<Repository, WorkspaceError> {
-    Repository::connect(&Endpoint { stall, ..endpoint(server, repo, credentials) })
+    Repository::connect(&Endpoint { stall, activity, ..endpoint(server, repo, credentials) })
 }
 
 fn endpoint(server: &ServerUrl, repo: &RepoId, credentials: CredentialSource) -> Endpoint {
@@ -37,10 +39,14 @@ fn endpoint(server: &ServerUrl, repo: &RepoId, credentials: CredentialSource) ->
 ///
 /// # Errors
 /// The server's.
-pub async fn connect(settings: &MountSettings) -> Result<Option<(Arc<dyn Workspace>, bool)>, WorkspaceError> {
+pub async fn connect(
+    settings: &MountSettings,
+    activity: Arc<Activity>,
+) -> Result<Option<(Arc<dyn Workspace>, bool)>, WorkspaceError> {
     let stall = settings.read_timeout.map(|limit| (limit / STALLS).min(LONGEST_STALL));
     let endpoint = endpoint(&settings.server, &settings.repo, settings.credentials.clone());
-    let repository = Repository::connect(&Endpoint { stall, read_only: settings.is_read_only(), ..endpoint })?;
+    let read_only = settings.is_read_only();
+    let repository = Repository::connect(&Endpoint { stall, read_only, activity, ..endpoint })?;
     repository.server_version().await?;
     if let Some(revision) = &settings.revision {
         if repository.get().await?.is_none() {

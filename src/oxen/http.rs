@@ -14,9 +14,11 @@ use reqwest::{Method, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::Endpoint;
 use super::body::Body;
 use super::retry::{Patience, attempt_number, retry};
 use super::wire;
+use crate::activity::Activity;
 use crate::config::Secret;
 use crate::path::RepoPath;
 use crate::workspace::progress::{LEAST_BYTES_PER_SEC, received};
@@ -174,6 +176,25 @@ impl Request {
             _ => "*",
         });
         parts.collect::<Vec<_>>().join("/")
+    }
+
+    /// What it is about, in few words: the same for all repositories, workspaces and files.
+    fn kind(&self) -> String {
+        let path = self.path.split('?').next().unwrap_or_default();
+        let mut parts = path.split('/').skip(1);
+        let below = |first: &str, second: Option<&str>| match second {
+            Some(second) => format!("{first}_{second}"),
+            None => first.to_owned(),
+        };
+        match (parts.next(), parts.nth(2), parts.next()) {
+            (Some("repos"), Some("workspaces"), None) => "workspaces".to_owned(),
+            (Some("repos"), Some("workspaces"), Some(_)) => below("workspace", parts.next()),
+            (Some("repos"), Some("versions"), Some("uploads")) => "versions_uploads".to_owned(),
+            (Some("repos"), Some("versions"), Some(_)) => below("versions", parts.next()),
+            (Some("repos"), Some(about), _) => about.to_owned(),
+            (Some("repos"), None, _) => "repository".to_owned(),
+            (about, ..) => about.unwrap_or_default().to_owned(),
+        }
     }
 
     /// How long this attempt at it, counted from 1, may go without an answer.
@@ -349,21 +370,17 @@ pub(super) struct Http {
     stall: Duration,
     read_only: bool,
     unanswered: AtomicU64,
+    activity: Arc<Activity>,
 }
 
 impl Http {
-    /// A client for the server at `base`; no request is made.
+    /// A client for the server of `endpoint`; no request is made.
     ///
     /// # Errors
-    /// [`WorkspaceError::Refused`] when `base` is no HTTP address, [`WorkspaceError::Unreachable`] when the system's
+    /// [`WorkspaceError::Refused`] when that is no HTTP address, [`WorkspaceError::Unreachable`] when the system's
     /// certificates cannot be read.
-    pub(super) fn new(
-        base: &str,
-        user_agent: &str,
-        credentials: Credentials,
-        stall: Option<Duration>,
-        read_only: bool,
-    ) -> Result<Self, WorkspaceError> {
+    pub(super) fn new(endpoint: &Endpoint) -> Result<Self, WorkspaceError> {
+        let base = endpoint.server.as_str();
         let invalid =
             |why: &str| WorkspaceError::Refused { status: 0, message: format!("{base}: {why}"), request: None };
         let url = reqwest::Url::parse(base).map_err(|error| invalid(&error.to_string()))?;
@@ -381,7 +398,7 @@ impl Http {
         // reqwest comes without a provider here. A second installation fails, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
-            .user_agent(user_agent)
+            .user_agent(&endpoint.user_agent)
             .connect_timeout(CONNECT)
             .pool_idle_timeout(IDLE)
             .tcp_keepalive(Duration::from_secs(30))
@@ -404,12 +421,13 @@ impl Http {
             client,
             base,
             server,
-            credentials,
+            credentials: endpoint.credentials.clone(),
             token: Mutex::new(None),
             loopback,
-            stall: stall.unwrap_or(STALL),
-            read_only,
+            stall: endpoint.stall.unwrap_or(STALL),
+            read_only: endpoint.read_only,
             unanswered: AtomicU64::new(0),
+            activity: endpoint.activity.clone(),
         })
     }
 
@@ -514,6 +532,8 @@ impl Http {
         let started = Instant::now();
         let result = self.exchange(request, id, token).await;
         let took = started.elapsed();
+        let outcome = result.as_ref().map_or_else(WorkspaceError::kind, |_| "ok");
+        self.activity.request(&request.kind(), method.as_str(), outcome, took, attempt);
         match &result {
             Ok(answer) => {
                 let status = answer.status.as_u16();
@@ -697,6 +717,26 @@ mod tests {
             ("api/repos/ox/cats/versions/uploads/u/parts/3", "api/repos/*/*/versions/uploads/*/parts/*"),
         ] {
             assert_eq!(Request::get(path.into(), "it").shape(), shape);
+        }
+    }
+
+    #[test]
+    fn the_kind_of_a_request_names_no_repository_and_no_file() {
+        for (path, kind) in [
+            ("api/version", "version"),
+            ("api/repos", "repository"),
+            ("api/repos/ox/cats", "repository"),
+            ("api/repos/ox/cats/branches/main", "branches"),
+            ("api/repos/ox/cats/dir/c0ffee/files/parts?page=1", "dir"),
+            ("api/repos/ox/cats/workspaces", "workspaces"),
+            ("api/repos/ox/cats/workspaces/w", "workspace"),
+            ("api/repos/ox/cats/workspaces/w/changes?page=1", "workspace_changes"),
+            ("api/repos/ox/cats/workspaces/w/files/a/b.txt", "workspace_files"),
+            ("api/repos/ox/cats/versions", "versions"),
+            ("api/repos/ox/cats/versions/uploads/u/parts/3", "versions_uploads"),
+            ("api/repos/ox/cats/versions/99aa/metadata", "versions_metadata"),
+        ] {
+            assert_eq!(Request::get(path.into(), "it").kind(), kind, "{path}");
         }
     }
 

@@ -162,8 +162,7 @@ impl Repository {
     /// # Errors
     /// When the address is none, or the system's certificates cannot be read.
     pub fn connect(endpoint: &Endpoint) -> Result<Self, WorkspaceError> {
-        let Endpoint { server, user_agent, credentials, stall, read_only, .. } = endpoint;
-        let http = Http::new(server, user_agent, credentials.clone(), *stall, *read_only)?;
+        let http = Http::new(endpoint)?;
         Ok(Self {
             http: Arc::new(http),
             namespace: endpoint.namespace.clone(),

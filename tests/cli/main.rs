@@ -3,7 +3,10 @@
 
 mod config;
 mod daemon;
+mod metrics;
+mod packaging;
 mod promises;
+mod schema;
 mod shown;
 mod silence;
 mod trust;

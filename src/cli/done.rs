@@ -1,0 +1,90 @@
+//! What the commands that do something say of it as JSON: `--json`. docs/output.schema.json has the forms.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+/// `oxenfs mount --json`.
+#[derive(Debug, Serialize)]
+pub struct Mounted {
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// `NAMESPACE/NAME`.
+    pub repo: String,
+    /// Scheme, host and port.
+    pub server: String,
+    /// The branch that commits go to.
+    pub branch: String,
+    /// The workspace; empty where a revision is shown.
+    pub workspace: String,
+    /// The branch or commit that is shown, read-only, in place of a workspace.
+    pub revision: Option<String>,
+    /// What the server says of itself.
+    pub server_version: String,
+    /// The protocol spoken with it.
+    pub dialect: String,
+    /// The repository was made.
+    pub created: bool,
+    /// Changes of an earlier mount that are being sent now.
+    pub resumed: u64,
+}
+
+/// `oxenfs sync --json`.
+#[derive(Debug, Serialize)]
+pub struct Synced {
+    /// Files that were staged for it.
+    pub staged_files: u64,
+}
+
+/// `oxenfs commit --json`.
+#[derive(Debug, Default, Serialize)]
+pub struct Committed {
+    /// The commit's id; `null` when there was nothing to commit.
+    pub commit: Option<String>,
+    /// Files that were staged for it.
+    pub staged_files: u64,
+}
+
+/// `oxenfs unmount --json`.
+#[derive(Debug, Default, Serialize)]
+pub struct Unmounted {
+    /// From where.
+    pub mountpoint: PathBuf,
+    /// The commit that was made; `null` without `--commit`, and where there was nothing to commit.
+    pub commit: Option<String>,
+    /// Changes that the server lacks; they are safe here. The exit code is 3 if there are any.
+    pub owed_files: u64,
+    /// Their content.
+    pub owed_bytes: u64,
+    /// What is staged and not committed.
+    pub staged_files: u64,
+    /// Of these, what is on the server alone.
+    pub remote_files: u64,
+    /// Paths of which Oxen cannot store all, or anything.
+    pub local_files: u64,
+}
+
+/// `oxenfs import --json`.
+#[derive(Debug, Serialize)]
+pub struct Imported {
+    /// Files and links that are there now, each whole.
+    pub files: u64,
+    /// Files and links that were found.
+    pub found: u64,
+    /// What could not be imported; standard error names each. The exit code is 1 if there is any.
+    pub refused: u64,
+}
+
+/// `oxenfs repo create --json`.
+#[derive(Debug, Serialize)]
+pub struct Created {
+    /// The repository's URL.
+    pub url: String,
+}
+
+/// `oxenfs log-level --json`.
+#[derive(Debug, Serialize)]
+pub struct Level {
+    /// What is logged from now on, as `--log` takes it.
+    pub level: String,
+}
