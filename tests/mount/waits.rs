@@ -433,7 +433,7 @@ fn lengths_of_which_no_number_holds_the_sum_stop_nothing() {
     server.arm("GET", "/?page=", None, answer(&root));
     test.mount(&["--settle", "3600"]).ok();
     for number in 1..=3 {
-        fs::rename(test.at(&format!("vast-{number}")), test.at(&format!("moved-{number}"))).unwrap();
+        fs::rename(test.at(format!("vast-{number}")), test.at(format!("moved-{number}"))).unwrap();
     }
     assert_eq!(test.status()["counts"]["dirty"], json!({"files": 3, "bytes": u64::MAX}));
     // They are as long as they are when they are staged.
