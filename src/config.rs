@@ -218,6 +218,9 @@ pub struct MountSettings {
     pub branch: String,
     /// The workspace's name, which is also its id; empty where a revision is shown.
     pub workspace: String,
+    /// Nobody named the workspace. Then this is what all of this user's on this machine are called, and each state
+    /// directory has one of its own.
+    pub own_workspace: bool,
     /// The branch or commit that is shown as it is now, in place of a workspace. Such a mount is read-only, and changes
     /// nothing on the server.
     pub revision: Option<String>,
@@ -474,12 +477,15 @@ impl MountSettings {
             Some(dir) => absolute(dir.clone())?,
             None => environment.state_root()?,
         };
+        // Earlier versions named the default in the commands that they told people to repeat.
+        let own_workspace = workspace == default_workspace(&environment.user, &environment.host, &branch);
         Ok(Self {
             mountpoint: absolute(input.mountpoint)?,
             credentials: CredentialSource::new(environment, &server, told, configured)?,
             server,
             repo,
             branch,
+            own_workspace,
             workspace,
             revision,
             create,

@@ -53,7 +53,7 @@ use futures_util::FutureExt;
 pub use self::connect::{connect, create, repository};
 pub use self::http::Credentials;
 pub use self::repository::{
-    Contents, InitialFile, NewRepository, Repository, RepositoryInfo, S3Storage, Storage, User,
+    Claim, Contents, InitialFile, NewRepository, Repository, RepositoryInfo, S3Storage, Storage, User,
 };
 pub use self::wire::{Branch, Commit, WorkspaceInfo};
 use crate::activity::Activity;
@@ -153,7 +153,7 @@ impl OxenWorkspace {
     /// # Errors
     /// [`WorkspaceError::NotFound`] without that repository or branch; else as the server answers.
     pub async fn open(endpoint: &Endpoint, name: &str, branch: &str) -> Result<Self, WorkspaceError> {
-        Repository::connect(endpoint)?.open_workspace(name, branch).await
+        Repository::connect(endpoint)?.open_workspace(name, branch, Claim::Own).await
     }
 
     /// Its id on the server.

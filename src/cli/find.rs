@@ -235,7 +235,9 @@ pub fn mount_command(known: &Known) -> String {
             if identity.branch != "main" {
                 option("--branch", &identity.branch);
             }
-            option("--workspace", &identity.workspace);
+            if known.meta.own.is_none() {
+                option("--workspace", &identity.workspace);
+            }
         }
     }
     if !identity.subdir.is_empty() {

@@ -122,7 +122,13 @@ fn start(input: MountInput, environment: &Environment, way: Way) -> Result<u8, F
     if settings.is_read_only() {
         warn_of_unsent(&identity, &settings.state_root);
     }
-    let state = open_state(&settings.state_root, &identity)?;
+    let mut state = open_state(&settings.state_root, &identity)?;
+    if settings.own_workspace && !settings.is_read_only() {
+        match state.own_workspace(is_in_use)? {
+            Some(name) => settings.workspace = name,
+            None => settings.own_workspace = false,
+        }
+    }
     let unused = state.unused();
     let said = format!("mounted {} at {}", settings.repo, quoted(&settings.mountpoint));
     if settings.foreground {
@@ -150,6 +156,11 @@ fn start(input: MountInput, environment: &Environment, way: Way) -> Result<u8, F
         }
         Fork::Child(notifier) => Ok(serve(settings, place, state, &notifier)),
     }
+}
+
+/// Whether a state directory holds what the server lacks, or what is staged and not committed; also where nobody can tell.
+fn is_in_use(path: &Path) -> bool {
+    seams::offline_status(path).map_or(true, |status| owed(&status).0 > 0 || status.counts.staged.files > 0)
 }
 
 /// The daemon's whole life; its failures reach the command while that waits, and the log afterwards.

@@ -114,7 +114,7 @@ pub(super) fn look(known: &Known) -> Status {
         server: identity.server.clone(),
         repo: identity.repo.clone(),
         branch: identity.branch.clone(),
-        workspace: identity.workspace.clone(),
+        workspace: known.meta.workspace(),
         revision: identity.revision.clone(),
         phase: if recorded.phase == UNREADABLE { recorded.phase.clone() } else { phase.into() },
         pid,

@@ -8,11 +8,11 @@
 //!   <such a name> -> /elsewhere/<such a name>         a mount with another root, so that `status` finds it
 //! ```
 
+mod meta;
+mod own;
 mod owned;
 #[cfg(test)]
 mod tests;
-
-mod meta;
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -28,6 +28,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 
 pub use meta::Formats;
+pub use own::Own;
 
 use super::preflight::mountinfo;
 use crate::disk::Disk;
@@ -91,6 +92,9 @@ pub struct Meta {
     /// As whose the last mount showed what the base has; not in what early versions wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<BaseAccess>,
+    /// What tells this directory from all others; in none that stages in a workspace which others may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<Own>,
     /// The formats of what the directory holds; not in what early versions wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub formats: Option<Formats>,
@@ -415,9 +419,9 @@ impl StateDir {
             Err(error) => return Err(error),
         };
         write_readme(&path)?;
-        let (access, rest) = before.map(|meta| (meta.access, meta.rest)).unwrap_or_default();
+        let (access, own, rest) = before.map(|meta| (meta.access, meta.own, meta.rest)).unwrap_or_default();
         let formats = Some(Formats::default());
-        let meta = Meta { identity: identity.clone(), pid: 0, version: String::new(), access, formats, rest };
+        let meta = Meta { identity: identity.clone(), pid: 0, version: String::new(), access, own, formats, rest };
         let mut state = Self { path, dir, lock, meta, is_new };
         state.claim()?;
         Ok(state)
@@ -446,6 +450,28 @@ impl StateDir {
     /// When it cannot be written.
     pub fn note_access(&mut self, access: BaseAccess) -> Result<(), StateError> {
         if self.meta.access.replace(access) == Some(access) { Ok(()) } else { self.write_meta() }
+    }
+
+    /// The name of the workspace that this directory has for itself. A copy of a state directory, as of a machine that
+    /// is cloned, is another one from the first time on that it is mounted, and stages as another.
+    ///
+    /// One of before there were such names has the name that all of a user's had, as long as it is in `use`: until
+    /// nothing of it is owed or staged. In that workspace others may stage, too, so the answer says whose it is.
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    pub fn own_workspace(&mut self, in_use: impl FnOnce(&Path) -> bool) -> Result<Option<String>, StateError> {
+        let here = own::here(&self.dir).map_err(io_error("look at", &self.path))?;
+        let own = match self.meta.own.take() {
+            Some(own) if own.place == here => own,
+            Some(_) => Own::new(here),
+            None if !self.is_new && in_use(&self.path) => return Ok(None),
+            None => Own::new(here),
+        };
+        let name = own.workspace(&self.meta.identity.workspace);
+        self.meta.own = Some(own);
+        self.write_meta()?;
+        Ok(Some(name))
     }
 
     fn write_meta(&self) -> Result<(), StateError> {
@@ -529,16 +555,21 @@ impl StateDir {
     /// When the root cannot be used or the link cannot be made; the mount works all the same.
     pub fn announce(&self, default_root: &Path) -> Result<(), StateError> {
         let (root, _) = prepare_root(default_root, &self.meta.identity.mountpoint)?;
-        let link = root.join(self.meta.identity.dir_name());
-        if link.canonicalize().is_ok_and(|known| known == self.path) {
-            return Ok(());
+        let name = self.meta.identity.dir_name();
+        let path = ContentHash::of(HashKind::Sha256, self.path.as_os_str().as_encoded_bytes()).to_string();
+        // What has the first name holds state of the same mount, and may hold data: it keeps it.
+        for name in [&name, &format!("{name}-{}", &path[..8])] {
+            let link = root.join(name);
+            match link.canonicalize() {
+                Ok(known) if known == self.path => return Ok(()),
+                Ok(_) => {}
+                Err(_) => {
+                    let _ = std::fs::remove_file(&link);
+                    return std::os::unix::fs::symlink(&self.path, &link).map_err(io_error("create the link", &link));
+                }
+            }
         }
-        if std::fs::symlink_metadata(&link).is_ok_and(|there| there.is_dir()) {
-            // State of the same mount in the default root: it may hold data, so it keeps its name.
-            return Ok(());
-        }
-        let _ = std::fs::remove_file(&link);
-        std::os::unix::fs::symlink(&self.path, &link).map_err(io_error("create the link", &link))
+        Ok(())
     }
 }
 
@@ -685,6 +716,14 @@ pub struct Known {
     pub path: PathBuf,
     /// Its `meta.json`.
     pub meta: Meta,
+}
+
+impl Meta {
+    /// The workspace that it stages in, or did last.
+    pub fn workspace(&self) -> String {
+        let stem = &self.identity.workspace;
+        self.own.as_ref().map_or_else(|| stem.clone(), |own| own.workspace(stem))
+    }
 }
 
 impl Known {

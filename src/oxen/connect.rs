@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Endpoint, NewRepository, Repository, RepositoryInfo, S3Storage, Storage};
+use super::{Claim, Endpoint, NewRepository, Repository, RepositoryInfo, S3Storage, Storage};
 use crate::activity::Activity;
 use crate::config::{self, CredentialSource, MountSettings, RepoId, ServerUrl};
 use crate::workspace::{Workspace, WorkspaceError};
@@ -59,8 +59,15 @@ pub async fn connect(
         (Some(found), _) => found,
         (None, None) => return Ok(None),
         (None, Some(wanted)) => {
-            created = true;
-            create(&repository, wanted.into()).await?
+            match create(&repository, wanted.into()).await {
+                Ok(made) => {
+                    created = true;
+                    made
+                }
+                // Somebody else made it in that moment.
+                Err(error @ WorkspaceError::Conflict { .. }) => repository.get().await?.ok_or(error)?,
+                Err(error) => return Err(error),
+            }
         }
     };
     if !found.is_empty && !created && repository.branch(&settings.branch).await?.is_none() {
@@ -69,7 +76,8 @@ pub async fn connect(
             request: None,
         });
     }
-    let workspace = repository.open_workspace(&settings.workspace, &settings.branch).await?;
+    let claim = if settings.own_workspace { Claim::Own } else { Claim::Shared };
+    let workspace = repository.open_workspace(&settings.workspace, &settings.branch, claim).await?;
     Ok(Some((Arc::new(workspace), created)))
 }
 

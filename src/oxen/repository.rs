@@ -20,6 +20,15 @@ use crate::hash::HashKind;
 use crate::path::RepoPath;
 use crate::workspace::{CommitId, ServerInfo, WorkspaceError};
 
+/// Whose a workspace is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// One state directory's: its name is nobody else's.
+    Own,
+    /// Anybody's who knows its name: others may stage in it at any moment.
+    Shared,
+}
+
 /// Who makes a repository's first commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct User {
@@ -426,15 +435,21 @@ impl Repository {
     ///
     /// # Errors
     /// As there.
-    pub async fn open_workspace(&self, name: &str, branch: &str) -> Result<OxenWorkspace, WorkspaceError> {
+    pub async fn open_workspace(
+        &self,
+        name: &str,
+        branch: &str,
+        claim: Claim,
+    ) -> Result<OxenWorkspace, WorkspaceError> {
         let version = self.server_version().await?;
         let mut answer = self.get_or_create_workspace(name, name, branch).await?;
         // When it was found by name, the answer has the id that was sent, not its own (0.65.2, tried).
         let mut found = self.workspace(name).await?.unwrap_or(answer.workspace.clone());
         // A workspace keeps the commit it was made on. With nothing staged there is no reason to: it is made anew, on
-        // what the branch has become.
+        // what the branch has become. In one that others use, something may be staged just now.
         let head = self.branch(branch).await?;
-        if answer.status_message != "resource_created"
+        if claim == Claim::Own
+            && answer.status_message != "resource_created"
             && head.is_some_and(|head| head.commit_id != found.commit.id)
             && !self.has_changes(&found.id).await?
         {

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use oxenfs::dev_server::{Action, Dialect, Fault, Options, Server};
 use oxenfs::hash::ContentHash;
-use oxenfs::oxen::{Contents, Endpoint, InitialFile, NewRepository, OxenWorkspace, Repository, Secret, Storage, User};
+use oxenfs::oxen::{
+    Claim, Contents, Endpoint, InitialFile, NewRepository, OxenWorkspace, Repository, Secret, Storage, User,
+};
 use oxenfs::path::RepoPath;
 use oxenfs::workspace::{
     ByHash, Change, ChangeKind, CommitId, CommitRequest, Committed, EntryKind, Object, Outcome, Over, Put, Revision,
@@ -372,7 +374,7 @@ async fn repositories_and_branches_are_made_and_found(target: &Target) {
     assert_eq!(names, BTreeSet::from(["main".to_owned(), "side/way".to_owned()]));
     assert!(fresh.branch("none").await.expect("an answer").is_none());
 
-    let workspace = fresh.open_workspace("w", "side/way").await.expect("a workspace");
+    let workspace = fresh.open_workspace("w", "side/way", Claim::Own).await.expect("a workspace");
     let base = workspace.base().await.expect("the base");
     assert_eq!(content_at(&workspace, &base, "a.txt").await.as_deref(), Some(&b"say \"hi\"\n"[..]));
 
@@ -380,7 +382,7 @@ async fn repositories_and_branches_are_made_and_found(target: &Target) {
     let empty = Repository::connect(&Endpoint { repo: format!("{}-empty", target.repo), ..endpoint(target) })
         .expect("an address");
     assert!(empty.create(&NewRepository::default()).await.expect("the repository is made").is_empty);
-    let workspace = empty.open_workspace("w", "main").await.expect("a workspace");
+    let workspace = empty.open_workspace("w", "main", Claim::Own).await.expect("a workspace");
     let base = workspace.base().await.expect("the base");
     assert!(workspace.list(&base, &RepoPath::root()).await.expect("a listing").entries.is_empty());
     bring(&workspace, "first.txt", Some(b"first")).await;
@@ -402,7 +404,7 @@ async fn binary_first_files_travel_in_a_form(target: &Target) {
         ..NewRepository::default()
     };
     fresh.create(&new).await.expect("the repository is made");
-    let workspace = fresh.open_workspace("w", "main").await.expect("a workspace");
+    let workspace = fresh.open_workspace("w", "main", Claim::Own).await.expect("a workspace");
     let base = workspace.base().await.expect("the base");
     let expected = BTreeMap::from([("noise.bin".to_owned(), bytes), ("text.txt".to_owned(), b"text".to_vec())]);
     same(tree(&workspace, &base).await, &expected);
@@ -1460,7 +1462,7 @@ async fn a_wrong_token_is_refused_and_a_renewed_one_found(_: &Target) {
     }
     let repository = Repository::connect(&tokens(&["old-token", "right-token"])).expect("an address");
     repository.create(&NewRepository::default()).await.expect("the repository is made");
-    let workspace = repository.open_workspace("w", "main").await.expect("a workspace");
+    let workspace = repository.open_workspace("w", "main", Claim::Own).await.expect("a workspace");
     // Read at the start and after the refusal, and not again.
     assert_eq!(reads.load(Ordering::Relaxed), 2);
     done(workspace.send_small(&[put(&workspace, "a.txt", b"a")]).await.expect("an answer"));

@@ -44,6 +44,7 @@ mod soak;
 mod sparse;
 mod suites;
 mod tables;
+mod together;
 mod tools;
 mod trust;
 mod twin;
