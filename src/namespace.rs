@@ -172,6 +172,13 @@ pub struct Dir {
     pub based: bool,
     /// Whether the base's entries have been taken in; always true where not `based`.
     pub listed: bool,
+    /// What is remembered of those who read it.
+    pub view: View,
+}
+
+/// What is remembered of those who read a directory.
+#[derive(Debug, Clone, Default)]
+pub struct View {
     /// The order in which it is read, while somebody does.
     pub order: Option<Box<Order>>,
     /// Whether entries came or went while it was read: the kernel may put together what was read before and after.
@@ -184,7 +191,7 @@ pub struct Dir {
     pub doubts: u32,
 }
 
-impl Dir {
+impl View {
     /// An entry comes or goes.
     fn reorder(&mut self, change: impl FnOnce(&mut Order)) {
         if let Some(order) = &mut self.order {
@@ -606,7 +613,7 @@ impl Namespace {
         };
         let Some(dir) = self.dir_mut(parent) else { return };
         dir.children.insert(name.clone(), ino);
-        dir.reorder(|order| order.insert(&name));
+        dir.view.reorder(|order| order.insert(&name));
         dir.subdirs += kind.0;
         dir.files += kind.1;
         if let Some(inode) = self.get_mut(ino) {
@@ -622,7 +629,7 @@ impl Namespace {
             dir.hidden.insert(name.clone());
         }
         let ino = dir.children.remove(name)?;
-        dir.reorder(|order| order.remove(name));
+        dir.view.reorder(|order| order.remove(name));
         let inode = self.inodes.get_mut(ino.0)?;
         inode.links.remove(parent, name);
         let kind = inode.counted(name);

@@ -38,7 +38,7 @@ impl Fs {
             state.note_vanished(dir, &seen);
             state.drop_vanished(dir, &seen);
             // The first listing is what the kernel waits for.
-            if state.tree.dir(dir).is_some_and(|dir| dir.read.is_some()) {
+            if state.tree.dir(dir).is_some_and(|dir| dir.view.read.is_some()) {
                 state.shift(dir);
             }
             state.tree.set_listed(dir);

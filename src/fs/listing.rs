@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use super::{DirEntry, Fs, FsError, Need, Op, State, Stop};
-use crate::namespace::{DOTS, Ino, Order};
+use crate::namespace::{DOTS, Ino};
 use crate::path::Name;
 
 /// How long the kernel may take an answer for granted. Everything changes through it or is told to it, but for what
@@ -40,8 +40,8 @@ pub struct OpenedDir {
 impl State {
     /// Entries of a directory come or go without the kernel's doing: what it knows of the directory is out of date.
     pub(super) fn shift(&mut self, ino: Ino) {
-        if let Some(dir) = self.tree.reading(ino) {
-            dir.shifted |= dir.read.is_some();
+        if let Some(view) = self.tree.view(ino) {
+            view.shifted |= view.read.is_some();
             self.kernel.content_changed(ino);
         }
     }
@@ -57,22 +57,22 @@ impl Fs {
         state.need_seen_in(ino)?;
         let doubts = state.kernel.doubts();
         let opens = state.tree.get(ino).ok_or(FsError::Stale)?.opens;
-        let Some(dir) = state.tree.reading(ino) else { return Err(FsError::NotDir.into()) };
-        if !dir.listed {
+        if !state.tree.dir(ino).ok_or(FsError::NotDir)?.listed {
             return Err(Stop::Need(Need::List(ino)));
         }
-        dir.shifted |= dir.doubts != doubts;
-        dir.doubts = doubts;
+        let Some(view) = state.tree.view(ino) else { return Err(FsError::NotDir.into()) };
+        view.shifted |= view.doubts != doubts;
+        view.doubts = doubts;
         // A listing that is read anew brings the attributes of the entries along, which are wanted by then.
-        let old = dir.read.is_some_and(|read| read.elapsed() > GRANTED);
+        let old = view.read.is_some_and(|read| read.elapsed() > GRANTED);
         let keep = match opens {
-            0 if dir.shifted || old => Keep::New,
+            0 if view.shifted || old => Keep::New,
             0 => Keep::All,
             // The kernel looks whether anything has changed only where a listing begins (`fuse_readdir_cached`).
-            _ if dir.shifted || dir.mixed => Keep::Nothing,
+            _ if view.shifted || view.mixed => Keep::Nothing,
             _ => Keep::All,
         };
-        dir.shifted &= keep == Keep::Nothing;
+        view.shifted &= keep == Keep::Nothing;
         state.tree.opened(ino);
         let handle = state.handles.open_dir(ino);
         Ok(OpenedDir { handle, keep })
@@ -93,10 +93,10 @@ impl Fs {
         let mut state = self.begin();
         let state = &mut *state;
         let ino = state.handles.dir(handle)?;
-        if let Some(dir) = state.tree.reading(ino)
+        if let Some(view) = state.tree.view(ino)
             && offset == 0
         {
-            dir.read = Some(Instant::now());
+            view.read = Some(Instant::now());
         }
         let parent = state.tree.get(ino).and_then(|inode| inode.links.first()).map_or(ino, |(parent, _)| *parent);
         let dots: [(&[u8], Ino); DOTS as usize] = [(b".", ino), (b"..", parent)];
@@ -107,8 +107,7 @@ impl Fs {
         }
         let mut at = offset.max(DOTS);
         loop {
-            let Some(dir) = state.tree.reading(ino) else { return Ok(()) };
-            let order = dir.order.get_or_insert_with(|| Box::new(Order::of(dir.children.keys())));
+            let Some(order) = state.tree.order(ino) else { return Ok(()) };
             let some: Vec<(u64, Name)> =
                 order.after(at).take(AT_ONCE).map(|(place, name)| (place, name.clone())).collect();
             if some.is_empty() {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use crate::hash::ContentHash;
 use crate::journal::Change;
-use crate::namespace::{Attrs, Body, Content, Dir, Generation, Ino, Inode, Namespace, Order, ROOT, SpoolId, Timestamp};
+use crate::namespace::{
+    Attrs, Body, Content, Dir, Generation, Ino, Inode, Namespace, Order, ROOT, SpoolId, Timestamp, View,
+};
 use crate::path::{Name, RepoPath};
 use crate::workspace::{CommitId, Revision, Source};
 
@@ -311,14 +313,20 @@ impl Tree {
         let inode = self.names.get_mut(ino)?;
         inode.opens = inode.opens.saturating_sub(1);
         match (inode.opens, &mut inode.body) {
-            (0, Body::Dir(dir)) => dir.at_rest(),
+            (0, Body::Dir(dir)) => dir.view.at_rest(),
             _ => None,
         }
     }
 
-    /// A directory, for what is remembered of those who read it.
-    pub fn reading(&mut self, dir: Ino) -> Option<&mut Dir> {
-        self.names.dir_mut(dir)
+    /// What is remembered of those who read a directory.
+    pub fn view(&mut self, dir: Ino) -> Option<&mut View> {
+        Some(&mut self.names.dir_mut(dir)?.view)
+    }
+
+    /// The order in which a directory is read; made when it is first asked for.
+    pub fn order(&mut self, dir: Ino) -> Option<&Order> {
+        let Dir { children, view, .. } = self.names.dir_mut(dir)?;
+        Some(view.order.get_or_insert_with(|| Box::new(Order::of(children.keys()))))
     }
 
     /// A file's content was changed where it lies; its spool file has time and length, and the record need not. Returns its
