@@ -26,6 +26,7 @@ mod live;
 mod local;
 mod lost;
 mod mapped;
+mod neighbours;
 mod ops;
 mod passthrough;
 mod presence;
@@ -81,6 +82,7 @@ pub use live::Lender;
 pub use local::quarter_of_descriptors;
 pub use lost::{LOST, LostFound};
 pub use mapped::Unflushed;
+pub use neighbours::Where;
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat};
 pub use passthrough::{Passthrough, Reach};
 pub use queue::Phase;
@@ -295,6 +297,8 @@ pub struct Fs {
     unnamed: Mutex<VecDeque<SpoolId>>,
     /// Downloads under way, so that many readers of one content share one.
     fetching: Flights<(ContentHash, Who), Arc<File>>,
+    /// Caches of other mounts.
+    neighbours: OnceLock<neighbours::Neighbours>,
     /// How long programs wait for a server from which nothing comes.
     read_timeout: OnceLock<Option<Duration>>,
     /// Listings under way.

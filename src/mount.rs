@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use crate::activity::{self, Activity};
 use crate::config::{Address, FsyncPolicy, MountSettings};
 use crate::control::{Difference, Measures, Status};
-use crate::fs::{BaseAccess, Fs, FsError, Limits, Options, Repair, Stale};
+use crate::fs::{BaseAccess, Fs, FsError, Limits, Options, Repair, Stale, Where};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
 use crate::journal::JournalError;
@@ -298,6 +298,7 @@ async fn serve_mount(
     state.note_access(access)?;
     let fs = Fs::recover(state.path(), settings.subdir.clone(), options, limits, workspace)?;
     fs.set_branch(&settings.branch);
+    fs.set_neighbours(neighbours(settings, state.path().to_owned()));
     fs.wait_for_server(settings.read_timeout);
     // What a daemon of before asked for and did not see the end of.
     match commit::finish::resume(&fs).await {
@@ -437,6 +438,20 @@ async fn let_watch(listener: metrics::serve::Listener, daemon: Arc<Daemon>) {
     if let Err(error) = listener.serve(Arc::new(move || vec![daemon.measures()])).await {
         tracing::error!(%error, "what is measured cannot be served any more");
     }
+}
+
+/// Where caches of other mounts of the same repository are, whose state directories lie beside `own`.
+fn neighbours(settings: &MountSettings, own: PathBuf) -> Where {
+    let (server, repo) = (settings.server.to_string(), settings.repo.to_string());
+    let root = settings.state_root.clone();
+    Box::new(move || {
+        let listing = StateDir::list(&root).unwrap_or_default();
+        let same = listing.known.into_iter().filter(|known| {
+            let identity = &known.meta.identity;
+            known.path != own && (&identity.server, &identity.repo) == (&server, &repo)
+        });
+        same.map(|known| known.path.join("cache")).collect()
+    })
 }
 
 /// Connects, and makes repository and workspace where they are wanted and absent. Says whether the repository was

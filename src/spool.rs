@@ -487,13 +487,9 @@ impl Cache {
         }
     }
 
-    /// Whether the content is here, and whole as far as that is known: what is from before the machine was last started is
-    /// read. Counts as a use.
+    /// Whether the content is here, but for what must be [checked](Self::check). Counts as a use.
     pub fn holds(&self, hash: ContentHash) -> bool {
-        match self.find(hash) {
-            Found::Here(_) | Found::Lent(..) => true,
-            Found::Nowhere => self.check(hash).is_some(),
-        }
+        !matches!(self.find(hash), Found::Nowhere)
     }
 
     /// Whether the content is here and has its hash. Reads all of it; what was altered is had no use of any more.
@@ -894,6 +890,17 @@ impl Cache {
     pub fn has_some_free(&self) -> bool {
         rustix::fs::statvfs(&self.dir).is_ok_and(|disk| !is_lacking(&disk, least_free(&disk)))
     }
+}
+
+/// Where in a cache its files lie: a directory for each start of the machine.
+pub fn boots_in(cache: &Path) -> Vec<PathBuf> {
+    let ours = |entry: &fs::DirEntry| entry.file_name().to_str().is_some_and(|name| name.starts_with(BOOT));
+    fs::read_dir(cache).into_iter().flatten().flatten().filter(ours).map(|entry| entry.path()).collect()
+}
+
+/// The name of content in such a directory.
+pub fn name_of(hash: ContentHash) -> PathBuf {
+    Key::of(hash).name()
 }
 
 /// Which of the files of a cache go first.

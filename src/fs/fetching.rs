@@ -340,8 +340,8 @@ impl Fs {
                 }
             }
             Found::Nowhere => {
-                if let Some(file) = self.blocking(move |fs| Ok(fs.cache.check(hash))).await? {
-                    return here(Arc::new(file));
+                if let Some(file) = self.blocking(move |fs| Ok(fs.find_without_server(hash, size))).await? {
+                    return here(file);
                 }
             }
         }

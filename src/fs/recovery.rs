@@ -139,6 +139,7 @@ impl Fs {
             expiry: Mutex::default(),
             unnamed: Mutex::default(),
             fetching: Flights::default(),
+            neighbours: OnceLock::new(),
             read_timeout: OnceLock::new(),
             listing: Flights::default(),
             learning: tokio::sync::Semaphore::new(super::LISTINGS_AT_ONCE),

@@ -61,14 +61,15 @@ pub struct Contents {
 impl Contents {
     /// Files and bytes in all.
     pub fn totals(&self) -> (u64, u64) {
-        let sum = |(files, bytes): (u64, u64), cold: &Cold| (files + cold.files, bytes + cold.size * cold.files);
+        // A server may list any lengths.
+        let sum = |(files, bytes): (u64, u64), cold: &Cold| (files + cold.files, bytes.saturating_add(cold.bytes()));
         self.cold.iter().fold(self.local, sum)
     }
 
     fn add(&mut self, state: &State, ino: Ino) {
         match state.content(ino) {
             None => {}
-            Some((Content::Local { .. }, size)) => self.local = (self.local.0 + 1, self.local.1 + size),
+            Some((Content::Local { .. }, size)) => self.local = (self.local.0 + 1, self.local.1.saturating_add(size)),
             Some((Content::Remote { hash, .. }, size)) => match self.known.get(hash) {
                 Some(at) => self.cold[*at].files += 1,
                 None => {
@@ -114,7 +115,7 @@ impl Warming {
     }
 
     fn is_here(&self, cold: &Cold) {
-        self.add(cold.files, cold.size * cold.files);
+        self.add(cold.files, cold.bytes());
     }
 
     fn has_changed(&self, cold: &Cold) {
@@ -198,7 +199,7 @@ impl Fs {
     /// # Errors
     /// [`NotWarmed`]; what fails for one file alone is told in `warming`.
     pub async fn warm(&self, contents: &Contents, warming: &Arc<Warming>) -> Result<(), NotWarmed> {
-        let bytes: u64 = contents.cold.iter().map(|cold| cold.size).sum();
+        let bytes = contents.cold.iter().fold(0_u64, |sum, cold| sum.saturating_add(cold.size));
         let limit = self.cache().limit();
         if bytes > limit {
             return Err(NotWarmed::TooMuch { bytes, limit });
@@ -240,7 +241,9 @@ impl Fs {
     async fn absent(&self, some: &[Cold], warming: &Arc<Warming>) -> Result<Vec<Cold>, FsError> {
         let (some, warming) = (some.to_vec(), warming.clone());
         let look = move |fs: &Fs| {
-            let (here, absent): (Vec<Cold>, Vec<Cold>) = some.into_iter().partition(|cold| fs.cache.holds(cold.hash));
+            let holds =
+                |cold: &Cold| fs.cache.holds(cold.hash) || fs.find_without_server(cold.hash, cold.size).is_some();
+            let (here, absent): (Vec<Cold>, Vec<Cold>) = some.into_iter().partition(holds);
             here.iter().for_each(|cold| warming.is_here(cold));
             Ok(absent)
         };
@@ -403,6 +406,11 @@ fn locked(left: &Mutex<HashMap<ContentHash, Cold>>) -> MutexGuard<'_, HashMap<Co
 }
 
 impl Cold {
+    /// Length of all its files.
+    fn bytes(&self) -> u64 {
+        self.size.saturating_mul(self.files)
+    }
+
     fn object(&self) -> Object {
         Object { hash: self.hash, size: self.size }
     }

@@ -175,7 +175,7 @@ fn unpack_all(mut archive: impl Read, left: &Left, take: &Take) -> io::Result<()
             return Ok(());
         }
         let size = size_of(&header).ok_or_else(|| odd("an entry has no length"))?;
-        let padding = size.next_multiple_of(BLOCK) - size;
+        let padding = (BLOCK - size % BLOCK) % BLOCK;
         match header[156] {
             b'0' | 0 => {
                 let name = header[..100].split(|byte| *byte == 0).next().unwrap_or_default();

@@ -69,7 +69,8 @@ fn warm_brings_small_files_many_a_request_and_only_what_is_not_here() {
     let dir = test.dir.to_str().unwrap();
     let said = test.oxenfs(["warm", dir]).ok();
     let all = format!("{dir}: 303 files, 4.4 MiB are here");
-    assert_eq!(said.err, format!("{all} (302, 4.4 MiB fetched)\n"));
+    // What has no bytes is not asked for.
+    assert_eq!(said.err, format!("{all} (301, 4.4 MiB fetched)\n"));
     assert_eq!((asked(&server, "QUERY", "/versions"), asked(&server, "GET", "/file/")), (1, 1), "{:#?}", server.log());
     server.stop();
     assert_same(&local_tree(&test.dir), &files);
@@ -112,7 +113,7 @@ fn where_a_server_or_a_proxy_refuses_query_files_come_one_by_one() {
     server.arm("QUERY", "/api/", None, json!({"status": {"code": 405}}));
     test.oxenfs(["warm", test.dir.to_str().unwrap()]).ok();
     assert_eq!(asked(&server, "QUERY", ""), 1, "it is not tried again");
-    assert_eq!(asked(&server, "GET", "/file/"), 302);
+    assert_eq!(asked(&server, "GET", "/file/"), 301);
     assert_same(&local_tree(&test.dir), &files);
     test.unmount();
 }
@@ -155,6 +156,40 @@ fn what_does_not_fit_into_the_cache_is_not_begun() {
     assert_eq!((said.exit, said.err.lines().next().unwrap()), (1, cause));
     assert_eq!((asked(&server, "QUERY", "/versions"), asked(&server, "GET", "/file/")), (0, 0));
     test.oxenfs(["warm", test.at("images").to_str().unwrap()]).ok();
+    assert_same(&local_tree(&test.dir), &files);
+    test.unmount();
+}
+
+#[test]
+fn what_another_mount_of_the_repository_has_is_not_asked_for_again() {
+    let server = Scripted::new();
+    let files = files();
+    let test = cold(&server, &files, &[]);
+    let (dir, other) = (test.dir.to_str().unwrap(), test.beside("other"));
+    test.oxenfs(["warm", dir]).ok();
+    // One is not what it was, and cannot be told by its time; a link is no file of ours.
+    let mut small = cached(&test).into_iter().filter(|path| fs::metadata(path).unwrap().len() == 5000);
+    let (victim, link) = (small.next().unwrap(), small.next().unwrap());
+    let time = fs::metadata(&victim).unwrap().modified().unwrap();
+    fs::write(&victim, vec![0; 5000]).unwrap();
+    fs::File::options().write(true).open(&victim).unwrap().set_modified(time).unwrap();
+    fs::rename(&link, test.beside("elsewhere").join("file")).unwrap();
+    std::os::unix::fs::symlink(test.beside("elsewhere").join("file"), &link).unwrap();
+    assert_eq!(server.ask("DELETE", "/_traffic", &Value::Null).0, 200);
+    // Another view of it, and one that may be written to.
+    test.mount_with(&test.state, &other, &[]).ok();
+    assert_same(&local_tree(&other), &files);
+    assert_eq!((asked(&server, "QUERY", "/versions"), asked(&server, "GET", "/file/")), (0, 2), "{:#?}", server.log());
+    fs::write(other.join("large"), "changed there").unwrap();
+    test.oxenfs(["unmount", other.to_str().unwrap()]).ok();
+    assert_eq!(fs::read(test.at("large")).unwrap(), files["large"]);
+    test.unmount();
+    // It has what the other mount has, also where no daemon has it now.
+    fs::remove_file(&victim).unwrap();
+    assert_eq!(server.ask("DELETE", "/_traffic", &Value::Null).0, 200);
+    test.mount(&["--read-only"]).ok();
+    test.oxenfs(["warm", dir]).ok();
+    assert_eq!((asked(&server, "QUERY", "/versions"), asked(&server, "GET", "/file/")), (0, 0));
     assert_same(&local_tree(&test.dir), &files);
     test.unmount();
 }
