@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 pub use meta::Formats;
 
-use super::preflight::mountinfo;
+use super::mountinfo;
 use crate::disk::Disk;
 use crate::fs::{BaseAccess, Shown};
 use crate::hash::{ContentHash, HashKind};
