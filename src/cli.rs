@@ -42,8 +42,7 @@ use clap::error::ContextValue;
 use clap::{CommandFactory, Parser};
 
 pub use failure::Failure;
-pub use repo::NewRepo;
-pub use seams::{Place, Ref};
+pub use seams::{NewRepo, Place, Ref};
 
 use crate::config::Environment;
 use crate::log;

@@ -35,6 +35,8 @@ mod ranges;
 mod recovery;
 mod repair;
 mod room;
+#[cfg(test)]
+mod schedules;
 mod staging;
 mod standing;
 mod tree;
@@ -50,7 +52,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
@@ -62,6 +64,7 @@ use crate::ledger::Account;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, Inode, Namespace, Resolved, SpoolId, Timestamp};
 use crate::path::RepoPath;
 use crate::spool::{self, Cache, Spool, copy_content};
+use crate::sync::{Mutex, MutexGuard};
 use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceError};
 use backing::Backing;
 use fetching::{Flights, Who};
@@ -335,6 +338,9 @@ struct State {
     salvaged: lost::SalvagedFiles,
     /// What the server has and programs cannot read.
     unreadable: unreadable::Unreadable,
+    /// Changes since it was last checked whether all is as it should be.
+    #[cfg(debug_assertions)]
+    unchecked: usize,
 }
 
 /// A copy of a file's bytes that is to take their place.

@@ -34,6 +34,8 @@ mod log;
 mod mark;
 mod recover;
 mod salvage;
+#[cfg(test)]
+mod schedules;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -42,7 +44,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ledger::Account;
 use crate::namespace::{Ino, InodeRecord};
-use crate::path::{Name, RepoPath};
+use crate::path::{Name, RepoPath, bytes_as_text};
 use crate::workspace::{CommitId, CommitRequest, Upload};
 
 pub use format::FORMAT;
@@ -317,53 +319,5 @@ mod inode_fields {
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(Ino, InodeRecord), D::Error> {
         let Read { i, at, b } = Read::deserialize(deserializer)?;
         Ok((i, InodeRecord { attrs: at, body: b }))
-    }
-}
-
-/// Bytes as JSON: a string where they are UTF-8, else an object with their base64.
-pub mod bytes_as_text {
-    use base64::Engine;
-    use base64::prelude::BASE64_STANDARD;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    #[derive(Serialize, Deserialize)]
-    #[serde(untagged)]
-    enum Text {
-        Plain(String),
-        Raw { b64: String },
-    }
-
-    /// For `serde(with)`.
-    ///
-    /// # Errors
-    /// The serializer's.
-    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        match std::str::from_utf8(bytes) {
-            Ok(text) => serializer.serialize_str(text),
-            Err(_) => Text::Raw { b64: BASE64_STANDARD.encode(bytes) }.serialize(serializer),
-        }
-    }
-
-    /// For `serde(with)`.
-    ///
-    /// # Errors
-    /// The deserializer's, and bad base64.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<[u8]>, D::Error> {
-        match Text::deserialize(deserializer)? {
-            Text::Plain(text) => Ok(text.into_bytes().into()),
-            Text::Raw { b64 } => BASE64_STANDARD.decode(b64).map(Into::into).map_err(serde::de::Error::custom),
-        }
-    }
-}
-
-impl Serialize for Name {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        bytes_as_text::serialize(self.as_bytes(), serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Name {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Name::new(&bytes_as_text::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::count;
 use crate::hash::ContentHash;
 use crate::path::RepoPath;
 use crate::table::Dense;
@@ -204,7 +205,8 @@ impl Ledger {
         let late = |account: Option<Account>| usize::from(account.is_some_and(|account| account.late.is_some()));
         // All that are late are kept apart.
         let before = self.others.remove(&path);
-        self.late = self.late + late(account) - late(before);
+        self.late += late(account);
+        count::take(&mut self.late, late(before), "index.late");
         let before = self.slots.get(&path).map(|slot| slot.indexed(before));
         let after = account.map(|account| (account.base.is_some(), account.may_show()));
         index(&mut self.based, &path, before.is_some_and(|(based, _)| based), after.is_some_and(|(based, _)| based));

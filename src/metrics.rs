@@ -11,7 +11,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::activity::{DURATION_BOUNDS_SECS, STALLS};
-use crate::control::{Measures, Tally};
+use crate::control::Measures;
+use crate::report::Tally;
 
 /// What the text is, for HTTP.
 pub const CONTENT_TYPE: &str = prometheus_text::CONTENT_TYPE;
@@ -344,7 +345,8 @@ mod tests {
 
     use super::*;
     use crate::activity::Activity;
-    use crate::control::{Counts, Status};
+    use crate::control::Status;
+    use crate::report::Counts;
 
     fn measures() -> Measures {
         let activity = Activity::default();

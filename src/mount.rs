@@ -5,10 +5,12 @@
 //! ends stays on the journal, and the next mount goes on with it.
 
 pub mod daemon;
+pub mod mountinfo;
 pub mod preflight;
 pub mod state_dir;
 
 pub mod commit;
+mod follow;
 mod import;
 mod notify;
 mod serve;
@@ -24,7 +26,7 @@ use tokio::sync::watch;
 
 use crate::activity::{self, Activity};
 use crate::config::{Address, FsyncPolicy, MountSettings};
-use crate::control::{Difference, Measures, Status};
+use crate::control::{Measures, Status};
 use crate::fs::{BaseAccess, Fs, FsError, Limits, Options, Repair, Stale, Where};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
@@ -36,6 +38,7 @@ use crate::oxen;
 pub use crate::oxen::{
     Contents, InitialFile, NewRepository, Repository, User, WorkspaceInfo, create as create_repository, repository,
 };
+use crate::report::Difference;
 use crate::stager::{Delays, Meter, Stager};
 use crate::workspace::{ServerInfo, Workspace, WorkspaceError};
 use commit::finish::Finished;
@@ -590,7 +593,7 @@ async fn drained(fs: &Arc<Fs>) {
     for pause in std::iter::once(Duration::ZERO).chain(std::iter::repeat(STALL_CHECK)) {
         // Only where what was staged is gone again.
         tokio::time::sleep(pause).await;
-        if let Err(error) = fs.flush_mapped(|_| true, serve::WRITE_BACK_PATIENCE).await {
+        if let Err(error) = fs.flush_mapped(|_| true, follow::WRITE_BACK_PATIENCE).await {
             tracing::error!(%error, "staging what is left without it");
         }
         let Some(waiting) = fs.barrier() else { return };

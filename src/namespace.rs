@@ -15,39 +15,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::count;
 use crate::hash::ContentHash;
+pub use crate::id::{Generation, Ino, ROOT, SpoolId};
 use crate::path::{Name, PathError, RepoPath};
 use crate::table::{Dense, Table};
 use crate::workspace::{Object, Revision, Source};
 pub use order::{DOTS, Order};
-
-/// An inode number. Never reused while a daemon lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Ino(pub u64);
-
-/// The mount's root, as FUSE wants it (`FUSE_ROOT_ID`).
-pub const ROOT: Ino = Ino(1);
-
-/// A file in the spool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct SpoolId(pub u64);
-
-/// One state of a file's bytes; grows with every change that follows a seal.
-///
-/// Big-endian, in as many bytes as are left in an inode: 48 bits last for nine years of a million a second.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Generation([u8; 6]);
-
-impl Generation {
-    /// Of what only the record tells: nobody has looked at the spool file since the mount, and its length is not known.
-    pub const UNSEEN: Self = Self([0; 6]);
-
-    /// The one with this number.
-    pub fn nth(number: u64) -> Self {
-        let [_, _, low @ ..] = number.to_be_bytes();
-        Self(low)
-    }
-}
 
 /// Seconds and nanoseconds since the epoch, as the kernel counts them. Packed: every inode has three.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -226,8 +200,8 @@ impl Xattrs {
 
     fn remove(&mut self, name: &[u8]) {
         if let Some(value) = self.values.remove(name) {
-            self.names_bytes -= name.len();
-            self.values_bytes -= value.len();
+            count::take(&mut self.names_bytes, name.len(), "tree.xattrs");
+            count::take(&mut self.values_bytes, value.len(), "tree.xattrs");
         }
     }
 
@@ -392,7 +366,7 @@ pub enum BodyRecord {
         based: bool,
     },
     /// A symbolic link's target.
-    #[serde(rename = "symlink", with = "crate::journal::bytes_as_text")]
+    #[serde(rename = "symlink", with = "crate::path::bytes_as_text")]
     Symlink(Box<[u8]>),
     /// See [`Body::Special`].
     #[serde(rename = "special")]
@@ -634,8 +608,8 @@ impl Namespace {
         inode.links.remove(parent, name);
         let kind = inode.counted(name);
         if let Some(dir) = self.dir_mut(parent) {
-            dir.subdirs -= kind.0;
-            dir.files -= kind.1;
+            count::take(&mut dir.subdirs, kind.0, "tree.counts");
+            count::take(&mut dir.files, kind.1, "tree.counts");
         }
         Some(ino)
     }

@@ -32,6 +32,7 @@ mod http;
 mod listing;
 mod marks;
 mod multipart;
+mod names;
 mod overlooked;
 mod removal;
 mod repository;

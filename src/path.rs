@@ -1,5 +1,7 @@
 //! Names and repository paths: checked once when built, so that no callee checks again.
 
+pub mod bytes_as_text;
+
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fmt;

@@ -20,9 +20,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lru::LruCache;
 use rustix::fs::StatVfs;
 
+use crate::count;
 use crate::disk::{Act, Disk};
 use crate::hash::ContentHash;
-use crate::namespace::{Ino, SpoolId};
+use crate::id::{Ino, SpoolId};
 
 pub mod holes;
 
@@ -295,15 +296,14 @@ impl Spool {
 
     /// Counts `after` where `before` was counted, whatever the limit says: it is there already.
     pub fn recount(&self, before: u64, after: u64) {
-        let change = |used: u64| Some(used.saturating_sub(before).saturating_add(after));
         if before != after {
-            let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
+            count::change_shared(&self.used, before, after, "backing.used");
         }
     }
 
     /// Counts `bytes` as free again.
     pub fn release(&self, bytes: u64) {
-        let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| Some(used.saturating_sub(bytes)));
+        count::take_shared(&self.used, bytes, "backing.used");
     }
 
     /// Bytes in use.
@@ -984,7 +984,7 @@ impl KnownFiles {
         for class in [Class::Committed, Class::Staged] {
             let (files, bytes) = self.class(class);
             if let Some(size) = files.pop(key) {
-                *bytes -= size;
+                count::take(bytes, size, "cache.bytes");
                 return Some(size);
             }
         }
@@ -994,7 +994,7 @@ impl KnownFiles {
     fn pop(&mut self, class: Class) -> Option<Key> {
         let (files, bytes) = self.class(class);
         let (key, size) = files.pop_lru()?;
-        *bytes -= size;
+        count::take(bytes, size, "cache.bytes");
         Some(key)
     }
 

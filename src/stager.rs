@@ -17,6 +17,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use crate::activity::Activity;
+use crate::count;
 use crate::fs::{Capture, Frees, Fs, FsError, Held, Phase, Want, quarter_of_descriptors};
 use crate::hash::ContentHash;
 use crate::journal::PathUpload;
@@ -555,12 +556,12 @@ impl Stager {
                     continue;
                 }
                 Turn::KeptOut(other) => {
-                    self.in_hand -= 1;
+                    count::take(&mut self.in_hand, 1, "staging.in-hand");
                     self.fs.step_kept_out(&item.capture, &other);
                     continue;
                 }
                 Turn::Kept(Kept { why, passes }) => {
-                    self.in_hand -= 1;
+                    count::take(&mut self.in_hand, 1, "staging.in-hand");
                     let delay = passes.then(|| self.delays.after(self.fs.attempts(&item.capture.path), None));
                     self.step_failed(&item.capture, &why, delay);
                     continue;
@@ -674,7 +675,7 @@ impl Stager {
                 self.unrecorded(items, &error);
             }
             Done::Hashed(hashed) => {
-                self.hashing -= 1;
+                count::take(&mut self.hashing, 1, "staging.hashing");
                 for (capture, result) in hashed {
                     self.hashed(capture, result);
                 }
@@ -713,7 +714,7 @@ impl Stager {
             // Captured anew, with the account as it is now.
             Done::Listed(capture, Ok(())) => self.put_back(&capture.path),
             Done::Fetched(capture, Err(error)) | Done::Listed(capture, Err(error)) => {
-                self.in_hand -= 1;
+                count::take(&mut self.in_hand, 1, "staging.in-hand");
                 let transient = !matches!(&error, FsError::Remote(error) if !error.is_transient());
                 let delay = transient.then(|| self.delays.after(self.fs.attempts(&capture.path), None));
                 self.step_failed(&capture, &error.to_string(), delay);
@@ -775,7 +776,7 @@ impl Stager {
         {
             self.removing.swap_remove(over);
         }
-        self.requests[kind] -= 1;
+        count::take(&mut self.requests[kind], 1, "staging.requests");
     }
 
     fn hashed(&mut self, capture: Capture, result: std::io::Result<(ContentHash, u64)>) {
@@ -793,7 +794,7 @@ impl Stager {
             Ok(_) => self.put_back(&capture.path),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => self.put_back(&capture.path),
             Err(error) => {
-                self.in_hand -= 1;
+                count::take(&mut self.in_hand, 1, "staging.in-hand");
                 self.step_failed(&capture, &format!("cannot read the spooled bytes: {error}"), None);
             }
         }
@@ -804,7 +805,7 @@ impl Stager {
     }
 
     fn put_back_for(&mut self, path: &RepoPath, delay: Duration) {
-        self.in_hand -= 1;
+        count::take(&mut self.in_hand, 1, "staging.in-hand");
         self.fs.put_back(path, delay);
         self.look_again(Instant::now() + delay);
     }
@@ -825,7 +826,7 @@ impl Stager {
 
     /// The item is no longer in hand.
     fn drop_item(&mut self, item: &Item) {
-        self.in_hand -= 1;
+        count::take(&mut self.in_hand, 1, "staging.in-hand");
         self.unmark(item);
     }
 

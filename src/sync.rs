@@ -1,13 +1,37 @@
 //! Locks under which there is memory work alone. With debug assertions, as in tests, waiting for the disk under one is a
 //! panic that names what was waited for.
+//!
+//! The locks are the standard library's. In unit tests a lock that is made within a [schedule](schedules) is the
+//! checker's, which decides who goes on at each of them.
+
+#[cfg(test)]
+mod scheduled;
+#[cfg(test)]
+pub(crate) mod schedules;
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+#[cfg(not(test))]
+pub use std::sync::{Condvar, Mutex, MutexGuard};
+
+#[cfg(test)]
+pub use scheduled::{Condvar, Mutex, MutexGuard};
 
 #[cfg(debug_assertions)]
 thread_local! {
     /// How many such locks this thread holds.
     static HELD: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
+/// Changes how many such locks this thread holds, and says how many there are then.
+#[cfg(debug_assertions)]
+fn held(change: i32) -> u32 {
+    #[cfg(test)]
+    if let Some(held) = scheduled::held(change) {
+        return held;
+    }
+    HELD.set(HELD.get().saturating_add_signed(change));
+    HELD.get()
 }
 
 /// A lock that is held.
@@ -21,7 +45,7 @@ struct Counted;
 impl Counted {
     fn new() -> Self {
         #[cfg(debug_assertions)]
-        HELD.set(HELD.get() + 1);
+        held(1);
         Self
     }
 }
@@ -29,7 +53,7 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         #[cfg(debug_assertions)]
-        HELD.set(HELD.get() - 1);
+        held(-1);
     }
 }
 
@@ -68,9 +92,18 @@ impl<T> DerefMut for Locked<'_, T> {
 /// With debug assertions, when it holds a [lock](Locked).
 pub fn may_wait(what: &dyn std::fmt::Debug) {
     #[cfg(debug_assertions)]
-    assert!(HELD.get() == 0 || std::thread::panicking(), "{what:?} under a lock that does not wait for the disk");
+    assert!(held(0) == 0 || std::thread::panicking(), "{what:?} under a lock that does not wait for the disk");
     let _ = what;
 }
+
+/// Whether a unit test has this mistake made on purpose, to see that it is found.
+#[cfg(not(test))]
+pub(crate) const fn mistaken(_mistake: &str) -> bool {
+    false
+}
+
+#[cfg(test)]
+pub(crate) use schedules::mistaken;
 
 #[cfg(test)]
 mod tests {

@@ -11,8 +11,9 @@ use super::output::{bytes, count, data, json, note, printable, thousands};
 use super::seams;
 use super::vigil::{self, Vigil};
 use crate::control::client::ClientError;
-use crate::control::{Difference, Event, Kind, Request};
+use crate::control::{Event, Request};
 use crate::mount::state_dir::Known;
+use crate::report::{Difference, Kind};
 
 /// `oxenfs diff`. Works without a daemon too.
 pub fn diff(args: DiffArgs, finder: &Finder) -> Result<u8, Failure> {

@@ -6,15 +6,16 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::args::DoctorArgs;
-use super::failure::{Doing, FAILED, Failure, quoted};
-use super::find::{self, Finder, at_once, connect_now, mount_command, owed, status_of};
+use super::failure::{Doing, FAILED, Failure, mount_command, quoted};
+use super::find::{self, Finder, at_once, connect_now, owed, status_of};
 use super::output::{bytes, count, data, json, printable, seconds, thousands};
 use super::repo::place;
 use super::seams::{self, Place};
 use super::umount;
 use crate::config::{Environment, Files, OxenConfig, ServerUrl};
 use crate::control::Status;
-use crate::mount::preflight::{self, Behind, mountinfo};
+use crate::mount::mountinfo;
+use crate::mount::preflight::{self, Behind};
 use crate::mount::state_dir::{self, Known};
 
 /// A clock that is off by more makes tokens and time stamps unreliable.

@@ -12,7 +12,7 @@ pub use crate::log::quoted;
 use crate::mount::MountError;
 use crate::mount::daemon::Report;
 use crate::mount::preflight::{PreflightError, UnmountError};
-use crate::mount::state_dir::StateError;
+use crate::mount::state_dir::{Known, StateError};
 use crate::workspace::WorkspaceError;
 
 /// Exit code: it failed.
@@ -297,6 +297,29 @@ impl From<Failure> for Report {
     fn from(failure: Failure) -> Self {
         Self { what: failure.what, cause: failure.cause, hint: failure.hint, exit: failure.exit }
     }
+}
+
+/// The command that mounts it again.
+pub fn mount_command(known: &Known) -> String {
+    let identity = &known.meta.identity;
+    let mut command = format!("oxenfs mount {} {}", quoted(&identity.repo), quoted(&identity.mountpoint));
+    let mut option = |name, value: &str| command += &format!(" {name} {}", quoted(value));
+    option("--server", &identity.server);
+    match &identity.revision {
+        Some(revision) => option("--revision", revision),
+        None => {
+            if identity.branch != "main" {
+                option("--branch", &identity.branch);
+            }
+            if known.meta.own.is_none() {
+                option("--workspace", &identity.workspace);
+            }
+        }
+    }
+    if !identity.subdir.is_empty() {
+        option("--subdir", &identity.subdir);
+    }
+    command
 }
 
 #[cfg(test)]

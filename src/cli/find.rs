@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::failure::{Failure, quoted};
+use super::failure::{Failure, mount_command, quoted};
 use super::follow::Deadline;
 use super::output::warn;
 use super::vigil::{self, Vigil};
@@ -221,29 +221,6 @@ pub fn status_while(mut vigil: Vigil, stream: UnixStream, deadline: Deadline) ->
 /// Files and bytes that the server does not have yet; removals count as files.
 pub fn owed(status: &Status) -> (u64, u64) {
     status.counts.owed()
-}
-
-/// The command that mounts it again.
-pub fn mount_command(known: &Known) -> String {
-    let identity = &known.meta.identity;
-    let mut command = format!("oxenfs mount {} {}", quoted(&identity.repo), quoted(&identity.mountpoint));
-    let mut option = |name, value: &str| command += &format!(" {name} {}", quoted(value));
-    option("--server", &identity.server);
-    match &identity.revision {
-        Some(revision) => option("--revision", revision),
-        None => {
-            if identity.branch != "main" {
-                option("--branch", &identity.branch);
-            }
-            if known.meta.own.is_none() {
-                option("--workspace", &identity.workspace);
-            }
-        }
-    }
-    if !identity.subdir.is_empty() {
-        option("--subdir", &identity.subdir);
-    }
-    command
 }
 
 /// Looks at all mounts at once, a few at a time: one that does not answer takes seconds.

@@ -9,8 +9,9 @@ use super::output::{bytes, count, note};
 use super::progress::Meter;
 use super::vigil::{self, Vigil};
 use crate::control::client::{Client, ClientError, Next};
-use crate::control::{Event, Failure as Refusal, Progress, Request};
+use crate::control::{Event, Failure as Refusal, Request};
 use crate::mount::state_dir::Known;
+use crate::report::Progress;
 
 /// When waiting ends: once for all that a command waits for.
 #[derive(Debug, Clone, Copy)]

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::args::{HelperArgs, MountArgs, Unit};
 use super::done;
-use super::failure::{Doing, Failure, quoted};
-use super::find::{connect_now, mount_command, owed, status_while};
+use super::failure::{Doing, Failure, mount_command, quoted};
+use super::find::{connect_now, owed, status_while};
 use super::follow::Deadline;
 use super::output::{changes_are, count, data, json, note, warn, without_credentials};
 use super::vigil::{Vigil, await_answer};
@@ -16,7 +16,8 @@ use crate::control::Request;
 use crate::control::client::Client;
 use crate::log;
 use crate::mount::daemon::{self, Fork, Notifier, Outcome, Ready};
-use crate::mount::preflight::{self, Place, PreflightError, mountinfo};
+use crate::mount::mountinfo;
+use crate::mount::preflight::{self, Place, PreflightError};
 use crate::mount::state_dir::{self, Identity, Known, StateDir, StateError};
 
 /// How long a daemon that only drains may take to let go: it stops between two requests.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::output::{bytes, count, note, seconds, thousands};
-use crate::control::Progress;
+use crate::report::Progress;
 
 /// Rates are of this last stretch: long enough to be calm, short enough to follow the network.
 const WINDOW: Duration = Duration::from_secs(10);

@@ -12,7 +12,7 @@ use super::output::{bytes, count, data, printable};
 use super::seams;
 use super::vigil::Vigil;
 use crate::fs::Repair;
-use crate::mount::preflight::mountinfo;
+use crate::mount::mountinfo;
 use crate::mount::state_dir::{self, StateError};
 
 /// Files that are named one by one; the mount shows all.

@@ -6,23 +6,10 @@ use super::args::{CreateArgs, LookArgs};
 use super::done;
 use super::failure::{Doing, Failure, quoted};
 use super::output::{data, json, note, printable, warn, without_credentials};
-use super::seams::{self, Place, Ref};
+use super::seams::{self, NewRepo, Place, Ref};
 use super::sync::who;
 use crate::config::{ConfigError, CreateRepo, CredentialSource, Environment, Files, OxenConfig, resolve};
 use crate::path::RepoPath;
-
-/// A repository to be made, checked.
-#[derive(Debug)]
-pub struct NewRepo {
-    /// Where, under which name.
-    pub place: Place,
-    /// What it is to be.
-    pub about: CreateRepo,
-    /// Files for its first commit, under the names that they get.
-    pub files: Vec<(String, PathBuf)>,
-    /// Name and address of who commits them; `None` without files.
-    pub author: Option<(String, String)>,
-}
 
 /// `oxenfs repo create`: prints the repository's URL.
 pub fn create(args: CreateArgs, environment: &Environment) -> Result<u8, Failure> {

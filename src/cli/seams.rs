@@ -8,18 +8,31 @@ use serde::Serialize;
 
 use super::failure::{Failure, quoted};
 use super::output::are;
-use super::repo::NewRepo;
-use crate::config::{CredentialSource, MountSettings, RepoId, ServerUrl};
-use crate::control::{Difference, Status};
+use crate::config::{CreateRepo, CredentialSource, MountSettings, RepoId, ServerUrl};
+use crate::control::Status;
 use crate::fs::Repair;
 use crate::mount::daemon::Notifier;
 use crate::mount::preflight::Place as MountPlace;
 use crate::mount::state_dir::StateDir;
 use crate::mount::{self, Contents, InitialFile, NewRepository, Repository, User, WorkspaceInfo};
+use crate::report::Difference;
 use crate::workspace::WorkspaceError;
 
 /// How long a server may take to say what it is.
 const LOOK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A repository to be made, checked.
+#[derive(Debug)]
+pub struct NewRepo {
+    /// Where, under which name.
+    pub place: Place,
+    /// What it is to be.
+    pub about: CreateRepo,
+    /// Files for its first commit, under the names that they get.
+    pub files: Vec<(String, PathBuf)>,
+    /// Name and address of who commits them; `None` without files.
+    pub author: Option<(String, String)>,
+}
 
 /// Serves a mount until it is unmounted; tells `notifier` when it answers.
 ///

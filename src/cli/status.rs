@@ -4,13 +4,14 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::args::StatusArgs;
-use super::failure::{Doing, Failure, quoted};
-use super::find::{self, Finder, at_once, connect_now, mount_command, owed, status_of};
+use super::failure::{Doing, Failure, mount_command, quoted};
+use super::find::{self, Finder, at_once, connect_now, owed, status_of};
 use super::output::{are, bytes, count, data, json, note, printable, seconds, thousands};
 use super::seams;
 use super::watch::Watch;
-use crate::control::{Counts, Status, Tally};
+use crate::control::Status;
 use crate::mount::state_dir::Known;
+use crate::report::{Counts, Tally};
 
 /// Between two looks of `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);

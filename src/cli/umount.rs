@@ -10,15 +10,16 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::args::UmountArgs;
-use super::failure::{Failure, quoted};
-use super::find::{self, Finder, connect_now, mount_command, owed, status_by};
+use super::failure::{Failure, mount_command, quoted};
+use super::find::{self, Finder, connect_now, owed, status_by};
 use super::follow::{Deadline, End, Patience, follow_while_it_goes_on};
 use super::output::{changes_are, note};
 use super::repo::place;
 use super::seams;
 use crate::config::{DEFAULT_DRAIN_TIMEOUT, Environment};
 use crate::control::{Request, Status};
-use crate::mount::preflight::{self, How, UnmountError, mountinfo};
+use crate::mount::mountinfo;
+use crate::mount::preflight::{self, How, UnmountError};
 use crate::mount::state_dir::Known;
 
 /// The names by which `umount(8)` looks for it in `/sbin`: the mount's type, as systemd's `umount -c` reads it from the

@@ -5,16 +5,18 @@ use std::path::Path;
 
 use super::args::UnmountArgs;
 use super::done;
-use super::failure::{Doing, Failure, OWED, quoted};
-use super::find::{self, Finder, mount_command, owed};
+use super::failure::{Doing, Failure, OWED, mount_command, quoted};
+use super::find::{self, Finder, owed};
 use super::follow::{Deadline, End, follow};
 use super::output::{changes_are, count, data, json, note, printable};
 use super::seams;
 use super::sync;
 use crate::config::Environment;
-use crate::control::{Counts, Request, Status};
-use crate::mount::preflight::{self, How, UnmountError, mountinfo};
+use crate::control::{Request, Status};
+use crate::mount::mountinfo;
+use crate::mount::preflight::{self, How, UnmountError};
 use crate::mount::state_dir::Known;
+use crate::report::Counts;
 
 /// `oxenfs unmount`: whatever is, or was, mounted at a directory is drained and taken away.
 pub fn unmount(args: UnmountArgs, finder: &Finder, environment: &Environment) -> Result<u8, Failure> {

@@ -6,8 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::failure::{Failure, quoted};
-use super::find::mount_command;
+use super::failure::{Failure, mount_command, quoted};
 use crate::control::Request;
 use crate::control::client::{Client, ClientError, Next};
 use crate::mount::state_dir::{self, Known};

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::set_mtime;
+use crate::count;
 use crate::hash::ContentHash;
 use crate::namespace::{Body, Content, Ino, Namespace, SpoolId, Timestamp};
 use crate::path::RepoPath;
@@ -254,8 +255,8 @@ impl Backing {
     /// One hold ends. Returns what is left to do if it was the last.
     pub fn let_go(&mut self, spool: SpoolId, by_cut: bool) -> Option<Unheld> {
         let hold = self.held.get_mut(&spool)?;
-        hold.count -= 1;
-        hold.by_cut -= u32::from(by_cut);
+        count::take(&mut hold.count, 1, "backing.holds");
+        count::take(&mut hold.by_cut, u32::from(by_cut), "backing.holds");
         if hold.count > 0 {
             return None;
         }

@@ -1,5 +1,5 @@
 //! What is true between any two operations: docs/INVARIANTS.md has the list, with the reason for each. The reference
-//! tests ask after every step.
+//! tests ask after every step, and a build with debug assertions asks itself every so many changes.
 
 use super::{Fs, State};
 use crate::ledger::Step;
@@ -7,27 +7,60 @@ use crate::namespace::{Content, Ino, Resolved};
 use crate::path::RepoPath;
 use crate::workspace::Object;
 
+/// With debug assertions, everything is looked at after so many changes, or after as many as there are inodes and accounts,
+/// whichever is more: a check takes no longer than the changes since the one before.
+#[cfg(debug_assertions)]
+const CHANGES_BETWEEN_CHECKS: usize = 1000;
+/// Where there is more than this, nothing is: everybody would wait for it, for tens of milliseconds.
+#[cfg(debug_assertions)]
+const MOST_CHECKED: usize = 10_000;
+
+/// What an operation of several changes leaves open between two of them: the second says that something is owed.
+#[cfg(debug_assertions)]
+const HOLDS_AT_THE_END: &str = "owed.pending: ";
+
 impl Fs {
     /// Every invariant that does not hold: its name in docs/INVARIANTS.md, and where. Looks at everything that there is,
     /// under the lock: for tests.
     pub fn check(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        let mut broken = |name: &'static str, what: String| found.push(format!("{name}: {what}"));
-        let state = self.lock();
-        if state.is_changed() {
-            broken("record.appended", format!("{} changes are not appended", state.draft.len()));
-        }
-        state.tree.check(&mut broken);
-        state.writeback.check(&mut broken);
-        state.handles.check(&state.tree, &mut broken);
-        state.backing.check(&state.tree, &mut broken);
-        state.check_standing(&mut broken);
-        state.check_owed(&mut broken);
-        found
+        self.lock().broken()
     }
 }
 
 impl State {
+    fn broken(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut broken = |name: &'static str, what: String| found.push(format!("{name}: {what}"));
+        if self.is_changed() {
+            broken("record.appended", format!("{} changes are not appended", self.draft.len()));
+        }
+        self.tree.check(&mut broken);
+        self.writeback.check(&mut broken);
+        self.handles.check(&self.tree, &mut broken);
+        self.backing.check(&self.tree, &mut broken);
+        self.check_standing(&mut broken);
+        self.check_owed(&mut broken);
+        found
+    }
+
+    /// To be called after each change.
+    ///
+    /// # Panics
+    /// When something is not true that is true between any two.
+    #[cfg(debug_assertions)]
+    pub(super) fn check_now_and_then(&mut self) {
+        self.unchecked += 1;
+        let things = self.tree.len() + self.writeback.ledger().len();
+        if things > MOST_CHECKED || self.unchecked < CHANGES_BETWEEN_CHECKS.max(things) {
+            return;
+        }
+        self.unchecked = 0;
+        let mut found = self.broken();
+        found.retain(|what| !what.starts_with(HOLDS_AT_THE_END));
+        let amid_a_panic = std::thread::panicking();
+        assert!(amid_a_panic || found.is_empty(), "not as docs/INVARIANTS.md has it:\n{}", found.join("\n"));
+    }
+
     /// Nothing that is owed is forgotten.
     fn check_owed(&self, broken: &mut impl FnMut(&'static str, String)) {
         for (path, account) in self.writeback.ledger().iter() {

@@ -7,11 +7,11 @@ use std::path::Path;
 
 use super::recovery::Shown;
 use super::{Fs, Options, State};
-use crate::control::{Counts, Difference, Kind};
 use crate::hash::ContentHash;
 use crate::journal::JournalError;
 use crate::namespace::{Content, Resolved, SpoolId};
 use crate::path::RepoPath;
+use crate::report::{Counts, Difference, Kind};
 use crate::spool::Spool;
 use crate::workspace::Object;
 

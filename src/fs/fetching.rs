@@ -10,7 +10,7 @@ use std::future::Future;
 use std::hash::Hash;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{Shared, WeakShared};
@@ -21,6 +21,7 @@ use crate::hash::ContentHash;
 use crate::namespace::{Content, Ino};
 use crate::path::RepoPath;
 use crate::spool::{self, Found};
+use crate::sync::Mutex;
 use crate::workspace::progress::Progress;
 use crate::workspace::{EntryKind, Source, WorkspaceError};
 

@@ -9,6 +9,7 @@ use super::borrowed::Borrowed;
 use super::live::Loan;
 use super::ops::OpenFlags;
 use super::passthrough::{Reach, Way};
+use crate::count;
 use crate::hash::ContentHash;
 use crate::namespace::{Ino, Namespace};
 
@@ -114,8 +115,8 @@ impl Handles {
     /// Somebody who had a file open has it so no longer. `unseen`: it was changed past the daemon, which need not show.
     pub fn leave(&mut self, closed: &Closed, unseen: bool) -> Left {
         let Some(open) = self.open.get_mut(&closed.ino) else { return Left::default() };
-        open.handles -= 1;
-        open.writers -= u32::from(closed.write);
+        count::take(&mut open.handles, 1, "handles.counts");
+        count::take(&mut open.writers, u32::from(closed.write), "handles.counts");
         let last_writer = closed.write && open.writers == 0;
         // What is mapped or spliced is cached all the same. Linux up to 6.18 drops what a write makes out of date
         // before the write alone, so a page may have come back meanwhile.
@@ -310,7 +311,7 @@ impl Handles {
     /// A change that is more than a plain write is over.
     pub fn end_reshaping(&mut self, ino: Ino) {
         if let Some(open) = self.open.get_mut(&ino) {
-            open.reshaping -= 1;
+            count::take(&mut open.reshaping, 1, "handles.changes");
         }
         self.end_writing(ino);
     }
@@ -318,7 +319,7 @@ impl Handles {
     /// A change is over.
     pub fn end_writing(&mut self, ino: Ino) {
         if let Some(open) = self.open.get_mut(&ino) {
-            open.writing -= 1;
+            count::take(&mut open.writing, 1, "handles.changes");
             if open.handles == 0 && open.writing == 0 {
                 self.open.remove(&ino);
             }

@@ -11,7 +11,6 @@ use super::local::quarter_of_descriptors;
 use super::passthrough::{Bytes, Opening, Passthrough, Reach, Way};
 use super::queue::Phase;
 use super::room::even;
-use super::staging::Adopted;
 use super::standing::Event;
 use super::tree::Token;
 use super::{Fs, FsError, State, now};
@@ -117,6 +116,14 @@ fn takes_lease(file: &File, lease: libc::c_int) -> io::Result<bool> {
 /// change the file (`inode_lock` in `vfs_removexattr`, fs/xattr.c of Linux), and changes nothing if there is none.
 fn end_of_writes(file: &File) {
     let _ = rustix::fs::fremovexattr(file, "user.oxenfs.none");
+}
+
+/// A spool file whose content the server has, and what is counted for it.
+pub(super) struct Adopted {
+    pub spool: SpoolId,
+    pub hash: ContentHash,
+    pub size: u64,
+    pub counted: u64,
 }
 
 impl State {

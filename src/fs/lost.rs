@@ -187,7 +187,7 @@ impl Fs {
         }
     }
 
-    fn strays(&self) -> std::sync::MutexGuard<'_, Vec<SpoolId>> {
+    fn strays(&self) -> crate::sync::MutexGuard<'_, Vec<SpoolId>> {
         self.strays.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashTable;
 
-use crate::control::Progress;
+use crate::count;
 use crate::namespace::Ino;
 use crate::path::RepoPath;
+use crate::report::Progress;
+use crate::sync;
 use crate::table::Table;
 
 /// A path that is changed again and again is staged after this many quiet periods all the same, once nobody has it
@@ -419,7 +421,8 @@ impl Queue {
 
     fn unschedule(&mut self, number: u32) {
         if let Some(entry) = self.entry(number) {
-            self.scheduled -= usize::from(std::mem::replace(&mut entry.scheduled, false));
+            let scheduled = std::mem::replace(&mut entry.scheduled, false);
+            count::take(&mut self.scheduled, usize::from(scheduled), "queue.scheduled");
         }
         // After a million that came at once, room for a million is not needed for ever.
         if self.turns.len() < self.turns.capacity() / SPARE_ROOM {
@@ -525,7 +528,7 @@ impl Queue {
             return;
         };
         let reached = entry.take_waits(|wait| wait.seq <= seq);
-        let changed = entry.seq != seq;
+        let changed = entry.seq != seq && !sync::mistaken("a confirmation counts for what came after it");
         if changed {
             entry.phase = Phase::Waiting;
             entry.forced = entry.is_waited_for();
@@ -555,7 +558,7 @@ impl Queue {
     fn count_done(&mut self, reached: Vec<Wait>) {
         for wait in reached {
             if let Some(barrier) = self.barriers.get_mut(&wait.barrier) {
-                barrier.remaining -= 1;
+                count::take(&mut barrier.remaining, 1, "queue.barriers");
                 barrier.progress.files_done += 1;
                 barrier.progress.bytes_done = barrier.progress.bytes_done.saturating_add(wait.bytes);
             }
@@ -608,7 +611,7 @@ impl Queue {
         entry.forced = false;
         for wait in entry.take_waits(|_| true) {
             if let Some(barrier) = self.barriers.get_mut(&wait.barrier) {
-                barrier.remaining -= 1;
+                count::take(&mut barrier.remaining, 1, "queue.barriers");
                 barrier.progress.files_failed += 1;
             }
         }
@@ -718,8 +721,8 @@ impl Queue {
         let waits = entry.take_waits(|wait| ids.contains(&wait.barrier));
         for wait in &waits {
             if let Some(barrier) = barriers.get_mut(&wait.barrier) {
-                barrier.remaining -= 1;
-                barrier.progress.files_total -= 1;
+                count::take(&mut barrier.remaining, 1, "queue.barriers");
+                count::take(&mut barrier.progress.files_total, 1, "queue.progress");
                 // Lengths may be what a server made up: their sum need not fit.
                 barrier.progress.bytes_total = barrier.progress.bytes_total.saturating_sub(wait.bytes);
             }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -23,13 +23,14 @@ use super::txn::Draft;
 use super::unreadable::Unreadable;
 use super::writeback::Writeback;
 use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, now_secs, unlisted_dir};
-use crate::control::{Counts, LocalPath};
 use crate::disk::Disk;
 use crate::journal::{self, Change, Damage, Journal, JournalError};
 use crate::ledger::{Account, Staged};
 use crate::namespace::{Body, Content, Ino, Namespace, ROOT, Resolved, SpoolId};
 use crate::path::{Name, RepoPath};
+use crate::report::{Counts, LocalPath};
 use crate::spool::{Cache, Spool, foreign_in, ids_in};
+use crate::sync::Mutex;
 use crate::workspace::{Change as StagedChange, ChangeKind, CommitId, EntryKind, Object, Source, Workspace};
 
 /// Inodes put on record at a time while the journal is compacted: a fraction of a millisecond under the lock.
@@ -547,7 +548,7 @@ impl State {
         let accounts: Vec<(RepoPath, Account)> =
             self.writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
         let owed = accounts.iter().filter(|(path, account)| self.owes(path, account)).count();
-        let (files, bytes) = super::repair::weigh(&place.spool);
+        let (files, bytes) = weigh(&place.spool);
         damage.owed = Some(format!(
             "known to be owed to the server: {owed} change{} before that place; files here that it may lack: {files}, {bytes} bytes",
             if owed == 1 { "" } else { "s" }
@@ -567,6 +568,8 @@ impl State {
             left_behind: LeftBehind::default(),
             salvaged: SalvagedFiles::default(),
             unreadable: Unreadable::default(),
+            #[cfg(debug_assertions)]
+            unchecked: 0,
         }
     }
 
@@ -682,4 +685,11 @@ impl State {
         self.materialize(at);
         Some((at, last))
     }
+}
+
+/// How many files lie in a spool, and how many bytes they have.
+pub(super) fn weigh(spool: &Path) -> (u64, u64) {
+    let ids = crate::spool::ids_in(spool).unwrap_or_default();
+    let bytes = ids.iter().map(|id| Spool::length(spool, *id)).sum();
+    (ids.len() as u64, bytes)
 }

@@ -14,7 +14,7 @@ use crate::journal::{self, Change, Damage, JournalError, Rewritten, Seen};
 use crate::ledger::{Account, Staged};
 use crate::namespace::{Body, BodyRecord, Content, Ino, ROOT, Resolved, SpoolId};
 use crate::path::{NAME_MAX, Name, RepoPath};
-use crate::spool::{self, Spool};
+use crate::spool;
 
 /// What is known of a file that comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -354,11 +354,4 @@ impl State {
         put(Change::Intent { intent: self.writeback.intent().cloned() }, into, false)?;
         put(Change::Base { commit: self.tree.base().clone() }, into, true)
     }
-}
-
-/// How many files lie in a spool, and how many bytes they have.
-pub(super) fn weigh(spool: &Path) -> (u64, u64) {
-    let ids = spool::ids_in(spool).unwrap_or_default();
-    let bytes = ids.iter().map(|id| Spool::length(spool, *id)).sum();
-    (ids.len() as u64, bytes)
 }

@@ -13,8 +13,8 @@ use std::fs::File;
 use std::io;
 
 use super::{Fs, Op, State, Stop};
-use crate::control::SparseFile;
 use crate::namespace::{Content, Ino};
+use crate::report::SparseFile;
 pub(super) use crate::spool::holes::even;
 use crate::spool::holes::{self, BLOCK_BYTES};
 

@@ -8,18 +8,18 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::live::{Asked, Copied};
+use super::live::{Adopted, Asked, Copied};
 use super::passthrough::{Seal, Sealing, Urgency};
 use super::queue::{Parked, Pending, Phase, Scope, Tick};
 use super::standing::Event;
 use super::tree::Token;
 use super::{COPY_LIMIT_BYTES, Fs, FsError, Op, Options, State, base_attrs};
-use crate::control::{Counts, FileError, LocalPath, Progress, Tally};
 use crate::hash::ContentHash;
 use crate::journal::{Change, PathUpload};
 use crate::ledger::{Account, Staged, Step};
 use crate::namespace::{Attrs, Body, Content, Generation, Ino, Inode, Namespace, ROOT, Resolved, SpoolId, Timestamp};
 use crate::path::RepoPath;
+use crate::report::{Counts, FileError, LocalPath, Progress, Tally};
 use crate::workspace::verify::Deviation;
 use crate::workspace::{CommitId, Object, Revision, Source};
 
@@ -292,14 +292,6 @@ pub(super) fn length_at(tree: &Namespace, path: &RepoPath) -> u64 {
         },
         _ => 0,
     }
-}
-
-/// A spool file whose content the server has, and what is counted for it.
-pub(super) struct Adopted {
-    pub spool: SpoolId,
-    pub hash: ContentHash,
-    pub size: u64,
-    pub counted: u64,
 }
 
 /// Whether a local error passes without anybody's doing: too many open files, no memory.

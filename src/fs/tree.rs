@@ -4,6 +4,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
+use crate::count;
 use crate::hash::ContentHash;
 use crate::journal::Change;
 use crate::namespace::{
@@ -295,9 +296,9 @@ impl Tree {
     }
 
     /// The kernel has forgotten an inode's number so often.
-    pub fn forgotten(&mut self, ino: Ino, count: u64) {
+    pub fn forgotten(&mut self, ino: Ino, times: u64) {
         if let Some(inode) = self.names.get_mut(ino) {
-            inode.lookups = inode.lookups.saturating_sub(count);
+            count::take(&mut inode.lookups, times, "handles.lookups");
         }
     }
 
@@ -311,7 +312,7 @@ impl Tree {
     /// A handle of an inode was closed. Returns what was kept for those who read a directory, of which there may be much.
     pub fn closed(&mut self, ino: Ino) -> Option<Box<Order>> {
         let inode = self.names.get_mut(ino)?;
-        inode.opens = inode.opens.saturating_sub(1);
+        count::take(&mut inode.opens, 1, "handles.opens");
         match (inode.opens, &mut inode.body) {
             (0, Body::Dir(dir)) => dir.view.at_rest(),
             _ => None,

@@ -80,6 +80,8 @@ impl<'a> Txn<'a> {
     /// Appends what was changed to the record.
     fn seal(&mut self) -> After<'a> {
         let frame = self.state.take_frame();
+        #[cfg(debug_assertions)]
+        self.state.check_now_and_then();
         After {
             fs: self.fs,
             ticket: self.fs.journal.append(&frame),

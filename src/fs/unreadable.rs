@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::layers::shown;
 use super::{Fs, State};
-use crate::control::Unreadable as Shown;
 use crate::namespace::{Ino, Resolved};
 use crate::path::{Name, RepoPath};
+use crate::report::Unreadable as Shown;
 use crate::workspace::Flawed;
 
 /// How many of each kind are shown, and how many that failed are kept: of more, whoever reads the log is told.

@@ -9,6 +9,7 @@ use super::FsError;
 use super::cut::{Cut, Gathering, Made};
 use super::queue::{Follower, Parked, Pending, Phase, Queue, Scope};
 use super::staging::{Capture, RECHECK};
+use crate::count;
 use crate::journal::{CommitIntent, PathUpload};
 use crate::ledger::{Account, Ledger};
 use crate::namespace::Ino;
@@ -239,7 +240,7 @@ impl Writeback {
 
     /// What became of that. `None`: it has other content by now.
     pub fn end_copy(&mut self, path: &RepoPath, copied: Result<Option<Capture>, FsError>) {
-        self.copying -= 1;
+        count::take(&mut self.copying, 1, "backing.copying");
         match copied {
             Ok(Some(capture)) => self.copied.push(capture),
             Ok(None) => self.queue.retry(path, Duration::ZERO, None),

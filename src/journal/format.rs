@@ -10,6 +10,13 @@ use super::Change;
 use crate::namespace::Ino;
 use crate::path::{Name, RepoPath};
 
+/// Room asked of the filesystem at a time, ahead of the end, so that a full disk is met before the change is made.
+pub(super) const ROOM_BYTES: u64 = 8 << 20;
+/// What is kept back for removals and confirmations, which must work on a full disk.
+pub(super) const RESERVE_BYTES: u64 = 2 << 20;
+/// The least room that is worth asking for.
+pub(super) const LEAST_ROOM_BYTES: u64 = 64 << 10;
+
 /// What this code writes. It reads this and all before it, and refuses what is newer.
 pub const FORMAT: u32 = 2;
 /// Frames of this format have neither a number nor the sum of the one before.

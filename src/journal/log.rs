@@ -8,27 +8,21 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
-use super::format::{self, FORMAT, Header, Kept, UNCHAINED};
+use super::format::{self, FORMAT, Header, Kept, LEAST_ROOM_BYTES, RESERVE_BYTES, ROOM_BYTES, UNCHAINED};
 use super::mark::{self, Keeper, Mark};
 use super::recover::{self, Chain, Found, segment_path, segments};
 use super::{Change, JournalError, Replay, salvage};
 use crate::disk::{Act, Disk};
-use crate::sync::{self, Locked};
+use crate::sync::{self, Condvar, Locked, Mutex, MutexGuard};
 
-/// Room asked of the filesystem at a time, ahead of the end, so that a full disk is met before the change is made.
-pub(super) const ROOM_BYTES: u64 = 8 << 20;
-/// What is kept back for removals and confirmations, which must work on a full disk.
-pub(super) const RESERVE_BYTES: u64 = 2 << 20;
 /// Zeros are written up to a multiple of this.
 pub(super) const ZEROED_BYTES: u64 = 1 << 20;
-/// The least room that is worth asking for.
-pub(super) const LEAST_ROOM_BYTES: u64 = 64 << 10;
 /// How soon a full disk is asked for room again: it may take its time to say no.
 const ROOM_PAUSE: Duration = Duration::from_millis(200);
 
@@ -322,6 +316,7 @@ impl Journal {
                 }
                 if let Some(error) = &state.unflushed
                     && reach == Reach::Disk
+                    && !sync::mistaken("a flush is believed after one that failed")
                 {
                     return Err(same(error));
                 }
@@ -335,7 +330,8 @@ impl Journal {
                 state.flushing = false;
                 match done {
                     Ok(()) => {
-                        state.synced = upto;
+                        let all = sync::mistaken("a flush counts for what was written during it");
+                        state.synced = if all { state.written } else { upto };
                         if reach == Reach::NewSegment && state.unflushed.take().is_some() {
                             tracing::info!("the journal was written anew, and is on the disk");
                         }
@@ -394,6 +390,9 @@ impl Journal {
                 }
             }
             Err(error) => {
+                if sync::mistaken("a failed write puts its frames behind newer ones") {
+                    std::mem::swap(&mut bodies, &mut state.bodies);
+                }
                 bodies.append(&mut state.bodies);
                 state.bodies = bodies;
                 if state.unwritten.as_ref().is_none_or(|before| before.kind() != error.kind()) {
@@ -509,7 +508,7 @@ impl Compaction<'_> {
         };
         journal.advance(ticket, reach)?;
         let mut state = journal.lock();
-        while state.writing {
+        while state.writing && !sync::mistaken("a segment is switched amid a write") {
             state = journal.wait(state);
         }
         state.writing = true;

@@ -9,12 +9,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use serde::{Deserialize, Serialize};
 
 use super::format::{LAST_NUMBER, Sum, checksum};
 use crate::disk::{Act, Disk};
+use crate::sync::Mutex;
 
 /// Its length, always: written at once within a sector.
 const LENGTH: usize = 256;

@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
-use super::format::{self, Kept};
-use super::log::{LEAST_ROOM_BYTES, RESERVE_BYTES, ROOM_BYTES};
+use super::format::{self, Kept, LEAST_ROOM_BYTES, RESERVE_BYTES, ROOM_BYTES};
 use super::mark::{self, Mark};
 use super::recover::{self, Chain, segment_path, segments, zeros_from};
 use super::{Change, Damage, JournalError, Replay};

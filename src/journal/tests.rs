@@ -1,4 +1,5 @@
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Condvar, Mutex};
 
 use super::*;
 use crate::journal::Damage;

@@ -5,7 +5,7 @@ pub mod finish;
 use std::io;
 
 use super::Daemon;
-use super::serve::{Listener, flush_mapped, follow, unstaged};
+use super::follow::{Listener, flush_mapped, follow, unstaged};
 use crate::control::Failure;
 use crate::fs::{CommitCut, FsError};
 use crate::path::RepoPath;

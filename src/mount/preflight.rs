@@ -1,6 +1,5 @@
 //! What is checked before anything is mounted, each failure with the act that mends it; and unmounting.
 
-pub mod mountinfo;
 mod place;
 mod probe;
 mod unmount;
@@ -15,11 +14,9 @@ pub use place::{Claim, Place};
 pub use probe::{Behind, behind};
 pub use unmount::{How, UnmountError, User, unmount, unmount_in_time, users_of};
 
+use super::mountinfo::{self, FS_NAME};
 use super::state_dir::{self, StateError};
 use crate::config::{ConfigError, MountSettings};
-
-/// The filesystem's subtype, so that the kernel's table says `fuse.oxenfs`.
-pub const FS_NAME: &str = "oxenfs";
 
 /// The source that the kernel's table shows for a mount of `repo` on `server`.
 pub fn fs_source(settings: &MountSettings) -> String {

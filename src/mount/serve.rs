@@ -7,28 +7,23 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
+use super::follow::{Listener, TELL_EVERY, flush_mapped, follow, unstaged};
 use super::import::{self, Peer};
 use super::preflight::{How, UnmountError};
 use super::{Daemon, Phase, commit, detach};
 use crate::activity::Happening;
-use crate::control::words::count;
-use crate::control::{Event, Failure, Progress, Request};
-use crate::fs::{FsError, Stop, Unflushed, Waiting};
+use crate::control::{Event, Failure, Request};
+use crate::fs::{FsError, Stop};
 use crate::log;
 use crate::path::{Name, RepoPath};
 use crate::workspace::CommitRequest;
 
-/// How often progress is told while something moves, and while nothing does.
-const TELL_EVERY: Duration = Duration::from_millis(200);
 /// How long a command waits for what an earlier mount left to be looked at.
 const LOAD_PATIENCE: Duration = Duration::from_secs(5);
-/// How long nothing may arrive of what programs stored through mappings before a barrier gives up: a page may have to
-/// wait for a copy of its whole file.
-pub(super) const WRITE_BACK_PATIENCE: Duration = Duration::from_secs(30);
 /// The longest request: a list of paths.
 const REQUEST_BYTES: u64 = 16 << 20;
 
@@ -58,20 +53,6 @@ pub(super) fn listen(listener: UnixListener, daemon: Arc<Daemon>) -> io::Result<
             }
         }
     }))
-}
-
-/// Where events go.
-pub(super) struct Listener {
-    stream: tokio::net::unix::OwnedWriteHalf,
-}
-
-impl Listener {
-    pub(super) async fn tell(&mut self, event: &Event) -> io::Result<()> {
-        let mut line = serde_json::to_string(event)?;
-        line.push('\n');
-        // The command may have no token, or another: it could not know what to hide.
-        self.stream.write_all(log::hide(&line).as_bytes()).await
-    }
 }
 
 async fn answer(stream: UnixStream, daemon: &Arc<Daemon>) -> io::Result<()> {
@@ -299,28 +280,6 @@ async fn take_files(into: &[Name], stream: UnixStream, peer: Peer, daemon: &Arc<
     Listener { stream }.tell(&Event::Done).await
 }
 
-/// Tells how far a barrier is until it is reached.
-pub(super) async fn follow(daemon: &Daemon, waiting: &Waiting, listener: &mut Listener) -> io::Result<Progress> {
-    let mut stalled = None;
-    loop {
-        let (mut progress, over) = waiting.progress();
-        let why = daemon.meter.stalled().filter(|_| !over);
-        if why != stalled {
-            listener.tell(&Event::Stalled { why: why.clone() }).await?;
-            stalled = why;
-        }
-        listener.tell(&Event::Progress(progress)).await?;
-        if over {
-            if let Err(error) = waiting.settled().await {
-                tracing::error!(%error, "staged, but not on record");
-                progress.files_failed = progress.files_failed.max(1);
-            }
-            return Ok(progress);
-        }
-        let _ = tokio::time::timeout(TELL_EVERY, waiting.reached()).await;
-    }
-}
-
 async fn sync(paths: &[String], before_commit: bool, daemon: &Daemon, listener: &mut Listener) -> io::Result<Event> {
     let mut wanted = HashSet::new();
     for path in paths {
@@ -358,35 +317,6 @@ async fn sync(paths: &[String], before_commit: bool, daemon: &Daemon, listener: 
 /// Whether all that is owed and has failed goes with the next commit.
 fn goes_with_commit(daemon: &Daemon) -> bool {
     daemon.fs.waits_for_commit_alone().is_some_and(|paths| !paths.is_empty())
-}
-
-/// Before a barrier: what programs stored through mappings comes here first. The failure where it does not.
-pub(super) async fn flush_mapped(daemon: &Daemon, chosen: impl Fn(&RepoPath) -> bool + Send) -> Option<Failure> {
-    let error = daemon.fs.flush_mapped(chosen, WRITE_BACK_PATIENCE).await.err()?;
-    let status = format!("oxenfs status {}", log::quoted(&daemon.mountpoint));
-    let (hint, owed) = match &error {
-        // What is lost is not owed.
-        Unflushed::Lost { .. } => {
-            ("mend that, have the program store it again, and repeat the command".to_owned(), !daemon.fs.is_drained())
-        }
-        Unflushed::Stuck { .. } => (format!("repeat the command when this says that nothing is amiss: {status}"), true),
-        Unflushed::NoThread(_) => ("repeat the command".to_owned(), true),
-    };
-    Some(Failure { message: error.to_string(), hint: Some(hint), owed })
-}
-
-/// The failure of a barrier that some paths did not reach.
-pub(super) fn unstaged(daemon: &Daemon, progress: &Progress) -> Option<Failure> {
-    if progress.files_failed == 0 {
-        return None;
-    }
-    let first = daemon.fs.report().2.into_iter().find(|error| error.parked);
-    let example = first.map(|error| format!(", the first is {}: {}", error.path, error.error)).unwrap_or_default();
-    Some(Failure {
-        message: format!("{} could not be staged{example}", count(progress.files_failed, "file")),
-        hint: Some(format!("oxenfs status {}", log::quoted(&daemon.mountpoint))),
-        owed: true,
-    })
 }
 
 /// While this lives, the daemon ends only by the command that holds it. Dropped early, as when the command hangs up,

@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 pub use meta::Formats;
 pub use own::Own;
 
-use super::preflight::mountinfo;
+use super::mountinfo;
 use crate::disk::Disk;
 use crate::fs::{BaseAccess, Shown};
 use crate::hash::{ContentHash, HashKind};

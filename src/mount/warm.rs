@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Daemon;
-use super::serve::Listener;
+use super::follow::Listener;
 use crate::control::words::bytes;
-use crate::control::{Event, Failure, Progress, Unreadable, Warm, Warmed};
+use crate::control::{Event, Failure, Warm, Warmed};
 use crate::fs::{Contents, FsError, NotWarmed, Stop, Warming};
 use crate::log;
 use crate::path::{Name, RepoPath};
+use crate::report::{Progress, Unreadable};
 
 /// How often progress is told.
 const TELL_EVERY: Duration = Duration::from_millis(200);

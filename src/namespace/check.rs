@@ -9,6 +9,9 @@ impl Namespace {
     /// inode: for tests.
     pub fn check(&self, broken: &mut impl FnMut(&'static str, String)) {
         let mut spools: HashSet<SpoolId> = HashSet::new();
+        // A file may have very many, and they are not looked through for each of its names.
+        let links = self.iter().flat_map(|(ino, inode)| inode.links.iter().map(move |(dir, name)| (ino, *dir, name)));
+        let links: HashSet<_> = links.collect();
         for (ino, inode) in self.iter() {
             for (parent, name) in inode.links.iter() {
                 if self.child(*parent, name) != Some(ino) {
@@ -21,6 +24,16 @@ impl Namespace {
             if inode.is_dir() && inode.links.len() > usize::from(ino != ROOT) {
                 broken("tree.one-parent", format!("the directory {ino:?} has {} names", inode.links.len()));
             }
+            if let Some(xattrs) = &inode.xattrs {
+                let (names, values) = (xattrs.keys().map(|name| name.len()), xattrs.values().map(|value| value.len()));
+                let (is, counts) = ((names.sum(), values.sum()), (xattrs.names_bytes(), xattrs.values_bytes()));
+                if is != counts {
+                    broken(
+                        "tree.xattrs",
+                        format!("{ino:?} has names and values of {is:?} bytes, and counts {counts:?}"),
+                    );
+                }
+            }
             match &inode.body {
                 Body::Dir(dir) => {
                     let (mut subdirs, mut files) = (0, 0);
@@ -29,7 +42,7 @@ impl Namespace {
                             broken("tree.links", format!("{name} in {ino:?} names {child:?}, which is gone"));
                             continue;
                         };
-                        if !found.links.iter().any(|(parent, link)| (*parent, link) == (ino, name)) {
+                        if !links.contains(&(*child, ino, name)) {
                             broken("tree.links", format!("{name} in {ino:?} names {child:?}, which has no such link"));
                         }
                         let counted = found.counted(name);
@@ -118,8 +131,12 @@ mod tests {
             Body::File { content, size: 0 }
         };
         type Break = fn(&mut Namespace, Ino, Ino);
-        let ways: [(&str, Break); 7] = [
+        let ways: [(&str, Break); 8] = [
             ("tree.counts", |tree, dir, _| tree.dir_mut(dir).unwrap().files += 1),
+            ("tree.xattrs", |tree, _, file| {
+                tree.set_xattr(file, b"user.a", Some(b"1"));
+                tree.get_mut(file).unwrap().xattrs.as_mut().unwrap().names_bytes += 1;
+            }),
             ("tree.links", |tree, _, file| tree.get_mut(file).unwrap().links = Links::None),
             ("tree.listed", |tree, dir, _| tree.dir_mut(dir).unwrap().listed = false),
             ("tree.recorded", |tree, dir, _| tree.get_mut(dir).unwrap().recorded = false),

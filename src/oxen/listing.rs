@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 
 use super::OxenWorkspace;
 use super::http::{Request, TOO_LONG, path, segment};
-use super::marks::is_aside;
+use super::names::is_aside;
 use super::retry::Patience;
 use super::wire::{self, ChangesPage, DirEntry, Each};
 use crate::hash::ContentHash;

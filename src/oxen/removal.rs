@@ -1,10 +1,8 @@
 //! Removals, and going back to what the base has.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
@@ -12,7 +10,7 @@ use reqwest::{Method, StatusCode};
 
 use super::OxenWorkspace;
 use super::http::{Request, SILENCE, workspace_path};
-use super::marks::{aside, dirs_above, marked_above};
+use super::names::{aside, dirs_above, is_table, marked_above};
 use super::retry::{Patience, retry};
 use super::staging::{BACKSLASH, DONE, QUESTIONS, all_or_error, lists};
 use super::wire;
@@ -22,22 +20,11 @@ use crate::workspace::{ChangeKind, CommitId, EntryKind, Outcome, WorkspaceError}
 /// What a path of a list may take the server: ten times what was seen in a directory of 3,000 files.
 const EACH_PATH: Duration = Duration::from_millis(200);
 
-/// Extensions of files that the server treats as tables (0.65.2, read: `has_tabular_extension`).
-const TABLES: [&str; 6] = ["csv", "tsv", "parquet", "arrow", "ndjson", "jsonl"];
-
 /// Tables on their way back to the base at once.
 const MOVES: usize = 4;
 
 /// What no request can name, in [`WorkspaceError::Unsupported`].
 const ESCAPE: &str = "move a staged file, or unstage a table, with % and two hexadecimal digits in its path";
-
-/// Whether unstaging is not to be trusted with this path (0.65.2, tried): instead of dropping the change the server
-/// puts the committed table into a database, answers 200, keeps the change staged, and at the next commit replaces
-/// whatever is staged there by what the database has.
-pub(super) fn is_table(path: &RepoPath) -> bool {
-    let extension = Path::new(path.file_name()).extension().and_then(OsStr::to_str).map(str::to_lowercase);
-    extension.is_some_and(|extension| TABLES.contains(&extension.as_str()))
-}
 
 impl OxenWorkspace {
     /// Stages removals; of a directory too, which takes along all that is committed or staged below it. Only that
@@ -318,25 +305,4 @@ pub(super) fn nameless_file(content: &[u8]) -> std::io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).open(std::env::temp_dir())?;
     file.write_all_at(content, 0)?;
     Ok(file)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tables_are_known_by_their_extension() {
-        for (path, expected) in [
-            ("t.csv", true),
-            ("dir/t.PARQUET", true),
-            ("a.b.jsonl", true),
-            ("t.csv.gz", false),
-            ("csv", false),
-            (".csv", false),
-            ("dir.csv/t", false),
-            ("t.json", false),
-        ] {
-            assert_eq!(is_table(&RepoPath::parse(path).unwrap()), expected, "{path}");
-        }
-    }
 }

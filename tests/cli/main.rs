@@ -3,6 +3,7 @@
 
 mod config;
 mod daemon;
+mod directions;
 mod metrics;
 mod packaging;
 mod promises;
@@ -18,7 +19,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use daemon::{Daemon, Then, stopped};
-use oxenfs::control::{Counts, Event, Failure, Progress, Request, Status, Tally};
+use oxenfs::control::{Event, Failure, Request, Status};
+use oxenfs::report::{Counts, Progress, Tally};
 
 /// A user with nothing configured and a place of their own.
 struct User {
@@ -380,7 +382,7 @@ fn mounted(_: &Request) -> (Vec<Event>, Then) {
             ..Counts::default()
         },
         eta_secs: Some(14),
-        errors: vec![oxenfs::control::FileError {
+        errors: vec![oxenfs::report::FileError {
             path: "a\x1b[2J".into(),
             error: "refused".into(),
             attempts: 3,

@@ -100,3 +100,37 @@ fn every_link_of_the_documents_leads_somewhere() {
     }
     assert!(seen > 20, "{seen} links were found");
 }
+
+/// Every name of the form `group.of-words` in quotes, in `text`.
+fn names(text: &str, quote: char) -> BTreeSet<&str> {
+    let groups = ["tree", "index", "queue", "handles", "record", "backing", "cache", "staging", "owed"];
+    let word = |word: &str| !word.is_empty() && word.chars().all(|char| char.is_ascii_lowercase() || char == '-');
+    let is_name = |text: &&str| text.split_once('.').is_some_and(|(group, name)| groups.contains(&group) && word(name));
+    text.split(quote).filter(is_name).collect()
+}
+
+#[test]
+fn every_invariant_has_its_line_and_is_checked() {
+    fn sources(dir: &Path, into: &mut String) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => sources(&path, into),
+                false => into.push_str(&std::fs::read_to_string(&path).unwrap()),
+            }
+        }
+    }
+    let mut source = String::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut source);
+    let page = read("docs/INVARIANTS.md");
+    let listed: BTreeSet<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"))
+        .flat_map(|line| {
+            let cell = line.split(" | ").next().unwrap_or_default();
+            cell.split(['`', ',', ' ']).filter(|name| name.contains('.')).collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(listed.len() > 20, "the table is gone from docs/INVARIANTS.md: {listed:?}");
+    assert_eq!(names(&source, '"'), listed, "names in src, and in docs/INVARIANTS.md");
+}

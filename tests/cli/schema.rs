@@ -3,8 +3,10 @@
 use serde_json::Value;
 
 use oxenfs::activity::Happening;
-use oxenfs::control::{Counts, Difference, Event, FileError, Kind, LocalPath, Request, SparseFile, Status, Tally};
-use oxenfs::control::{Measures, Unreadable};
+use oxenfs::control::Measures;
+use oxenfs::control::{Event, Request, Status};
+use oxenfs::report::Unreadable;
+use oxenfs::report::{Counts, Difference, FileError, Kind, LocalPath, SparseFile, Tally};
 
 use crate::daemon::{Daemon, Then, stopped};
 use crate::{User, text};

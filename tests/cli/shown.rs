@@ -1,7 +1,9 @@
 //! Text of others, whoever they are, is shown as text: no command of a terminal, no forged line, no turned order.
 
-use oxenfs::control::{Counts, Difference, Event, Failure, FileError, Kind, LocalPath, Request, Status, Tally};
+use oxenfs::control::{Event, Failure, Request, Status};
+
 use oxenfs::mount::state_dir::{Identity, StateDir, prepare_root};
+use oxenfs::report::{Counts, Difference, FileError, Kind, LocalPath, Tally};
 
 use crate::daemon::{Daemon, Then, identity};
 use crate::{User, text};

@@ -77,7 +77,11 @@ fn a_process_that_has_not_the_state_directory_is_no_daemon_however_much_it_works
     let _listener = UnixListener::bind(state.join("control.sock")).unwrap();
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| while !over.load(Ordering::Relaxed) {});
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
         let begun = Instant::now();
         let said = user.run(["diff", text(&dir)]);
         over.store(true, Ordering::Relaxed);

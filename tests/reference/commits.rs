@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use oxenfs::control::Kind;
 use oxenfs::disk::Disk;
 use oxenfs::fs::{CommitCut, Fs, Need, OpenFlags, RenameMode, Stop};
 use oxenfs::namespace::{Ino, ROOT};
 use oxenfs::path::{Name, RepoPath};
+use oxenfs::report::Kind;
 use oxenfs::stager::{Delays, Meter, Stager};
 use oxenfs::workspace::memory::{Fault, Memory};
 use oxenfs::workspace::{ByHash, Workspace};

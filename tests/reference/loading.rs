@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use oxenfs::control::Progress;
 use oxenfs::fs::{Fs, Limits, Need, Op, OpenFlags, Options, RenameMode, Stop};
 use oxenfs::namespace::ROOT;
 use oxenfs::path::{Name, RepoPath};
+use oxenfs::report::Progress;
 use oxenfs::stager::{Delays, Meter, Stager};
 use oxenfs::workspace::ByHash;
 use oxenfs::workspace::memory::Memory;

@@ -1080,7 +1080,7 @@ struct Refused {
 }
 
 impl Refused {
-    fn error(&self) -> Option<oxenfs::control::FileError> {
+    fn error(&self) -> Option<oxenfs::report::FileError> {
         self.fs.report().2.into_iter().next()
     }
 }

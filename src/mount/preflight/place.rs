@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-use super::{PreflightError, io_at, mountinfo};
+use super::{PreflightError, io_at};
+use crate::mount::mountinfo;
 
 /// How long another mount may take between its last look and the mount, and how often that is looked at.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(2);

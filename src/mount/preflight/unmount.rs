@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::UnmountFlags;
 
-use super::{mountinfo, probe};
+use super::probe;
+use crate::mount::mountinfo;
 
 /// How long the helper may take, and how often it is looked at.
 const HELPER_PATIENCE: Duration = Duration::from_secs(10);

@@ -116,7 +116,7 @@ pub(super) mod any_path {
 
     use serde::{Deserializer, Serializer};
 
-    use crate::journal::bytes_as_text;
+    use crate::path::bytes_as_text;
 
     pub(in super::super) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
         bytes_as_text::serialize(path.as_os_str().as_bytes(), serializer)

@@ -5,6 +5,9 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+/// The filesystem's subtype, so that the kernel's table says `fuse.oxenfs`.
+pub const FS_NAME: &str = "oxenfs";
+
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
@@ -19,7 +22,7 @@ pub struct Mount {
 impl Mount {
     /// Whether oxenfs made it. A kernel or helper that drops the subtype still shows the source.
     pub fn is_ours(&self) -> bool {
-        let ours = self.source == super::FS_NAME || self.source.starts_with("oxenfs:");
+        let ours = self.source == FS_NAME || self.source.starts_with("oxenfs:");
         self.fs_type == "fuse.oxenfs" || (self.fs_type == "fuse" && ours)
     }
 
