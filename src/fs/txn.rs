@@ -80,9 +80,7 @@ impl<'a> Txn<'a> {
     /// Appends what was changed to the record.
     fn seal(&mut self) -> After<'a> {
         let frame = self.state.take_frame();
-        #[cfg(debug_assertions)]
-        self.state.check_now_and_then();
-        After {
+        let after = After {
             fs: self.fs,
             ticket: self.fs.journal.append(&frame),
             recorded: !frame.is_empty(),
@@ -91,7 +89,10 @@ impl<'a> Txn<'a> {
             // Not for every change: waking a sleeping thread costs more than the change.
             news: self.state.writeback.has_news(),
             withdrawn: self.state.writeback.has_withdrawn(),
-        }
+        };
+        #[cfg(debug_assertions)]
+        self.state.check_now_and_then();
+        after
     }
 }
 

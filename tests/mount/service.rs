@@ -39,7 +39,7 @@ fn a_service_tells_its_manager_when_it_is_there_how_it_is_and_that_it_needs_time
     assert!(ready.contains("STATUS=all is on the server"), "{ready}");
     assert!(test.is_mounted());
     fs::write(test.at("a.txt"), "one").unwrap();
-    assert!(wait_for(&manager, "STATUS=").contains("1 change to send"));
+    wait_for(&manager, "STATUS=1 change to send");
     // A server that takes its time with what is left, and says so.
     server.arm("", "/workspaces/", None, json!({"latency": {"ms": 1500}}));
     kill_process(Pid::from_raw(child.id() as i32).unwrap(), Signal::TERM).unwrap();

@@ -55,12 +55,13 @@ impl Twins {
         self
     }
 
-    /// Another daemon, which knows only what the server has: nothing is listed yet.
+    /// Another daemon in the same workspace, which knows only what the server has: nothing is listed yet.
     #[track_caller]
     fn fresh(&self) -> &Self {
+        let workspace = self.test.status()["workspace"].as_str().unwrap().to_owned();
         self.test.unmount();
         self.test.forget();
-        self.test.mount(&[]).ok();
+        self.test.mount(&["--workspace", &workspace]).ok();
         self
     }
 
