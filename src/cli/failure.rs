@@ -308,12 +308,9 @@ pub fn mount_command(known: &Known) -> String {
     match &identity.revision {
         Some(revision) => option("--revision", revision),
         None => {
-            if identity.branch != "main" {
-                option("--branch", &identity.branch);
-            }
-            if known.meta.own.is_none() {
-                option("--workspace", &identity.workspace);
-            }
+            // All of it: a configuration file may say otherwise by now.
+            option("--branch", &identity.branch);
+            option("--workspace", &identity.workspace);
         }
     }
     if !identity.subdir.is_empty() {

@@ -124,6 +124,8 @@ fn start(input: MountInput, environment: &Environment, way: Way) -> Result<u8, F
         warn_of_unsent(&identity, &settings.state_root);
     }
     let mut state = open_state(&settings.state_root, &identity)?;
+    // One that has a workspace of its own stages there, also where user or machine are called otherwise by now.
+    settings.own_workspace |= state.has_own_workspace();
     if settings.own_workspace && !settings.is_read_only() {
         match state.own_workspace(is_in_use)? {
             Some(name) => settings.workspace = name,

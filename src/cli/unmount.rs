@@ -83,6 +83,7 @@ fn one(
     }
     match follow(known, connected(known)?, &Request::Unmount, deadline)? {
         End::Done(_) | End::Committed(..) if known.meta.identity.revision.is_some() => {
+            tell(args, known, committed, &Counts::default())?;
             note(format_args!("unmounted {}", quoted(&args.dir)));
             Ok(0)
         }

@@ -246,6 +246,7 @@ fn section(
         let at = name.span().start;
         let name = &**name.get_ref();
         let may = |key: &&Key| match (key.scope, about) {
+            (Scope::OneServer, about) => matches!(about, About::Server(_) | About::Repository(Some(_), _)),
             (Scope::Anywhere, _) | (_, About::Repository(..)) => true,
             (Scope::NotServer, about) => !matches!(about, About::Server(_)),
             (Scope::Repository, _) => false,
@@ -263,9 +264,15 @@ fn section(
             return Err(wrong(at, format!("there is no setting {name:?}{hint}")));
         };
         if !may(&key) {
-            let place = if key.scope == Scope::Repository { "in a repository's section" } else { "for a server" };
-            let is = if key.scope == Scope::Repository { "stands only" } else { "is nothing" };
-            return Err(wrong(at, format!("{} {is} {place}", key.name)));
+            let why = match key.scope {
+                Scope::Repository => "stands only in a repository's section",
+                Scope::OneServer => {
+                    "stands only for one server, in [server.\"URL\"] or [repository.\"URL/NAMESPACE/NAME\"]: others \
+                     are not to be shown the token"
+                }
+                Scope::NotServer | Scope::Anywhere => "is nothing for a server",
+            };
+            return Err(wrong(at, format!("{} {why}", key.name)));
         }
         if values[begin..].iter().any(|value| value.key.name == key.name) {
             return Err(wrong(at, format!("{} is said twice", key.name)));

@@ -11,6 +11,8 @@ pub enum Scope {
     Anywhere,
     /// Not for a server: it names one.
     NotServer,
+    /// Only for one server, or a repository on one: it is shown to that and to no other.
+    OneServer,
     /// Only for a repository: two of them could not share it.
     Repository,
 }
@@ -59,7 +61,7 @@ pub static KEYS: [Key; 21] = [
     key("server", "OXEN_SERVER", Form::Text, Scope::NotServer, None, |what, text| {
         super::ServerUrl::parse(what, text).map(drop)
     }),
-    key("token-file", "OXEN_API_KEY_FILE", Form::Text, Scope::Anywhere, None, values::place),
+    key("token-file", "OXEN_API_KEY_FILE", Form::Text, Scope::OneServer, None, values::place),
     key("branch", "OXENFS_BRANCH", Form::Text, Scope::Anywhere, Some("main"), |what, text| {
         checked_branch(text).map(drop).map_err(|error| named(what, error))
     }),

@@ -423,7 +423,7 @@ fn a_repository_goes_before_its_server_that_before_the_defaults_and_the_user_bef
 fn what_a_configuration_file_cannot_mean_is_named_with_its_line() {
     let temp = tempfile::tempdir().unwrap();
     let cases = [
-        ("[defaults]\n\ncache-limt = \"1G\"\n", 3, "there is no setting \"cache-limt\"; there are server, token-file"),
+        ("[defaults]\n\ncache-limt = \"1G\"\n", 3, "there is no setting \"cache-limt\"; there are server, branch"),
         ("[defaults]\nsettle = \"soon\"\n", 2, "settle \"soon\" is not a time such as 0.5 or 2s"),
         ("[defaults]\nread-only = \"yes\"\n", 2, "read-only is to be true or false, without quotes"),
         ("[defaults]\numask = 22\n", 2, "umask is to be a string, in quotes"),
@@ -439,7 +439,9 @@ fn what_a_configuration_file_cannot_mean_is_named_with_its_line() {
         ("[defaults]\nsettle = \"1\n", 2, "no TOML: "),
         ("[defaults]\nsettle = 0x10\n", 2, "settle is to be a number, or a string in quotes"),
         ("[defaults]\ntoken = \"sesame\"\n", 2, "a token does not stand here"),
-        ("[defaults]\ntoken-file = \"sesame\"\n", 2, "is not a path that begins with / or ~/"),
+        ("[server.h]\ntoken-file = \"sesame\"\n", 2, "is not a path that begins with / or ~/"),
+        ("[defaults]\ntoken-file = \"/x\"\n", 2, "token-file stands only for one server"),
+        ("[repository.\"ox/cats\"]\ntoken-file = \"/x\"\n", 2, "token-file stands only for one server"),
     ];
     for (text, line, said) in cases {
         let environment = configured(temp.path(), &[text]);

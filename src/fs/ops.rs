@@ -1083,7 +1083,8 @@ impl Fs {
                 if left_open.settled {
                     state.touch_file(ino, self.options.settle);
                 }
-                if past {
+                // One that may change without a request is asked after however it was open here.
+                if past || live {
                     let asked = state.ask_after(ino, self);
                     if let (Asked::Still(staged), None) = (asked, state.handles.way(ino)) {
                         rested = state.come_to_rest(ino, staged, self);

@@ -1002,7 +1002,8 @@ impl Fs {
         Ok(owed)
     }
 
-    /// Tells the cache which content is staged and not committed.
+    /// Tells the cache which content is staged and not committed, or was staged and is owed again: what there is of it
+    /// here may be all there is.
     pub(super) fn note_uncommitted(&self) {
         let staged: Vec<ContentHash> = {
             let state = self.lock();
@@ -1010,7 +1011,15 @@ impl Fs {
                 Staged::Put(object) => Some(object.hash),
                 Staged::Nothing | Staged::Removed | Staged::Doubt => None,
             };
-            state.writeback.ledger().iter().filter_map(put).collect()
+            let owed = |path: &RepoPath| match state.tree.resolve(path) {
+                Resolved::Inode(ino) => match state.content(ino)? {
+                    (Content::Remote { hash, .. }, _) => Some(*hash),
+                    (Content::Local { .. }, _) => None,
+                },
+                Resolved::AsBase | Resolved::Absent => None,
+            };
+            let pending = state.writeback.queue().iter().filter_map(|(path, _)| owed(path));
+            state.writeback.ledger().iter().filter_map(put).chain(pending).collect()
         };
         self.cache.note_all_staged(staged.into_iter());
     }

@@ -452,6 +452,11 @@ impl StateDir {
         if self.meta.access.replace(access) == Some(access) { Ok(()) } else { self.write_meta() }
     }
 
+    /// Whether it was given a workspace of its own.
+    pub fn has_own_workspace(&self) -> bool {
+        self.meta.own.is_some()
+    }
+
     /// The name of the workspace that this directory has for itself. A copy of a state directory, as of a machine that
     /// is cloned, is another one from the first time on that it is mounted, and stages as another.
     ///

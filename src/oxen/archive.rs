@@ -24,7 +24,7 @@ use crate::workspace::{Object, Take, WorkspaceError};
 const PIECES: usize = 16;
 /// Unit of an archive.
 const BLOCK: u64 = 512;
-/// The longest entry that is passed over: what some writers put in front of a file.
+/// How much is passed over for each file: what some writers put in front of one.
 const PASSED_OVER_BYTES: u64 = 64 << 10;
 /// What may follow the end of an archive.
 const BEHIND_BYTES: u64 = 1 << 20;
@@ -161,6 +161,7 @@ impl Read for Pieces {
 /// Reads a POSIX tar archive in which each file is named by its hash. Nothing is taken that was not asked for, or that has
 /// another length: what a server sends takes no more memory than what it was asked for.
 fn unpack_all(mut archive: impl Read, left: &Left, take: &Take) -> io::Result<()> {
+    let mut passed_over = PASSED_OVER_BYTES.saturating_mul(locked(left).len() as u64);
     let odd = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     loop {
         let mut header = [0; BLOCK as usize];
@@ -189,7 +190,11 @@ fn unpack_all(mut archive: impl Read, left: &Left, take: &Take) -> io::Result<()
                 locked(left).remove(&hash);
                 take(Object { hash, size }, bytes);
             }
-            _ if size <= PASSED_OVER_BYTES => drop(io::copy(&mut archive.by_ref().take(size), &mut io::sink())?),
+            _ if size <= passed_over => {
+                // An archive without end ends.
+                passed_over -= size.max(1);
+                io::copy(&mut archive.by_ref().take(size), &mut io::sink())?;
+            }
             _ => return Err(odd("an entry is no file")),
         }
         archive.read_exact(&mut [0; BLOCK as usize][..padding as usize])?;

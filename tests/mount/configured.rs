@@ -15,7 +15,8 @@ fn a_mount_goes_by_its_configuration_file_and_a_token_that_is_renewed_there_resu
     fs::write(&token, "old-0123456789\n").unwrap();
     // As `$HOME/.config` has it; the command line names the server alone.
     let file = format!(
-        "[defaults]\ntoken-file = {token:?}\nsettle = 0.1\n\n[repository.{:?}]\nworkspace = \"by-the-file\"\n",
+        "[defaults]\nsettle = 0.1\n\n[server.{:?}]\ntoken-file = {token:?}\n\n[repository.{:?}]\nworkspace = \"by-the-file\"\n",
+        server.url(),
         test.repo
     );
     fs::write(test.beside(".config/oxenfs").join("config.toml"), file).unwrap();
