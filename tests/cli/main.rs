@@ -684,7 +684,7 @@ fn where_no_daemon_runs_the_command_that_mends_it_can_be_pasted() {
         said.err,
         format!(
             "error: cannot sync '{0}': its daemon does not run; what was written is safe on this disk\n\
-             hint: mount it again: oxenfs mount ox/cats '{0}' --server http://127.0.0.1:3000 --workspace w\n",
+             hint: mount it again: oxenfs mount ox/cats '{0}' --server http://127.0.0.1:3000 --branch main --workspace w\n",
             dir.display()
         )
     );

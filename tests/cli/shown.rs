@@ -229,6 +229,8 @@ fn a_hint_can_be_pasted_whatever_the_directory_is_called() {
         text(&dir).as_bytes(),
         b"--server",
         b"http://127.0.0.1:3000",
+        b"--branch",
+        b"main",
         b"--workspace",
         b"w; reboot",
         b"",

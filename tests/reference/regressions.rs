@@ -1059,6 +1059,31 @@ fn what_was_confirmed_just_before_a_kill_outlives_a_prune_of_the_server() {
     }
 }
 
+#[test]
+fn what_others_unstaged_is_not_let_go_before_it_is_staged_again() {
+    crate::world::runtime(2).block_on(async {
+        let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Batch)));
+        let fs = listed(&Disk::default(), dir.path(), &memory).await;
+        let text = b"here alone once the workspace is empty".as_slice();
+        new_file(&fs, "file", 0, text);
+        let delay = Duration::from_millis(1);
+        let stager = Stager::new(fs.clone(), Arc::default(), Delays { first: delay, last: delay });
+        let stager = tokio::spawn(stager.run());
+        let settled = async { fs.barrier().unwrap().settled().await.unwrap() };
+        assert_eq!(crate::world::in_time("staging", settled).await.files_failed, 0);
+        stager.abort();
+        let _ = stager.await;
+        fs.tidy_all().unwrap();
+        drop(fs);
+        memory.empty_workspace();
+        memory.prune();
+        let fs = listed(&Disk::default(), dir.path(), &memory).await;
+        assert_eq!(fs.owed(), 1);
+        let given_up = fs.cache().give_up(ContentHash::of(fs.hash_kind(), text));
+        assert_eq!(given_up.unwrap_err().kind(), std::io::ErrorKind::ResourceBusy);
+    });
+}
+
 /// A filesystem whose stager takes 16 ms for long, with one new file.
 async fn refused_by(fault: impl FnMut(&'static str) -> Fault + Send + 'static) -> Refused {
     let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Never)));
