@@ -88,6 +88,19 @@ impl TestMount {
         test
     }
 
+    /// A repository of the server at `server` that holds just these files, of which nothing is here; not mounted.
+    #[track_caller]
+    pub fn committed_by<'a>(server: &str, files: impl IntoIterator<Item = (&'a String, &'a Vec<u8>)>) -> Self {
+        let test = Self::through(server);
+        for (path, content) in files {
+            std::fs::create_dir_all(test.at(path).parent().unwrap()).unwrap();
+            std::fs::write(test.at(path), content).unwrap();
+        }
+        test.unmount_commit();
+        test.forget();
+        test
+    }
+
     /// A repository that is not made, and directories where nothing is mounted.
     pub fn unmounted(server: &str) -> Self {
         let temp = tempfile::Builder::new().prefix("oxenfs-test-mount").tempdir().unwrap();

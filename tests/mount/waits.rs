@@ -65,13 +65,7 @@ impl Drop for Program {
 
 /// A mount of what was committed before, of which nothing is here but the root's listing.
 fn remounted(server: &Scripted, files: &Files, options: &[&str], faults: &[(&str, Value)]) -> TestMount {
-    let test = TestMount::through(&server.url());
-    for (path, content) in files {
-        fs::create_dir_all(test.at(path).parent().unwrap()).unwrap();
-        fs::write(test.at(path), content).unwrap();
-    }
-    test.unmount_commit();
-    test.forget();
+    let test = TestMount::committed_by(&server.url(), files.iter().map(|(path, content)| (path, content)));
     for (path, action) in faults {
         server.arm("GET", path, None, action.clone());
     }

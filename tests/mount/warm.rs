@@ -27,13 +27,7 @@ fn files() -> Tree {
 
 /// A mount that only reads, of which nothing is here.
 fn cold(server: &Scripted, files: &Tree, options: &[&str]) -> TestMount {
-    let test = TestMount::through(&server.url());
-    for (path, content) in files {
-        fs::create_dir_all(test.at(path).parent().unwrap()).unwrap();
-        fs::write(test.at(path), content).unwrap();
-    }
-    test.unmount_commit();
-    test.forget();
+    let test = TestMount::committed_by(&server.url(), files);
     assert_eq!(server.ask("DELETE", "/_traffic", &Value::Null).0, 200);
     test.mount(&[&["--read-only"], options].concat()).ok();
     test

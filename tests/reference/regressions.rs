@@ -1031,6 +1031,19 @@ fn what_others_changed_meanwhile_is_not_taken_for_what_a_file_was_given_back() {
     });
 }
 
+/// A filesystem that has staged one new file, and whose stager has ended.
+async fn staged(dir: &Path, memory: &Arc<Memory>, text: &[u8]) -> Arc<Fs> {
+    let fs = listed(&Disk::default(), dir, memory).await;
+    new_file(&fs, "file", 0, text);
+    let delay = Duration::from_millis(1);
+    let stager = tokio::spawn(Stager::new(fs.clone(), Arc::default(), Delays { first: delay, last: delay }).run());
+    let settled = async { fs.barrier().unwrap().settled().await.unwrap() };
+    assert_eq!(crate::world::in_time("staging", settled).await.files_failed, 0);
+    stager.abort();
+    let _ = stager.await;
+    fs
+}
+
 /// The bytes had not come into the cache when the daemon was killed, and the server forgets what is staged.
 #[test]
 fn what_was_confirmed_just_before_a_kill_outlives_a_prune_of_the_server() {
@@ -1038,18 +1051,8 @@ fn what_was_confirmed_just_before_a_kill_outlives_a_prune_of_the_server() {
     for by_hash in [ByHash::Never, ByHash::Batch, ByHash::Single] {
         runtime.block_on(async {
             let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(by_hash)));
-            let fs = listed(&Disk::default(), dir.path(), &memory).await;
-            let text = b"confirmed, and in the spool".as_slice();
-            new_file(&fs, "file", 0, text);
-            let delay = Duration::from_millis(1);
-            let stager = Stager::new(fs.clone(), Arc::default(), Delays { first: delay, last: delay });
-            let stager = tokio::spawn(stager.run());
-            let settled = async { fs.barrier().unwrap().settled().await.unwrap() };
-            assert_eq!(crate::world::in_time("staging", settled).await.files_failed, 0);
             // Killed before the housekeeping of that second.
-            stager.abort();
-            let _ = stager.await;
-            drop(fs);
+            drop(staged(dir.path(), &memory, b"confirmed, and in the spool").await);
             memory.prune();
             let fs = listed(&Disk::default(), dir.path(), &memory).await;
             let name = Name::new(b"file").unwrap();
@@ -1063,16 +1066,8 @@ fn what_was_confirmed_just_before_a_kill_outlives_a_prune_of_the_server() {
 fn what_others_unstaged_is_not_let_go_before_it_is_staged_again() {
     crate::world::runtime(2).block_on(async {
         let (dir, memory) = (crate::world::temporary_dir(), Arc::new(Memory::new(ByHash::Batch)));
-        let fs = listed(&Disk::default(), dir.path(), &memory).await;
         let text = b"here alone once the workspace is empty".as_slice();
-        new_file(&fs, "file", 0, text);
-        let delay = Duration::from_millis(1);
-        let stager = Stager::new(fs.clone(), Arc::default(), Delays { first: delay, last: delay });
-        let stager = tokio::spawn(stager.run());
-        let settled = async { fs.barrier().unwrap().settled().await.unwrap() };
-        assert_eq!(crate::world::in_time("staging", settled).await.files_failed, 0);
-        stager.abort();
-        let _ = stager.await;
+        let fs = staged(dir.path(), &memory, text).await;
         fs.tidy_all().unwrap();
         drop(fs);
         memory.empty_workspace();
