@@ -30,7 +30,6 @@ mod neighbours;
 mod ops;
 mod passthrough;
 mod presence;
-mod queue;
 mod ranges;
 mod recovery;
 mod repair;
@@ -57,15 +56,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 
-use crate::disk::Act;
 use crate::hash::{ContentHash, HashKind};
-use crate::journal::{Change, Journal};
-use crate::ledger::Account;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, Inode, Namespace, Resolved, SpoolId, Timestamp};
 use crate::path::RepoPath;
-use crate::spool::{self, Cache, Spool, copy_content};
+use crate::store::disk::Act;
+use crate::store::journal::{Change, Journal};
+use crate::store::spool::{self, Cache, Spool, copy_content};
 use crate::sync::{Mutex, MutexGuard};
 use crate::workspace::{CommitId, Object, Revision, Source, Workspace, WorkspaceError};
+use crate::writeback::index::Account;
 use backing::Backing;
 use fetching::{Flights, Who};
 use handles::Handles;
@@ -76,6 +75,7 @@ use tree::{Token, Tree};
 use txn::Draft;
 use writeback::Writeback;
 
+pub use crate::writeback::queue::Phase;
 pub use cut::CommitCut;
 pub use diff::recorded_differences;
 pub use import::{Arrival, Arrived, Spooled};
@@ -88,7 +88,6 @@ pub use mapped::Unflushed;
 pub use neighbours::Where;
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat};
 pub use passthrough::{Passthrough, Reach};
-pub use queue::Phase;
 pub use ranges::{RangeChange, Seek};
 pub use recovery::{BaseAccess, Foreign, Limits, Shown, survey};
 pub use repair::{Label, Repair, Rescued, repair};
@@ -476,7 +475,7 @@ impl State {
         if let Some(origin) = origin {
             return Some((**origin).clone());
         }
-        let staged = |path: &RepoPath| matches!(self.writeback.account(path).map(|a| a.staged), Some(crate::ledger::Staged::Put(o)) if o.hash == *hash);
+        let staged = |path: &RepoPath| matches!(self.writeback.account(path).map(|a| a.staged), Some(crate::writeback::index::Staged::Put(o)) if o.hash == *hash);
         match self.tree.paths_of(ino).find(staged) {
             Some(path) => Some(Source { revision: Revision::Workspace, path }),
             None => {

@@ -36,10 +36,8 @@
 //! | [`fuse`] | the kernel adapter and the one errno table |
 //! | [`fs`] | what each POSIX operation means here; its owners (`tree`, `writeback`, `backing`, `handles`, `kernel`) and transactions (`txn`) |
 //! | [`namespace`] | the inode tree in memory, no I/O |
-//! | [`ledger`] | per path: base, staged, wanted, and the step that brings one to the other; no I/O |
-//! | [`disk`] | the way to the local filesystem, where a test can stand in between |
-//! | [`spool`] | files with the bytes that the server lacks, and complete copies of those it has, by hash |
-//! | [`journal`] | the durable record of all that must survive a crash |
+//! | [`writeback`] | what is owed to the server: per path base, staged, wanted and the next step; which paths are due; no I/O |
+//! | [`store`] | bytes and records on the local disk: spool, cache, journal |
 //! | [`stager`] | the write-back queue: hash, ask, send, confirm |
 //! | [`workspace`] | the backend seam: trait, values, errors |
 //! | [`oxen`] | its HTTP implementation, dialects, retry |
@@ -57,22 +55,20 @@
 //! Each module names those on its line and no others, and only ones that have their line below: there is no circle.
 //!
 //! ```text
-//! cli ▸ activity config control dev_server fs journal log metrics mount path report workspace
-//! mount ▸ activity config control disk fs fuse hash journal log metrics namespace oxen path report spool stager workspace
+//! cli ▸ activity config control dev_server fs log metrics mount path report store workspace
+//! mount ▸ activity config control fs fuse hash log metrics namespace oxen path report stager store workspace
 //! metrics ▸ activity config control log report
 //! control ▸ activity path report
 //! fuse ▸ fs namespace path workspace
-//! stager ▸ activity count fs hash journal ledger log namespace path workspace
-//! fs ▸ count disk hash journal ledger log namespace path report spool sync table workspace
-//! journal ▸ disk hash ledger namespace path sync workspace
-//! spool ▸ count disk hash id
+//! stager ▸ activity count fs hash log namespace path store workspace writeback
+//! fs ▸ count hash log namespace path report store sync table workspace writeback
+//! store ▸ count hash id namespace path sync workspace writeback
+//! writeback ▸ count hash namespace path report sync table workspace
 //! namespace ▸ count hash id path table workspace
-//! ledger ▸ count hash path table workspace
 //! oxen ▸ activity config hash log path workspace
 //! dev_server ▸ calendar hash path
 //! config ▸ hash log path
 //! workspace ▸ hash path
-//! disk ▸ sync
 //! activity ▸ calendar
 //! log ▸ calendar
 //! calendar ▸
@@ -87,7 +83,7 @@
 //!
 //! Within a folder there is no circle either, but in the test server. Only `fuse` names `fuser`; only `oxen` names
 //! `reqwest`; only `dev_server` and `metrics` name `axum`; only `metrics` names `prometheus_client`; only `log` names
-//! `tracing_subscriber`; only `cli` names `clap`, and prints. `namespace`, `ledger` and the queue name neither files nor a
+//! `tracing_subscriber`; only `cli` names `clap`, and prints. `namespace` and `writeback` name neither files nor a
 //! runtime. `tests/cli/directions.rs` reads all of it from the syntax of `src`, and this table from here.
 
 pub mod activity;
@@ -97,13 +93,10 @@ pub mod config;
 pub mod control;
 pub mod count;
 pub mod dev_server;
-pub mod disk;
 pub mod fs;
 pub mod fuse;
 pub mod hash;
 pub mod id;
-pub mod journal;
-pub mod ledger;
 pub mod log;
 pub mod metrics;
 pub mod mount;
@@ -111,8 +104,9 @@ pub mod namespace;
 pub mod oxen;
 pub mod path;
 pub mod report;
-pub mod spool;
 pub mod stager;
+pub mod store;
 pub mod sync;
 pub mod table;
 pub mod workspace;
+pub mod writeback;

@@ -30,7 +30,6 @@ use crate::control::{Measures, Status};
 use crate::fs::{BaseAccess, Fs, FsError, Limits, Options, Repair, Stale, Where};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
-use crate::journal::JournalError;
 use crate::log::{Said, Trouble};
 use crate::metrics;
 use crate::oxen;
@@ -40,6 +39,7 @@ pub use crate::oxen::{
 };
 use crate::report::Difference;
 use crate::stager::{Delays, Meter, Stager};
+use crate::store::journal::JournalError;
 use crate::workspace::{ServerInfo, Workspace, WorkspaceError};
 use commit::finish::Finished;
 use daemon::{Notifier, Ready};
@@ -740,7 +740,7 @@ pub fn repair(dir: &Path, apply: bool) -> Result<(Repair, Option<String>), Mount
     if let Some(newer @ StateError::Newer { .. }) = wrong {
         return Err(newer.into());
     }
-    let repair = crate::fs::repair(&crate::disk::Disk::default(), dir, &shown, apply)?;
+    let repair = crate::fs::repair(&crate::store::disk::Disk::default(), dir, &shown, apply)?;
     if wrong.is_some() && apply {
         state_dir::set_meta_aside(dir)?;
     }

@@ -20,12 +20,12 @@ use crate::activity::Activity;
 use crate::count;
 use crate::fs::{Capture, Frees, Fs, FsError, Held, Phase, Want, quarter_of_descriptors};
 use crate::hash::ContentHash;
-use crate::journal::PathUpload;
-use crate::ledger::{Staged, Step};
 use crate::log::{Said, Trouble};
 use crate::namespace::Ino;
 use crate::path::RepoPath;
+use crate::store::journal::PathUpload;
 use crate::workspace::{ByHash, Outcome, Over, Put, Upload, UploadProgress, Workspace, WorkspaceError};
+use crate::writeback::index::{Staged, Step};
 use pace::Pace;
 use plan::{Costs, Lane, lane};
 

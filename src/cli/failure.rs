@@ -6,13 +6,13 @@ use crate::config::ConfigError;
 use crate::control;
 use crate::control::client::ClientError;
 use crate::fs::FsError;
-use crate::journal::JournalError;
 use crate::log::printable;
 pub use crate::log::quoted;
 use crate::mount::MountError;
 use crate::mount::daemon::Report;
 use crate::mount::preflight::{PreflightError, UnmountError};
 use crate::mount::state_dir::{Known, StateError};
+use crate::store::journal::JournalError;
 use crate::workspace::WorkspaceError;
 
 /// Exit code: it failed.

@@ -15,7 +15,7 @@ use crate::count;
 use crate::hash::ContentHash;
 use crate::namespace::{Body, Content, Ino, Namespace, SpoolId, Timestamp};
 use crate::path::RepoPath;
-use crate::spool;
+use crate::store::spool;
 
 /// How soon a file that was closed is asked after again when somebody still seems to have it: the kernel lets go of it
 /// an instant after it has told of the close. Doubled up to the last, for those who have it mapped.

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use super::State;
 use crate::hash::ContentHash;
-use crate::journal::{Change, Seen};
 use crate::namespace::{Attrs, Body, BodyRecord, Content, Ino, InodeRecord, ROOT, SpoolId};
+use crate::store::journal::{Change, Seen};
 use crate::workspace::Object;
 
 /// The last number that an inode or a spool file may have: counting on from there never ends.
@@ -92,7 +92,7 @@ impl State {
             }
             Change::Account { account: Some(account), .. } => {
                 let staged = match account.staged {
-                    crate::ledger::Staged::Put(object) => Some(object),
+                    crate::writeback::index::Staged::Put(object) => Some(object),
                     _ => None,
                 };
                 account.base.iter().chain(&staged).try_for_each(check_object)

@@ -12,10 +12,10 @@ use super::staging::into_plain;
 use super::standing::Event;
 use super::tree::Token;
 use super::{Fs, FsError, State, set_mtime};
-use crate::disk::Act;
 use crate::hash::ContentHash;
 use crate::namespace::{Content, Ino, SpoolId};
-use crate::spool::{self, copy_content};
+use crate::store::disk::Act;
+use crate::store::spool::{self, copy_content};
 
 /// How soon it is looked again whether somebody else has done with a file what he was about to: a few calls of the kernel,
 /// or a flush.

@@ -2,10 +2,10 @@
 //! tests ask after every step, and a build with debug assertions asks itself every so many changes.
 
 use super::{Fs, State};
-use crate::ledger::Step;
 use crate::namespace::{Content, Ino, Resolved};
 use crate::path::RepoPath;
 use crate::workspace::Object;
+use crate::writeback::index::Step;
 
 /// With debug assertions, everything is looked at after so many changes, or after as many as there are inodes and accounts,
 /// whichever is more: a check takes no longer than the changes since the one before.

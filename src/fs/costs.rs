@@ -8,11 +8,11 @@ use bytes::Bytes;
 
 use super::recovery::{Shown, recorded};
 use super::{Fs, Limits, Need, OpenFlags, Options, RenameMode, State};
-use crate::ledger::looks;
 use crate::namespace::{Attrs, Ino, ROOT, Timestamp};
 use crate::path::{Name, RepoPath};
 use crate::workspace::ByHash;
 use crate::workspace::memory::Memory;
+use crate::writeback::index::looks;
 
 const FILES: usize = 1000;
 /// Looks at one account.

@@ -13,7 +13,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::passthrough::{Seal, Urgency, Way};
-use super::queue::Scope;
 use super::staging::{Fixable, RECHECK, Waiting};
 use super::standing::Event;
 use super::tree::Token;
@@ -21,6 +20,7 @@ use super::{Capture, Fs, FsError, Held, State, Want};
 use crate::hash::ContentHash;
 use crate::namespace::{Content, Ino, Resolved, SpoolId};
 use crate::path::RepoPath;
+use crate::writeback::queue::Scope;
 
 /// How often a file is looked at again because a program writes to it just then, before it is copied instead.
 const LOOKS: u32 = 5;

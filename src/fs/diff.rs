@@ -8,11 +8,11 @@ use std::path::Path;
 use super::recovery::Shown;
 use super::{Fs, Options, State};
 use crate::hash::ContentHash;
-use crate::journal::JournalError;
 use crate::namespace::{Content, Resolved, SpoolId};
 use crate::path::RepoPath;
 use crate::report::{Counts, Difference, Kind};
-use crate::spool::Spool;
+use crate::store::journal::JournalError;
+use crate::store::spool::Spool;
 use crate::workspace::Object;
 
 /// Files that were written and are not hashed yet are compared with the base by their content where they have the same

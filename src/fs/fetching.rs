@@ -20,7 +20,7 @@ use super::{Fs, FsError, LISTINGS_AT_ONCE, STAGED_AGAIN_WITHIN};
 use crate::hash::ContentHash;
 use crate::namespace::{Content, Ino};
 use crate::path::RepoPath;
-use crate::spool::{self, Found};
+use crate::store::spool::{self, Found};
 use crate::sync::Mutex;
 use crate::workspace::progress::Progress;
 use crate::workspace::{EntryKind, Source, WorkspaceError};

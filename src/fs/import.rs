@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use super::room::even;
 use super::{Fs, FsError, Need, Op, State, Stop, now, set_mtime, staging};
-use crate::disk::Act;
-use crate::journal::Change;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
 use crate::path::Name;
-use crate::spool::holes::{counted, counted_of, may_have};
-use crate::spool::{copy_growing, room, room_of};
+use crate::store::disk::Act;
+use crate::store::journal::Change;
+use crate::store::spool::holes::{counted, counted_of, may_have};
+use crate::store::spool::{copy_growing, room, room_of};
 
 /// The longest quiet period that is there only for those who write a file bit by bit. What arrives is whole: it waits for
 /// no such period, but for a longer one, which somebody asked for.

@@ -11,16 +11,16 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::queue::Pending;
 use super::recovery::Listings;
 use super::staging::into_plain;
 use super::{Fs, FsError, State, now_secs};
 use crate::hash::ContentHash;
-use crate::journal::Change;
-use crate::ledger::{Account, Staged};
 use crate::path::RepoPath;
+use crate::store::journal::Change;
 use crate::workspace::verify::{Expected, StagedSet};
 use crate::workspace::{Change as StagedChange, ChangeKind, Object, Revision, Source, WorkspaceError};
+use crate::writeback::index::{Account, Staged};
+use crate::writeback::queue::Pending;
 
 /// How long a request is expected: longer than gateways, which give up after a minute or a few, and servers under load
 /// hold one.

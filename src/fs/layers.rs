@@ -1,11 +1,11 @@
 //! How the base shows through: taking in its listings, and moving to a new base.
 
 use super::{Fs, State, base_attrs, unlisted_dir};
-use crate::journal::Change;
-use crate::ledger::{Account, Staged};
 use crate::namespace::{Body, Content, Ino, Resolved, Timestamp};
 use crate::path::{Name, RepoPath};
+use crate::store::journal::Change;
 use crate::workspace::{CommitId, Entry, EntryKind, Flawed, Listing, Object};
+use crate::writeback::index::{Account, Staged};
 
 impl Fs {
     /// Takes in the base's entries of a directory, unless the base or the directory moved meanwhile.

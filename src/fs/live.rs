@@ -9,19 +9,19 @@ use std::time::{Duration, Instant, SystemTime};
 use super::backing::{Look, Seen};
 use super::local::quarter_of_descriptors;
 use super::passthrough::{Bytes, Opening, Passthrough, Reach, Way};
-use super::queue::Phase;
 use super::room::even;
 use super::standing::Event;
 use super::tree::Token;
 use super::{Fs, FsError, State, now};
-use crate::disk::Act;
 use crate::hash::ContentHash;
-use crate::journal::Change;
-use crate::ledger::Account;
 use crate::namespace::{Content, Ino, Resolved, SpoolId, Timestamp};
 use crate::path::RepoPath;
-use crate::spool::holes::counted;
-use crate::spool::{self, copy_content};
+use crate::store::disk::Act;
+use crate::store::journal::Change;
+use crate::store::spool::holes::counted;
+use crate::store::spool::{self, copy_content};
+use crate::writeback::index::Account;
+use crate::writeback::queue::Phase;
 
 /// How often a copy is begun anew because its original was written to meanwhile. A program that never pauses gets one
 /// that has all that it had written before.

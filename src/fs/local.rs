@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use super::{Fs, FsError, State};
-use crate::disk::Act;
 use crate::namespace::Ino;
+use crate::store::disk::Act;
 
 /// Freed at a time, beyond what is wanted, for a writer that met a full disk: not once for every write.
 const ROOM_BYTES: u64 = 32 << 20;

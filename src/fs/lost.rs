@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::{Fs, FsError, State, base_attrs, unlisted_dir};
-use crate::disk::Disk;
 use crate::namespace::{Body, Content, Ino, ROOT, SpoolId, Timestamp};
 use crate::path::Name;
-use crate::spool::{Spool, room_of};
+use crate::store::disk::Disk;
+use crate::store::spool::{Spool, room_of};
 
 /// The directory's name, here and in the mount.
 pub const LOST: &str = "lost+found";

@@ -7,15 +7,15 @@ use std::sync::Arc;
 
 use super::live::Asked;
 use super::passthrough::Way;
-use super::queue::Follower;
 use super::room::even;
 use super::standing::Event;
 use super::{Fs, FsError, Need, Op, State, now, set_mtime};
-use crate::journal::Change;
-use crate::ledger::Staged;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
 use crate::path::{Name, RepoPath};
+use crate::store::journal::Change;
 use crate::workspace::WorkspaceError;
+use crate::writeback::index::Staged;
+use crate::writeback::queue::Follower;
 
 /// The longest symlink target (`PATH_MAX` less its NUL).
 const TARGET_MAX: usize = 4095;

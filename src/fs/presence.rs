@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use super::staging::into_plain;
 use super::{Fs, FsError, Options, State};
-use crate::journal::{Change, CommitIntent};
-use crate::ledger::{Account, Staged};
 use crate::namespace::{Content, Resolved};
 use crate::path::RepoPath;
+use crate::store::journal::{Change, CommitIntent};
 use crate::workspace::verify::{Deviation, Expected, StagedSet};
 use crate::workspace::{CommitId, EntryKind, Revision, Source, WorkspaceIdentity};
+use crate::writeback::index::{Account, Staged};
 
 /// How often the workspace is looked at, at most, however many barriers ask.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

@@ -10,10 +10,10 @@ use rustix::io::Errno;
 use super::passthrough::Way;
 use super::tree::Token;
 use super::{Fs, FsError, Need, Op, State, Stop};
-use crate::disk::Act;
 use crate::namespace::{Content, Ino};
-use crate::spool::holes::{counted, even};
-use crate::spool::{self, copy_content, copy_range};
+use crate::store::disk::Act;
+use crate::store::spool::holes::{counted, even};
+use crate::store::spool::{self, copy_content, copy_range};
 
 /// The most that one call copies, in bytes; the caller asks for the rest (`copy_file_range(2)`).
 const COPY_MAX_BYTES: u64 = 1 << 30;

@@ -16,22 +16,22 @@ use super::fetching::Flights;
 use super::handles::Handles;
 use super::kernel::Kernel;
 use super::lost::{LostFound, SalvagedFiles};
-use super::queue::Parked;
 use super::staging::into_plain;
 use super::tree::Tree;
 use super::txn::Draft;
 use super::unreadable::Unreadable;
 use super::writeback::Writeback;
 use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, now_secs, unlisted_dir};
-use crate::disk::Disk;
-use crate::journal::{self, Change, Damage, Journal, JournalError};
-use crate::ledger::{Account, Staged};
 use crate::namespace::{Body, Content, Ino, Namespace, ROOT, Resolved, SpoolId};
 use crate::path::{Name, RepoPath};
 use crate::report::{Counts, LocalPath};
-use crate::spool::{Cache, Spool, foreign_in, ids_in};
+use crate::store::disk::Disk;
+use crate::store::journal::{self, Change, Damage, Journal, JournalError};
+use crate::store::spool::{Cache, Spool, foreign_in, ids_in};
 use crate::sync::Mutex;
 use crate::workspace::{Change as StagedChange, ChangeKind, CommitId, EntryKind, Object, Source, Workspace};
+use crate::writeback::index::{Account, Staged};
+use crate::writeback::queue::Parked;
 
 /// Inodes put on record at a time while the journal is compacted: a fraction of a millisecond under the lock.
 const COMPACTION_PORTION: usize = 1000;
@@ -689,7 +689,7 @@ impl State {
 
 /// How many files lie in a spool, and how many bytes they have.
 pub(super) fn weigh(spool: &Path) -> (u64, u64) {
-    let ids = crate::spool::ids_in(spool).unwrap_or_default();
+    let ids = crate::store::spool::ids_in(spool).unwrap_or_default();
     let bytes = ids.iter().map(|id| Spool::length(spool, *id)).sum();
     (ids.len() as u64, bytes)
 }

@@ -9,12 +9,12 @@ use std::path::Path;
 use super::lost::LostFound;
 use super::recovery::{COMPACTION_FRAME, Foreign, Place, lost_record};
 use super::{Shown, State, empty_tree};
-use crate::disk::Disk;
-use crate::journal::{self, Change, Damage, JournalError, Rewritten, Seen};
-use crate::ledger::{Account, Staged};
 use crate::namespace::{Body, BodyRecord, Content, Ino, ROOT, Resolved, SpoolId};
 use crate::path::{NAME_MAX, Name, RepoPath};
-use crate::spool;
+use crate::store::disk::Disk;
+use crate::store::journal::{self, Change, Damage, JournalError, Rewritten, Seen};
+use crate::store::spool;
+use crate::writeback::index::{Account, Staged};
 
 /// What is known of a file that comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,8 +15,8 @@ use std::io;
 use super::{Fs, Op, State, Stop};
 use crate::namespace::{Content, Ino};
 use crate::report::SparseFile;
-pub(super) use crate::spool::holes::even;
-use crate::spool::holes::{self, BLOCK_BYTES};
+pub(super) use crate::store::spool::holes::even;
+use crate::store::spool::holes::{self, BLOCK_BYTES};
 
 /// How many files with large holes a status names.
 const SHOWN_SPARSE: usize = 20;
@@ -71,7 +71,7 @@ impl State {
         let counted = self.counted(ino);
         self.backing.set_counted(ino, Some(counted));
         self.wrote(ino, length, fs);
-        if let Some(room) = crate::spool::room(file) {
+        if let Some(room) = crate::store::spool::room(file) {
             self.set_room(ino, room, fs);
         }
     }
@@ -149,7 +149,8 @@ impl Fs {
         {
             let open = state.handles.local(ino);
             // Gone only if a power loss took it.
-            stat.room = open.map_or_else(|| self.spool.room(*spool), |file| crate::spool::room(file)).unwrap_or(0);
+            stat.room =
+                open.map_or_else(|| self.spool.room(*spool), |file| crate::store::spool::room(file)).unwrap_or(0);
             // The pages of a mapping may not have come here yet, and who copies takes a file of no blocks for a hole.
             if stat.room == 0 && stat.size > 0 && state.is_written_by_requests(ino) {
                 stat.room = BLOCK_BYTES;

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use shuttle::thread;
 
 use super::costs::path_of;
-use super::queue::{Parked, Phase, Queue, Scope};
 use crate::namespace::Ino;
 use crate::path::RepoPath;
 use crate::sync::schedules::{check, finds};
 use crate::sync::{self, Condvar, Mutex};
+use crate::writeback::queue::{Parked, Phase, Queue, Scope};
 
 type Threads = Vec<Box<dyn FnOnce() + Send>>;
 

@@ -10,18 +10,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::live::{Adopted, Asked, Copied};
 use super::passthrough::{Seal, Sealing, Urgency};
-use super::queue::{Parked, Pending, Phase, Scope, Tick};
 use super::standing::Event;
 use super::tree::Token;
 use super::{COPY_LIMIT_BYTES, Fs, FsError, Op, Options, State, base_attrs};
 use crate::hash::ContentHash;
-use crate::journal::{Change, PathUpload};
-use crate::ledger::{Account, Staged, Step};
 use crate::namespace::{Attrs, Body, Content, Generation, Ino, Inode, Namespace, ROOT, Resolved, SpoolId, Timestamp};
 use crate::path::RepoPath;
 use crate::report::{Counts, FileError, LocalPath, Progress, Tally};
+use crate::store::journal::{Change, PathUpload};
 use crate::workspace::verify::Deviation;
 use crate::workspace::{CommitId, Object, Revision, Source};
+use crate::writeback::index::{Account, Staged, Step};
+use crate::writeback::queue::{Parked, Pending, Phase, Scope, Tick};
 
 /// How soon a path that cannot be captured just now is looked at again: a write is between two locks.
 pub(super) const RECHECK: Duration = Duration::from_millis(20);

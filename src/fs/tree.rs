@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use crate::count;
 use crate::hash::ContentHash;
-use crate::journal::Change;
 use crate::namespace::{
     Attrs, Body, Content, Dir, Generation, Ino, Inode, Namespace, Order, ROOT, SpoolId, Timestamp, View,
 };
 use crate::path::{Name, RepoPath};
+use crate::store::journal::Change;
 use crate::workspace::{CommitId, Revision, Source};
 
 /// Which bytes a file had at a moment. Who gives the lock away, for work on the disk or a request, asks with it afterwards

@@ -11,8 +11,8 @@
 use std::ops::{Deref, DerefMut};
 
 use super::{Fs, FsError, Op, Stale, State};
-use crate::journal::{Change, Ticket};
 use crate::namespace::{Attrs, Body, Ino, ROOT, SpoolId};
+use crate::store::journal::{Change, Ticket};
 use crate::sync::{self, Locked};
 
 /// What a transaction has changed, and leaves to do.
@@ -261,8 +261,8 @@ mod tests {
 
     use crate::fs::costs::{World, attrs, name_of, path_of};
     use crate::fs::{FsError, SetAttr, State, Stop};
-    use crate::journal::Change;
     use crate::namespace::{Content, ROOT, Resolved};
+    use crate::store::journal::Change;
 
     fn file(world: &World, name: &str) -> crate::namespace::Ino {
         world.fs.mknod(ROOT, &name_of(name), attrs(), libc::S_IFREG, 0).unwrap().ino

@@ -12,11 +12,11 @@ use std::sync::Arc;
 use super::recovery::Listings;
 use super::{Fs, FsError, State, now_secs};
 use crate::hash::ContentHash;
-use crate::journal::Change;
-use crate::ledger::{Account, Staged};
 use crate::namespace::{Body, Content, Inode, Resolved};
 use crate::path::RepoPath;
+use crate::store::journal::Change;
 use crate::workspace::{Change as StagedChange, ChangeKind, Object, Revision, Source};
+use crate::writeback::index::{Account, Staged};
 
 /// A path that is parked, and why.
 pub(super) type Conflict = (RepoPath, &'static str);

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::FsError;
 use super::cut::{Cut, Gathering, Made};
-use super::queue::{Follower, Parked, Pending, Phase, Queue, Scope};
 use super::staging::{Capture, RECHECK};
 use crate::count;
-use crate::journal::{CommitIntent, PathUpload};
-use crate::ledger::{Account, Ledger};
 use crate::namespace::Ino;
 use crate::path::RepoPath;
+use crate::store::journal::{CommitIntent, PathUpload};
+use crate::writeback::index::{Account, Ledger};
+use crate::writeback::queue::{Follower, Parked, Pending, Phase, Queue, Scope};
 
 /// How soon a copy that could not be made is tried again.
 const COPY_RETRY: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ pub(super) struct Writeback {
     kept_out: HashSet<RepoPath>,
 }
 
-/// What is on record: changed by [`Change`](crate::journal::Change)s alone.
+/// What is on record: changed by [`Change`](crate::store::journal::Change)s alone.
 impl Writeback {
     /// What base and workspace have at each path that ever differed.
     pub fn ledger(&self) -> &Ledger {

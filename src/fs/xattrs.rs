@@ -1,12 +1,12 @@
 //! Extended attributes: those that programs set, which stay local, and those that tell where a file is on its way to
 //! the server.
 
-use super::queue::Phase;
 use super::{Fs, FsError, Op, State, now};
-use crate::journal::Change;
-use crate::ledger::Staged;
 use crate::log::printable;
 use crate::namespace::{Body, Content, Ino, Inode};
+use crate::store::journal::Change;
+use crate::writeback::index::Staged;
+use crate::writeback::queue::Phase;
 
 /// What `user.oxenfs.*` begins with: made by the mount, neither set nor listed, or a copy would carry it along.
 const OURS: &[u8] = b"user.oxenfs.";

@@ -9,10 +9,10 @@
 use std::path::Path;
 use std::time::Instant;
 
-use oxenfs::journal::{Change, Journal};
-use oxenfs::ledger::Account;
 use oxenfs::namespace::{Attrs, BodyRecord, Ino, InodeRecord, ROOT, SpoolId, Timestamp};
 use oxenfs::path::{Name, RepoPath};
+use oxenfs::store::journal::{Change, Journal};
+use oxenfs::writeback::index::Account;
 
 /// Files in a directory.
 const IN_ONE: u64 = 1000;

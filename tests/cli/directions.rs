@@ -20,7 +20,7 @@ const CRATES: [(&str, &[&str]); 7] = [
 ];
 
 /// Modules that wait for nothing: no files, no runtime.
-const NO_WAITING: [&str; 7] = ["calendar", "fs::queue", "id", "ledger", "namespace", "report", "table"];
+const NO_WAITING: [&str; 6] = ["calendar", "id", "namespace", "report", "table", "writeback"];
 
 /// What those do not name.
 const WAITING: [&str; 3] = ["std::fs", "std::net", "tokio"];

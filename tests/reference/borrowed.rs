@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use oxenfs::disk::{Act, Disk, Witness};
 use oxenfs::fs::{Fs, FsError, Lender, Limits, Need, OpenFlags, Options, Passthrough, RenameMode, Stop, Want};
 use oxenfs::namespace::{Attrs, Ino, ROOT};
 use oxenfs::path::{Name, RepoPath};
+use oxenfs::store::disk::{Act, Disk, Witness};
 use oxenfs::workspace::memory::Memory;
 use oxenfs::workspace::{ByHash, Workspace};
 

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use oxenfs::disk::Disk;
 use oxenfs::fs::{CommitCut, Fs, Need, OpenFlags, RenameMode, Stop};
 use oxenfs::namespace::{Ino, ROOT};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::report::Kind;
 use oxenfs::stager::{Delays, Meter, Stager};
+use oxenfs::store::disk::Disk;
 use oxenfs::workspace::memory::{Fault, Memory};
 use oxenfs::workspace::{ByHash, Workspace};
 

@@ -14,11 +14,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use oxenfs::disk::Disk;
 use oxenfs::fs::{LOST, Repair, Shown as Mounted, repair};
-use oxenfs::journal::{Change, Journal, JournalError};
 use oxenfs::namespace::{BodyRecord, Ino, ROOT, SpoolId};
 use oxenfs::path::{Name, RepoPath};
+use oxenfs::store::disk::Disk;
+use oxenfs::store::journal::{Change, Journal, JournalError};
 
 use crate::course::{Course, SLOW, in_time_at};
 use crate::model::{Model, Path, Shown};

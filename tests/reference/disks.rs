@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use oxenfs::disk::{Act, Disk, Witness};
+use oxenfs::store::disk::{Act, Disk, Witness};
 use oxenfs::workspace::ByHash;
 use oxenfs::workspace::memory::Memory;
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use futures_util::StreamExt;
-use oxenfs::disk::{Act, Disk, Witness};
+use oxenfs::store::disk::{Act, Disk, Witness};
 use oxenfs::workspace::memory::Memory;
 
 use crate::model::{Model, Node, Path, Shown};

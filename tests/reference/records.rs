@@ -7,11 +7,11 @@ use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use oxenfs::disk::Disk;
 use oxenfs::fs::{Fs, Limits, Need, OpenFlags, Options, RenameMode, Shown as Mounted, Stop, repair, survey};
-use oxenfs::journal::{Change, CommitIntent, Journal, JournalError};
 use oxenfs::namespace::{Attrs, BodyRecord, Ino, InodeRecord, ROOT, SpoolId, Timestamp};
 use oxenfs::path::{Name, RepoPath};
+use oxenfs::store::disk::Disk;
+use oxenfs::store::journal::{Change, CommitIntent, Journal, JournalError};
 use oxenfs::workspace::memory::Memory;
 use oxenfs::workspace::{ByHash, CommitId, Object, Workspace};
 

@@ -8,19 +8,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use oxenfs::disk::{Act, Disk, Witness};
 use oxenfs::fs::{
     Arrival, Arrived, Frees, Fs, Lender, Limits, Need, OpenFlags, Options, Passthrough, RangeChange, RenameMode,
     SetAttr, Stop, Want,
 };
 use oxenfs::hash::{ContentHash, HashKind};
-use oxenfs::journal::{Change, Journal};
-use oxenfs::ledger::Step;
 use oxenfs::namespace::{Attrs, BodyRecord, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::stager::{Delays, Meter, Stager};
+use oxenfs::store::disk::{Act, Disk, Witness};
+use oxenfs::store::journal::{Change, Journal};
 use oxenfs::workspace::memory::{Fault, Memory, Tree};
 use oxenfs::workspace::{ByHash, Object, Workspace};
+use oxenfs::writeback::index::Step;
 
 use crate::world::{Op, World, commit_request};
 

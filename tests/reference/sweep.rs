@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::StreamExt;
-use oxenfs::disk::{Act, Disk, Witness};
+use oxenfs::store::disk::{Act, Disk, Witness};
 use oxenfs::workspace::ByHash;
 use oxenfs::workspace::memory::Memory;
 

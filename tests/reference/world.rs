@@ -10,17 +10,17 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use oxenfs::disk::{Act, Disk};
 use oxenfs::fs::{
     CommitCut, Fs, FsError, Lender, Limits, OpenFlags, Options, Passthrough, RangeChange, RenameMode, SetAttr, Stop,
     XattrMode,
 };
 use oxenfs::hash::{ContentHash, HashKind};
-use oxenfs::journal::JournalError;
 use oxenfs::mount::commit::finish::{self, Answered, Finished, Unpublished};
 use oxenfs::namespace::{Attrs, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::stager::{Delays, Meter, Stager};
+use oxenfs::store::disk::{Act, Disk};
+use oxenfs::store::journal::JournalError;
 use oxenfs::workspace::memory::{CommitFault, Fault, Memory};
 use oxenfs::workspace::verify::StagedSet;
 use oxenfs::workspace::{ByHash, CommitId, CommitRequest, Workspace};

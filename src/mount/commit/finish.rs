@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::fs::{Fs, FsError};
 use crate::hash::ContentHash;
-use crate::journal::CommitIntent;
 use crate::path::RepoPath;
+use crate::store::journal::CommitIntent;
 use crate::workspace::verify::{self, Costs, Deviation, Expected, StagedSet, Verdict};
 use crate::workspace::{
     CommitId, CommitInfo, CommitRequest, EntryKind, Object, Outcome, Over, Put, Revision, Source, Upload,

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::Meta;
 use crate::hash::{ContentHash, HashKind};
-use crate::journal;
+use crate::store::journal;
 
 /// The field with the checksum.
 const SUM: &str = "sha256";

@@ -18,7 +18,7 @@ use super::format::{self, FORMAT, Header, Kept, LEAST_ROOM_BYTES, RESERVE_BYTES,
 use super::mark::{self, Keeper, Mark};
 use super::recover::{self, Chain, Found, segment_path, segments};
 use super::{Change, JournalError, Replay, salvage};
-use crate::disk::{Act, Disk};
+use crate::store::disk::{Act, Disk};
 use crate::sync::{self, Condvar, Locked, Mutex, MutexGuard};
 
 /// Zeros are written up to a multiple of this.

@@ -21,9 +21,9 @@ use lru::LruCache;
 use rustix::fs::StatVfs;
 
 use crate::count;
-use crate::disk::{Act, Disk};
 use crate::hash::ContentHash;
 use crate::id::{Ino, SpoolId};
+use crate::store::disk::{Act, Disk};
 
 pub mod holes;
 
@@ -1427,7 +1427,7 @@ mod tests {
     #[derive(Default)]
     struct FailsOnce(AtomicBool);
 
-    impl crate::disk::Witness for FailsOnce {
+    impl crate::store::disk::Witness for FailsOnce {
         fn around(&self, act: &Act<'_>, work: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
             if matches!(act, Act::Flush(_)) && self.0.swap(false, Ordering::SeqCst) {
                 return Err(io::Error::from_raw_os_error(libc::ENOSPC));

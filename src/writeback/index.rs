@@ -333,7 +333,7 @@ fn below<'a>(index: &'a Dense<RepoPath, ()>, dir: &'a RepoPath) -> impl Iterator
 pub(crate) mod looks {
     use std::cell::Cell;
 
-    thread_local!(pub(super) static COUNT: Cell<u64> = const { Cell::new(0) });
+    thread_local!(pub(crate) static COUNT: Cell<u64> = const { Cell::new(0) });
 
     /// Those of `work`.
     pub(crate) fn of(work: impl FnOnce()) -> u64 {

@@ -12,7 +12,7 @@ use super::format::{self, Kept, LEAST_ROOM_BYTES, RESERVE_BYTES, ROOM_BYTES};
 use super::mark::{self, Mark};
 use super::recover::{self, Chain, segment_path, segments, zeros_from};
 use super::{Change, Damage, JournalError, Replay};
-use crate::disk::{Act, Disk};
+use crate::store::disk::{Act, Disk};
 
 /// Where segments go that a repair has replaced.
 const DAMAGED: &str = "damaged";

@@ -14,7 +14,7 @@ use std::sync::PoisonError;
 use serde::{Deserialize, Serialize};
 
 use super::format::{LAST_NUMBER, Sum, checksum};
-use crate::disk::{Act, Disk};
+use crate::store::disk::{Act, Disk};
 use crate::sync::Mutex;
 
 /// Its length, always: written at once within a sector.

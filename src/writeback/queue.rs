@@ -45,7 +45,7 @@ pub enum Phase {
 
 /// A moment: nanoseconds since the queue was made, and one. Half of what an [`Instant`] takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Tick(NonZeroU64);
+pub(crate) struct Tick(NonZeroU64);
 
 impl Tick {
     fn after(self, wait: Duration) -> Self {
@@ -55,7 +55,7 @@ impl Tick {
 
 /// One path that may differ. There may be millions: what few of them have is apart.
 #[derive(Debug)]
-pub(super) struct Pending {
+pub(crate) struct Pending {
     /// Grows with every change; tells a confirmation of an older state from one of this.
     pub seq: u64,
     /// Since when the path has owed something.
@@ -88,7 +88,7 @@ struct Rare {
 
 /// What a path waits for that was given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Parked {
+pub(crate) enum Parked {
     /// Somebody who acts.
     Person,
     /// Somebody who names it: the server has another version, and nothing else lets one replace the other.
@@ -232,7 +232,7 @@ struct Barrier {
 
 /// Which renamed files a barrier follows to their new names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Scope {
+pub(crate) enum Scope {
     /// None: it waits for what its paths were.
     Fixed,
     /// Those that it waits for.
@@ -244,7 +244,7 @@ pub(super) enum Scope {
 
 /// Somebody's wait for a file that is between two names.
 #[derive(Debug)]
-pub(super) struct Follower {
+pub(crate) struct Follower {
     barrier: NonZeroU32,
     /// The state that it waited for; `None`: its old name was staged.
     seq: Option<u64>,
@@ -256,7 +256,7 @@ type Entries = Table<(RepoPath, Pending), 64>;
 /// A path in the queue has a number, in the order in which they came: there may be millions, and it is all that is kept
 /// to find them by, and to have them in turn.
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(crate) struct Queue {
     began: Instant,
     entries: Entries,
     numbers: Numbers,

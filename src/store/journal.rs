@@ -42,10 +42,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ledger::Account;
 use crate::namespace::{Ino, InodeRecord};
 use crate::path::{Name, RepoPath, bytes_as_text};
 use crate::workspace::{CommitId, CommitRequest, Upload};
+use crate::writeback::index::Account;
 
 pub use format::FORMAT;
 pub use log::{Compaction, Journal, Ticket};

@@ -16,8 +16,8 @@ use shuttle::rand::Rng;
 use shuttle::thread;
 
 use super::{Change, Journal, Ticket, mark, recover};
-use crate::disk::{Act, Disk, Witness};
 use crate::namespace::Ino;
+use crate::store::disk::{Act, Disk, Witness};
 use crate::sync::schedules::{self, check, finds};
 use crate::sync::{self, Condvar, Mutex};
 

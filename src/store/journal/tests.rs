@@ -2,10 +2,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Condvar, Mutex};
 
 use super::*;
-use crate::journal::Damage;
-use crate::journal::recover::zeros_from;
 use crate::namespace::Ino;
 use crate::path::Name;
+use crate::store::journal::Damage;
+use crate::store::journal::recover::zeros_from;
 
 fn link(n: u64) -> Change {
     Change::Link { parent: Ino(1), name: Name::new(format!("f{n}\n\u{fc}").as_bytes()).unwrap(), ino: Ino(n) }
@@ -452,7 +452,7 @@ impl Failing {
     }
 }
 
-impl crate::disk::Witness for Failing {
+impl crate::store::disk::Witness for Failing {
     fn around(&self, act: &Act<'_>, work: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
         use std::os::unix::fs::FileExt;
         match act {
@@ -548,7 +548,7 @@ fn many_syncs_share_one_flush_and_hold_up_no_commit() {
         flushes: std::sync::atomic::AtomicU32,
     }
 
-    impl crate::disk::Witness for Slow {
+    impl crate::store::disk::Witness for Slow {
         fn around(&self, act: &Act<'_>, work: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
             if matches!(act, Act::Flush(_)) {
                 self.flushes.fetch_add(1, Relaxed);

@@ -1,0 +1,11 @@
+//! Bytes and records on the local disk.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`disk`] | the way to the local filesystem, where a test can stand in between |
+//! | [`spool`] | files with the bytes that the server lacks, and complete copies of those it has, by hash |
+//! | [`journal`] | the durable record of all that must survive a crash |
+
+pub mod disk;
+pub mod journal;
+pub mod spool;
