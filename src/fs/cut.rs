@@ -11,6 +11,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::passthrough::{Seal, Urgency, Way};
 use super::staging::{Fixable, RECHECK, Waiting};
@@ -20,7 +21,11 @@ use super::{Capture, Fs, FsError, Held, State, Want};
 use crate::hash::ContentHash;
 use crate::namespace::{Content, Ino, Resolved, SpoolId};
 use crate::path::RepoPath;
+use crate::sync;
 use crate::writeback::queue::Scope;
+
+#[cfg(test)]
+mod schedules;
 
 /// How often a file is looked at again because a program writes to it just then, before it is copied instead.
 const LOOKS: u32 = 5;
@@ -74,7 +79,34 @@ impl Made {
     }
 }
 
+/// What the cut of a commit says of a path that is due.
+pub(super) enum InCut {
+    /// None is made.
+    NoCut,
+    /// What the path is to hold.
+    Holds(Box<Capture>),
+    /// It is not part of the commit, or staged for it.
+    Lacks,
+}
+
 impl State {
+    /// Whether a commit is being staged: then nothing else is, as the commit would hold that too.
+    pub(super) fn is_cut(&self) -> bool {
+        self.made_cut().is_some() && !sync::mistaken("a capture looks at the cut once")
+    }
+
+    /// What the cut of a commit says of a path, with what is known of the path by now.
+    pub(super) fn in_cut(&self, path: &RepoPath) -> InCut {
+        let Some(made) = self.made_cut() else { return InCut::NoCut };
+        let Some(capture) = made.get(path) else { return InCut::Lacks };
+        InCut::Holds(Box::new(Capture {
+            account: self.writeback.account(path).unwrap_or_default(),
+            upload: self.writeback.upload(path).cloned(),
+            alone: self.writeback.pending(path).is_some_and(|entry| entry.alone),
+            ..capture.clone()
+        }))
+    }
+
     /// The cut, once it is made.
     pub(super) fn made_cut(&self) -> Option<&Made> {
         self.writeback.made()
@@ -171,6 +203,11 @@ impl State {
         self.writeback.made_mut()?.wanted.remove(path)
     }
 
+    /// Whether a commit that gathers has fixed a file's content.
+    fn is_gathered(&self, ino: Ino) -> bool {
+        self.writeback.gathering().is_some_and(|gathering| gathering.fixed.contains_key(&ino))
+    }
+
     /// What a pending path is to hold, as of this instant. `None`: nothing is fixed for it, as it was made since the
     /// gathering began and was never closed. The error is an inode whose content has to be fixed first.
     fn want_of(&mut self, fs: &Fs, path: &RepoPath) -> Result<Option<Want>, Ino> {
@@ -206,7 +243,7 @@ impl State {
             self.writeback.queue().iter().map(|(path, entry)| (path.clone(), entry.seq, entry.alone)).collect();
         let (mut made, mut unfixed) = (Made::default(), Vec::new());
         let mut known = HashMap::new();
-        for (path, seq, alone) in paths {
+        for (path, mut seq, alone) in paths {
             let want = match self.want_of(fs, &path) {
                 Ok(Some(want)) => want,
                 Ok(None) => continue,
@@ -226,6 +263,11 @@ impl State {
                     }
                 }
                 Want::Remote { ino, .. } => made.remote.entry(*ino).or_default().push(path.clone()),
+                // A copy that was made of it before may be in the stager's hands: its confirmation is not this one's.
+                Want::Sealed { ino, .. } if self.is_gathered(*ino) && self.writeback.queue().is_active(&path) => {
+                    self.writeback.owe(&path, Duration::ZERO);
+                    seq = self.writeback.pending(&path).map_or(seq, |entry| entry.seq);
+                }
                 Want::AsBase | Want::Sealed { .. } => {}
             }
             let account = self.writeback.account(&path).unwrap_or_default();

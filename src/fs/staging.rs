@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::cut::InCut;
 use super::live::{Adopted, Asked, Copied};
 use super::passthrough::{Seal, Sealing, Urgency};
 use super::standing::Event;
@@ -305,6 +306,8 @@ enum Miss {
     Writing,
     /// A write is under way this instant.
     Instant,
+    /// The cut of a commit was made meanwhile: what it has of the path counts, and not what came after it.
+    Cut,
     /// It may change past the daemon meanwhile: by a copy of this spool file.
     Copy(Token),
     /// Its spool file cannot be opened.
@@ -345,20 +348,17 @@ impl Fs {
     }
 
     fn capture(&self, path: &RepoPath) -> Option<Capture> {
-        let in_cut = {
-            let state = self.lock();
-            let alone = state.writeback.pending(path).is_some_and(|entry| entry.alone);
-            let capture = state.made_cut().and_then(|made| made.get(path).cloned());
-            capture.map(|capture| Capture {
-                account: state.writeback.account(path).unwrap_or_default(),
-                upload: state.writeback.upload(path).cloned(),
-                alone,
-                ..capture
-            })
-        };
-        let captured = match in_cut {
-            Some(capture) => self.opened(capture).map(Some),
-            None => self.capture_now(path),
+        let captured = loop {
+            let in_cut = self.lock().in_cut(path);
+            let captured = match in_cut {
+                InCut::Holds(capture) => self.opened(*capture).map(Some),
+                // Left out by the commit, which is to hold nothing that came later.
+                InCut::Lacks => Err(Miss::Instant),
+                InCut::NoCut => self.capture_now(path),
+            };
+            if !matches!(captured, Err(Miss::Cut)) {
+                break captured;
+            }
         };
         match captured {
             Ok(capture) => capture,
@@ -367,7 +367,7 @@ impl Fs {
                 self.begin().writeback.retry(path, Duration::from_secs(1), None);
                 None
             }
-            Err(Miss::Instant) => {
+            Err(Miss::Instant | Miss::Cut) => {
                 self.begin().writeback.retry(path, RECHECK, None);
                 None
             }
@@ -415,6 +415,9 @@ impl Fs {
             let unopened = {
                 let mut state = self.begin();
                 let state = &mut *state;
+                if state.is_cut() {
+                    return Err(Miss::Cut);
+                }
                 let Some(entry) = state.writeback.pending(path) else {
                     return Ok(None);
                 };
@@ -471,6 +474,9 @@ impl Fs {
             let token = Token::of_spool(ino, spool, generation);
             let Some(file) = self.spool_file(token).map_err(Miss::Lost)?.map(Arc::new) else { continue };
             let mut state = self.begin();
+            if state.is_cut() {
+                return Err(Miss::Cut);
+            }
             if state.rests(token) && state.writeback.pending(path).is_some_and(|entry| entry.seq == seq) {
                 let held = state.hold(self, ino, spool, Some(file));
                 let upload = state.writeback.upload(path).cloned();
@@ -503,6 +509,10 @@ impl Fs {
         // As of before the copy: what is written while it is made is for the next.
         let (seq, alone) = {
             let mut state = self.begin();
+            // The commit has content of its own for the path.
+            if state.is_cut() {
+                return Ok(None);
+            }
             state.look(ino, self);
             let Some((seq, alone)) = state.writeback.pending(path).map(|entry| (entry.seq, entry.alone)) else {
                 return Ok(None);

@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use oxenfs::fs::{CommitCut, Fs, Need, OpenFlags, RenameMode, Stop};
+use oxenfs::hash::ContentHash;
 use oxenfs::namespace::{Ino, ROOT};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::report::Kind;
 use oxenfs::stager::{Delays, Meter, Stager};
 use oxenfs::store::disk::Disk;
 use oxenfs::workspace::memory::{Fault, Memory};
-use oxenfs::workspace::{ByHash, Workspace};
+use oxenfs::workspace::{ByHash, Object, Workspace};
+use oxenfs::writeback::index::Step;
 
 use crate::world::{Manner, Op, Vanish, World, attrs, commit_request, in_time, runtime, temporary_dir};
 
@@ -332,6 +334,37 @@ fn an_open_file_is_committed_as_it_was_before_what_was_closed_earlier_than_the_c
         bench.commit().await;
         let whole = [("index", "shard-0\nshard-1\n"), ("shard-0", "0"), ("shard-1", "1")];
         assert_eq!(bench.branch(), tree(&whole));
+    });
+}
+
+#[test]
+fn a_copy_that_was_made_before_a_commit_does_not_stand_for_what_the_commit_has() {
+    runtime(1).block_on(async {
+        let mut bench = Bench::new(&[]).await;
+        let index = bench.open_and_write("index", "shard-0\n").await;
+        let _waiting = bench.fs.barrier();
+        let copied = async {
+            loop {
+                let woken = bench.fs.wake.notified();
+                if let Some(capture) = bench.fs.due(8).0.pop() {
+                    return capture;
+                }
+                woken.await;
+            }
+        };
+        let copied = in_time("a copy of what is open", copied).await;
+        bench.append(index, "shard-0\n".len(), "shard-1\n").await;
+        bench.write("shard-1", "1").await;
+        let cut = bench.cut().await;
+        let hash = ContentHash::of(bench.memory.info().hash_kind, b"shard-0\n");
+        let confirmed = Step::Put(Object { hash, size: "shard-0\n".len() as u64 });
+        bench.fs.confirmed(&[(copied, confirmed)]).unwrap();
+        bench.run();
+        bench.staged(&cut).await;
+        bench.publish().await;
+        assert_eq!(bench.branch(), tree(&[("index", "shard-0\nshard-1\n"), ("shard-1", "1")]));
+        drop(cut);
+        bench.fs.release(index);
     });
 }
 
