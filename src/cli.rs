@@ -24,7 +24,9 @@ mod output;
 mod progress;
 mod repair;
 mod repo;
+mod run;
 mod seams;
+mod send;
 mod status;
 mod sync;
 mod umount;
@@ -117,6 +119,8 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Doctor(args) => doctor::doctor(args, state_dir.as_deref(), environment),
         Command::Import(args) => import::import(args, &find()?),
         Command::Warm(args) => warm::warm(args, &find()?),
+        Command::Run(args) => run::run(*args, state_dir, environment),
+        Command::Send(args) => send::send(args, &find()?, environment),
         Command::Sync(args) => sync::sync(args, &find()?),
         Command::Commit(args) => sync::commit(args, &find()?, environment),
         Command::Repair(args) => repair::repair(args),

@@ -13,6 +13,7 @@ pub mod commit;
 mod follow;
 mod import;
 mod notify;
+pub mod send;
 mod serve;
 mod warm;
 
@@ -284,43 +285,7 @@ async fn serve_mount(
         None => None,
     };
     let activity = Arc::<Activity>::default();
-    let (workspace, created) = connect(settings, activity.clone()).await?;
-    let info = workspace.info().clone();
-    let options = Options {
-        read_only: settings.is_read_only(),
-        settle: settings.settle,
-        uid: settings.access.uid,
-        gid: settings.access.gid,
-        umask: (settings.access.umask & 0o777) as u16,
-    };
-    let limits = Limits {
-        spool: (settings.spool_limit_bytes > 0).then_some(settings.spool_limit_bytes),
-        cache: settings.cache_limit_bytes,
-    };
-    let access = BaseAccess { uid: options.uid, gid: options.gid, umask: options.umask };
-    state.note_access(access)?;
-    let fs = Fs::recover(state.path(), settings.subdir.clone(), options, limits, workspace)?;
-    fs.set_branch(&settings.branch);
-    fs.set_neighbours(neighbours(settings, state.path().to_owned()));
-    fs.wait_for_server(settings.read_timeout);
-    // What a daemon of before asked for and did not see the end of.
-    match commit::finish::resume(&fs).await {
-        Ok(Some((_, Finished::Broken { what, .. }))) => tracing::error!(what, "a commit of before is not whole"),
-        Ok(Some((_, Finished::Whole(id)))) => tracing::info!(%id, "a commit of before was made, and is whole"),
-        Ok(None) => {}
-        // Once the record is compared with the base, nobody can tell any more.
-        Err(FsError::Remote(error)) if error.is_transient() => return Err(MountError::Server(error)),
-        Err(error) => tracing::warn!(%error, "it could not be looked at what became of a commit of before"),
-    }
-    // What a commit moved without this record's knowing, the comparison finds out path by path.
-    fs.reconcile().await?;
-    fs.drop_intent()?;
-    // So that new files can be made at the root even if the server goes away at once.
-    fs.list_root().await?;
-    if fs.spool().limit().is_some() {
-        // One that does not count what is there already is none.
-        fs.load().await;
-    }
+    let Recovered { fs, info, created } = recover(settings, state, activity.clone()).await?;
     let meter = Arc::new(Meter::new(activity.clone()));
     let (phase, mut phases) = watch::channel(Phase::Mounted);
     let mut draining = phases.clone();
@@ -427,6 +392,60 @@ async fn serve_mount(
     let owed = fs.owed();
     tracing::info!(owed, "ended");
     Ok(Ended { owed })
+}
+
+/// What a state directory holds, compared with the server.
+struct Recovered {
+    fs: Arc<Fs>,
+    info: ServerInfo,
+    /// The repository was made.
+    created: bool,
+}
+
+/// Connects, replays the record and compares it with the server: before anything is served or staged.
+async fn recover(
+    settings: &MountSettings,
+    state: &mut StateDir,
+    activity: Arc<Activity>,
+) -> Result<Recovered, MountError> {
+    let (workspace, created) = connect(settings, activity).await?;
+    let info = workspace.info().clone();
+    let options = Options {
+        read_only: settings.is_read_only(),
+        settle: settings.settle,
+        uid: settings.access.uid,
+        gid: settings.access.gid,
+        umask: (settings.access.umask & 0o777) as u16,
+    };
+    let limits = Limits {
+        spool: (settings.spool_limit_bytes > 0).then_some(settings.spool_limit_bytes),
+        cache: settings.cache_limit_bytes,
+    };
+    let access = BaseAccess { uid: options.uid, gid: options.gid, umask: options.umask };
+    state.note_access(access)?;
+    let fs = Fs::recover(state.path(), settings.subdir.clone(), options, limits, workspace)?;
+    fs.set_branch(&settings.branch);
+    fs.set_neighbours(neighbours(settings, state.path().to_owned()));
+    fs.wait_for_server(settings.read_timeout);
+    // What a daemon of before asked for and did not see the end of.
+    match commit::finish::resume(&fs).await {
+        Ok(Some((_, Finished::Broken { what, .. }))) => tracing::error!(what, "a commit of before is not whole"),
+        Ok(Some((_, Finished::Whole(id)))) => tracing::info!(%id, "a commit of before was made, and is whole"),
+        Ok(None) => {}
+        // Once the record is compared with the base, nobody can tell any more.
+        Err(FsError::Remote(error)) if error.is_transient() => return Err(MountError::Server(error)),
+        Err(error) => tracing::warn!(%error, "it could not be looked at what became of a commit of before"),
+    }
+    // What a commit moved without this record's knowing, the comparison finds out path by path.
+    fs.reconcile().await?;
+    fs.drop_intent()?;
+    // So that new files can be made at the root even if the server goes away at once.
+    fs.list_root().await?;
+    if fs.spool().limit().is_some() {
+        // One that does not count what is there already is none.
+        fs.load().await;
+    }
+    Ok(Recovered { fs, info, created })
 }
 
 fn listen_for_watchers(address: &Address) -> Result<metrics::serve::Listener, MountError> {

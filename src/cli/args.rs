@@ -54,6 +54,10 @@ pub enum Command {
     Warm(WarmArgs),
     /// Wait until everything, or these paths, are staged on the server
     Sync(SyncArgs),
+    /// Send what mounts that have ended on this machine still owe, without a mount and without FUSE
+    Send(SendArgs),
+    /// Run a command with a mount that is there for it alone; then stage what it wrote, or commit it
+    Run(Box<RunArgs>),
     /// Stage what was written up to now, and commit it
     Commit(CommitArgs),
     /// Print what happens in a mount, as lines of JSON
@@ -576,6 +580,110 @@ pub struct SyncArgs {
     /// Say what was done as a JSON object on standard output
     #[arg(long)]
     pub json: bool,
+}
+
+/// `oxenfs send`.
+#[derive(Debug, Args)]
+pub struct SendArgs {
+    /// State directories, or where they were mounted; none: each that owes anything and has no mount
+    #[arg(value_name = "STATE")]
+    pub states: Vec<PathBuf>,
+
+    /// Give up after this time, for example 30s or 5m; what is left is safe on this disk, and the exit code is 3
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub timeout: Option<Duration>,
+
+    /// A file that holds the token and nothing else, as of `mount`
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+
+    /// What is logged to standard error: error, warn, info, debug, trace [default: $OXENFS_LOG, else warn]
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
+
+    /// Say what was done as a JSON array on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `oxenfs run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// As of `mount`: NAMESPACE/NAME, a whole URL, or oxen://NAMESPACE:NAME
+    pub repo: String,
+
+    /// An empty directory to mount on [default: one that is made for it; the command has it in $OXENFS_DIR]
+    #[arg(value_name = "DIR")]
+    pub mountpoint: Option<PathBuf>,
+
+    /// The server, as of `mount`
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+
+    /// The branch, as of `mount`
+    #[arg(long, value_name = "NAME")]
+    pub branch: Option<String>,
+
+    /// The workspace, as of `mount`
+    #[arg(long, value_name = "NAME")]
+    pub workspace: Option<String>,
+
+    /// Mount this directory of the repository
+    #[arg(long, value_name = "PATH")]
+    pub subdir: Option<String>,
+
+    /// Make the repository when it is not there
+    #[arg(long)]
+    pub create: bool,
+
+    /// A file that holds the token and nothing else, as of `mount`
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+
+    /// More options of `mount`, as in /etc/fstab: settle=5s,cache-limit=20G
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub options: Vec<String>,
+
+    /// Commit what the command wrote, if it ends well
+    #[arg(long, requires = "message")]
+    pub commit: bool,
+
+    /// With --commit: the commit's message
+    #[arg(short, long, value_name = "TEXT", requires = "commit")]
+    pub message: Option<String>,
+
+    /// With --commit: who commits
+    #[command(flatten)]
+    pub author: AuthorArgs,
+
+    /// What becomes of what a command wrote that failed: keep has it staged and not committed, discard drops it here and on
+    /// the server, commit commits it all the same
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "keep")]
+    pub on_fail: OnFail,
+
+    /// How long what the command wrote may take to be staged and committed, for example 30s or 5m; what is left is safe on
+    /// this disk, and the exit code is 3
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub timeout: Option<Duration>,
+
+    /// Say how it ended as a JSON object on standard output, after what the command said there
+    #[arg(long)]
+    pub json: bool,
+
+    /// The command and its arguments, after --
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// What becomes of what a command wrote that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnFail {
+    /// It is staged and not committed.
+    Keep,
+    /// It is dropped, here and on the server.
+    Discard,
+    /// It is committed all the same.
+    Commit,
 }
 
 /// `oxenfs commit`.

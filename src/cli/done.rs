@@ -36,6 +36,52 @@ pub struct Synced {
     pub staged_files: u64,
 }
 
+/// `oxenfs run --json`.
+#[derive(Debug, Serialize)]
+pub struct Ran {
+    /// The exit code.
+    pub exit: u8,
+    /// The command's own; 128 and the signal where one ended it.
+    pub command_exit: u8,
+    /// Where the mount was: `mount`, a mount namespace; `user`, with a user namespace; `host`, where others see it.
+    pub namespace: &'static str,
+    /// Where it was mounted.
+    pub mountpoint: PathBuf,
+    /// Where it is staged; `null`: it was discarded.
+    pub workspace: Option<String>,
+    /// The commit that was made.
+    pub commit: Option<String>,
+    /// What is staged and not committed.
+    pub staged_files: u64,
+    /// Changes that the server lacks.
+    pub owed_files: u64,
+    /// Their content.
+    pub owed_bytes: u64,
+    /// The state directories that are kept; `null`: nothing is in them that is nowhere else.
+    pub state: Option<PathBuf>,
+}
+
+/// `oxenfs send --json`, for each state directory.
+#[derive(Debug, Serialize)]
+pub struct Sent {
+    /// The state directory.
+    pub state: PathBuf,
+    /// `NAMESPACE/NAME`.
+    pub repo: String,
+    /// Where it is staged.
+    pub workspace: String,
+    /// The branch that a commit would go to.
+    pub branch: String,
+    /// Changes that the server lacked before, and has now.
+    pub sent_files: u64,
+    /// Changes that it lacks yet. The exit code is 3 if there are any.
+    pub owed_files: u64,
+    /// Their content.
+    pub owed_bytes: u64,
+    /// What is staged and not committed.
+    pub staged_files: u64,
+}
+
 /// `oxenfs commit --json`.
 #[derive(Debug, Default, Serialize)]
 pub struct Committed {

@@ -124,14 +124,7 @@ fn start(input: MountInput, environment: &Environment, way: Way) -> Result<u8, F
         warn_of_unsent(&identity, &settings.state_root);
     }
     let mut state = open_state(&settings.state_root, &identity)?;
-    // One that has a workspace of its own stages there, also where user or machine are called otherwise by now.
-    settings.own_workspace |= state.has_own_workspace();
-    if settings.own_workspace && !settings.is_read_only() {
-        match state.own_workspace(is_in_use)? {
-            Some(name) => settings.workspace = name,
-            None => settings.own_workspace = false,
-        }
-    }
+    stage_apart(&mut settings, &mut state)?;
     let unused = state.unused();
     let said = format!("mounted {} at {}", settings.repo, quoted(&settings.mountpoint));
     if settings.foreground {
@@ -159,6 +152,21 @@ fn start(input: MountInput, environment: &Environment, way: Way) -> Result<u8, F
         }
         Fork::Child(notifier) => Ok(serve(settings, place, state, &notifier)),
     }
+}
+
+/// One that has a workspace of its own stages there, also where user or machine are called otherwise by now.
+///
+/// # Errors
+/// When that cannot be written down.
+pub fn stage_apart(settings: &mut MountSettings, state: &mut StateDir) -> Result<(), Failure> {
+    settings.own_workspace |= state.has_own_workspace();
+    if settings.own_workspace && !settings.is_read_only() {
+        match state.own_workspace(is_in_use)? {
+            Some(name) => settings.workspace = name,
+            None => settings.own_workspace = false,
+        }
+    }
+    Ok(())
 }
 
 /// Whether a state directory holds what the server lacks, or what is staged and not committed; also where nobody can tell.

@@ -51,6 +51,14 @@ pub fn run(settings: &MountSettings, place: MountPlace, state: StateDir, notifie
     .hint("mount it again to go on"))
 }
 
+/// Sends what a state directory owes, for so long at most; how it stands then.
+///
+/// # Errors
+/// When its record or the server cannot be used.
+pub fn send(settings: &MountSettings, state: StateDir, bound: Option<Duration>) -> Result<Status, Failure> {
+    Ok(mount::send::run(settings, state, bound)?)
+}
+
 /// What a state directory owes the server while no daemon runs.
 ///
 /// # Errors
@@ -205,4 +213,12 @@ async fn talk<T>(
             .hint(format_args!("oxenfs repo create {}", place.url())),
         other => other.into(),
     })
+}
+
+/// Deletes a workspace with what is staged in it; one that is not there is no failure.
+///
+/// # Errors
+/// The server's.
+pub fn delete_workspace(place: Place, name: &str) -> Result<(), Failure> {
+    ask(&place, async |repository| repository.delete_workspace(name).await.map(|_| ()))
 }

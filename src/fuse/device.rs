@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 
 use rustix::mount::{MountFlags, mount};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::thread::CapabilitySet;
 
 /// How to mount.
 #[derive(Debug, Clone)]
@@ -39,7 +40,15 @@ pub const SUBTYPE: &str = "oxenfs";
 pub fn attach(on: BorrowedFd<'_>, options: &MountOptions) -> io::Result<OwnedFd> {
     // Not by its path: that may lead elsewhere since it was looked at (`proc_pid_fd(5)`).
     let on = PathBuf::from(format!("/proc/self/fd/{}", on.as_raw_fd()));
-    if rustix::process::geteuid().is_root() { by_system_call(&on, options) } else { by_helper(&on, options) }
+    if may_mount() { by_system_call(&on, options) } else { by_helper(&on, options) }
+}
+
+/// Whether this process mounts by itself: as root, or with the right to (`CAP_SYS_ADMIN`), as a service may be given it, or
+/// a process of a user namespace of its own.
+pub fn may_mount() -> bool {
+    let has_right =
+        || rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
+    rustix::process::geteuid().is_root() || has_right()
 }
 
 fn by_system_call(mountpoint: &Path, options: &MountOptions) -> io::Result<OwnedFd> {

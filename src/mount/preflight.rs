@@ -17,6 +17,7 @@ pub use unmount::{How, UnmountError, User, unmount, unmount_in_time, users_of};
 use super::mountinfo::{self, FS_NAME};
 use super::state_dir::{self, StateError};
 use crate::config::{ConfigError, MountSettings};
+use crate::fuse::device::may_mount;
 
 /// The source that the kernel's table shows for a mount of `repo` on `server`.
 pub fn fs_source(settings: &MountSettings) -> String {
@@ -158,7 +159,7 @@ pub fn check(settings: &MountSettings) -> Result<Checked, PreflightError> {
     check_device()?;
     check_limits(&mut warnings)?;
     let place = check_mountpoint(&settings.mountpoint, &mut warnings)?;
-    if !rustix::process::geteuid().is_root() {
+    if !may_mount() {
         check_helper()?;
         if rustix::fs::access(place.through(), rustix::fs::Access::WRITE_OK).is_err() {
             return Err(PreflightError::NotWritable(place.path().to_owned()));
@@ -287,7 +288,7 @@ pub fn is_stale(path: &Path) -> bool {
 /// What is missing.
 pub fn check_mounting() -> Result<(), PreflightError> {
     check_device()?;
-    if rustix::process::geteuid().is_root() { Ok(()) } else { check_helper() }
+    if may_mount() { Ok(()) } else { check_helper() }
 }
 
 fn check_device() -> Result<(), PreflightError> {
@@ -299,14 +300,14 @@ fn check_device() -> Result<(), PreflightError> {
         Err(error) if matches!(error.raw_os_error(), Some(6 | 19)) => return Err(PreflightError::NoDevice),
         Err(error) => return Err(PreflightError::DeviceRefused(error)),
     }
-    if rustix::process::geteuid().is_root() && !may_mount() {
+    if rustix::process::geteuid().is_root() && !has_right() {
         return Err(PreflightError::NoRight);
     }
     Ok(())
 }
 
 /// Whether this process has CAP_SYS_ADMIN; `true` when the kernel does not say.
-fn may_mount() -> bool {
+fn has_right() -> bool {
     const CAP_SYS_ADMIN: u32 = 21; // linux/capability.h
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
