@@ -54,6 +54,8 @@ const RUNS: usize = 8;
 /// Requests at once for what is ahead in one file, and for all of one.
 const AHEAD_AT_ONCE: usize = 5;
 const WHOLE_AT_ONCE: usize = 4;
+/// Requests at once beyond which nothing is fetched ahead in any file: what they bring is in memory, 40 MiB.
+const AT_ONCE: usize = 10;
 /// How long a file is remembered that nobody has open.
 const LINGERS: Duration = Duration::from_secs(5);
 /// For how long nothing is fetched ahead after there was no room for it.
@@ -96,6 +98,12 @@ impl Blocks {
     /// What is known of a file that comes in blocks.
     pub fn get(&self, hash: ContentHash) -> Option<Arc<Partial>> {
         self.files().get(&hash).filter(|partial| !partial.sparse.is_gone()).cloned()
+    }
+
+    /// How many requests may be begun for what is ahead.
+    fn room(&self) -> usize {
+        let flights: usize = self.files().values().map(|partial| partial.underway().flights.len()).sum();
+        AT_ONCE.saturating_sub(flights)
     }
 
     /// Nobody has a file open any more.
@@ -207,7 +215,7 @@ impl Partial {
     }
 
     /// Somebody reads these bytes. Returns what is worth being fetched ahead, a request each.
-    pub fn plan(&self, bytes: &Range<u64>, limit: u64) -> Vec<Range<u32>> {
+    fn plan(&self, bytes: &Range<u64>, limit: u64, room: usize) -> Vec<Range<u32>> {
         let mut underway = self.underway();
         // What cannot be kept until it is wanted is not fetched ahead.
         let ahead = underway.runs.note(bytes).min(limit / 4 / BLOCK_BYTES * BLOCK_BYTES);
@@ -217,7 +225,7 @@ impl Partial {
         let end = bytes.end.saturating_add(ahead).min(self.sparse.size());
         let blocks = self.sparse.blocks_of(&(bytes.end..end));
         let piece = ((ahead / 4).clamp(BLOCK_BYTES, PIECE_BYTES) / BLOCK_BYTES) as u32;
-        let mut room = AHEAD_AT_ONCE.saturating_sub(underway.flights.len());
+        let mut room = AHEAD_AT_ONCE.saturating_sub(underway.flights.len()).min(room);
         let mut pieces = Vec::new();
         if room == 0 {
             return pieces;
@@ -396,7 +404,7 @@ impl Fs {
 
     /// Fetches ahead what a reader of these bytes is going to want. To be called from any thread.
     pub(super) fn read_ahead(&self, ino: Ino, partial: &Arc<Partial>, bytes: &Range<u64>) {
-        let pieces = partial.plan(bytes, self.cache.limit());
+        let pieces = partial.plan(bytes, self.cache.limit(), self.blocks.room());
         if pieces.is_empty() {
             return;
         }
@@ -479,7 +487,7 @@ impl Fs {
             if waits.is_empty() {
                 return Ok(());
             }
-            partial.ask(&fs, &source, partial.plan(&bytes, self.cache.limit()), Who::Staging);
+            partial.ask(&fs, &source, partial.plan(&bytes, self.cache.limit(), self.blocks.room()), Who::Staging);
             for (patient, done) in waits {
                 let done = done.await;
                 if patient {
@@ -530,15 +538,13 @@ impl Fs {
                 })
                 .await
             }
-            Err(FsError::Remote(error)) if error.is_outage() => Err(error.into()),
             // Whoever fetches it whole finds out what is wrong, and where else it may be had.
-            other => {
-                if let Err(error) = other {
-                    tracing::debug!(path = %source.path, %error, "a file is fetched whole");
-                }
+            Ok(_) => {
+                tracing::debug!(path = %source.path, "the server gives no parts of a file; it is fetched whole");
                 partial.underway().whole = true;
                 Ok(())
             }
+            Err(error) => Err(error),
         }
     }
 

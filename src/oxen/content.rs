@@ -127,7 +127,7 @@ impl OxenWorkspace {
             return Ok(None);
         };
         // One answer is handed on as it came.
-        let mut parts = Vec::new();
+        let (mut parts, mut again) = (Vec::new(), false);
         let mut start = range.start;
         while start < range.end {
             let len = (range.end - start).min(wire::RANGE_BYTES);
@@ -142,9 +142,19 @@ impl OxenWorkspace {
                     }
                     return Ok(None);
                 }
-                // The file ends before the range does: it is not as long as it should be, which whoever fetches all of
-                // it finds out.
-                Ok(_) | Err(WorkspaceError::Server { status: 500, .. }) => return Ok(None),
+                // A range that passes the end is answered 500 (0.65.2, tried), and so is much else.
+                Err(error @ WorkspaceError::Server { status: 500, .. }) => {
+                    if !self.is_so_long(&commit.0, &source.path, range.end).await? {
+                        return Ok(None);
+                    }
+                    if again {
+                        return Err(error);
+                    }
+                    again = true;
+                    continue;
+                }
+                // It is not as long as it should be, which whoever fetches all of it finds out.
+                Ok(_) => return Ok(None),
                 Err(error) => return Err(error),
             }
             start += len;
@@ -153,6 +163,12 @@ impl OxenWorkspace {
             return Ok(Some(part.clone()));
         }
         Ok(Some(parts.concat().into()))
+    }
+
+    /// Whether a committed file has so many bytes, by what the server says of it.
+    async fn is_so_long(&self, commit: &str, at: &RepoPath, bytes: u64) -> Result<bool, WorkspaceError> {
+        let kind = self.meta(commit, at).await?.map(|meta| meta.kind);
+        Ok(matches!(kind, Some(EntryKind::File(object)) if object.size >= bytes))
     }
 
     /// Through `chunk/`, which serves committed content only (0.65.2, tried).

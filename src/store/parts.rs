@@ -783,6 +783,26 @@ mod tests {
     }
 
     #[test]
+    fn a_map_is_as_the_page_on_formats_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (parts, hash) = parts(dir.path());
+        let sparse = parts.get(hash, SIZE).unwrap();
+        put(&sparse, 5..6);
+        put(&sparse, 1..2);
+        parts.tidy();
+        let object = format!(r#"{{"oxenfs_blocks":1,"hash":"{hash}","size":{SIZE},"block":131072,"blocks":2}}"#);
+        let mut expected = [object.as_bytes(), b"\n"].concat();
+        for block in [1_u32, 5] {
+            let range = sparse.range(&(block..block + 1));
+            let bytes = &content()[range.start as usize..range.end as usize];
+            expected.extend(block.to_le_bytes());
+            expected.extend(xxhash_rust::xxh3::xxh3_64(bytes).to_le_bytes());
+        }
+        expected.extend(xxhash_rust::xxh3::xxh3_128(&expected).to_be_bytes());
+        assert_eq!(fs::read(map_of(&parts.path(hash))).unwrap(), expected);
+    }
+
+    #[test]
     fn no_damage_of_file_or_map_shows_as_a_wrong_byte() {
         let mut random = fastrand::Rng::with_seed(22);
         let dir = tempfile::tempdir().unwrap();
