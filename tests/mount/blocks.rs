@@ -276,7 +276,7 @@ fn a_daemon_that_is_killed_while_blocks_come_leaves_no_wrong_byte() {
     let proxy = Proxy::new(&server.url());
     let (test, content) = large(&proxy.url(), 24 * MIB);
     let mut random = fastrand::Rng::with_seed(6);
-    for round in 0..6 {
+    for _ in 0..6 {
         test.mount(&["--read-only"]).ok();
         std::thread::scope(|scope| {
             let (path, content, from) = (test.at("large"), &content, random.usize(..12) * MIB);
@@ -297,7 +297,6 @@ fn a_daemon_that_is_killed_while_blocks_come_leaves_no_wrong_byte() {
             reader.join().unwrap();
         });
         test.detach();
-        let _ = round;
     }
     test.mount(&["--read-only"]).ok();
     assert!(fs::read(test.at("large")).unwrap() == content);
