@@ -234,7 +234,7 @@ fn a_server_that_is_started_anew_costs_a_reader_nothing_but_time() {
     let test = remounted(&server, &files, &[], &[]);
     server.arm("GET", "/chunk/", Some(1), json!({"throttle": {"bytes_per_second": 32 << 10}}));
     server.arm("GET", "/chunk/", Some(1), json!({"truncate": {"bytes": 64 << 10}}));
-    let amid = Program::waiting(&test, "cmp amid amid");
+    let amid = Program::waiting(&test, "cksum amid");
     wait_until("it to be asked for", || server.log().iter().any(|(_, path, _)| path.contains("/amid")));
     server.stop();
     let away = Program::waiting(&test, "cmp away away");
