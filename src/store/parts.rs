@@ -739,7 +739,7 @@ mod tests {
     const SIZE: u64 = 5 * BLOCK_BYTES + 100;
 
     fn content() -> Vec<u8> {
-        (0..SIZE).map(|at| (at * 2_654_435_761 >> 13) as u8).collect()
+        (0..SIZE).map(|at| ((at * 2_654_435_761) >> 13) as u8).collect()
     }
 
     fn parts(dir: &Path) -> (Parts, ContentHash) {
