@@ -204,7 +204,11 @@ impl Walk {
             }
             return self.opened.len() > IN_ORDER as usize && !std::mem::replace(&mut self.building, true);
         }
-        let follows = self.orders.iter_mut().fold(false, |follows, order| order.note(ino) || follows);
+        let mut follows = false;
+        // Each is told of it.
+        for order in &mut self.orders {
+            follows |= order.note(ino);
+        }
         self.in_order = if follows { self.in_order + 1 } else { 0 };
         false
     }
