@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::activity;
 use crate::path::Name;
-use crate::report::{Counts, Difference, FileError, LocalPath, Progress, SparseFile, Unreadable};
+use crate::report::{Cached, Counts, Difference, FileError, LocalPath, Progress, SparseFile, Unreadable};
 
 /// What a command asks of a running daemon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -299,6 +299,8 @@ pub struct Status {
     pub spool_bytes: u64,
     /// The spool's limit in bytes; 0 is none but the disk's.
     pub spool_limit_bytes: u64,
+    /// Copies of what the server has.
+    pub cache: Cached,
     /// `on` where reads and writes go past the daemon, straight to the local disk; else `off` and why. Empty when no
     /// daemon runs.
     pub passthrough: String,

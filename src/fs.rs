@@ -7,8 +7,10 @@
 //! Every change is made under one lock, written as one journal frame, and acknowledged once that frame is in the
 //! kernel. The lock is held for memory work alone: not across a write, a copy or a request.
 
+mod ahead;
 mod backing;
 mod belief;
+mod blocks;
 mod borrowed;
 mod check;
 #[cfg(test)]
@@ -221,6 +223,8 @@ pub enum Need {
     ListAll(Ino),
     /// A file's bytes, to read.
     Fetch(Ino),
+    /// Some of them, or to know whether they come one by one: from the first to before the second.
+    Blocks(Ino, u64, u64),
     /// A spool file with a file's bytes, to change.
     Own(Ino),
     /// An empty spool file in place of a file's bytes.
@@ -299,6 +303,10 @@ pub struct Fs {
     unnamed: Mutex<VecDeque<SpoolId>>,
     /// Downloads under way, so that many readers of one content share one.
     fetching: Flights<(ContentHash, Who), Arc<File>>,
+    /// Large files that are here in part.
+    blocks: blocks::Blocks,
+    /// Small files that are fetched before they are asked for.
+    ahead: ahead::Ahead,
     /// Caches of other mounts.
     neighbours: OnceLock<neighbours::Neighbours>,
     /// How long programs wait for a server from which nothing comes.
@@ -548,7 +556,11 @@ impl Fs {
                 tokio::time::sleep(borrowed::SOON).await;
                 Ok(())
             }
-            Need::Fetch(ino) => self.fetch(ino, false).await.map(drop),
+            Need::Fetch(ino) => {
+                self.note_miss(ino);
+                self.bring(ino).await
+            }
+            Need::Blocks(ino, from, to) => self.bring_blocks(ino, from..to).await,
             Need::Own(ino) => self.own(ino).await,
             Need::Empty(ino) => self.blocking(move |fs| fs.empty(ino)).await,
             Need::Look(ino) => self.blocking(move |fs| Ok(fs.look_at(ino)?)).await,
@@ -752,6 +764,7 @@ impl Fs {
     /// # Errors
     /// When the record cannot be flushed; what was to be done is done the next time, or at the next mount.
     pub fn tidy(&self) -> Result<(), FsError> {
+        self.tidy_parts();
         self.journal.note_written();
         self.settle_spool()?;
         self.forget_salvaged()?;
@@ -771,6 +784,7 @@ impl Fs {
     /// # Errors
     /// As [`tidy`](Self::tidy).
     pub fn tidy_all(&self) -> Result<(), FsError> {
+        self.tidy_parts();
         self.settle_spool()?;
         self.forget_salvaged()?;
         self.put_strays_aside(usize::MAX, Duration::ZERO);

@@ -177,6 +177,7 @@ impl Daemon {
             disk: self.fs.trouble(),
             spool_bytes: self.fs.spool().used(),
             spool_limit_bytes: self.fs.spool().limit().unwrap_or(0),
+            cache: self.fs.cached(),
             passthrough: self.fs.passthrough().to_string(),
             stalled,
             stalled_reason: self.meter.stalled_reason().map(str::to_owned),
@@ -191,16 +192,15 @@ impl Daemon {
 impl Daemon {
     /// What is measured.
     fn measures(&self) -> Measures {
-        let (cache_hits, cache_misses) = self.fs.cache().hits_and_misses();
-        let (cache_bytes, cache_limit_bytes) = self.fs.cache().used_and_limit();
-        let counts =
-            activity::Counts { cache_hits, cache_misses, cache_bytes, cache_limit_bytes, ..self.activity.counts() };
-        Measures {
-            mountpoint: self.mountpoint.display().to_string(),
-            answers: true,
-            status: self.status(),
-            counts: Some(counts),
-        }
+        let status = self.status();
+        let counts = activity::Counts {
+            cache_hits: status.cache.hits,
+            cache_misses: status.cache.misses,
+            cache_bytes: status.cache.bytes,
+            cache_limit_bytes: status.cache.limit_bytes,
+            ..self.activity.counts()
+        };
+        Measures { mountpoint: self.mountpoint.display().to_string(), answers: true, status, counts: Some(counts) }
     }
 }
 

@@ -273,6 +273,14 @@ impl Workspace for OxenWorkspace {
         self.read_range(source, range).boxed()
     }
 
+    fn gives_parts(&self, source: &Source) -> bool {
+        self.may_give_parts(source)
+    }
+
+    fn read_part<'a>(&'a self, source: &'a Source, range: Range<u64>) -> Fut<'a, Option<bytes::Bytes>> {
+        self.read_part_of(source, range).boxed()
+    }
+
     fn fetch_small<'a>(&'a self, wanted: &'a [Object], take: &'a Take) -> Fut<'a, Option<Vec<ContentHash>>> {
         self.fetch_archive(wanted, take).boxed()
     }

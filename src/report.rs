@@ -55,6 +55,28 @@ impl Counts {
     }
 }
 
+/// Copies of what the server has, and what became of the wish for them since the daemon started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cached {
+    /// What they take.
+    pub bytes: u64,
+    /// The most that they may take; 0 where no daemon runs.
+    pub limit_bytes: u64,
+    /// Times that content was wanted that was here.
+    pub hits: u64,
+    /// Times that it had to be fetched.
+    pub misses: u64,
+    /// Blocks of large files that were fetched.
+    pub blocks_fetched: u64,
+    /// Blocks that were not any more what had come, and were fetched again.
+    pub blocks_damaged: u64,
+    /// Files whose blocks together were not what the file should be: they were fetched anew, whole.
+    pub wrong_files: u64,
+    /// Small files that were fetched before anybody asked for them.
+    pub files_ahead: u64,
+}
+
 /// A file whose holes are sent as zeros.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SparseFile {

@@ -393,6 +393,14 @@ pub trait Workspace: Send + Sync + 'static {
     /// `range` of a file, in bytes from its start; shorter where the file ends earlier.
     fn read<'a>(&'a self, source: &'a Source, range: Range<u64>) -> Fut<'a, bytes::Bytes>;
 
+    /// Whether [`read_part`](Workspace::read_part) may give parts of such a file, as far as is known without asking.
+    fn gives_parts(&self, source: &Source) -> bool;
+
+    /// `range` of a file, in bytes from its start, all of it: for who knows how long the file is. No more than that is
+    /// asked for, nor than the server has to hold in memory at a time, so it is one request or few. `None`: the server
+    /// gives no parts of it, or not there; it is to be [fetched](Workspace::fetch) whole.
+    fn read_part<'a>(&'a self, source: &'a Source, range: Range<u64>) -> Fut<'a, Option<bytes::Bytes>>;
+
     /// Small contents, as many as are wanted in one answer, each handed to `take` once it is there, in any order; all are
     /// in memory one after the other. Returns those that the server does not have; `None`: this server cannot do it, and
     /// what was not taken yet is [fetched](Workspace::fetch) one by one.

@@ -11,7 +11,7 @@ use super::seams;
 use super::watch::Watch;
 use crate::control::Status;
 use crate::mount::state_dir::Known;
-use crate::report::{Counts, Tally};
+use crate::report::{Cached, Counts, Tally};
 
 /// Between two looks of `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -160,6 +160,7 @@ fn table(known: &Known, status: &Status) -> String {
     let counts = &status.counts;
     if status.revision.is_some() {
         // It has nothing to send, ever.
+        cache(status).into_iter().for_each(|cache| row("cache", cache));
         if !status.passthrough.is_empty() {
             row("passthrough", printable(&status.passthrough).to_string());
         }
@@ -192,6 +193,7 @@ fn table(known: &Known, status: &Status) -> String {
             limit => format!(" of {}", bytes(limit)),
         };
         row("spool", format!("{}{limit}", bytes(status.spool_bytes)));
+        cache(status).into_iter().for_each(|cache| row("cache", cache));
         if !status.passthrough.is_empty() {
             row("passthrough", printable(&status.passthrough).to_string());
         }
@@ -234,6 +236,22 @@ fn table(known: &Known, status: &Status) -> String {
         let _ = writeln!(text, "  to send it: {}", mount_command(known));
     }
     text
+}
+
+/// How full the cache is, and how often it had what was wanted.
+fn cache(status: &Status) -> Option<String> {
+    let Cached { bytes: here, limit_bytes, hits, misses, wrong_files, .. } = status.cache;
+    if limit_bytes == 0 {
+        return None;
+    }
+    let mut text = format!("{} of {}", bytes(here), bytes(limit_bytes));
+    if let Some(rate) = hits.saturating_mul(100).checked_div(hits.saturating_add(misses)) {
+        let _ = write!(text, ", had {rate}% of what was wanted");
+    }
+    if wrong_files > 0 {
+        let _ = write!(text, "; {} came wrong and had to be fetched again", count(wrong_files, "file"));
+    }
+    Some(text)
 }
 
 /// What programs could not read.

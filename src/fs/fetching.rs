@@ -110,7 +110,7 @@ impl Fs {
     }
 
     /// A program read what is at `path`, or could not.
-    fn note_read<T>(&self, path: Option<RepoPath>, read: &Result<T, FsError>) {
+    pub(super) fn note_read<T>(&self, path: Option<RepoPath>, read: &Result<T, FsError>) {
         match (path, read) {
             (Some(path), Ok(_)) => self.begin().unreadable.forget(&path),
             (Some(path), Err(FsError::Remote(error))) => {
@@ -332,6 +332,8 @@ impl Fs {
             self.cache.was_wanted(true);
             Ok(file)
         };
+        // Others may be bringing it along with more of its kind.
+        self.ahead.wait_for(hash).await;
         match self.cache.find(hash) {
             Found::Here(file) => return here(Arc::new(file)),
             // Costs no request, and works without the server.
@@ -348,6 +350,9 @@ impl Fs {
         }
         let source = source.ok_or(FsError::Stale)?;
         self.cache.was_wanted(false);
+        if let Some(file) = self.complete_blocks(hash, size, &source, who).await? {
+            return Ok(file);
+        }
         self.make_room(size);
         if !self.cache.has_room(size) {
             return Err(FsError::NoSpace);

@@ -10,6 +10,7 @@ use super::passthrough::Way;
 use super::room::even;
 use super::standing::Event;
 use super::{Fs, FsError, Need, Op, State, now, set_mtime};
+use crate::hash::ContentHash;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
 use crate::path::{Name, RepoPath};
 use crate::store::journal::Change;
@@ -847,7 +848,7 @@ impl Fs {
             self.touch_times(ino)?;
         }
         loop {
-            let (content, token, way) = {
+            let (content, size, token, way) = {
                 let mut state = self.begin();
                 state.look(ino, self);
                 let (content, size) = match state.tree.get(ino).map(|inode| &inode.body) {
@@ -881,7 +882,7 @@ impl Fs {
                 if attached || unread {
                     return Ok(state.step(ino, Event::Opened, |state| state.open_handle(ino, flags)));
                 }
-                (content, state.tree.token(ino).ok_or(FsError::Stale)?, way)
+                (content, size, state.tree.token(ino).ok_or(FsError::Stale)?, way)
             };
             let lent = match &content {
                 Content::Local { .. } if way == Way::Past => match self.spool_file_to_read(token)? {
@@ -899,10 +900,28 @@ impl Fs {
                     Some(file) => (Arc::new(file), None, None),
                     None => continue,
                 },
-                (None, Content::Remote { hash, .. }) => {
-                    let file = self.cache.file(*hash).ok_or(super::Stop::Need(Need::Fetch(ino)))?;
-                    (Arc::new(file), None, None)
-                }
+                (None, Content::Remote { hash, .. }) => match self.cache.file(*hash) {
+                    Some(file) => {
+                        self.note_open(ino, false);
+                        (Arc::new(file), None, None)
+                    }
+                    None if flags.write || !self.comes_in_blocks(size) => {
+                        return Err(super::Stop::Need(Need::Fetch(ino)));
+                    }
+                    // It is read before all of it is here, if it can be.
+                    None => match self.blocks.get(*hash) {
+                        None => return Err(super::Stop::Need(Need::Blocks(ino, 0, 0))),
+                        Some(partial) if partial.is_whole() => return Err(super::Stop::Need(Need::Fetch(ino))),
+                        Some(partial) => {
+                            self.note_reader(&partial, ino);
+                            let mut state = self.begin();
+                            if state.tree.still(token) {
+                                return Ok(state.step(ino, Event::Opened, |state| state.open_handle(ino, flags)));
+                            }
+                            continue;
+                        }
+                    },
+                },
             };
             let mut state = self.begin();
             let same = state.tree.still(token);
@@ -934,14 +953,17 @@ impl Fs {
     /// # Errors
     /// [`FsError::BadHandle`]; the server's when the bytes must be fetched.
     pub fn read(&self, handle: u64, offset: u64, length: usize) -> Op<Vec<u8>> {
-        let (file, size) = {
+        let (ino, file, size, hash) = {
             let mut state = self.begin();
             let ino = state.handles.reader(handle)?;
             state.look(ino, self);
-            let (_, size) = state.content(ino).ok_or(FsError::Stale)?;
-            (self.attached(&state, ino)?, size)
+            match (state.handles.local(ino), state.content(ino).ok_or(FsError::Stale)?) {
+                (None, (Content::Remote { hash, .. }, size)) => (ino, None, size, Some(*hash)),
+                (_, (_, size)) => (ino, Some(self.attached(&state, ino)?), size, None),
+            }
         };
         let length = length.min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX));
+        let Some(file) = file else { return self.read_blocks(ino, hash, size, offset, length) };
         let mut bytes = vec![0; length];
         let mut filled = 0;
         while filled < length {
@@ -954,6 +976,25 @@ impl Fs {
         }
         bytes.truncate(filled);
         Ok(bytes)
+    }
+
+    /// [`read`](Self::read) of a file that is not here, or not all of it.
+    fn read_blocks(&self, ino: Ino, hash: Option<ContentHash>, size: u64, offset: u64, length: usize) -> Op<Vec<u8>> {
+        if length == 0 {
+            return Ok(Vec::new());
+        }
+        if !self.comes_in_blocks(size) {
+            return Err(super::Stop::Need(Need::Fetch(ino)));
+        }
+        let end = offset + length as u64;
+        if let Some(partial) = hash.and_then(|hash| self.blocks.get(hash))
+            && !partial.is_whole()
+            && let Some(bytes) = partial.read(offset, length)
+        {
+            self.read_ahead(ino, &partial, &(offset..end));
+            return Ok(bytes);
+        }
+        Err(super::Stop::Need(Need::Blocks(ino, offset, end)))
     }
 
     /// The local file behind an open one.
@@ -1074,6 +1115,9 @@ impl Fs {
                     state.kernel.content_changed(ino);
                 }
                 closed = left_open.last;
+                if closed.is_some() {
+                    self.blocks.closed(ino);
+                }
                 let borrowed = closed.as_ref().and_then(|closed| closed.borrowed?.to_give_back());
                 borrowed.into_iter().for_each(|hash| self.give_back(hash));
                 // The spool file's time counts after the daemon's end, and is of another clock yet.

@@ -140,6 +140,8 @@ impl Fs {
             expiry: Mutex::default(),
             unnamed: Mutex::default(),
             fetching: Flights::default(),
+            blocks: super::blocks::Blocks::default(),
+            ahead: super::ahead::Ahead::default(),
             neighbours: OnceLock::new(),
             read_timeout: OnceLock::new(),
             listing: Flights::default(),

@@ -24,6 +24,7 @@ use crate::count;
 use crate::hash::ContentHash;
 use crate::id::{Ino, SpoolId};
 use crate::store::disk::{Act, Disk};
+use crate::store::parts::Parts;
 
 pub mod holes;
 
@@ -339,6 +340,8 @@ pub struct Cache {
     lent: Mutex<HashMap<Key, Lent>>,
     /// Locked by whoever gives a name, takes one away, or lends what has one: what is lent keeps the name that it has.
     naming: Mutex<()>,
+    /// Files of which a part is here.
+    parts: Parts,
     temporary: AtomicU64,
     /// How often content was wanted that is here, and how often such that is not.
     hits: AtomicU64,
@@ -386,6 +389,7 @@ impl Cache {
             arriving: Mutex::default(),
             lent: Mutex::default(),
             naming: Mutex::default(),
+            parts: Parts::new(disk, dir),
             temporary: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -425,6 +429,7 @@ impl Cache {
             known.put_oldest(key, size);
         }
         drop(known);
+        self.parts.learn()?;
         self.learned.store(true, Ordering::Release);
         self.evict();
         Ok(())
@@ -457,7 +462,28 @@ impl Cache {
     /// Bytes of what is known to be here, and their limit. What is lent is not among them.
     pub fn used_and_limit(&self) -> (u64, u64) {
         let known = self.lock();
-        (known.committed_bytes + known.staged_bytes, self.limit)
+        (known.committed_bytes + known.staged_bytes + self.parts.used(), self.limit)
+    }
+
+    /// Files of which a part is here.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// All of a file that was here in part has come, and has its hash: it is content like any other from now on.
+    ///
+    /// # Errors
+    /// As [`name`](Self::name) has them: it is fetched again.
+    pub fn take_part(&self, hash: ContentHash, size: u64) -> io::Result<()> {
+        self.parts.hand_over(hash, |path| self.name(hash, path))?;
+        self.note(hash, self.counted(hash, size));
+        Ok(())
+    }
+
+    /// Whether the content is here, checked or not. Does not count as a use.
+    pub fn has_some(&self, hash: ContentHash) -> bool {
+        let known = self.lock().has(&Key::of(hash));
+        known || self.arriving().contains_key(&hash) || self.lent().contains_key(&Key::of(hash))
     }
 
     /// The content, if it is here from before the machine was last started and its bytes are still its own: it is used
@@ -519,7 +545,7 @@ impl Cache {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
         self.unknow(hash);
-        let mut removed = false;
+        let mut removed = self.parts.remove(hash);
         for dir in self.older.iter().chain([&self.current]) {
             match self.disk.remove(&dir.join(key.name())) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -837,10 +863,17 @@ impl Cache {
         hashes.filter(|hash| !boots.iter().any(|boot| boot.join(Key::of(*hash).name()).exists())).collect()
     }
 
-    /// Removes the least recently used files over the limit, first those that are committed. Never the newest of these,
-    /// which its reader is about to open.
+    /// Removes the least recently used files over the limit, first parts of such that nobody reads, then those that are
+    /// committed; never the newest of these, which its reader is about to open. At last, blocks of what somebody reads.
     pub fn evict(&self) {
-        while self.evict_one(|known| known.over(self.limit)) {}
+        loop {
+            let left = self.limit.saturating_sub(self.parts.used());
+            let whole = |known: &KnownFiles| known.over(left);
+            let is_over = self.used_and_limit().0 > self.limit;
+            if !is_over || !(self.parts.make_way(false) || self.evict_one(whole) || self.parts.make_way(true)) {
+                return;
+            }
+        }
     }
 
     /// Removes the file that `choice` names, and says whether there was one.
@@ -868,7 +901,7 @@ impl Cache {
     pub fn make_room(&self, bytes: u64) -> bool {
         let lacking = || rustix::fs::statvfs(&self.dir).is_ok_and(|disk| is_lacking(&disk, bytes));
         let mut removed = false;
-        while lacking() && self.evict_one(KnownFiles::first) {
+        while lacking() && (self.parts.make_way(false) || self.evict_one(KnownFiles::first)) {
             removed = true;
         }
         removed

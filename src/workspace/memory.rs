@@ -741,6 +741,19 @@ impl Workspace for Memory {
         })
     }
 
+    fn gives_parts(&self, source: &Source) -> bool {
+        matches!(source.revision, Revision::Commit(_))
+    }
+
+    fn read_part<'a>(&'a self, source: &'a Source, range: Range<u64>) -> Fut<'a, Option<Bytes>> {
+        self.request("read_part", move |state| {
+            let content = state.content(source)?;
+            let (start, end) = (range.start as usize, range.end as usize);
+            let is_there = end <= content.len() && matches!(source.revision, Revision::Commit(_));
+            Ok(is_there.then(|| content.slice(start..end)))
+        })
+    }
+
     fn fetch_small<'a>(&'a self, wanted: &'a [Object], take: &'a Take) -> Fut<'a, Option<Vec<ContentHash>>> {
         self.request("fetch_small", move |state| {
             let mut missing = Vec::new();

@@ -27,6 +27,7 @@ contract! {
     everywhere: [
         what_is_committed_is_listed_and_read,
         ranges_are_clamped_to_the_file,
+        parts_of_committed_files_come_whole_or_not_at_all,
         what_is_missing_is_told_apart,
         opening_twice_finds_the_same_workspace,
         repositories_and_branches_are_made_and_found,
@@ -296,6 +297,26 @@ async fn ranges_are_clamped_to_the_file(target: &Target) {
     check(Revision::Workspace).await;
     let committed = commit(&workspace, "noise").await;
     check(Revision::Commit(committed.id)).await;
+}
+
+async fn parts_of_committed_files_come_whole_or_not_at_all(target: &Target) {
+    let workspace = open(target).await;
+    let bytes = noise(2, 9 << 20);
+    bring(&workspace, "data/noise.bin", Some(&bytes)).await;
+    let staged = Source { revision: Revision::Workspace, path: path("data/noise.bin") };
+    assert!(!workspace.gives_parts(&staged));
+    assert_eq!(workspace.read_part(&staged, 0..10).await.expect("an answer"), None);
+    let committed = commit(&workspace, "noise").await;
+    let source = Source { revision: Revision::Commit(committed.id), ..staged };
+    for range in [0..10, (9 << 20) - 1..9 << 20, 5 << 20..(5 << 20) + (128 << 10), 1000..9 << 20] {
+        let part = workspace.read_part(&source, range.clone()).await.expect("a part").expect("it gives parts");
+        assert!(part == bytes[range.start as usize..range.end as usize], "{range:?}");
+    }
+    // Past the end, and of a file that is not there.
+    assert_eq!(workspace.read_part(&source, (9 << 20) - 5..(9 << 20) + 1).await.expect("an answer"), None);
+    let missing = Source { path: path("data/none"), ..source.clone() };
+    assert_eq!(workspace.read_part(&missing, 0..1).await.expect("an answer"), None);
+    assert!(workspace.gives_parts(&source), "of others it gives them still");
 }
 
 async fn what_is_missing_is_told_apart(target: &Target) {

@@ -349,3 +349,24 @@ fn a_small_disk_leaves_nothing_behind() {
     drop(disk);
     assert!(!mounted(&dir) && !dir.exists());
 }
+
+#[test]
+#[ignore = "needs root, to mount a small disk: scripts/test has it"]
+fn a_large_file_is_read_whose_blocks_find_no_room() {
+    let (disk, server) = (SmallDisk::new(48), Scripted::new());
+    let content = noise(9, 12 << 20);
+    let mut test = TestMount::committed_by(&server.url(), &Tree::from([("large".to_owned(), content.clone())]));
+    test.state = disk.dir().join("state");
+    test.mount(&["--read-only"]).ok();
+    disk.fill();
+    let file = fs::File::open(test.at("large")).unwrap();
+    let mut bytes = vec![0; 1 << 20];
+    for at in (0..12).rev().chain(0..12) {
+        file.read_exact_at(&mut bytes, at << 20).unwrap();
+        assert!(bytes == content[(at as usize) << 20..][..1 << 20], "{at}");
+    }
+    disk.free();
+    drop(file);
+    assert!(fs::read(test.at("large")).unwrap() == content);
+    test.unmount();
+}

@@ -4,7 +4,9 @@
 //! The server is the one that `scripts/oxen-server install` built, or the one at `OXENFS_TEST_SERVER_URL`. The tests
 //! look at it over HTTP alone, with a client of their own. `OXENFS_TEST_FULL=1` makes the datasets large.
 
+mod ahead;
 mod bad_ways;
+mod blocks;
 mod borrowed;
 mod clocks;
 mod commits;

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -40,6 +41,24 @@ impl Scripted {
         let mut server = Self { child: None, data, port: free_port(), dialect, token: None };
         server.start(None);
         server
+    }
+
+    /// Where this content is stored.
+    pub fn stored(&self, content: &[u8]) -> PathBuf {
+        let mut dirs = vec![self.data.path().to_owned()];
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    dirs.push(path);
+                } else if std::fs::metadata(&path).unwrap().len() == content.len() as u64
+                    && std::fs::read(&path).unwrap() == content
+                {
+                    return path;
+                }
+            }
+        }
+        panic!("it is not stored");
     }
 
     /// All content has been stored at the same time, as happens to what comes together.
