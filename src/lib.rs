@@ -63,7 +63,7 @@
 //! control ▸ activity path report
 //! fuse ▸ fs namespace path workspace
 //! stager ▸ activity count fs hash log namespace path store workspace writeback
-//! fs ▸ count hash log namespace path report store sync table workspace writeback
+//! fs ▸ count hash log namespace path report store sync workspace writeback
 //! store ▸ count hash id namespace path sync workspace writeback
 //! writeback ▸ count hash namespace path report sync table workspace
 //! namespace ▸ count hash id path table workspace

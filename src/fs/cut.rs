@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::passthrough::{Seal, Urgency, Way};
-use super::staging::{Fixable, RECHECK, Waiting};
+use super::staging::{Fixable, InCut, RECHECK, Waiting};
 use super::standing::Event;
 use super::tree::Token;
 use super::{Capture, Fs, FsError, Held, State, Want};
@@ -77,16 +77,6 @@ impl Made {
         let paths = self.remote.get(&ino).into_iter().flatten();
         paths.filter(move |path| self.wanted.get(*path).is_some_and(|capture| capture.want.is_remote(ino, hash)))
     }
-}
-
-/// What the cut of a commit says of a path that is due.
-pub(super) enum InCut {
-    /// None is made.
-    NoCut,
-    /// What the path is to hold.
-    Holds(Box<Capture>),
-    /// It is not part of the commit, or staged for it.
-    Lacks,
 }
 
 impl State {

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::cut::InCut;
 use super::live::{Adopted, Asked, Copied};
 use super::passthrough::{Seal, Sealing, Urgency};
 use super::standing::Event;
@@ -298,6 +297,16 @@ pub(super) fn length_at(tree: &Namespace, path: &RepoPath) -> u64 {
 /// Whether a local error passes without anybody's doing: too many open files, no memory.
 fn is_passing(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EINTR))
+}
+
+/// What the cut of a commit says of a path that is due.
+pub(super) enum InCut {
+    /// None is made.
+    NoCut,
+    /// What the path is to hold.
+    Holds(Box<Capture>),
+    /// It is not part of the commit, or staged for it.
+    Lacks,
 }
 
 /// Why a path cannot be captured.
