@@ -24,6 +24,7 @@ mod output;
 mod progress;
 mod repair;
 mod repo;
+mod resolve;
 mod seams;
 mod status;
 mod sync;
@@ -119,6 +120,9 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Warm(args) => warm::warm(args, &find()?),
         Command::Sync(args) => sync::sync(args, &find()?),
         Command::Commit(args) => sync::commit(args, &find()?, environment),
+        Command::Refresh(args) => resolve::refresh(args, &find()?),
+        Command::Resolve(args) => resolve::resolve(args, &find()?),
+        Command::Show(args) => resolve::show(args, &find()?),
         Command::Repair(args) => repair::repair(args),
         Command::Config(args::ConfigCommand::Show(args)) => config::show(args, state_dir.as_deref(), environment),
         Command::Repo(args::RepoCommand::Create(args)) => repo::create(args, environment),

@@ -11,11 +11,13 @@ mod backing;
 mod belief;
 mod borrowed;
 mod check;
+mod conflicts;
 #[cfg(test)]
 mod costs;
 mod cut;
 mod diff;
 mod fetching;
+mod following;
 mod handles;
 mod import;
 mod kernel;
@@ -26,11 +28,13 @@ mod live;
 mod local;
 mod lost;
 mod mapped;
+mod merge;
 mod neighbours;
 mod ops;
 mod passthrough;
 mod presence;
 mod ranges;
+mod rebase;
 mod recovery;
 mod repair;
 mod room;
@@ -76,8 +80,10 @@ use txn::Draft;
 use writeback::Writeback;
 
 pub use crate::writeback::queue::Phase;
-pub use cut::CommitCut;
+pub use conflicts::{Choice, Version};
+pub use cut::{CommitCut, Paused};
 pub use diff::recorded_differences;
+pub use following::{Followed, Stays};
 pub use import::{Arrival, Arrived, Spooled};
 pub use kernel::Stale;
 pub use listing::{GRANTED, Keep, OpenedDir};
@@ -89,7 +95,8 @@ pub use neighbours::Where;
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat};
 pub use passthrough::{Passthrough, Reach};
 pub use ranges::{RangeChange, Seek};
-pub use recovery::{BaseAccess, Foreign, Limits, Shown, survey};
+pub use rebase::Taken;
+pub use recovery::{BaseAccess, Foreign, Limits, Shown, Survey, survey};
 pub use repair::{Label, Repair, Rescued, repair};
 pub use room::Statfs;
 pub use staging::{Capture, Frees, Held, Waiting, Want};
@@ -337,6 +344,8 @@ struct State {
     salvaged: lost::SalvagedFiles,
     /// What the server has and programs cannot read.
     unreadable: unreadable::Unreadable,
+    /// Files that others changed, and that programs have open.
+    waiting: conflicts::Waiting,
     /// Changes since it was last checked whether all is as it should be.
     #[cfg(debug_assertions)]
     unchecked: usize,
@@ -367,6 +376,7 @@ impl State {
     fn replay(&mut self, change: &Change) {
         match change {
             Change::Account { path, account } => self.writeback.set_account(path.clone(), *account),
+            Change::Conflict { path, conflict } => self.writeback.set_conflict(path, conflict.as_ref()),
             Change::Upload { path, upload } => self.writeback.set_upload(path, upload.as_ref()),
             Change::Base { commit } if self.tree.base() == commit => {}
             Change::Base { commit } => self.tree.move_base(commit),
@@ -407,7 +417,7 @@ impl State {
     /// Opens the account of a path that is about to differ from the base. What stands there now tells what the base
     /// has, since without an account tree and base agree.
     fn open_account(&mut self, path: &RepoPath, stands: Option<Ino>) {
-        if self.writeback.account(path).is_some() {
+        if self.writeback.account(path).is_some() || self.clash_deferred(path) {
             return;
         }
         let base = stands.and_then(|ino| match self.content(ino)? {
@@ -422,6 +432,7 @@ impl State {
         // Nothing of the tree changes in between.
         let mut vacant = HashMap::new();
         for path in paths {
+            self.end_agreed_conflict(path);
             if self.writeback.account(path) == Some(Account::default())
                 && !matches!(self.tree.resolve(path), Resolved::Inode(ino) if self.content(ino).is_some())
                 && !self.writeback.queue().is_active(path)

@@ -13,6 +13,7 @@ pub mod commit;
 mod follow;
 mod import;
 mod notify;
+mod resolve;
 mod serve;
 mod warm;
 
@@ -27,7 +28,7 @@ use tokio::sync::watch;
 use crate::activity::{self, Activity};
 use crate::config::{Address, FsyncPolicy, MountSettings};
 use crate::control::{Measures, Status};
-use crate::fs::{BaseAccess, Fs, FsError, Limits, Options, Repair, Stale, Where};
+use crate::fs::{BaseAccess, Fs, FsError, Limits, Options, Repair, Stale, Survey, Where};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
 use crate::log::{Said, Trouble};
@@ -61,6 +62,8 @@ const FIRST_LOOK: Duration = Duration::from_secs(5);
 const LAST_LOOK: Duration = Duration::from_secs(60);
 /// Files and directories that are listed before anybody asks: 30 MB of memory at most.
 const LISTED_AHEAD: usize = 100_000;
+/// Conflicts that a status shows.
+const SHOWN_CONFLICTS: usize = 100;
 /// How often the journal's length is looked at.
 const COMPACTION_CHECK: Duration = Duration::from_secs(60);
 
@@ -179,6 +182,7 @@ impl Daemon {
             passthrough: self.fs.passthrough().to_string(),
             stalled,
             stalled_reason: self.meter.stalled_reason().map(str::to_owned),
+            conflicts: self.fs.told_conflicts(SHOWN_CONFLICTS),
             errors,
             local,
             sparse: self.fs.sparse_files(),
@@ -725,8 +729,8 @@ pub fn offline_differences(dir: &Path) -> Result<Vec<Difference>, MountError> {
 /// # Errors
 /// When its journal cannot be read.
 pub fn offline_status(dir: &Path) -> Result<Status, MountError> {
-    let (counts, local, base) = crate::fs::survey(dir, &state_dir::shown(dir)?)?;
-    Ok(Status { phase: "stopped".to_owned(), base: base.to_string(), counts, local, ..Status::default() })
+    let Survey { counts, local, base, conflicts } = crate::fs::survey(dir, &state_dir::shown(dir)?, SHOWN_CONFLICTS)?;
+    Ok(Status { phase: "stopped".to_owned(), base: base.to_string(), counts, conflicts, local, ..Status::default() })
 }
 
 /// What can be salvaged of a state directory without a daemon, and what is wrong with its `meta.json`; does it if told to

@@ -130,6 +130,8 @@ pub struct OxenWorkspace {
     id: RwLock<Arc<str>>,
     name: String,
     created: bool,
+    /// Others may use it.
+    shared: bool,
     dialect: dialect::Dialect,
     info: ServerInfo,
     compress: bool,
@@ -220,6 +222,10 @@ impl Workspace for OxenWorkspace {
 
     fn reopen<'a>(&'a self, branch: &'a str, base: &'a CommitId) -> Fut<'a, Reopened> {
         self.open_again(branch, base).boxed()
+    }
+
+    fn renew<'a>(&'a self, branch: &'a str) -> Fut<'a, Option<WorkspaceIdentity>> {
+        self.open_anew(branch).boxed()
     }
 
     fn head<'a>(&'a self, branch: &'a str) -> Fut<'a, CommitId> {

@@ -88,6 +88,18 @@ pub struct FileError {
     pub parked: bool,
 }
 
+/// A path that was changed here and by others.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conflict {
+    /// Repository path.
+    pub path: String,
+    /// What each side did, in words.
+    pub what: String,
+    /// Where the file is now that was removed here, where its content tells.
+    #[serde(default)]
+    pub renamed_to: Option<String>,
+}
+
 /// What the server has and programs cannot read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unreadable {
@@ -114,6 +126,9 @@ pub struct Difference {
     /// Why it stays local.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What each side did, where others changed it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<String>,
 }
 
 /// How a path differs from the base.

@@ -346,6 +346,10 @@ pub trait Workspace: Send + Sync + 'static {
     /// Later requests go to what is found, also where another client made it under another id.
     fn reopen<'a>(&'a self, branch: &'a str, base: &'a CommitId) -> Fut<'a, Reopened>;
 
+    /// Replaces the workspace by one of the same name on what `branch` has become, with nothing staged in it. `None`: others
+    /// may use it, and it stays. The caller keeps what was staged.
+    fn renew<'a>(&'a self, branch: &'a str) -> Fut<'a, Option<WorkspaceIdentity>>;
+
     /// The commit that `branch` stands on.
     fn head<'a>(&'a self, branch: &'a str) -> Fut<'a, CommitId>;
 

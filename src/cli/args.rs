@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{MountInput, units};
 
@@ -56,6 +56,12 @@ pub enum Command {
     Sync(SyncArgs),
     /// Stage what was written up to now, and commit it
     Commit(CommitArgs),
+    /// Take in what others committed to the branch
+    Refresh(RefreshArgs),
+    /// Decide what becomes of files that were changed here and by others
+    Resolve(ResolveArgs),
+    /// Print a version of a file that was changed here and by others
+    Show(VersionArgs),
     /// Print what happens in a mount, as lines of JSON
     Events(EventsArgs),
     /// Print or serve what is measured of all mounts, for Prometheus
@@ -596,6 +602,11 @@ pub struct CommitArgs {
     #[arg(long, value_name = "NAME")]
     pub branch: Option<String>,
 
+    /// What becomes of files that others changed too: the commit fails and changes nothing, yours go over theirs, theirs
+    /// take the place of yours, or yours go beside theirs under another name
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub on_conflict: OnConflict,
+
     /// Give up waiting after this time, for example 30s or 5m; staging goes on
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub timeout: Option<Duration>,
@@ -603,6 +614,76 @@ pub struct CommitArgs {
     /// Say what was done as a JSON object on standard output
     #[arg(long)]
     pub json: bool,
+}
+
+/// What a commit does with files that others changed too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnConflict {
+    /// It fails, and changes nothing.
+    #[default]
+    Fail,
+    /// Yours go over theirs.
+    Ours,
+    /// Theirs take the place of yours.
+    Theirs,
+    /// Yours go beside theirs.
+    KeepBoth,
+}
+
+/// `oxenfs refresh`.
+#[derive(Debug, Args)]
+pub struct RefreshArgs {
+    /// The mount point
+    pub dir: PathBuf,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `oxenfs resolve`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("choice").required(true).args(["ours", "theirs", "keep_both"])))]
+pub struct ResolveArgs {
+    /// Files in conflict, or directories: all below
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+
+    /// What is here goes over what the branch has
+    #[arg(long)]
+    pub ours: bool,
+
+    /// What the branch has takes the place of what is here
+    #[arg(long)]
+    pub theirs: bool,
+
+    /// The branch's version keeps the name, and what is here goes beside it under another
+    #[arg(long)]
+    pub keep_both: bool,
+
+    /// Say what was done as a JSON list on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `oxenfs show`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("version").required(true).args(["ours", "theirs", "base"])))]
+pub struct VersionArgs {
+    /// A file on a mount
+    pub path: PathBuf,
+
+    /// What is here
+    #[arg(long)]
+    pub ours: bool,
+
+    /// What the branch has
+    #[arg(long)]
+    pub theirs: bool,
+
+    /// What both began with
+    #[arg(long)]
+    pub base: bool,
 }
 
 /// `oxenfs repo ...`.

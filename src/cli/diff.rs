@@ -95,6 +95,9 @@ fn lines(found: &[Difference]) -> String {
             (_, Some(reason)) => writeln!(text, "{path} ({})", printable(reason)),
             _ => writeln!(text, "{path}"),
         };
+        if let Some(conflict) = &difference.conflict {
+            let _ = writeln!(text, "{:<9} {path} {}", "conflict", printable(conflict));
+        }
     }
     text
 }

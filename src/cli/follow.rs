@@ -213,7 +213,10 @@ pub fn follow_while_it_goes_on(
             | Event::Warmed(_)
             | Event::Importing
             | Event::Copied { .. }
-            | Event::Imported { .. } => {
+            | Event::Imported { .. }
+            | Event::Refreshed(_)
+            | Event::Resolved { .. }
+            | Event::Chunk { .. } => {
                 meter.clear();
                 return Err(ClientError::NotUnderstood.into());
             }

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use super::args::{AuthorArgs, CommitArgs, SyncArgs};
+use super::args::{AuthorArgs, CommitArgs, OnConflict, SyncArgs};
 use super::done;
 use super::failure::{Doing, Failure, quoted};
 use super::find::{self, Finder};
 use super::follow::{Deadline, End, follow};
 use super::output::{data, json, note, printable};
 use crate::config::{Author, Environment, OxenConfig, checked_branch};
-use crate::control::Request;
+use crate::control::{Choice, Request};
 use crate::mount::state_dir::Known;
 
 /// `oxenfs sync`: one request a mount, with all its paths.
@@ -42,7 +42,7 @@ pub fn sync(args: SyncArgs, finder: &Finder) -> Result<u8, Failure> {
 }
 
 /// `path`, which lies at or below `root`, as the daemon names it.
-fn inside(path: &Path, root: &Path) -> Result<String, Failure> {
+pub fn inside(path: &Path, root: &Path) -> Result<String, Failure> {
     let below = path.strip_prefix(root).map_err(Failure::new)?;
     match below.to_str() {
         Some(text) => Ok(text.to_owned()),
@@ -70,7 +70,13 @@ pub fn commit(args: CommitArgs, finder: &Finder, environment: &Environment) -> R
     let deadline = Deadline::after(args.timeout);
     let (known, stream) = finder.running_by(&real, deadline).doing(failed)?;
     let (author, email) = who(&args.author, environment).doing(failed)?;
-    let request = Request::Commit { branch, message: args.message, author, email };
+    let on_conflict = match args.on_conflict {
+        OnConflict::Fail => None,
+        OnConflict::Ours => Some(Choice::Ours),
+        OnConflict::Theirs => Some(Choice::Theirs),
+        OnConflict::KeepBoth => Some(Choice::KeepBoth),
+    };
+    let request = Request::Commit { branch, message: args.message, author, email, on_conflict };
     let committed = commit_at(known, stream, &request, 0, deadline).doing(failed)?;
     if args.json {
         json(&committed, false)?;

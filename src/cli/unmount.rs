@@ -48,7 +48,13 @@ pub fn unmount(args: UnmountArgs, finder: &Finder, environment: &Environment) ->
 
 fn commit_request(args: &UnmountArgs, environment: &Environment) -> Result<Request, Failure> {
     let (author, email) = sync::who(&args.author, environment)?;
-    Ok(Request::Commit { branch: None, message: args.message.clone().unwrap_or_default(), author, email })
+    Ok(Request::Commit {
+        branch: None,
+        message: args.message.clone().unwrap_or_default(),
+        author,
+        email,
+        on_conflict: None,
+    })
 }
 
 fn one(

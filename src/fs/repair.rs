@@ -348,6 +348,9 @@ impl State {
         for (path, account) in self.writeback.ledger().iter() {
             put(Change::Account { path: path.clone(), account: Some(account) }, into, false)?;
         }
+        for (path, conflict) in self.writeback.conflicts() {
+            put(Change::Conflict { path: path.clone(), conflict: Some(conflict.clone()) }, into, false)?;
+        }
         for (path, upload) in self.writeback.uploads() {
             put(Change::Upload { path: path.clone(), upload: Some(upload.clone()) }, into, false)?;
         }

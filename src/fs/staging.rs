@@ -996,16 +996,32 @@ impl Fs {
         parent: &CommitId,
         deviations: &[Deviation],
     ) -> Result<usize, FsError> {
-        let owed = into_plain(self.change(|state| {
-            state.apply(Change::Rebase { commit, alone });
-            if state.writeback.intent().is_some() {
-                state.apply(Change::Intent { intent: None });
-            }
-            let owed = state.owe_deviations(parent, deviations, &self.options);
-            state.record_hidden();
-            state.record_pending_accounts();
-            Ok(owed)
-        }))?;
+        let mut owed = None;
+        while owed.is_none() {
+            // What others committed is merged as anywhere else.
+            let moved = if alone { None } else { Some(self.look_at_commit(&commit).await?) };
+            owed = into_plain(self.change(|state| {
+                let merging = moved.as_ref().map(|moved| (moved, state.plan(moved, |_, account| account.rebased())));
+                if merging.as_ref().is_some_and(|(_, plan)| plan.is_outdated()) {
+                    return Ok(None);
+                }
+                state.apply(Change::Rebase { commit: commit.clone(), alone });
+                if state.writeback.intent().is_some() {
+                    state.apply(Change::Intent { intent: None });
+                }
+                let owed = state.owe_deviations(parent, deviations, &self.options);
+                if let Some((moved, mut plan)) = merging {
+                    for deviation in deviations {
+                        plan.keep(&deviation.path, state.writeback.account(&deviation.path).unwrap_or_default());
+                    }
+                    state.carry_out(&plan, moved, &self.options);
+                }
+                state.record_hidden();
+                state.record_pending_accounts();
+                Ok(Some(owed))
+            }))?;
+        }
+        let owed = owed.unwrap_or_default();
         self.note_uncommitted();
         self.flush().await?;
         self.wake.notify_one();

@@ -32,6 +32,13 @@ impl Listener {
         // The command may have no token, or another: it could not know what to hide.
         self.stream.write_all(log::hide(&line).as_bytes()).await
     }
+
+    /// The same for what the user's own files hold, which goes as it is.
+    pub(super) async fn tell_data(&mut self, event: &Event) -> io::Result<()> {
+        let mut line = serde_json::to_string(event)?;
+        line.push('\n');
+        self.stream.write_all(line.as_bytes()).await
+    }
 }
 
 /// Tells how far a barrier is until it is reached.

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use super::follow::{Listener, TELL_EVERY, flush_mapped, follow, unstaged};
 use super::import::{self, Peer};
 use super::preflight::{How, UnmountError};
-use super::{Daemon, Phase, commit, detach};
+use super::{Daemon, Phase, commit, detach, resolve};
 use crate::activity::Happening;
 use crate::control::{Event, Failure, Request};
 use crate::fs::{FsError, Stop};
@@ -109,6 +109,11 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
         match request {
             // Nothing is owed, ever, and nobody asks the server.
             Request::Sync { .. } => return listener.tell(&Event::Done).await,
+            Request::Refresh => {
+                let message = format!("it shows {revision} as it was when it was mounted");
+                let hint = Some("mount it again to see what it has become".to_owned());
+                return listener.tell(&Event::Failed(Failure { message, hint, owed: false })).await;
+            }
             Request::Commit { .. } => {
                 let message = format!("it shows {revision}, read-only: there is nothing to commit");
                 let hint = Some("to change a branch, mount it without --read-only and --revision".to_owned());
@@ -167,11 +172,23 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
             drop(taking);
             told
         }
-        Request::Commit { branch, message, author, email } => {
+        Request::Refresh => {
+            let done = resolve::refresh(daemon).await;
+            listener.tell(&done).await
+        }
+        Request::Resolve { paths, choice } => {
+            let done = resolve::resolve(daemon, &paths, choice).await;
+            listener.tell(&done).await
+        }
+        Request::Show { path, version } => {
+            let done = resolve::show(daemon, &path, version, listener).await?;
+            listener.tell(&done).await
+        }
+        Request::Commit { branch, message, author, email, on_conflict } => {
             let branch = branch.unwrap_or_else(|| daemon.branch.clone());
             let request = CommitRequest { branch, message, author, email };
             let base = daemon.fs.base();
-            let done = match commit::commit(daemon, &request, listener).await? {
+            let done = match commit::commit(daemon, &request, on_conflict, listener).await? {
                 Ok(id) => {
                     if let Some(id) = &id {
                         tracing::info!(%id, branch = request.branch, %base, "committed");

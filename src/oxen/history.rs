@@ -50,6 +50,18 @@ impl OxenWorkspace {
         Ok(Reopened { identity, made })
     }
 
+    pub(super) async fn open_anew(&self, branch: &str) -> Result<Option<WorkspaceIdentity>, WorkspaceError> {
+        if self.shared || self.commit.is_some() {
+            return Ok(None);
+        }
+        self.repo.delete_workspace(&self.id()).await?;
+        self.make_on(branch).await?;
+        let identity =
+            self.identity_now().await?.ok_or_else(|| WorkspaceError::NotFound { what: self.what(), request: None })?;
+        *self.id.write().unwrap_or_else(PoisonError::into_inner) = identity.id.clone();
+        Ok(Some(identity))
+    }
+
     /// Makes the workspace on `base`; says whether it was not there before.
     ///
     /// A workspace is made where a branch stands, and keeps standing there when that branch is deleted (0.65.2, tried). So

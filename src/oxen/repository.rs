@@ -466,6 +466,7 @@ impl Repository {
         let mut workspace = self.on(base, dialect, version, hash_kind);
         (workspace.id, workspace.name) = (RwLock::new(found.id.as_str().into()), name.to_owned());
         workspace.created = answer.status_message == "resource_created";
+        workspace.shared = claim == Claim::Shared;
         Ok(workspace)
     }
 
@@ -509,6 +510,7 @@ impl Repository {
             id: RwLock::new("".into()),
             name: String::new(),
             created: false,
+            shared: false,
             dialect,
             info,
             compress: self.compress.unwrap_or(!self.http.is_loopback()),

@@ -13,7 +13,7 @@ use crate::count;
 use crate::hash::ContentHash;
 use crate::path::RepoPath;
 use crate::table::Dense;
-use crate::workspace::Object;
+use crate::workspace::{CommitId, Object};
 
 /// What the workspace has staged for a path.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,43 @@ pub struct Account {
     /// after others that it has answered.
     #[serde(default, rename = "l", skip_serializing_if = "Option::is_none")]
     pub late: Option<u64>,
+}
+
+/// What others made of a path that was changed here too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Theirs {
+    /// Nothing: they removed it.
+    Gone,
+    /// This content.
+    File(Object),
+    /// A directory.
+    Dir,
+}
+
+impl Theirs {
+    /// Their content, if it is a file.
+    pub fn object(self) -> Option<Object> {
+        match self {
+            Self::File(object) => Some(object),
+            Self::Gone | Self::Dir => None,
+        }
+    }
+}
+
+/// A path that was changed here and by others, until somebody decides. What it is here is in the tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Conflict {
+    /// The file that both began with, if there was one.
+    #[serde(default, rename = "b", skip_serializing_if = "Option::is_none")]
+    pub base: Option<Object>,
+    /// The commit that has it.
+    #[serde(rename = "c")]
+    pub commit: CommitId,
+    /// What the branch has.
+    #[serde(rename = "t")]
+    pub theirs: Theirs,
 }
 
 /// What brings a path to its wanted state.
@@ -98,6 +135,16 @@ impl Account {
     /// Whether nothing is staged, and nothing more is to be expected.
     pub fn is_settled(&self) -> bool {
         self.staged == Staged::Nothing && self.late.is_none()
+    }
+
+    /// The account once what is staged has become the base.
+    pub fn rebased(self) -> Self {
+        let base = match self.staged {
+            Staged::Nothing | Staged::Doubt => return self,
+            Staged::Put(object) => Some(object),
+            Staged::Removed => None,
+        };
+        Self { base, staged: Staged::Nothing, ..self }
     }
 
     /// What is staged once `step` is confirmed.
