@@ -765,7 +765,9 @@ impl Pair {
     /// What this mount itself removed or replaced is nobody's loss.
     async fn bury(&mut self, before: &Files) {
         let after: BTreeSet<String> = self.mount().view().await.into_values().collect();
-        before.values().filter(|text| !after.contains(*text)).for_each(|text| drop(self.alive.remove(text)));
+        before.values().filter(|text| !after.contains(*text)).for_each(|text| {
+            self.alive.remove(text);
+        });
     }
 
     /// A commit is what the branch has where others changed it since the base, and what is here elsewhere.
