@@ -12,7 +12,7 @@ use super::recovery::Listings;
 use super::staging::into_plain;
 use super::{Fs, FsError, Need, Op, State, base_attrs, now, unlisted_dir};
 use crate::hash::ContentHash;
-use crate::namespace::{Body, Content, Ino, Resolved};
+use crate::namespace::{Body, Content, Dir, Ino, ROOT, Resolved};
 use crate::path::{NAME_MAX, Name, RepoPath};
 use crate::report;
 use crate::store::journal::Change;
@@ -376,7 +376,13 @@ impl State {
             self.writeback.let_in();
             return Ok(None);
         }
-        let (dir, name) = self.place_of(path).ok_or(FsError::Stale)?;
+        let Some((dir, name)) = self.place_for(path, conflict.theirs, fs)? else {
+            // Nothing here and nothing there.
+            self.end_conflict(path);
+            self.settle_with_theirs(path, conflict.theirs);
+            self.writeback.let_in();
+            return Ok(None);
+        };
         let ours = self.tree.child(dir, &name);
         let mut beside = None;
         if let (Some(ours), Some((label, mark))) = (ours, aside)
@@ -396,6 +402,41 @@ impl State {
         Ok(beside)
     }
 
+    /// Where a path's entry is to show. Directories around it that are not here are made, with nothing else in them: what
+    /// the base has in those was removed here. `None`: nothing is to show, and they are not here.
+    fn place_for(&mut self, path: &RepoPath, theirs: Theirs, fs: &Fs) -> Op<Option<(Ino, Name)>> {
+        let below = path.below(self.tree.root_path()).ok_or(FsError::Stale)?;
+        let names: Result<Vec<Name>, _> = below.components().map(|part| Name::new(part.as_bytes())).collect();
+        let mut names = names.map_err(|_| FsError::Stale)?;
+        let last = names.pop().ok_or(FsError::Stale)?;
+        let (mut at, mut there) = (ROOT, 0);
+        for name in &names {
+            match self.tree.child(at, name) {
+                Some(child) if self.tree.dir(child).is_some() => (at, there) = (child, there + 1),
+                // Something else is in the way.
+                Some(_) => return Err(FsError::NotDir.into()),
+                None => break,
+            }
+        }
+        if theirs == Theirs::Gone && there < names.len() {
+            return Ok(None);
+        }
+        for name in names.into_iter().skip(there) {
+            let removed = self.tree.dir(at).is_some_and(|dir| dir.listed || dir.hidden.contains(&name));
+            let body = match removed {
+                true => Body::Dir(Box::new(Dir { listed: true, ..Dir::default() })),
+                false => unlisted_dir(),
+            };
+            self.materialize(at);
+            let dir = self.add(base_attrs(&fs.options, true, now()), body);
+            self.kernel.name_changed(at, name.clone());
+            self.apply(Change::Link { parent: at, name, ino: dir });
+            self.shift(at);
+            at = dir;
+        }
+        Ok(Some((at, last)))
+    }
+
     /// Takes away what is here, with all below it, in favour of what the branch has.
     fn give_up(&mut self, dir: Ino, name: &Name, ours: Ino, fs: &Fs) {
         let mut all = vec![(dir, name.clone(), ours)];
@@ -412,6 +453,7 @@ impl State {
         if self.tree.dir(dir).is_some_and(|dir| dir.hidden.contains(name)) {
             self.apply(Change::Unhide { parent: dir, name: name.clone() });
         }
+        self.settle_with_theirs(path, theirs);
         let body = match theirs {
             Theirs::File(Object { hash, size }) => {
                 Some(Body::File { content: Content::Remote { hash, origin: None }, size })
@@ -421,10 +463,17 @@ impl State {
         };
         if let Some(body) = body {
             let attrs = base_attrs(&fs.options, theirs == Theirs::Dir, now());
-            self.tree.show(dir, name.clone(), attrs, body);
+            self.show_of_base(dir, name, attrs, body);
+        }
+        if theirs == Theirs::Dir {
+            self.show_all_below(path, fs);
         }
         self.kernel.name_changed(dir, name.clone());
         self.shift(dir);
+    }
+
+    /// What is staged or owed at a path makes way for what the branch has.
+    fn settle_with_theirs(&mut self, path: &RepoPath, theirs: Theirs) {
         let account = self.writeback.account(path).unwrap_or_default();
         let account = Account { base: theirs.object(), ..account };
         if account.staged == Staged::Nothing && account.late.is_none() {
@@ -433,6 +482,17 @@ impl State {
         } else {
             self.apply(Change::Account { path: path.clone(), account: Some(account) });
             self.owe_again(path);
+        }
+    }
+
+    /// Shows what the branch has below a directory and was removed here.
+    fn show_all_below(&mut self, dir: &RepoPath, fs: &Fs) {
+        let below: Vec<RepoPath> = self.writeback.ledger().based_below(dir).filter(|path| *path != dir).cloned().collect();
+        for path in below {
+            let Some(object) = self.writeback.account(&path).and_then(|account| account.base) else { continue };
+            self.end_conflict(&path);
+            self.show_file(&path, object, None, &fs.options);
+            self.settle_with_theirs(&path, Theirs::File(object));
         }
     }
 

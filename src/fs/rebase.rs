@@ -15,7 +15,7 @@ use super::merge::{Side, Verdict, judge};
 use super::tree::Token;
 use super::{Fs, FsError, LISTINGS_AT_ONCE, Options, State, base_attrs, now, unlisted_dir};
 use crate::hash::ContentHash;
-use crate::namespace::{Body, Content, Ino, ROOT, Resolved, Timestamp};
+use crate::namespace::{Attrs, Body, Content, Ino, ROOT, Resolved, Timestamp};
 use crate::path::{Name, RepoPath};
 use crate::store::journal::Change;
 use crate::workspace::{CommitId, Entry, EntryKind, Flawed, Listing, Object, Revision, Scope, Source, WorkspaceError};
@@ -388,7 +388,9 @@ impl State {
         let replaces = |(path, judged): (&RepoPath, &Judged)| {
             let over_dir = judged.theirs == Theirs::Dir && judged.ours.is_file() && judged.base.is_none();
             let was_dir = self.writeback.ledger().based_below(path).any(|below| below != path);
-            (over_dir && was_dir && !moved.has_more_than(path, &plan.removed)).then(|| path.clone())
+            let mut below = plan.judged.range(path.clone()..).skip(1).take_while(|(below, _)| below.is_in(path));
+            let all_agree = was_dir && !below.any(|(_, below)| below.verdict == Verdict::Conflict);
+            (over_dir && all_agree && !moved.has_more_than(path, &plan.removed)).then(|| path.clone())
         };
         let replacing: Vec<RepoPath> = plan.judged.iter().filter_map(replaces).collect();
         for path in replacing {
@@ -469,6 +471,11 @@ impl State {
                 && self.tree.dir(dir).is_some()
             {
                 self.merge_dir(dir, path, plan, moved, options);
+            }
+        }
+        if moved.from != moved.to {
+            for path in &plan.removed {
+                self.keep_hidden(path, moved);
             }
         }
         for (ino, path) in &plan.listed {
@@ -583,7 +590,7 @@ impl State {
     ) -> bool {
         let removed_below =
             || plan.removed.range(path.clone()..).take_while(|below| below.is_in(path)).next().is_some();
-        let (hide, record) = match entry.kind {
+        let (hide, removed_below) = match entry.kind {
             EntryKind::File(_) => (plan.removed.contains(path), false),
             EntryKind::Dir if removed_below() => (!moved.has_more_than(path, &plan.removed), true),
             EntryKind::Dir => (false, false),
@@ -602,15 +609,43 @@ impl State {
         self.kernel.name_changed(dir, name.clone());
         let body = body_of(entry);
         let attrs = base_attrs(options, entry.kind == EntryKind::Dir, Timestamp(entry.modified_secs, 0));
-        if record {
+        let ino = self.show_of_base(dir, name, attrs, body);
+        if removed_below {
             // What is removed in it is on record.
-            self.materialize(dir);
-            let ino = self.add(attrs, body);
-            self.apply(Change::Link { parent: dir, name: name.clone(), ino });
-        } else {
-            self.tree.show(dir, name.clone(), attrs, body);
+            self.materialize(ino);
         }
         true
+    }
+
+    /// Shows an entry that the base has. The base tells the next mount of it, but where something is noted about its path,
+    /// which wins over a listing, or where nothing of the base shows through.
+    pub(super) fn show_of_base(&mut self, dir: Ino, name: &Name, attrs: Attrs, body: Body) -> Ino {
+        let ino = self.tree.show(dir, name.clone(), attrs, body);
+        let noted = || self.tree.path_in(dir, name).is_ok_and(|path| self.writeback.account(&path).is_some());
+        if self.tree.dir(dir).is_some_and(|dir| !dir.based) || noted() {
+            self.materialize(ino);
+        }
+        ino
+    }
+
+    /// A file that the base has and that is removed here stays so, also where the move of the base looked at nothing: no
+    /// directory is from now on without what the base has in it.
+    fn keep_hidden(&mut self, path: &RepoPath, moved: &Moved) {
+        let Some(below) = path.below(self.tree.root_path()) else { return };
+        let mut at = ROOT;
+        for part in below.components() {
+            let Ok(name) = Name::new(part.as_bytes()) else { return };
+            if let Some(child) = self.tree.child(at, &name) {
+                at = child;
+                continue;
+            }
+            let is_known = self.tree.dir(at).is_none_or(|dir| dir.hidden.contains(&name));
+            if !is_known && self.tree.dir_path(at).is_ok_and(|dir| !moved.dirs.contains_key(&dir)) {
+                self.materialize(at);
+                self.apply(Change::Hide { parent: at, name });
+            }
+            return;
+        }
     }
 
     /// An entry that was not changed here becomes what the base has. What a program has open waits for its close, where it
@@ -689,7 +724,7 @@ impl State {
     ) {
         self.take_away_clean(dir, name, child, from);
         let attrs = base_attrs(options, entry.kind == EntryKind::Dir, Timestamp(entry.modified_secs, 0));
-        self.tree.show(dir, name.clone(), attrs, body_of(entry));
+        self.show_of_base(dir, name, attrs, body_of(entry));
     }
 
     fn take_away_clean(&mut self, dir: Ino, name: &Name, child: Ino, from: Option<&CommitId>) {

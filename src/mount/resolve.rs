@@ -111,6 +111,11 @@ async fn one(daemon: &Daemon, path: &RepoPath, choice: control::Choice) -> Resul
         }
         // Decided meanwhile.
         Err(FsError::NotFound) => Ok(Resolved { path: path.as_str().to_owned(), beside: None }),
+        Err(FsError::NotDir) => {
+            let message = format!("{path} cannot be resolved: a file is here where its directory is on the branch");
+            let hint = Some("give that file another name and repeat the command, or decide with --ours".to_owned());
+            Err(Failure { message, hint, owed: false })
+        }
         Err(error) => {
             let hint = Some("repeat the command; both versions are kept".to_owned());
             Err(Failure { message: format!("{path} cannot be resolved: {error}"), hint, owed: false })

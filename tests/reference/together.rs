@@ -658,6 +658,128 @@ fn removals_and_edits_that_meet_are_conflicts_and_a_rename_is_hinted() {
     });
 }
 
+/// What is taken from the branch shows after any number of mounts, in whatever became of its directory here.
+#[test]
+fn what_the_branch_has_shows_in_a_directory_that_was_removed_here_or_made_again() {
+    runtime(1).block_on(async {
+        for made_again in [false, true] {
+            for remounted in [false, true] {
+                let mount = Mount::new(&[("e/a", "a"), ("e/b", "b"), ("x", "x")]).await;
+                mount.remove_all("e").await.unwrap();
+                mount.they(&[("e/a", Some("theirs"))]);
+                assert_eq!(mount.commit().await, Err(vec!["e/a".to_owned()]));
+                assert_eq!(mount.view().await, tree(&[("x", "x")]));
+                if made_again {
+                    mount.write("e/own", "own").await;
+                }
+                let mut mount = if remounted { mount.remount().await } else { mount };
+                mount.resolve("e/a", Choice::Theirs).await;
+                let mut expected = tree(&[("e/a", "theirs"), ("x", "x")]);
+                expected.extend(made_again.then(|| ("e/own".to_owned(), "own".to_owned())));
+                for _ in 0..3 {
+                    assert_eq!(mount.view().await, expected, "again: {made_again}, remounted: {remounted}");
+                    assert_eq!(mount.drain().await, 0);
+                    assert_eq!(texts(mount.memory.view()), expected);
+                    mount.assert_sound();
+                    mount = mount.remount().await;
+                }
+                mount.they(&[("e/a", Some("theirs, again")), ("e/new", Some("new"))]);
+                mount.refresh().await;
+                expected.extend(tree(&[("e/a", "theirs, again"), ("e/new", "new")]));
+                for _ in 0..2 {
+                    assert_eq!(mount.view().await, expected, "again: {made_again}, remounted: {remounted}");
+                    mount.assert_sound();
+                    mount = mount.remount().await;
+                }
+                mount.commit().await.unwrap();
+                assert_eq!((mount.head(), mount.view().await), (expected.clone(), expected));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_directory_that_was_made_again_here_shows_nothing_of_before_when_the_base_moves_elsewhere() {
+    runtime(1).block_on(async {
+        let mount = Mount::new(&[("e/a", "a"), ("e/s/b", "b"), ("x", "x")]).await;
+        mount.remove_all("e").await.unwrap();
+        mount.write("e/own", "own").await;
+        mount.they(&[("x", Some("theirs"))]);
+        mount.refresh().await;
+        let expected = tree(&[("e/own", "own"), ("x", "theirs")]);
+        let mut mount = mount;
+        for _ in 0..2 {
+            assert_eq!(mount.view().await, expected);
+            assert_eq!(mount.drain().await, 0);
+            assert_eq!(texts(mount.memory.view()), expected);
+            mount.assert_sound();
+            mount = mount.remount().await;
+        }
+        mount.commit().await.unwrap();
+        assert_eq!((mount.head(), mount.view().await), (expected.clone(), expected));
+    });
+}
+
+#[test]
+fn a_file_that_replaced_a_directory_in_which_others_changed_something_is_one_conflict() {
+    runtime(1).block_on(async {
+        for (choice, added) in
+            [Choice::Ours, Choice::Theirs, Choice::KeepBoth].into_iter().flat_map(|choice| [(choice, false), (choice, true)])
+        {
+            let mount = Mount::new(&[("e/a", "a"), ("e/s/b", "b"), ("x", "x")]).await;
+            mount.remove_all("e").await.unwrap();
+            mount.write("e", "ours").await;
+            let mut theirs = tree(&[("e/a", "theirs"), ("e/s/b", "b"), ("x", "x")]);
+            mount.they(&[("e/a", Some("theirs"))]);
+            if added {
+                mount.they(&[("e/s/new", Some("new"))]);
+                theirs.insert("e/s/new".into(), "new".into());
+            }
+            assert_eq!(mount.commit().await, Err(vec!["e".to_owned()]));
+            assert_eq!(mount.view().await, tree(&[("e", "ours"), ("x", "x")]));
+            mount.assert_sound();
+            let mount = mount.remount().await;
+            let beside = mount.resolve("e", choice).await;
+            let expected = match choice {
+                Choice::Ours => tree(&[("e", "ours"), ("x", "x")]),
+                Choice::Theirs => theirs,
+                Choice::KeepBoth => {
+                    theirs.insert(beside.unwrap(), "ours".into());
+                    theirs
+                }
+            };
+            assert_eq!(mount.view().await, expected, "{choice:?}, {added}");
+            let mount = mount.remount().await;
+            assert_eq!(mount.view().await, expected, "{choice:?}, {added}");
+            mount.assert_sound();
+            mount.commit().await.unwrap();
+            assert_eq!((mount.head(), mount.view().await), (expected.clone(), expected));
+        }
+    });
+}
+
+#[test]
+fn a_file_that_was_made_where_the_directory_of_a_conflict_was_is_in_the_way_until_it_is_moved() {
+    runtime(1).block_on(async {
+        let mount = Mount::new(&[("e/a", "a"), ("x", "x")]).await;
+        mount.remove_all("e").await.unwrap();
+        mount.they(&[("e/a", Some("theirs"))]);
+        mount.refresh().await;
+        mount.write("e", "ours").await;
+        for choice in [Choice::Theirs, Choice::KeepBoth] {
+            let refused = in_time("a decision", mount.fs.resolve(&repo_path("e/a"), choice, LABEL)).await;
+            assert!(matches!(refused, Err(FsError::NotDir)), "{refused:?}");
+        }
+        assert_eq!(mount.conflicts(), ["e/a"]);
+        mount.try_rename("e", "f").await.unwrap();
+        mount.resolve("e/a", Choice::Theirs).await;
+        mount.commit().await.unwrap();
+        assert_eq!(mount.head(), tree(&[("e/a", "theirs"), ("f", "ours"), ("x", "x")]));
+        assert_eq!(mount.view().await, mount.head());
+        mount.assert_sound();
+    });
+}
+
 /// Random work of a mount and of somebody who commits from elsewhere.
 struct Pair {
     mount: Option<Mount>,
@@ -747,8 +869,7 @@ impl Pair {
                 let choice = [Choice::Ours, Choice::Theirs, Choice::KeepBoth][self.rng.usize(..3)];
                 if let Some(path) = self.mount().conflicts().first().cloned() {
                     self.done.push(format!("resolve {path} {choice:?}"));
-                    self.mount().resolve(&path, choice).await;
-                    if choice == Choice::Theirs {
+                    if self.decide(&path, choice).await == Choice::Theirs {
                         self.bury(&before).await;
                     }
                 }
@@ -793,12 +914,26 @@ impl Pair {
         }
     }
 
+    /// Decides a conflict; where a file is in the way of what the branch has, in favour of what is here.
+    async fn decide(&self, path: &str, choice: Choice) -> Choice {
+        let mount = self.mount();
+        match in_time("a decision", mount.fs.resolve(&repo_path(path), choice, LABEL)).await {
+            Ok(_) => choice,
+            Err(FsError::NotDir) => {
+                assert_eq!(mount.text(path).await, None, "{:#?}", self.done);
+                mount.resolve(path, Choice::Ours).await;
+                Choice::Ours
+            }
+            Err(error) => panic!("{error}: {:#?}", self.done),
+        }
+    }
+
     /// In the end all is decided, committed, and the same everywhere.
     async fn end(&mut self) {
         self.done.push("end".into());
         while self.mount().commit().await.is_err() {
             let path = self.mount().conflicts().remove(0);
-            self.mount().resolve(&path, Choice::KeepBoth).await;
+            self.decide(&path, Choice::KeepBoth).await;
         }
         assert_eq!(self.mount().view().await, self.mount().head(), "{:#?}", self.done);
         let mount = self.mount.take().expect("mounted").remount().await;
