@@ -434,6 +434,7 @@ impl State {
         for path in paths {
             self.end_agreed_conflict(path);
             if self.writeback.account(path) == Some(Account::default())
+                && self.writeback.conflict(path).is_none()
                 && !matches!(self.tree.resolve(path), Resolved::Inode(ino) if self.content(ino).is_some())
                 && !self.writeback.queue().is_active(path)
                 && !self.is_in_cut(path)

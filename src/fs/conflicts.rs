@@ -116,6 +116,8 @@ impl State {
         let ours = self.ours(path);
         let renamed_to = if ours == Side::Gone { self.renamed_to(conflict.base) } else { None };
         let what = match (conflict.base, conflict.theirs, ours) {
+            (_, Theirs::Dir, Side::Gone) => "was removed here and is a directory with changes on the branch".to_owned(),
+            (_, Theirs::Dir, Side::Dir) => "was made again here and is a directory with changes on the branch".to_owned(),
             (_, Theirs::Dir, _) => "is a file here and a directory on the branch".to_owned(),
             (_, Theirs::File(_), Side::Dir) => {
                 "is a directory here, with changes in it, and a file on the branch".to_owned()

@@ -252,6 +252,8 @@ impl State {
 
     fn base_may_have_file(&self, path: &RepoPath) -> bool {
         self.writeback.account(path).is_some_and(|account| account.base.is_some() || account.staged != Staged::Nothing)
+            // Perhaps with a directory of the base.
+            || self.writeback.conflict(path).is_some()
     }
 
     /// Takes an entry away, with its account and its place in the queue.

@@ -145,6 +145,11 @@ impl Plan {
         self.judged.get(path).is_some_and(|judged| judged.verdict == Verdict::TakeTheirs)
     }
 
+    /// Whether both sides changed a path.
+    fn is_conflict(&self, path: &RepoPath) -> bool {
+        self.judged.get(path).is_some_and(|judged| judged.verdict == Verdict::Conflict)
+    }
+
     /// Whether a path stays what it is here.
     fn keeps(&self, path: &RepoPath) -> bool {
         let own = self.judged.get(path).is_some_and(|judged| judged.verdict != Verdict::TakeTheirs);
@@ -374,7 +379,12 @@ impl State {
                 },
             };
             let ours = self.side(path, base, moved.hashed.get(path));
-            let verdict = judge(base.map(|base| base.hash), theirs.into(), ours);
+            let mut verdict = judge(base.map(|base| base.hash), theirs.into(), ours);
+            // As to what is below, nobody has decided by removing the file in its place.
+            let of_dir = |conflict: &Conflict| conflict.theirs == Theirs::Dir && theirs == Theirs::Dir;
+            if verdict == Verdict::Settled && self.writeback.conflict(path).is_some_and(of_dir) {
+                verdict = Verdict::Conflict;
+            }
             let account = Account { base: theirs.object(), ..account };
             plan.judged.insert(path.clone(), Judged { verdict, ours, theirs, base, commit, account });
         }
@@ -423,9 +433,9 @@ impl Plan {
     fn gather_conflicts(&mut self) {
         let Self { judged, over, removed, .. } = self;
         let tops: BTreeSet<RepoPath> = {
-            let dirs = judged.iter().filter(|(_, judged)| {
-                judged.verdict == Verdict::Conflict && judged.theirs == Theirs::Dir && judged.ours.is_file()
-            });
+            let dirs = judged
+                .iter()
+                .filter(|(_, judged)| judged.verdict == Verdict::Conflict && judged.theirs == Theirs::Dir);
             dirs.map(|(path, _)| path.clone()).chain(over.keys().cloned()).collect()
         };
         for (path, below) in judged.iter_mut() {
@@ -592,6 +602,7 @@ impl State {
             || plan.removed.range(path.clone()..).take_while(|below| below.is_in(path)).next().is_some();
         let (hide, removed_below) = match entry.kind {
             EntryKind::File(_) => (plan.removed.contains(path), false),
+            EntryKind::Dir if plan.is_conflict(path) => (true, false),
             EntryKind::Dir if removed_below() => (!moved.has_more_than(path, &plan.removed), true),
             EntryKind::Dir => (false, false),
         };

@@ -780,6 +780,36 @@ fn a_file_that_was_made_where_the_directory_of_a_conflict_was_is_in_the_way_unti
     });
 }
 
+#[test]
+fn who_removes_the_file_that_is_in_conflict_with_a_directory_has_not_decided_about_that() {
+    runtime(1).block_on(async {
+        for (choice, moved) in [Choice::Ours, Choice::Theirs].into_iter().flat_map(|choice| [(choice, false), (choice, true)]) {
+            let mount = Mount::new(&[("e/a", "a"), ("e/b", "b"), ("x", "x")]).await;
+            mount.remove_all("e").await.unwrap();
+            mount.write("e", "ours").await;
+            mount.they(&[("e/a", Some("theirs"))]);
+            assert_eq!(mount.commit().await, Err(vec!["e".to_owned()]));
+            mount.unlink("e").await;
+            if moved {
+                mount.they(&[("e/b", None)]);
+                mount.refresh().await;
+            }
+            let mount = mount.remount().await;
+            assert_eq!((mount.conflicts(), mount.view().await), (vec!["e".to_owned()], tree(&[("x", "x")])));
+            mount.assert_sound();
+            mount.resolve("e", choice).await;
+            let mut expected = tree(&[("x", "x")]);
+            if choice == Choice::Theirs {
+                expected = mount.head();
+            }
+            assert_eq!(mount.view().await, expected, "{choice:?}, {moved}");
+            mount.commit().await.unwrap();
+            assert_eq!((mount.head(), mount.view().await), (expected.clone(), expected));
+            mount.assert_sound();
+        }
+    });
+}
+
 /// Random work of a mount and of somebody who commits from elsewhere.
 struct Pair {
     mount: Option<Mount>,
