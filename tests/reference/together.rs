@@ -824,6 +824,15 @@ struct Pair {
 
 const PATHS: [&str; 9] = ["a", "b", "d", "d/a", "d/b", "d/s", "d/s/a", "e/a", "e"];
 
+/// What was done until something failed.
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{:#?}", self.done);
+        }
+    }
+}
+
 impl Pair {
     async fn new(seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
@@ -876,7 +885,7 @@ impl Pair {
                 self.done.push(format!("they {path} {text:?}"));
                 self.mount().they(&[(path, text.as_deref())]);
                 // Nothing of that shows yet.
-                assert_eq!(self.mount().view().await, before, "{:#?}", self.done);
+                assert_eq!(self.mount().view().await, before);
             }
             16 | 17 => {
                 self.done.push("commit".into());
@@ -909,8 +918,8 @@ impl Pair {
         let view = self.mount().view().await;
         let shown: BTreeSet<&String> = view.values().collect();
         let lost = self.alive.iter().find(|text| !shown.contains(text) && !self.history.contains(*text));
-        assert_eq!(lost, None, "{:#?}", self.done);
-        assert_eq!(self.mount().fs.check(), [""; 0], "{:#?}", self.done);
+        assert_eq!(lost, None);
+        assert_eq!(self.mount().fs.check(), [""; 0]);
     }
 
     /// What this mount itself removed or replaced is nobody's loss.
@@ -929,7 +938,7 @@ impl Pair {
         match mount.commit().await {
             Err(conflicts) => {
                 assert!(!conflicts.is_empty());
-                assert_eq!(mount.head(), head, "{:#?}", self.done);
+                assert_eq!(mount.head(), head);
             }
             Ok(()) => {
                 assert_eq!(held, [""; 0]);
@@ -938,8 +947,8 @@ impl Pair {
                     let side = if base.get(path) == head.get(path) { &view } else { &head };
                     merged.extend(side.get(path).map(|text| (path.clone(), text.clone())));
                 }
-                assert_eq!(mount.head(), merged, "{:#?}", self.done);
-                assert_eq!(mount.view().await, merged, "{:#?}", self.done);
+                assert_eq!(mount.head(), merged);
+                assert_eq!(mount.view().await, merged);
             }
         }
     }
@@ -950,11 +959,11 @@ impl Pair {
         match in_time("a decision", mount.fs.resolve(&repo_path(path), choice, LABEL)).await {
             Ok(_) => choice,
             Err(FsError::NotDir) => {
-                assert_eq!(mount.text(path).await, None, "{:#?}", self.done);
+                assert_eq!(mount.text(path).await, None);
                 mount.resolve(path, Choice::Ours).await;
                 Choice::Ours
             }
-            Err(error) => panic!("{error}: {:#?}", self.done),
+            Err(error) => panic!("{error}"),
         }
     }
 
@@ -965,9 +974,9 @@ impl Pair {
             let path = self.mount().conflicts().remove(0);
             self.decide(&path, Choice::KeepBoth).await;
         }
-        assert_eq!(self.mount().view().await, self.mount().head(), "{:#?}", self.done);
+        assert_eq!(self.mount().view().await, self.mount().head());
         let mount = self.mount.take().expect("mounted").remount().await;
-        assert_eq!(mount.view().await, mount.head(), "{:#?}", self.done);
+        assert_eq!(mount.view().await, mount.head());
         mount.assert_sound();
     }
 }
@@ -977,7 +986,7 @@ impl Pair {
 fn neither_of_two_clients_that_commit_in_turn_loses_anything() {
     const STEPS: u64 = 100;
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let operations = number("OXENFS_TOGETHER").unwrap_or(20_000);
+    let operations = number("OXENFS_TOGETHER").unwrap_or(5_000);
     let first = number("OXENFS_TOGETHER_SEED").unwrap_or(1);
     runtime(1).block_on(async {
         for seed in first..first + operations.div_ceil(STEPS) {
