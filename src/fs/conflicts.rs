@@ -117,7 +117,9 @@ impl State {
         let renamed_to = if ours == Side::Gone { self.renamed_to(conflict.base) } else { None };
         let what = match (conflict.base, conflict.theirs, ours) {
             (_, Theirs::Dir, Side::Gone) => "was removed here and is a directory with changes on the branch".to_owned(),
-            (_, Theirs::Dir, Side::Dir) => "was made again here and is a directory with changes on the branch".to_owned(),
+            (_, Theirs::Dir, Side::Dir) => {
+                "was made again here and is a directory with changes on the branch".to_owned()
+            }
             (_, Theirs::Dir, _) => "is a file here and a directory on the branch".to_owned(),
             (_, Theirs::File(_), Side::Dir) => {
                 "is a directory here, with changes in it, and a file on the branch".to_owned()
@@ -478,7 +480,9 @@ impl State {
     fn settle_with_theirs(&mut self, path: &RepoPath, theirs: Theirs) {
         let account = self.writeback.account(path).unwrap_or_default();
         let account = Account { base: theirs.object(), ..account };
-        if account.staged == Staged::Nothing && account.late.is_none() {
+        // A request that is under way may stage something yet.
+        let under_way = self.writeback.queue().is_active(path) || self.is_in_cut(path);
+        if account.is_settled() && !under_way {
             self.writeback.owe_no_more(path);
             self.apply(Change::Account { path: path.clone(), account: None });
         } else {
@@ -489,7 +493,8 @@ impl State {
 
     /// Shows what the branch has below a directory and was removed here.
     fn show_all_below(&mut self, dir: &RepoPath, fs: &Fs) {
-        let below: Vec<RepoPath> = self.writeback.ledger().based_below(dir).filter(|path| *path != dir).cloned().collect();
+        let below: Vec<RepoPath> =
+            self.writeback.ledger().based_below(dir).filter(|path| *path != dir).cloned().collect();
         for path in below {
             let Some(object) = self.writeback.account(&path).and_then(|account| account.base) else { continue };
             self.end_conflict(&path);

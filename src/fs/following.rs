@@ -11,6 +11,7 @@ use super::rebase::{LOOKS, Taken};
 use super::recovery::{Foreign, Listings};
 use super::staging::into_plain;
 use super::{Fs, FsError, State, now_secs};
+use crate::namespace::Resolved;
 use crate::path::RepoPath;
 use crate::store::journal::Change;
 use crate::workspace::{ByHash, Change as StagedChange, ChangeKind, CommitId, WorkspaceError};
@@ -68,6 +69,9 @@ impl Fs {
         // take nothing but bytes.
         let mut needed: BTreeSet<RepoPath> = self.conflicts_with(head).await?.into_iter().collect();
         needed.extend(self.conflicts());
+        // Nor what is in a directory that is in conflict, which waits as that does.
+        let below: Vec<RepoPath> = self.lock().files_in(&needed);
+        needed.extend(below);
         if self.workspace.info().by_hash == ByHash::Never {
             needed.extend(changes.into_iter().map(|change| change.path));
             needed.extend(self.lock().read_in_workspace());
@@ -223,6 +227,16 @@ impl Fs {
 }
 
 impl State {
+    /// The paths of the files in those of `paths` that are directories.
+    fn files_in(&self, paths: &BTreeSet<RepoPath>) -> Vec<RepoPath> {
+        let dirs = paths.iter().filter_map(|path| match self.tree.resolve(path) {
+            Resolved::Inode(dir) if self.tree.dir(dir).is_some() => Some(dir),
+            _ => None,
+        });
+        let files = dirs.flat_map(|dir| self.tree.walk(dir)).filter(|(.., child)| self.content(*child).is_some());
+        files.filter_map(|(parent, name, _)| self.tree.path_in(parent, &name).ok()).collect()
+    }
+
     /// The paths of files whose bytes are read at another path of the workspace.
     fn read_in_workspace(&self) -> Vec<RepoPath> {
         let moved = self

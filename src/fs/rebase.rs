@@ -433,9 +433,8 @@ impl Plan {
     fn gather_conflicts(&mut self) {
         let Self { judged, over, removed, .. } = self;
         let tops: BTreeSet<RepoPath> = {
-            let dirs = judged
-                .iter()
-                .filter(|(_, judged)| judged.verdict == Verdict::Conflict && judged.theirs == Theirs::Dir);
+            let dirs =
+                judged.iter().filter(|(_, judged)| judged.verdict == Verdict::Conflict && judged.theirs == Theirs::Dir);
             dirs.map(|(path, _)| path.clone()).chain(over.keys().cloned()).collect()
         };
         for (path, below) in judged.iter_mut() {

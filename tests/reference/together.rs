@@ -723,8 +723,9 @@ fn a_directory_that_was_made_again_here_shows_nothing_of_before_when_the_base_mo
 #[test]
 fn a_file_that_replaced_a_directory_in_which_others_changed_something_is_one_conflict() {
     runtime(1).block_on(async {
-        for (choice, added) in
-            [Choice::Ours, Choice::Theirs, Choice::KeepBoth].into_iter().flat_map(|choice| [(choice, false), (choice, true)])
+        for (choice, added) in [Choice::Ours, Choice::Theirs, Choice::KeepBoth]
+            .into_iter()
+            .flat_map(|choice| [(choice, false), (choice, true)])
         {
             let mount = Mount::new(&[("e/a", "a"), ("e/s/b", "b"), ("x", "x")]).await;
             mount.remove_all("e").await.unwrap();
@@ -783,7 +784,9 @@ fn a_file_that_was_made_where_the_directory_of_a_conflict_was_is_in_the_way_unti
 #[test]
 fn who_removes_the_file_that_is_in_conflict_with_a_directory_has_not_decided_about_that() {
     runtime(1).block_on(async {
-        for (choice, moved) in [Choice::Ours, Choice::Theirs].into_iter().flat_map(|choice| [(choice, false), (choice, true)]) {
+        for (choice, moved) in
+            [Choice::Ours, Choice::Theirs].into_iter().flat_map(|choice| [(choice, false), (choice, true)])
+        {
             let mount = Mount::new(&[("e/a", "a"), ("e/b", "b"), ("x", "x")]).await;
             mount.remove_all("e").await.unwrap();
             mount.write("e", "ours").await;
