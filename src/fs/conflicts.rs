@@ -17,7 +17,7 @@ use crate::path::{NAME_MAX, Name, RepoPath};
 use crate::report;
 use crate::store::journal::Change;
 use crate::workspace::{CommitId, Entry, EntryKind, Object, Revision, Source};
-use crate::writeback::index::{Account, Conflict, Staged, Theirs};
+use crate::writeback::index::{Account, Conflict, Theirs};
 
 /// What of a name is not taken for its extension.
 const LONGEST_EXTENSION: usize = 32;
