@@ -35,12 +35,13 @@ use crate::metrics;
 use crate::oxen;
 /// The server's side, for commands that need no mount.
 pub use crate::oxen::{
-    Contents, InitialFile, NewRepository, Repository, User, WorkspaceInfo, create as create_repository, repository,
+    Contents, InitialFile, NewRepository, Repository, StagedCounts, User, WorkspaceInfo, create as create_repository, repository,
 };
 use crate::report::Difference;
 use crate::stager::{Delays, Meter, Stager};
 use crate::store::journal::JournalError;
-use crate::workspace::{ServerInfo, Workspace, WorkspaceError};
+use crate::workspace::which::KnownRepository;
+use crate::workspace::{CommitId, ServerInfo, WorkspaceError};
 use commit::finish::Finished;
 use daemon::{Notifier, Ready};
 use notify::Manager;
@@ -284,7 +285,8 @@ async fn serve_mount(
         None => None,
     };
     let activity = Arc::<Activity>::default();
-    let (workspace, created) = connect(settings, activity.clone()).await?;
+    let known = known_repository(state);
+    let oxen::Connected { workspace, created, repository } = connect(settings, known, activity.clone()).await?;
     let info = workspace.info().clone();
     let options = Options {
         read_only: settings.is_read_only(),
@@ -299,6 +301,7 @@ async fn serve_mount(
     };
     let access = BaseAccess { uid: options.uid, gid: options.gid, umask: options.umask };
     state.note_access(access)?;
+    state.note_repository(repository)?;
     let fs = Fs::recover(state.path(), settings.subdir.clone(), options, limits, workspace)?;
     fs.set_branch(&settings.branch);
     fs.set_neighbours(neighbours(settings, state.path().to_owned()));
@@ -457,12 +460,27 @@ fn neighbours(settings: &MountSettings, own: PathBuf) -> Where {
     })
 }
 
+/// What is known of the repository that a state directory is for. One of before has the commit that its record stands on;
+/// what cannot be read is refused later, and tells nothing.
+fn known_repository(state: &StateDir) -> KnownRepository {
+    match state.repository() {
+        Some(known) => known.clone(),
+        None => match offline_status(state.path()) {
+            Ok(status) => KnownRepository::with_commit(CommitId(status.base.into())),
+            Err(_) => KnownRepository::default(),
+        },
+    }
+}
+
 /// Connects, and makes repository and workspace where they are wanted and absent. Says whether the repository was
 /// made.
-async fn connect(settings: &MountSettings, activity: Arc<Activity>) -> Result<(Arc<dyn Workspace>, bool), MountError> {
-    let opened = oxen::connect(settings, activity).await?;
-    match opened {
-        Some((workspace, created)) => Ok((workspace, created)),
+async fn connect(
+    settings: &MountSettings,
+    known: KnownRepository,
+    activity: Arc<Activity>,
+) -> Result<oxen::Connected, MountError> {
+    match oxen::connect(settings, known, activity).await? {
+        Some(connected) => Ok(connected),
         None => Err(MountError::NoRepository { repo: settings.repo.to_string(), server: settings.server.to_string() }),
     }
 }

@@ -216,6 +216,7 @@ impl From<WorkspaceError> for Failure {
             E::Forbidden { .. } => "use a token that may write there: set OXEN_API_KEY".into(),
             E::NotFound { .. } => "check the names: oxenfs branches REPO, oxenfs workspaces REPO".into(),
             E::Protocol { .. } => "check the address: --server http://HOST:PORT".into(),
+            E::Another { .. } => "once the repository of before is back there, mount again, and what waits here is sent; to mount what is there now, with nothing of this: --state-dir DIR".into(),
             E::Conflict { .. }
             | E::NoSpace { .. }
             | E::Refused { .. }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Claim, Endpoint, NewRepository, Repository, RepositoryInfo, S3Storage, Storage};
 use crate::activity::Activity;
 use crate::config::{self, CredentialSource, MountSettings, RepoId, ServerUrl};
+use crate::workspace::which::KnownRepository;
 use crate::workspace::{Workspace, WorkspaceError};
 
 /// The longest silence before another connection is tried, and the share of what programs wait in all.
@@ -33,16 +34,27 @@ fn endpoint(server: &ServerUrl, repo: &RepoId, credentials: CredentialSource) ->
     }
 }
 
+/// A mount's server.
+pub struct Connected {
+    /// The workspace, or the revision that is shown in place of one.
+    pub workspace: Arc<dyn Workspace>,
+    /// The repository was made.
+    pub created: bool,
+    /// What tells the repository from others.
+    pub repository: KnownRepository,
+}
+
 /// Connects a mount: the repository, made if `settings` say so and it is absent, and its workspace, or the revision that
-/// is shown in place of one. `None`: there is no such repository and none was to be made. The flag says whether it was
-/// made.
+/// is shown in place of one. `None`: there is no such repository and none was to be made. Where one is `known`, nothing is
+/// asked of another, now or later.
 ///
 /// # Errors
-/// The server's.
+/// [`WorkspaceError::Another`]; the server's.
 pub async fn connect(
     settings: &MountSettings,
+    known: KnownRepository,
     activity: Arc<Activity>,
-) -> Result<Option<(Arc<dyn Workspace>, bool)>, WorkspaceError> {
+) -> Result<Option<Connected>, WorkspaceError> {
     let stall = settings.read_timeout.map(|limit| (limit / STALLS).min(LONGEST_STALL));
     let endpoint = endpoint(&settings.server, &settings.repo, settings.credentials.clone());
     let read_only = settings.is_read_only();
@@ -52,11 +64,22 @@ pub async fn connect(
         if repository.get().await?.is_none() {
             return Ok(None);
         }
-        return Ok(Some((Arc::new(repository.open_revision(revision).await?), false)));
+        let workspace = Arc::new(repository.open_revision(revision).await?);
+        return Ok(Some(Connected { workspace, created: false, repository: known }));
     }
+    let rest = known.rest.clone();
+    repository.expect(known.clone());
     let mut created = false;
     let found = match (repository.get().await?, &settings.create) {
         (Some(found), _) => found,
+        (None, Some(_)) if !known.is_nothing() => {
+            return Err(WorkspaceError::Another {
+                server: settings.server.to_string(),
+                repo: settings.repo.to_string(),
+                known: known.said(),
+                found: "there is none of that name now".to_owned(),
+            });
+        }
         (None, None) => return Ok(None),
         (None, Some(wanted)) => {
             match create(&repository, wanted.into()).await {
@@ -78,7 +101,10 @@ pub async fn connect(
     }
     let claim = if settings.own_workspace { Claim::Own } else { Claim::Shared };
     let workspace = repository.open_workspace(&settings.workspace, &settings.branch, claim).await?;
-    Ok(Some((Arc::new(workspace), created)))
+    let commit = workspace.base().await?;
+    let known = KnownRepository { uuid: found.repo_uuid, rest, ..KnownRepository::with_commit(commit) };
+    repository.know(known.clone());
+    Ok(Some(Connected { workspace: Arc::new(workspace), created, repository: known }))
 }
 
 /// Makes a repository, and sees that its content is kept where it should be.

@@ -42,6 +42,8 @@ impl OxenWorkspace {
     }
 
     pub(super) async fn open_again(&self, branch: &str, base: &CommitId) -> Result<Reopened, WorkspaceError> {
+        // Where it is gone, all of the server may be another.
+        self.repo.http.recognition().doubt();
         let made = self.identity_now().await?.is_none() && self.make_again(branch, base).await?;
         // Of a workspace that was found by its name, the answer has the id that was sent (0.65.2, tried).
         let identity =

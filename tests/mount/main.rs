@@ -55,4 +55,5 @@ mod waits;
 mod wanted_states;
 mod warm;
 mod watched;
+mod which;
 mod words;
