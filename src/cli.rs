@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout)]
 
 mod args;
+mod asking;
 mod config;
 mod dev_server;
 mod diff;
@@ -33,6 +34,7 @@ mod unmount;
 mod vigil;
 mod warm;
 mod watch;
+mod workspaces;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -42,7 +44,7 @@ use clap::error::ContextValue;
 use clap::{CommandFactory, Parser};
 
 pub use failure::Failure;
-pub use seams::{NewRepo, Place, Ref};
+pub use seams::{NewRepo, Place};
 
 use crate::config::Environment;
 use crate::log;
@@ -122,8 +124,8 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Repair(args) => repair::repair(args),
         Command::Config(args::ConfigCommand::Show(args)) => config::show(args, state_dir.as_deref(), environment),
         Command::Repo(args::RepoCommand::Create(args)) => repo::create(args, environment),
-        Command::Branches(args) => repo::branches(args, environment),
-        Command::Workspaces(args) => repo::workspaces(args, environment),
+        Command::Branches(args) => workspaces::branches(args, environment),
+        Command::Workspaces(args) => workspaces::workspaces(args, state_dir.as_deref(), environment),
         Command::Events(args) => events::events(args, &find()?),
         Command::Metrics(args) => metrics::metrics(args, state_dir, environment),
         Command::LogLevel(args) => log_level::log_level(args, &find()?),

@@ -74,8 +74,8 @@ pub enum Command {
     Repo(RepoCommand),
     /// List a repository's branches
     Branches(LookArgs),
-    /// List a repository's workspaces
-    Workspaces(LookArgs),
+    /// List a repository's workspaces, or delete some: workspaces delete, workspaces prune
+    Workspaces(WorkspacesArgs),
     /// Serve the Oxen API from a local directory, for trying and for tests
     DevServer(DevServerArgs),
     /// Print a manual page, as man(1) reads it: oxenfs man mount | man -l -
@@ -675,7 +675,7 @@ pub struct ShowArgs {
     pub json: bool,
 }
 
-/// `oxenfs branches` and `oxenfs workspaces`.
+/// `oxenfs branches`, and `oxenfs workspaces` without more.
 #[derive(Debug, Args)]
 pub struct LookArgs {
     /// NAMESPACE/NAME, or a whole URL
@@ -686,6 +686,85 @@ pub struct LookArgs {
     pub server: Option<String>,
 
     /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+const WORKSPACES_AFTER: &str = "\
+Yours on this machine come first. At most twenty are asked what is staged in them.
+
+Examples:
+  oxenfs workspaces ox/cats
+  oxenfs workspaces delete ox/cats team-b
+  oxenfs workspaces prune ox/cats --older 30d --yes";
+
+/// `oxenfs workspaces`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_help = WORKSPACES_AFTER)]
+pub struct WorkspacesArgs {
+    /// What to do with them.
+    #[command(subcommand)]
+    pub command: Option<WorkspacesCommand>,
+
+    /// Which to list.
+    #[command(flatten)]
+    pub look: Option<LookArgs>,
+}
+
+/// `oxenfs workspaces ...`.
+#[derive(Debug, Subcommand)]
+pub enum WorkspacesCommand {
+    /// Delete a workspace, with what is staged in it
+    Delete(DeleteWorkspaceArgs),
+    /// Delete those of yours that are empty and old
+    Prune(PruneWorkspacesArgs),
+}
+
+/// `oxenfs workspaces delete`.
+#[derive(Debug, Args)]
+pub struct DeleteWorkspaceArgs {
+    /// NAMESPACE/NAME, or a whole URL
+    pub repo: String,
+
+    /// The workspace
+    pub name: String,
+
+    /// The server [default: $OXEN_SERVER, else the default host of the Oxen configuration]
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+
+    /// Also if changes are staged in it and not committed
+    #[arg(long)]
+    pub force: bool,
+
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `oxenfs workspaces prune`.
+#[derive(Debug, Args)]
+pub struct PruneWorkspacesArgs {
+    /// NAMESPACE/NAME, or a whole URL
+    pub repo: String,
+
+    /// The server [default: $OXEN_SERVER, else the default host of the Oxen configuration]
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+
+    /// Those that were made, and committed last, so long ago, for example 30d
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub older: Duration,
+
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+
+    /// Say what was done as a JSON object on standard output
     #[arg(long)]
     pub json: bool,
 }

@@ -82,6 +82,13 @@ pub struct Created {
     pub url: String,
 }
 
+/// `oxenfs workspaces delete --json` and `oxenfs workspaces prune --json`.
+#[derive(Debug, Serialize)]
+pub struct Deleted {
+    /// The workspaces that were deleted.
+    pub deleted: Vec<String>,
+}
+
 /// `oxenfs log-level --json`.
 #[derive(Debug, Serialize)]
 pub struct Level {
