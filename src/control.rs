@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::activity;
 use crate::path::Name;
-use crate::report::{Counts, Difference, FileError, LocalPath, Progress, SparseFile, Unreadable};
+use crate::report::{Counts, Difference, FileError, LocalPath, Progress, SparseFile, TakenAlong, Unreadable};
 
 /// What a command asks of a running daemon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -131,6 +131,8 @@ pub enum Event {
     },
     /// What [`Request::Warm`] found and did.
     Warmed(Warmed),
+    /// The commit that is about to be made holds what others staged, too.
+    TakesAlong(TakenAlong),
     /// The request was carried out.
     Done,
     /// The commit was made.

@@ -36,6 +36,7 @@ mod repair;
 mod room;
 #[cfg(test)]
 mod schedules;
+mod sharing;
 mod staging;
 mod standing;
 mod tree;
@@ -311,6 +312,8 @@ pub struct Fs {
     presence: tokio::sync::Mutex<presence::Presence>,
     /// How often it was made again.
     remade: AtomicU64,
+    /// Others may stage in it.
+    shared: AtomicBool,
     /// The branch that the workspace is made on, where it has to be made again.
     branch: OnceLock<String>,
     /// The kernel, where it can go past the daemon; set before anything is served.

@@ -35,7 +35,8 @@ use crate::metrics;
 use crate::oxen;
 /// The server's side, for commands that need no mount.
 pub use crate::oxen::{
-    Contents, InitialFile, NewRepository, Repository, StagedCounts, User, WorkspaceInfo, create as create_repository, repository,
+    Contents, InitialFile, NewRepository, Repository, StagedCounts, User, WorkspaceInfo, create as create_repository,
+    repository,
 };
 use crate::report::Difference;
 use crate::stager::{Delays, Meter, Stager};
@@ -46,7 +47,7 @@ use commit::finish::Finished;
 use daemon::{Notifier, Ready};
 use notify::Manager;
 use preflight::{How, Place, PreflightError, unmount};
-use state_dir::{StateDir, StateError};
+use state_dir::{Identity, StateDir, StateError};
 
 /// How long a daemon that is told to end (SIGTERM) waits for a server that does not answer.
 const TERM_STALL: Duration = Duration::from_secs(5);
@@ -60,6 +61,8 @@ const STALL_CHECK: Duration = Duration::from_millis(200);
 /// How soon it is looked whether a request came late, and how often in the end.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 const LAST_LOOK: Duration = Duration::from_secs(60);
+/// How often it is looked whether others committed a workspace that is shared.
+const OTHERS_LOOK: Duration = Duration::from_secs(5);
 /// Files and directories that are listed before anybody asks: 30 MB of memory at most.
 const LISTED_AHEAD: usize = 100_000;
 /// How often the journal's length is looked at.
@@ -78,6 +81,16 @@ pub enum MountError {
         repo: String,
         /// Scheme, host and port.
         server: String,
+    },
+    /// The repository has no such branch: it was deleted, say.
+    #[error("{repo} has no branch {}", .identity.branch)]
+    NoBranch {
+        /// `NAMESPACE/NAME`.
+        repo: String,
+        /// What was to be mounted.
+        identity: Box<Identity>,
+        /// A branch that it has; `None`: it has none.
+        other: Option<String>,
     },
     /// The record cannot be read or written.
     #[error(transparent)]
@@ -286,7 +299,8 @@ async fn serve_mount(
     };
     let activity = Arc::<Activity>::default();
     let known = known_repository(state);
-    let oxen::Connected { workspace, created, repository } = connect(settings, known, activity.clone()).await?;
+    let oxen::Connected { workspace, created, repository } =
+        connect(settings, state.identity(), known, activity.clone()).await?;
     let info = workspace.info().clone();
     let options = Options {
         read_only: settings.is_read_only(),
@@ -304,6 +318,9 @@ async fn serve_mount(
     state.note_repository(repository)?;
     let fs = Fs::recover(state.path(), settings.subdir.clone(), options, limits, workspace)?;
     fs.set_branch(&settings.branch);
+    if !settings.own_workspace && !settings.is_read_only() {
+        fs.share();
+    }
     fs.set_neighbours(neighbours(settings, state.path().to_owned()));
     fs.wait_for_server(settings.read_timeout);
     // What a daemon of before asked for and did not see the end of.
@@ -351,7 +368,7 @@ async fn serve_mount(
     drop(place);
     let staging = (!settings.is_read_only()).then(|| {
         let stager = tokio::spawn(Stager::new(fs.clone(), meter, Delays::default()).run());
-        (stager, tokio::spawn(look_out(fs.clone())))
+        (stager, tokio::spawn(look_out(fs.clone())), tokio::spawn(look_at_others(fs.clone())))
     });
     let housekeeping = tokio::spawn(keep_house(fs.clone()));
     let listing = tokio::spawn(list_ahead(fs.clone()));
@@ -413,9 +430,10 @@ async fn serve_mount(
         tracing::info!("unmounted");
     }
     telling.abort();
-    if let Some((stager, lookout)) = staging {
+    if let Some((stager, lookout, others)) = staging {
         stager.abort();
         lookout.abort();
+        others.abort();
     }
     housekeeping.abort();
     listing.abort();
@@ -476,12 +494,20 @@ fn known_repository(state: &StateDir) -> KnownRepository {
 /// made.
 async fn connect(
     settings: &MountSettings,
+    identity: &Identity,
     known: KnownRepository,
     activity: Arc<Activity>,
 ) -> Result<oxen::Connected, MountError> {
     match oxen::connect(settings, known, activity).await? {
-        Some(connected) => Ok(connected),
-        None => Err(MountError::NoRepository { repo: settings.repo.to_string(), server: settings.server.to_string() }),
+        oxen::Opened::Connected(connected) => Ok(connected),
+        oxen::Opened::NoBranch(branches) => {
+            let main = branches.iter().find(|branch| *branch == "main").or(branches.first());
+            let (repo, other) = (settings.repo.to_string(), main.cloned());
+            Err(MountError::NoBranch { repo, identity: Box::new(identity.clone()), other })
+        }
+        oxen::Opened::NoRepository => {
+            Err(MountError::NoRepository { repo: settings.repo.to_string(), server: settings.server.to_string() })
+        }
     }
 }
 
@@ -641,6 +667,19 @@ async fn look_out(fs: Arc<Fs>) {
             tracing::debug!(%error, "cannot look whether a request came late");
         }
         pause = (pause * 2).min(LAST_LOOK);
+    }
+}
+
+/// Looks now and then whether others have committed what this mount staged in a workspace that it shares.
+async fn look_at_others(fs: Arc<Fs>) {
+    while fs.is_shared() {
+        tokio::time::sleep(OTHERS_LOOK).await;
+        if fs.staged_paths().is_empty() {
+            continue;
+        }
+        if let Err(error) = fs.look_at_workspace().await {
+            tracing::debug!(%error, "cannot look whether others committed");
+        }
     }
 }
 

@@ -53,7 +53,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 
-pub use self::connect::{Connected, connect, create, repository};
+pub use self::connect::{Connected, Opened, connect, create, repository};
 pub use self::http::Credentials;
 pub use self::repository::{
     Claim, Contents, InitialFile, NewRepository, Repository, RepositoryInfo, S3Storage, StagedCounts, Storage, User,

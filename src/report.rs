@@ -114,6 +114,40 @@ pub struct Difference {
     /// Why it stays local.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Whether somebody else staged it in the same workspace.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub others: bool,
+}
+
+/// What others staged in a workspace that a commit is made of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenAlong {
+    /// How many files.
+    pub files: u64,
+    /// The first of them.
+    pub paths: Vec<String>,
+}
+
+impl TakenAlong {
+    /// How many are named.
+    const NAMED: usize = 20;
+
+    /// Of these paths.
+    pub fn of(paths: impl IntoIterator<Item = String>) -> Self {
+        let (mut files, mut named) = (0, Vec::new());
+        for path in paths {
+            files += 1;
+            if named.len() < Self::NAMED {
+                named.push(path);
+            }
+        }
+        Self { files, paths: named }
+    }
+
+    /// Whether there is nothing.
+    pub fn is_none(&self) -> bool {
+        self.files == 0
+    }
 }
 
 /// How a path differs from the base.

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::report::TakenAlong;
+
 /// `oxenfs mount --json`.
 #[derive(Debug, Serialize)]
 pub struct Mounted {
@@ -43,6 +45,9 @@ pub struct Committed {
     pub commit: Option<String>,
     /// Files that were staged for it.
     pub staged_files: u64,
+    /// What it holds that others staged.
+    #[serde(skip_serializing_if = "TakenAlong::is_none")]
+    pub others: TakenAlong,
 }
 
 /// `oxenfs unmount --json`.

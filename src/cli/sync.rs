@@ -13,6 +13,7 @@ use super::output::{data, json, note, printable};
 use crate::config::{Author, Environment, OxenConfig, checked_branch};
 use crate::control::Request;
 use crate::mount::state_dir::Known;
+use crate::report::TakenAlong;
 
 /// `oxenfs sync`: one request a mount, with all its paths.
 pub fn sync(args: SyncArgs, finder: &Finder) -> Result<u8, Failure> {
@@ -53,7 +54,7 @@ fn inside(path: &Path, root: &Path) -> Result<String, Failure> {
 /// How many files were staged for it.
 fn wait(known: &Known, stream: UnixStream, paths: Vec<String>, deadline: Deadline) -> Result<u64, Failure> {
     match follow(known, stream, &Request::Sync { paths, before_commit: false }, deadline)? {
-        End::Done(staged) | End::Committed(_, staged) => Ok(staged),
+        End::Done(staged) | End::Committed(_, staged, _) => Ok(staged),
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(Failure::owed(format_args!(
             "{why}; the rest is safe on this disk, and staging goes on in the background"
@@ -93,12 +94,14 @@ pub fn commit_at(
 ) -> Result<done::Committed, Failure> {
     let dir = quoted(&known.meta.identity.mountpoint);
     match follow(known, stream, request, deadline)? {
-        End::Committed(Some(id), more) => Ok(done::Committed { commit: Some(id), staged_files: staged + more }),
-        End::Committed(None, more) | End::Done(more) => {
+        End::Committed(Some(id), more, others) => {
+            Ok(done::Committed { commit: Some(id), staged_files: staged + more, others })
+        }
+        End::Committed(None, more, _) | End::Done(more) => {
             // After a line that says how many were staged.
             let why = if staged + more > 0 { ": what was staged is what the last commit holds" } else { "" };
             note(format_args!("nothing to commit in {dir}{why}"));
-            Ok(done::Committed { commit: None, staged_files: staged + more })
+            Ok(done::Committed { commit: None, staged_files: staged + more, others: TakenAlong::default() })
         }
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(Failure::owed(format_args!(

@@ -67,7 +67,7 @@ fn one(
             &Request::Sync { paths: Vec::new(), before_commit: true },
             deadline,
         )? {
-            End::Done(staged) | End::Committed(_, staged) => staged,
+            End::Done(staged) | End::Committed(_, staged, _) => staged,
             End::Refused(refusal) => return Err(refusal.into()),
             End::GaveUp(why) => return Err(gave_up(format_args!("{why}; nothing was committed"), &args.dir)),
         };

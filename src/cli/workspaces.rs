@@ -152,11 +152,7 @@ fn width<'a>(names: impl Iterator<Item = &'a String>) -> usize {
 }
 
 /// `oxenfs workspaces ...`.
-pub fn workspaces(
-    args: WorkspacesArgs,
-    state_dir: Option<&Path>,
-    environment: &Environment,
-) -> Result<u8, Failure> {
+pub fn workspaces(args: WorkspacesArgs, state_dir: Option<&Path>, environment: &Environment) -> Result<u8, Failure> {
     match (args.command, args.look) {
         (Some(WorkspacesCommand::Delete(args)), _) => delete(&args, state_dir, environment),
         (Some(WorkspacesCommand::Prune(args)), _) => prune(&args, state_dir, environment),
@@ -262,7 +258,7 @@ fn delete(args: &DeleteWorkspaceArgs, state_dir: Option<&Path>, environment: &En
     // Something may have been staged while the question was on the screen.
     look().doing(failed)?;
     seams::ask(&place, async |repository: &Repository| repository.delete_workspace(&args.name).await).doing(failed)?;
-    tell_deleted(&[args.name.clone()], args.json)
+    tell_deleted(std::slice::from_ref(&args.name), args.json)
 }
 
 /// Refuses what would take away what somebody here needs.
@@ -285,8 +281,9 @@ fn refuse(workspace: &Workspace, force: bool, repo: &str) -> Result<(), Failure>
             );
             Err(Failure::new(format_args!("{what} in it, and not committed")).hint(hint))
         }
-        None => Err(Failure::new("the server does not tell what is staged in it")
-            .hint("--force deletes it all the same")),
+        None => {
+            Err(Failure::new("the server does not tell what is staged in it").hint("--force deletes it all the same"))
+        }
     }
 }
 
@@ -300,9 +297,8 @@ fn prune(args: &PruneWorkspacesArgs, state_dir: Option<&Path>, environment: &Env
         workspace.own && workspace.mounted.is_empty() && rests
     };
     let look = || {
-        let mut found = seams::ask(&place, async |repository: &Repository| {
-            look_at(repository, &here, usize::MAX, is_old).await
-        })?;
+        let mut found =
+            seams::ask(&place, async |repository: &Repository| look_at(repository, &here, usize::MAX, is_old).await)?;
         found.retain(|one| is_old(one) && one.staged.as_ref().is_some_and(|staged| staged.total() == 0));
         Ok::<_, Failure>(found)
     };

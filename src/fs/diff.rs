@@ -104,7 +104,8 @@ impl State {
                 }
             };
             let staged = !self.owes(path, &account);
-            found.push(Difference { path: path.as_str().to_owned(), kind, from: None, bytes, staged, reason: None });
+            let (path, others) = (path.as_str().to_owned(), account.theirs);
+            found.push(Difference { path, kind, from: None, bytes, staged, reason: None, others });
         }
         pair_renames(&mut found, gone, new);
         let local = self.local_paths(options, &mut Counts::default()).into_iter();
@@ -115,6 +116,7 @@ impl State {
             bytes: 0,
             staged: false,
             reason: Some(local.reason),
+            others: false,
         }));
         (found, unsure)
     }
@@ -176,7 +178,7 @@ mod tests {
     use crate::hash::HashKind;
 
     fn difference(path: &str, kind: Kind) -> Difference {
-        Difference { path: path.into(), kind, from: None, bytes: 1, staged: true, reason: None }
+        Difference { path: path.into(), kind, from: None, bytes: 1, staged: true, reason: None, others: false }
     }
 
     #[test]

@@ -86,7 +86,11 @@ impl Fs {
             (None, _) => false,
         };
         if same {
+            let commit = there.as_ref().map(|there| there.commit.clone());
             (presence.identity, presence.looked) = (there, Some(Instant::now()));
+            if let Some(commit) = commit {
+                self.follow_others(commit).await?;
+            }
             return Ok(false);
         }
         let branch = self.branch.get().map_or(MAIN, String::as_str);

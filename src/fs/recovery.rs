@@ -146,6 +146,7 @@ impl Fs {
             learning: tokio::sync::Semaphore::new(super::LISTINGS_AT_ONCE),
             presence: tokio::sync::Mutex::default(),
             remade: AtomicU64::new(0),
+            shared: AtomicBool::new(false),
             branch: OnceLock::new(),
             lender: OnceLock::new(),
             passthrough: OnceLock::new(),
@@ -216,7 +217,8 @@ impl Fs {
             }
             // The daemon before sent a request, and was killed before it had the answer on record.
             let late = if account.staged == Staged::Doubt { Some(now_secs()) } else { account.late };
-            updates.push((path.clone(), Account { base, staged: now_staged, late }));
+            let theirs = account.theirs && now_staged == account.staged;
+            updates.push((path.clone(), Account { base, staged: now_staged, late, theirs }));
         }
         let mut foreign = Vec::new();
         for change in staged.values().filter(|change| self.lock().writeback.account(&change.path).is_none()) {
@@ -224,7 +226,10 @@ impl Fs {
             let staged = match change.kind {
                 // With its directory, by a request of ours: undone as well.
                 ChangeKind::Removed if self.lock().writeback.ledger().may_fall(&path) => {
-                    updates.push((path, Account { base, staged: Staged::Doubt, late: Some(now_secs()) }));
+                    updates.push((
+                        path,
+                        Account { base, staged: Staged::Doubt, late: Some(now_secs()), ..Account::default() },
+                    ));
                     continue;
                 }
                 ChangeKind::Removed => None,
@@ -242,7 +247,7 @@ impl Fs {
                 }
             }
             for change in &foreign {
-                state.import(change, &self.options);
+                state.import(change, self.is_shared(), &self.options);
             }
             state.queue_owed();
             for (path, what) in conflicts {
@@ -629,10 +634,10 @@ impl State {
         }
     }
 
-    /// Shows a change that somebody else staged.
-    pub(super) fn import(&mut self, change: &Foreign, options: &Options) {
+    /// Shows a change that is not on record; `theirs`: somebody else staged it.
+    pub(super) fn import(&mut self, change: &Foreign, theirs: bool, options: &Options) {
         let staged = change.staged.map_or(Staged::Removed, Staged::Put);
-        let account = Account { base: change.base, staged, late: None };
+        let account = Account { base: change.base, staged, theirs, ..Account::default() };
         self.apply(Change::Account { path: change.path.clone(), account: Some(account) });
         self.show(&change.path, change.staged, true, options);
     }
@@ -665,7 +670,7 @@ impl State {
 
     /// The directory around a path, on record with all above it, and the path's name there. `None`: there is a file in the
     /// way, or it lies beside the mount.
-    fn dir_for(&mut self, path: &RepoPath, options: &Options) -> Option<(Ino, Name)> {
+    pub(super) fn dir_for(&mut self, path: &RepoPath, options: &Options) -> Option<(Ino, Name)> {
         let below = path.below(self.tree.root_path())?;
         let mut parts: Vec<Name> = below.components().filter_map(|part| Name::new(part.as_bytes()).ok()).collect();
         let last = parts.pop()?;

@@ -293,7 +293,7 @@ impl State {
                     Resolved::Inode(_) => false,
                 }
             {
-                self.import(&Foreign { path, base: account.base, staged: Some(object) }, options);
+                self.import(&Foreign { path, base: account.base, staged: Some(object) }, false, options);
             }
         }
         // All of it is written down anew.

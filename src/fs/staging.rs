@@ -1199,7 +1199,7 @@ impl State {
     fn confirm(&mut self, capture: &Capture, step: Step) -> Option<Adopted> {
         let path = &capture.path;
         let account = self.writeback.account(path).unwrap_or_default();
-        let account = Account { staged: account.after(step), ..account };
+        let account = Account { staged: account.after(step), theirs: false, ..account };
         self.apply(Change::Account { path: path.clone(), account: Some(account) });
         if self.writeback.upload(path).is_some() {
             self.apply(Change::Upload { path: path.clone(), upload: None });

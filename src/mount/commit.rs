@@ -6,9 +6,11 @@ use std::io;
 
 use super::Daemon;
 use super::follow::{Listener, flush_mapped, follow, unstaged};
-use crate::control::Failure;
+use crate::control::{Event, Failure};
 use crate::fs::{CommitCut, FsError};
+use crate::log;
 use crate::path::RepoPath;
+use crate::report::TakenAlong;
 use crate::workspace::verify::{Expected, StagedSet};
 use crate::workspace::{CommitId, CommitRequest, Outcome, WorkspaceError};
 use finish::{Finished, Unpublished};
@@ -29,9 +31,27 @@ pub(super) async fn commit(
     request: &CommitRequest,
     listener: &mut Listener,
 ) -> io::Result<Result<Option<CommitId>, Failure>> {
-    let StagedCut { mut cut, mut staged, waiting } = match stage_cut(daemon, listener).await? {
-        Ok(staged) => staged,
-        Err(failure) => return Ok(Err(failure)),
+    // What others have committed is taken in first. Where nobody tells, the commit itself says why.
+    if let Err(error) = daemon.fs.find_workspace().await {
+        tracing::debug!(%error, "it is not known whether others committed");
+    }
+    let mut moved = 0;
+    let StagedCut { mut cut, mut staged, waiting } = loop {
+        let staged = match stage_cut(daemon, listener).await? {
+            Ok(staged) => staged,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        match daemon.fs.stands_on_base().await {
+            // One that was asked for before may have been ours.
+            Ok(true) => break staged,
+            Ok(false) if daemon.fs.intent().is_some() || moved == STAGINGS => break staged,
+            Ok(false) => moved += 1,
+            Err(error) => return Ok(Err(failed_by(daemon, &error))),
+        }
+        drop(staged);
+        if let Err(error) = daemon.fs.find_workspace().await {
+            return Ok(Err(failed_by(daemon, &error)));
+        }
     };
     // With the cut made, nothing else is staged: what a commit of before became can be found out.
     let before = match resume(daemon, request).await {
@@ -41,7 +61,7 @@ pub(super) async fn commit(
     if before.is_some() {
         staged = match daemon.fs.audit_for_commit().await {
             Ok(staged) => staged.unwrap_or_default(),
-            Err(error) => return Ok(Err(failed(daemon, error.to_string(), None))),
+            Err(error) => return Ok(Err(failed_by(daemon, &error))),
         };
     }
     match daemon.fs.stands_on_base().await {
@@ -49,10 +69,10 @@ pub(super) async fn commit(
         Ok(false) => {
             let message = "somebody else committed or moved this workspace".to_owned();
             let hint =
-                "unmount and mount again, which looks for conflicts; or use a workspace of your own: --workspace";
+                "repeat the command, which takes in what they did; or use a workspace of your own: --workspace NAME";
             return Ok(Err(failed(daemon, message, Some(hint))));
         }
-        Err(error) => return Ok(Err(failed(daemon, error.to_string(), None))),
+        Err(error) => return Ok(Err(failed_by(daemon, &error))),
     }
     if daemon.fs.staged_paths().is_empty() && waiting.is_empty() {
         return Ok(Ok(before));
@@ -77,9 +97,37 @@ pub(super) async fn commit(
         }
         (cut, staged) = (rest.cut, rest.staged);
     }
+    let others = TakenAlong::of(daemon.fs.staged_by_others(&staged).iter().map(ToString::to_string));
+    if !others.is_none() {
+        listener.tell(&Event::TakesAlong(others)).await?;
+    }
     let committed = publish(daemon, request, &staged).await;
     drop(cut);
     Ok(committed.map(Some))
+}
+
+/// The failure of a commit that the server, the record or the disk said no to.
+fn failed_by(daemon: &Daemon, error: &FsError) -> Failure {
+    let dir = log::quoted(&daemon.mountpoint);
+    let hint = match error {
+        FsError::Remote(WorkspaceError::NotFound { .. }) => {
+            let (repo, server) = (log::quoted(&daemon.repo), log::quoted(&daemon.server));
+            format!(
+                "look what is there: oxenfs branches {repo} --server {server}; to commit to another branch: oxenfs commit {dir} --branch NAME -m TEXT"
+            )
+        }
+        FsError::Remote(WorkspaceError::Another { .. }) => {
+            "once the repository of before is back there, repeat the command; what waits here is kept".to_owned()
+        }
+        FsError::Remote(WorkspaceError::Unauthorized { .. } | WorkspaceError::Forbidden { .. }) => {
+            "use a token that may write there, and repeat the command".to_owned()
+        }
+        FsError::Remote(error) if error.is_transient() => {
+            "nothing is lost: repeat the command when the server answers".to_owned()
+        }
+        _ => format!("oxenfs status {dir} shows how it is; nothing is lost"),
+    };
+    failed(daemon, error.to_string(), Some(&hint))
 }
 
 fn failed(daemon: &Daemon, message: String, hint: Option<&str>) -> Failure {
@@ -107,7 +155,7 @@ async fn stage_cut(daemon: &Daemon, listener: &mut Listener) -> io::Result<Resul
                 let hint = Some("repeat the command when it is done");
                 return Ok(Err(failed(daemon, "another commit is under way".into(), hint)));
             }
-            Err(error) => return Ok(Err(failed(daemon, error.to_string(), None))),
+            Err(error) => return Ok(Err(failed_by(daemon, &error))),
         };
         let progress = follow(daemon, &cut.waiting, listener).await?;
         let waiting = match (unstaged(daemon, &progress), daemon.fs.waits_for_commit_alone()) {
@@ -118,7 +166,7 @@ async fn stage_cut(daemon: &Daemon, listener: &mut Listener) -> io::Result<Resul
         match daemon.fs.audit_for_commit().await {
             Ok(Some(staged)) => return Ok(Ok(StagedCut { cut, staged, waiting })),
             Ok(None) => {}
-            Err(error) => return Ok(Err(failed(daemon, error.to_string(), None))),
+            Err(error) => return Ok(Err(failed_by(daemon, &error))),
         }
     }
     let hint = "somebody else empties this workspace, or the server loses what is staged: use a workspace of your own, --workspace NAME";
@@ -133,7 +181,7 @@ async fn resume(daemon: &Daemon, request: &CommitRequest) -> Result<Option<Commi
         Ok(None) => Ok(None),
         Ok(Some((earlier, Finished::Whole(id)))) => Ok((earlier == *request).then_some(id)),
         Ok(Some((_, Finished::Broken { what, owed }))) => Err(Failure { message: what, hint: None, owed }),
-        Err(error) => Err(failed(daemon, error.to_string(), None)),
+        Err(error) => Err(failed_by(daemon, &error)),
     }
 }
 
@@ -151,7 +199,7 @@ async fn without_conflicts(daemon: &Daemon, request: &CommitRequest) -> Result<(
                 format!("{} changed here and on {}: {}{more}", many(conflicts.len()), request.branch, shown.join(", "));
             Err(failed(daemon, message, Some(CONFLICT_HINT)))
         }
-        Err(error) => Err(failed(daemon, error.to_string(), None)),
+        Err(error) => Err(failed_by(daemon, &error.into())),
     }
 }
 
@@ -214,7 +262,7 @@ async fn publish(daemon: &Daemon, request: &CommitRequest, staged: &StagedSet) -
     match finish::publish(&daemon.fs, request, staged).await {
         Ok(Finished::Whole(id)) => Ok(id),
         Ok(Finished::Broken { what, owed }) => Err(Failure { message: what, hint: None, owed }),
-        Err(Unpublished::Unasked(FsError::Remote(error))) => Err(failed(daemon, error.to_string(), None)),
+        Err(Unpublished::Unasked(FsError::Remote(error))) => Err(failed_by(daemon, &error.into())),
         Err(Unpublished::Unasked(error)) => Err(Failure { message: error.to_string(), hint: None, owed: true }),
         Err(Unpublished::Refused(error)) => Err(not_committed(daemon, &error)),
         Err(Unpublished::Unseen { commit, error }) => {
@@ -236,7 +284,10 @@ fn not_committed(daemon: &Daemon, error: &WorkspaceError) -> Failure {
         WorkspaceError::Refused { status: 422, .. } => Some(REMOUNT_HINT),
         _ => None,
     };
-    failed(daemon, error.to_string(), hint)
+    match hint {
+        Some(_) => failed(daemon, error.to_string(), hint),
+        None => failed_by(daemon, &error.clone().into()),
+    }
 }
 
 fn many(files: usize) -> String {

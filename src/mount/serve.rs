@@ -20,6 +20,7 @@ use crate::control::{Event, Failure, Request};
 use crate::fs::{FsError, Stop};
 use crate::log;
 use crate::path::{Name, RepoPath};
+use crate::report::Difference;
 use crate::workspace::CommitRequest;
 
 /// How long a command waits for what an earlier mount left to be looked at.
@@ -27,6 +28,8 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(5);
 /// The longest request: a list of paths.
 const REQUEST_BYTES: u64 = 16 << 20;
 
+/// How long `diff` waits to hear what others staged.
+const OTHERS_PATIENCE: Duration = Duration::from_secs(5);
 /// How many differences an event has: a few hundred kilobytes.
 const DIFFERENCES_AT_A_TIME: usize = 1000;
 
@@ -130,7 +133,8 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
         Request::LogLevel { level } => listener.tell(&log_level(level.as_deref())).await,
         Request::Diff => {
             let fs = daemon.fs.clone();
-            let differences = tokio::task::spawn_blocking(move || fs.differences()).await?;
+            let mut differences = tokio::task::spawn_blocking(move || fs.differences()).await?;
+            differences.extend(others(daemon).await);
             for some in differences.chunks(DIFFERENCES_AT_A_TIME) {
                 listener.tell(&Event::Differences { changes: some.to_vec() }).await?;
             }
@@ -187,6 +191,21 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
             };
             listener.tell(&done).await
         }
+    }
+}
+
+/// What others staged in a workspace that is shared, as far as the server tells soon enough.
+async fn others(daemon: &Daemon) -> Vec<Difference> {
+    if !daemon.fs.is_shared() {
+        return Vec::new();
+    }
+    match tokio::time::timeout(OTHERS_PATIENCE, daemon.fs.changes_of_others()).await {
+        Ok(Ok(changes)) => changes,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "it is not known what others staged");
+            Vec::new()
+        }
+        Err(_) => Vec::new(),
     }
 }
 

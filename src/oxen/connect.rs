@@ -34,6 +34,16 @@ fn endpoint(server: &ServerUrl, repo: &RepoId, credentials: CredentialSource) ->
     }
 }
 
+/// What became of a mount's way to its server.
+pub enum Opened {
+    /// It is there.
+    Connected(Connected),
+    /// There is no such repository, and none was to be made.
+    NoRepository,
+    /// The repository has no such branch, but these.
+    NoBranch(Vec<String>),
+}
+
 /// A mount's server.
 pub struct Connected {
     /// The workspace, or the revision that is shown in place of one.
@@ -45,8 +55,7 @@ pub struct Connected {
 }
 
 /// Connects a mount: the repository, made if `settings` say so and it is absent, and its workspace, or the revision that
-/// is shown in place of one. `None`: there is no such repository and none was to be made. Where one is `known`, nothing is
-/// asked of another, now or later.
+/// is shown in place of one. Where a repository is `known`, nothing is asked of another, now or later.
 ///
 /// # Errors
 /// [`WorkspaceError::Another`]; the server's.
@@ -54,7 +63,7 @@ pub async fn connect(
     settings: &MountSettings,
     known: KnownRepository,
     activity: Arc<Activity>,
-) -> Result<Option<Connected>, WorkspaceError> {
+) -> Result<Opened, WorkspaceError> {
     let stall = settings.read_timeout.map(|limit| (limit / STALLS).min(LONGEST_STALL));
     let endpoint = endpoint(&settings.server, &settings.repo, settings.credentials.clone());
     let read_only = settings.is_read_only();
@@ -62,26 +71,22 @@ pub async fn connect(
     repository.server_version().await?;
     if let Some(revision) = &settings.revision {
         if repository.get().await?.is_none() {
-            return Ok(None);
+            return Ok(Opened::NoRepository);
         }
         let workspace = Arc::new(repository.open_revision(revision).await?);
-        return Ok(Some(Connected { workspace, created: false, repository: known }));
+        return Ok(Opened::Connected(Connected { workspace, created: false, repository: known }));
     }
     let rest = known.rest.clone();
     repository.expect(known.clone());
     let mut created = false;
     let found = match (repository.get().await?, &settings.create) {
         (Some(found), _) => found,
-        (None, Some(_)) if !known.is_nothing() => {
-            return Err(WorkspaceError::Another {
-                server: settings.server.to_string(),
-                repo: settings.repo.to_string(),
-                known: known.said(),
-                found: "there is none of that name now".to_owned(),
-            });
-        }
-        (None, None) => return Ok(None),
+        (None, None) => return Ok(Opened::NoRepository),
         (None, Some(wanted)) => {
+            if !known.is_nothing() {
+                tracing::warn!(?known, "the repository is gone; it is made anew, as was asked for");
+                repository.expect(KnownRepository::default());
+            }
             match create(&repository, wanted.into()).await {
                 Ok(made) => {
                     created = true;
@@ -94,17 +99,15 @@ pub async fn connect(
         }
     };
     if !found.is_empty && !created && repository.branch(&settings.branch).await?.is_none() {
-        return Err(WorkspaceError::NotFound {
-            what: format!("branch {} of {}", settings.branch, settings.repo),
-            request: None,
-        });
+        let branches = repository.branches().await?;
+        return Ok(Opened::NoBranch(branches.into_iter().map(|branch| branch.name).collect()));
     }
     let claim = if settings.own_workspace { Claim::Own } else { Claim::Shared };
     let workspace = repository.open_workspace(&settings.workspace, &settings.branch, claim).await?;
     let commit = workspace.base().await?;
     let known = KnownRepository { uuid: found.repo_uuid, rest, ..KnownRepository::with_commit(commit) };
     repository.know(known.clone());
-    Ok(Some(Connected { workspace: Arc::new(workspace), created, repository: known }))
+    Ok(Opened::Connected(Connected { workspace: Arc::new(workspace), created, repository: known }))
 }
 
 /// Makes a repository, and sees that its content is kept where it should be.

@@ -506,7 +506,11 @@ impl Http {
                 return Err(self.another(&question.path, &known, uuid.as_deref()));
             }
             if known.uuid.is_some() && uuid.is_some() {
-                tracing::warn!(?known, ?uuid, "the repository has another id, and the commit that is known: taken for the same");
+                tracing::warn!(
+                    ?known,
+                    ?uuid,
+                    "the repository has another id, and the commit that is known: taken for the same"
+                );
             }
         }
         self.recognition.recognized();
@@ -515,7 +519,8 @@ impl Http {
 
     /// The failure of one who finds another repository in the place of `known`.
     fn another(&self, repository: &str, known: &KnownRepository, uuid: Option<&str>) -> WorkspaceError {
-        let mut names = repository.rsplit('/').map(|name| percent_encoding::percent_decode_str(name).decode_utf8_lossy());
+        let mut names =
+            repository.rsplit('/').map(|name| percent_encoding::percent_decode_str(name).decode_utf8_lossy());
         let (name, namespace) = (names.next().unwrap_or_default(), names.next().unwrap_or_default());
         let repo = format!("{namespace}/{name}");
         WorkspaceError::Another {

@@ -44,6 +44,9 @@ pub struct Account {
     /// after others that it has answered.
     #[serde(default, rename = "l", skip_serializing_if = "Option::is_none")]
     pub late: Option<u64>,
+    /// Somebody else staged it.
+    #[serde(default, rename = "t", skip_serializing_if = "std::ops::Not::not")]
+    pub theirs: bool,
 }
 
 /// What brings a path to its wanted state.
@@ -137,7 +140,7 @@ impl Slot {
             ContentHash::Sha256(_) => None,
         };
         let slot = match *account {
-            Account { late: Some(_), .. } => None,
+            Account { late: Some(_), .. } | Account { theirs: true, .. } => None,
             Account { base: None, staged: Staged::Nothing, .. } => Some(Self::New),
             Account { base: None, staged: Staged::Doubt, .. } => Some(Self::Doubt),
             Account { base: None, staged: Staged::Put(object), .. } => {
@@ -296,7 +299,7 @@ impl Ledger {
                         Staged::Put(object) => Some(object),
                         Staged::Removed => None,
                     };
-                    account.staged = Staged::Nothing;
+                    (account.staged, account.theirs) = (Staged::Nothing, false);
                     *slot = Slot::of(account);
                     if !matches!(slot, Slot::Other) {
                         self.others.remove(path);
@@ -362,7 +365,7 @@ mod tests {
     }
 
     fn account(base: Option<&str>, staged: Staged) -> Account {
-        Account { base: base.map(object), staged, late: None }
+        Account { base: base.map(object), staged, ..Account::default() }
     }
 
     #[test]
@@ -401,7 +404,7 @@ mod tests {
         ) {
             let base = base.as_deref().map(object);
             let mut server = Staged::Nothing;
-            let mut ours = Account { base, staged: Staged::Nothing, late: None };
+            let mut ours = Account { base, ..Account::default() };
             for (wish, answer_lost) in wishes {
                 let wish = wish.as_deref().map(object);
                 let step = ours.step(wish);
@@ -456,6 +459,7 @@ mod tests {
                             _ => Staged::Doubt,
                         },
                         late: late.then_some(1),
+                        theirs: false,
                     })),
                 }
                 for dir in paths.iter().chain([&RepoPath::root()]) {

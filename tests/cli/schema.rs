@@ -103,7 +103,8 @@ fn full_status() -> Status {
 
 fn difference(kind: Kind) -> Difference {
     let (from, reason) = (Some("b".to_owned()), Some("r".to_owned()));
-    Difference { path: "a".into(), kind, from, bytes: 1, staged: false, reason }
+    let others = kind == Kind::Modified;
+    Difference { path: "a".into(), kind, from, bytes: 1, staged: others, reason, others }
 }
 
 fn answers(request: &Request) -> (Vec<Event>, Then) {
@@ -190,7 +191,7 @@ fn every_command_that_prints_json_has_a_form_and_the_test_knows_when_one_does_no
         let words: Vec<&str> = [&[name], below].concat();
         let help = user.run([&words[..], &["--help"]].concat()).out;
         if help.contains("--json") {
-            let form = if name == "workspaces" { "branches".to_owned() } else { words.join(" ") };
+            let form = words.join(" ");
             assert!(schema["$defs"].get(&form).is_some(), "{form} has no form in docs/output.schema.json");
         }
     }

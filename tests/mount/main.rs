@@ -57,3 +57,4 @@ mod warm;
 mod watched;
 mod which;
 mod words;
+mod workspaces;

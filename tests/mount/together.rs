@@ -148,3 +148,105 @@ fn a_workspace_that_others_may_use_is_not_made_anew_when_the_branch_goes_on() {
     second.run("unmount");
     test.unmount();
 }
+
+/// Two mounts of one workspace that is shared on purpose.
+fn shared(options: [&[&str]; 2]) -> (TestMount, std::path::PathBuf, std::path::PathBuf) {
+    let test = TestMount::new();
+    write(&test.dir, "shared", "old");
+    for dir in ["a", "b"] {
+        fs::create_dir(test.dir.join(dir)).unwrap();
+        write(&test.dir, &format!("{dir}/base"), dir);
+    }
+    test.commit();
+    test.unmount();
+    test.forget();
+    let team = ["--workspace", "team"];
+    test.mount(&[&team[..], options[0]].concat()).ok();
+    let (dir, state) = (test.beside("second"), test.beside("second-state"));
+    test.mount_with(&state, &dir, &[&team[..], options[1]].concat()).ok();
+    (test, dir, state)
+}
+
+#[test]
+fn a_commit_of_a_shared_workspace_says_what_it_takes_along_and_the_other_mount_knows_what_is_committed() {
+    let (test, dir, state) = shared([&[], &[]]);
+    let second = Second { test: &test, dir, state };
+    for number in 0..3 {
+        write(&test.dir, &format!("first-{number}"), "first");
+        write(&second.dir, &format!("second-{number}"), "second");
+    }
+    test.sync();
+    second.run("sync");
+    let diff = ["diff", test.dir.to_str().unwrap()];
+    let takes = |whose: &str| format!("takes along 3 files that others staged: {whose}-0, {whose}-1, {whose}-2");
+    let said = test.oxenfs(diff).ok();
+    assert!(said.err.contains(&format!("3 added; {}", takes("second"))), "{said:?}");
+    let said = test.oxenfs([&diff[..], &["--json"]].concat()).ok();
+    let found: Vec<Value> = serde_json::from_str(&said.out).unwrap();
+    let others = found.iter().filter(|one| one["others"] == true).count();
+    assert_eq!((found.len(), others), (6, 3), "{said:?}");
+    let commit = ["commit", second.dir(), "-m", "second", "--author", "B", "--email", "b@x", "--json"];
+    let said = test.oxenfs_with(&second.state, commit).ok();
+    assert!(said.err.contains(&takes("first")), "{said:?}");
+    let told: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(told["others"]["files"], 3);
+    // The first finds out by itself, and goes on without being mounted again.
+    test.wait_status("what was committed to be known", |status| status["counts"]["staged"]["files"] == 0);
+    assert_eq!(fs::read(test.dir.join("second-1")).unwrap(), b"second");
+    write(&test.dir, "later", "x");
+    test.commit();
+    assert_eq!(test.committed().len(), 3 + 6 + 1);
+    // One that has not looked yet commits as well.
+    write(&second.dir, "last", "y");
+    assert_eq!(second.commit().ok().exit, 0);
+    assert_eq!(test.committed().len(), 3 + 6 + 2);
+    second.run("unmount");
+    test.unmount();
+}
+
+#[test]
+fn what_somebody_else_committed_over_ours_in_a_shared_workspace_waits_for_a_person() {
+    let (test, dir, state) = shared([&[], &[]]);
+    let second = Second { test: &test, dir, state };
+    write(&test.dir, "shared", "first");
+    test.sync();
+    write(&second.dir, "shared", "second");
+    second.run("sync");
+    second.commit().ok();
+    assert_eq!(test.committed_file("shared").unwrap(), b"second");
+    write(&test.dir, "beside", "x");
+    let dir = test.dir.to_str().unwrap();
+    let said = test.oxenfs(["commit", dir, "-m", "first", "--author", "A", "--email", "a@x"]);
+    assert_eq!(said.exit, 3, "{said:?}");
+    assert!(said.err.contains("shared: was changed by somebody else, and committed"), "{said:?}");
+    assert_eq!(test.committed_file("shared").unwrap(), b"second");
+    assert_eq!(fs::read(test.dir.join("shared")).unwrap(), b"first");
+    // Named, it is staged over that.
+    test.oxenfs(["sync", test.dir.join("shared").to_str().unwrap()]).ok();
+    test.commit();
+    assert_eq!(test.committed_file("shared").unwrap(), b"first");
+    second.run("unmount");
+    test.unmount();
+}
+
+#[test]
+fn two_subdirectories_in_one_workspace_are_committed_by_either() {
+    let (test, dir, state) = shared([&["--subdir", "a"], &["--subdir", "b"]]);
+    let second = Second { test: &test, dir, state };
+    for (dir, who) in [(&test.dir, "first"), (&second.dir, "second")] {
+        write(dir, "new", who);
+    }
+    test.sync();
+    second.run("sync");
+    test.commit();
+    assert_eq!(test.committed_file("b/new").unwrap(), b"second");
+    write(&second.dir, "more", "x");
+    second.commit().ok();
+    assert_eq!(test.committed_file("a/new").unwrap(), b"first");
+    assert_eq!(test.committed_file("b/more").unwrap(), b"x");
+    write(&test.dir, "more", "y");
+    test.commit();
+    assert_eq!(test.committed_file("a/more").unwrap(), b"y");
+    second.run("unmount");
+    test.unmount();
+}

@@ -35,10 +35,6 @@ fn a_mount_is_refused_where_another_repository_has_come() {
     write(&test, "staged", "not committed");
     test.unmount();
     let ours = server.replace();
-    // None of that name is not made anew either: what waits here is not for it.
-    let said = test.mount(&["--create"]);
-    assert_eq!(said.exit, 1, "{said:?}");
-    assert!(said.err.contains("there is none of that name now"), "{said:?}");
     make_alike(&server, &test);
     let said = test.mount(&[]);
     assert_eq!(said.exit, 1, "{said:?}");
@@ -86,4 +82,28 @@ fn the_queue_is_held_as_long_as_another_repository_is_there() {
         assert!(test.staged_content_on(&server.url(), name).is_some(), "{name}");
     }
     test.unmount_commit();
+}
+
+#[test]
+fn where_a_branch_was_deleted_the_refusal_has_the_command_that_goes_on_with_another() {
+    let server = Scripted::new();
+    let test = TestMount::through(&server.url());
+    write(&test, "file", "content");
+    test.commit();
+    test.unmount();
+    let branches = format!("/api/repos/{}/branches", test.repo);
+    assert_eq!(server.ask("POST", &branches, &json!({"new_name": "dev", "from_name": "main"})).0, 200);
+    test.mount(&["--branch", "dev"]).ok();
+    write(&test, "staged", "not committed");
+    test.unmount();
+    assert_eq!(server.ask("DELETE", &format!("{branches}/dev"), &Value::Null).0, 200);
+    let said = test.mount(&["--branch", "dev"]);
+    assert_eq!(said.exit, 1, "{said:?}");
+    assert!(said.err.contains("has no branch dev\n") && said.err.contains(" --branch main --workspace "), "{said:?}");
+    let command = said.err.split("on another branch: oxenfs ").nth(1).unwrap();
+    test.oxenfs(command.split_whitespace()).ok();
+    assert_eq!(fs::read(test.at("staged")).unwrap(), b"not committed");
+    test.unmount_commit();
+    let (_, staged) = server.ask("GET", &format!("/api/repos/{}/file/main/staged", test.repo), &Value::Null);
+    assert_eq!(staged, "not committed");
 }
