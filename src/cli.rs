@@ -25,6 +25,7 @@ mod output;
 mod progress;
 mod repair;
 mod repo;
+mod restore;
 mod seams;
 mod status;
 mod sync;
@@ -118,6 +119,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Diff(args) => diff::diff(args, &find()?),
         Command::Doctor(args) => doctor::doctor(args, state_dir.as_deref(), environment),
         Command::Import(args) => import::import(args, &find()?),
+        Command::Restore(args) => restore::restore(args, &find()?),
         Command::Warm(args) => warm::warm(args, &find()?),
         Command::Sync(args) => sync::sync(args, &find()?),
         Command::Commit(args) => sync::commit(args, &find()?, environment),

@@ -50,6 +50,23 @@ pub enum Request {
         /// The directory that everything goes into, from the mount's root.
         into: Vec<Name>,
     },
+    /// Put paths back to what the base or another commit has: [`Event::Differences`] that go, as often as it takes, then
+    /// [`Event::Done`].
+    Restore {
+        /// Paths from the mount's root; a directory means all below it, the empty path all.
+        paths: Vec<String>,
+        /// The branch or commit; `None` is the base.
+        #[serde(default)]
+        source: Option<String>,
+        /// They are unstaged, and held back, instead.
+        #[serde(default)]
+        staged: bool,
+        /// What a restore dropped comes back instead; without paths, what the last one dropped.
+        #[serde(default)]
+        undo: bool,
+        /// Do it, and not only tell.
+        apply: bool,
+    },
     /// Bring content into the cache, look at it there, or remove it. [`Event::Progress`] until [`Event::Warmed`]. Hanging
     /// up stops it; what came stays.
     Warm {

@@ -18,6 +18,7 @@ mod diff;
 mod fetching;
 mod handles;
 mod import;
+mod kept;
 mod kernel;
 mod latecomers;
 mod layers;
@@ -33,6 +34,7 @@ mod presence;
 mod ranges;
 mod recovery;
 mod repair;
+mod restore;
 mod room;
 #[cfg(test)]
 mod schedules;
@@ -92,6 +94,7 @@ pub use passthrough::{Passthrough, Reach};
 pub use ranges::{RangeChange, Seek};
 pub use recovery::{BaseAccess, Foreign, Limits, Shown, survey};
 pub use repair::{Label, Repair, Rescued, repair};
+pub use restore::{NotRestored, Target};
 pub use room::Statfs;
 pub use staging::{Capture, Frees, Held, Waiting, Want};
 pub use warm::{Contents, NotWarmed, Warming};
@@ -294,6 +297,8 @@ pub struct Fs {
     strays: Mutex<Vec<SpoolId>>,
     /// Where they go.
     lost: LostFound,
+    /// What restores dropped.
+    kept: kept::Kept,
     /// When it is next looked which of those have lain there for long enough.
     expiry: Mutex<Option<Instant>>,
     /// Those that no record names any more; they go bit by bit.
@@ -425,6 +430,7 @@ impl State {
         // Nothing of the tree changes in between.
         let mut vacant = HashMap::new();
         for path in paths {
+            self.hold_no_more(path);
             if self.writeback.account(path) == Some(Account::default())
                 && !matches!(self.tree.resolve(path), Resolved::Inode(ino) if self.content(ino).is_some())
                 && !self.writeback.queue().is_active(path)
@@ -462,6 +468,7 @@ impl State {
         let is_file = self.content(ino).is_some();
         for path in self.tree.file_paths(ino) {
             self.open_account(&path, Some(ino));
+            self.hold_no_more(&path);
             match is_file {
                 // Something is owed for it.
                 true => self.writeback.owe(&path, settle),
@@ -510,7 +517,7 @@ impl Fs {
     /// Refuses what makes something new when the record or the spool has no room for it.
     fn admit(&self) -> Op<()> {
         self.writable_mount()?;
-        if !self.journal.has_room() || self.spool.limit().is_some_and(|limit| self.spool.used() >= limit) {
+        if !self.journal.has_room() || self.spool.is_full() {
             return Err(FsError::NoSpace.into());
         }
         Ok(())
@@ -764,6 +771,7 @@ impl Fs {
             false => (usize::MAX, Duration::ZERO),
         };
         self.put_strays_aside(most, Duration::ZERO);
+        self.clear_kept();
         self.expire_strays();
         self.remove_unnamed(most, pause);
         Ok(())

@@ -13,6 +13,7 @@ pub mod commit;
 mod follow;
 mod import;
 mod notify;
+mod restore;
 mod serve;
 mod warm;
 

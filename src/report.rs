@@ -38,6 +38,8 @@ pub struct Counts {
     pub failed: Tally,
     /// Of these, the ones that others changed too: they wait for somebody.
     pub conflicts: Tally,
+    /// Changes that were unstaged on purpose, and wait to be written again; counted where they would be otherwise, too.
+    pub held: Tally,
     /// Removals and moves that the server does not know of yet; no bytes.
     pub removals: Tally,
     /// Paths of which Oxen cannot store all, or anything: files, directories and others; bytes of files that stay.

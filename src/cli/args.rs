@@ -50,6 +50,9 @@ pub enum Command {
     Diff(DiffArgs),
     /// Copy files and directories into a mount, faster than cp -r
     Import(ImportArgs),
+    /// Put files back to what the branch has, and drop what was changed; --undo brings that back
+    #[command(visible_alias = "discard")]
+    Restore(RestoreArgs),
     /// Fetch files into the local cache before they are read
     Warm(WarmArgs),
     /// Wait until everything, or these paths, are staged on the server
@@ -525,6 +528,46 @@ pub struct ImportArgs {
     /// Files and directories, and last the directory on a mount that they go into
     #[arg(required = true, num_args = 2.., value_name = "PATH")]
     pub paths: Vec<PathBuf>,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+const RESTORE_AFTER: &str = "\
+Directories mean all below them that was changed and not committed: what was added goes, what was removed comes back, and
+what was modified is again as it was. What is dropped is kept on this disk until the next commit, for a week at most, and
+makes way when room is short (--spool-limit); --undo brings it back, as long as nothing else was done there. Symbolic
+links and empty directories stay, and so does what others staged in a workspace that is shared.
+
+Examples:
+  oxenfs restore /mnt/cats/labels
+  oxenfs restore --source release --yes /mnt/cats/labels/7.txt
+  oxenfs restore --undo /mnt/cats/labels";
+
+/// `oxenfs restore`.
+#[derive(Debug, Args)]
+#[command(after_help = RESTORE_AFTER)]
+pub struct RestoreArgs {
+    /// Files and directories on a mount [default, with --undo: what the last restore dropped in the mount at .]
+    #[arg(value_name = "PATH", required_unless_present = "undo")]
+    pub paths: Vec<PathBuf>,
+
+    /// To what a branch or a commit has [default: the commit that the mount stands on]
+    #[arg(long, value_name = "COMMIT|BRANCH", conflicts_with = "undo")]
+    pub source: Option<String>,
+
+    /// Only unstage: what is here stays, and is not staged again until it is written, or named to oxenfs sync
+    #[arg(long, conflicts_with_all = ["source", "undo"])]
+    pub staged: bool,
+
+    /// Bring back what a restore dropped
+    #[arg(long)]
+    pub undo: bool,
+
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
 
     /// Say what was done as a JSON object on standard output
     #[arg(long)]

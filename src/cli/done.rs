@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::report::TakenAlong;
+use crate::report::{Difference, TakenAlong};
 
 /// `oxenfs mount --json`.
 #[derive(Debug, Serialize)]
@@ -85,6 +85,15 @@ pub struct Imported {
 pub struct Created {
     /// The repository's URL.
     pub url: String,
+}
+
+/// `oxenfs restore --json`.
+#[derive(Debug, Serialize)]
+pub struct Restored {
+    /// What changed.
+    pub restored: Vec<Difference>,
+    /// Whether that was an undo.
+    pub undo: bool,
 }
 
 /// `oxenfs workspaces delete --json` and `oxenfs workspaces prune --json`.

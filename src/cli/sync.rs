@@ -43,7 +43,10 @@ pub fn sync(args: SyncArgs, finder: &Finder) -> Result<u8, Failure> {
 }
 
 /// `path`, which lies at or below `root`, as the daemon names it.
-fn inside(path: &Path, root: &Path) -> Result<String, Failure> {
+///
+/// # Errors
+/// When no server can have it.
+pub fn inside(path: &Path, root: &Path) -> Result<String, Failure> {
     let below = path.strip_prefix(root).map_err(Failure::new)?;
     match below.to_str() {
         Some(text) => Ok(text.to_owned()),

@@ -239,8 +239,13 @@ impl State {
     /// what was collected is to be dropped, when the lock is free.
     fn collect(&mut self, fs: &Fs) -> (Made, Vec<Ino>) {
         self.stir(&|_| true, fs);
-        let paths: Vec<(RepoPath, u64, bool)> =
-            self.writeback.queue().iter().map(|(path, entry)| (path.clone(), entry.seq, entry.alone)).collect();
+        let paths: Vec<(RepoPath, u64, bool)> = self
+            .writeback
+            .queue()
+            .iter()
+            .filter(|(_, entry)| !entry.is_held())
+            .map(|(path, entry)| (path.clone(), entry.seq, entry.alone))
+            .collect();
         let (mut made, mut unfixed) = (Made::default(), Vec::new());
         let mut known = HashMap::new();
         for (path, mut seq, alone) in paths {

@@ -14,6 +14,7 @@ use super::backing::Backing;
 use super::belief::LeftBehind;
 use super::fetching::Flights;
 use super::handles::Handles;
+use super::kept::Kept;
 use super::kernel::Kernel;
 use super::lost::{LostFound, SalvagedFiles};
 use super::staging::into_plain;
@@ -119,6 +120,8 @@ impl Fs {
         // What a repair gave a second name in lost+found, and the names that an earlier mount showed it by.
         let (mut named, strays) = lost.partition(&spool, strays).map_err(io(dir))?;
         state.show_salvaged(&lost, &spool, &mut named, &options).map_err(io(dir))?;
+        let kept = Kept::open(disk, dir).map_err(io(dir))?;
+        kept.batches().iter().for_each(|batch| spool.lend_room(batch.id, batch.counted));
         let fs = Arc::new_cyclic(|this| Self {
             this: this.clone(),
             options,
@@ -137,6 +140,7 @@ impl Fs {
             leaving: Mutex::new(named.into_values().collect()),
             strays: Mutex::new(strays),
             lost,
+            kept,
             expiry: Mutex::default(),
             unnamed: Mutex::default(),
             fetching: Flights::default(),
@@ -218,7 +222,7 @@ impl Fs {
             // The daemon before sent a request, and was killed before it had the answer on record.
             let late = if account.staged == Staged::Doubt { Some(now_secs()) } else { account.late };
             let theirs = account.theirs && now_staged == account.staged;
-            updates.push((path.clone(), Account { base, staged: now_staged, late, theirs }));
+            updates.push((path.clone(), Account { base, staged: now_staged, late, theirs, held: account.held }));
         }
         let mut foreign = Vec::new();
         for change in staged.values().filter(|change| self.lock().writeback.account(&change.path).is_none()) {
@@ -513,6 +517,10 @@ pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, Comm
         {
             staged.push(object);
         }
+        if owes && account.held {
+            counts.held.files += 1;
+            counts.held.bytes = counts.held.bytes.saturating_add(size);
+        }
         let tally = match (owes, found, account.staged) {
             (true, true, _) => &mut counts.dirty,
             (true, false, _) => &mut counts.removals,
@@ -628,6 +636,9 @@ impl State {
         for (path, account) in accounts {
             if self.owes(&path, &account) {
                 self.writeback.owe(&path, Duration::ZERO);
+                if account.held {
+                    self.writeback.park(&path, super::restore::HELD.to_owned(), Parked::Held);
+                }
             } else if account.is_settled() {
                 self.apply(Change::Account { path, account: None });
             }

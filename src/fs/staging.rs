@@ -1034,9 +1034,9 @@ impl Fs {
         self.cache.note_all_staged(staged.into_iter());
     }
 
-    /// Whether nothing is owed to the server.
+    /// Whether nothing is owed to the server, but what is held back.
     pub fn is_drained(&self) -> bool {
-        self.lock().writeback.queue().len() == 0
+        self.lock().writeback.queue().iter().all(|(_, entry)| entry.is_held())
     }
 
     /// Whether all that is owed waits for somebody to act.
@@ -1077,6 +1077,7 @@ impl Fs {
                 _ => None,
             };
             let tally = match (entry.is_parked(), size, entry.phase) {
+                _ if entry.is_held() => &mut counts.dirty,
                 (true, ..) => &mut counts.failed,
                 (_, None, _) => &mut counts.removals,
                 (_, _, Phase::Waiting) => &mut counts.dirty,
@@ -1085,6 +1086,9 @@ impl Fs {
                 (_, _, Phase::Sending) => &mut counts.uploading,
             };
             add(tally, size.unwrap_or(0));
+            if entry.is_held() {
+                add(&mut counts.held, size.unwrap_or(0));
+            }
             if entry.is_in_conflict() {
                 add(&mut counts.conflicts, size.unwrap_or(0));
             }
@@ -1199,7 +1203,7 @@ impl State {
     fn confirm(&mut self, capture: &Capture, step: Step) -> Option<Adopted> {
         let path = &capture.path;
         let account = self.writeback.account(path).unwrap_or_default();
-        let account = Account { staged: account.after(step), theirs: false, ..account };
+        let account = Account { staged: account.after(step), theirs: false, held: false, ..account };
         self.apply(Change::Account { path: path.clone(), account: Some(account) });
         if self.writeback.upload(path).is_some() {
             self.apply(Change::Upload { path: path.clone(), upload: None });

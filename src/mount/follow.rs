@@ -20,6 +20,9 @@ pub(super) const TELL_EVERY: Duration = Duration::from_millis(200);
 /// wait for a copy of its whole file.
 pub(super) const WRITE_BACK_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How many differences an event has: a few hundred kilobytes.
+pub(super) const DIFFERENCES_AT_A_TIME: usize = 1000;
+
 /// Where events go.
 pub(super) struct Listener {
     pub(super) stream: OwnedWriteHalf,

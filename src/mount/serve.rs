@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
-use super::follow::{Listener, TELL_EVERY, flush_mapped, follow, unstaged};
+use super::follow::{DIFFERENCES_AT_A_TIME, Listener, TELL_EVERY, flush_mapped, follow, unstaged};
 use super::import::{self, Peer};
 use super::preflight::{How, UnmountError};
 use super::{Daemon, Phase, commit, detach};
@@ -30,8 +30,6 @@ const REQUEST_BYTES: u64 = 16 << 20;
 
 /// How long `diff` waits to hear what others staged.
 const OTHERS_PATIENCE: Duration = Duration::from_secs(5);
-/// How many differences an event has: a few hundred kilobytes.
-const DIFFERENCES_AT_A_TIME: usize = 1000;
 
 /// Accepts commands until aborted.
 pub(super) fn listen(listener: UnixListener, daemon: Arc<Daemon>) -> io::Result<JoinHandle<()>> {
@@ -112,7 +110,7 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
         match request {
             // Nothing is owed, ever, and nobody asks the server.
             Request::Sync { .. } => return listener.tell(&Event::Done).await,
-            Request::Commit { .. } => {
+            Request::Commit { .. } | Request::Restore { .. } => {
                 let message = format!("it shows {revision}, read-only: there is nothing to commit");
                 let hint = Some("to change a branch, mount it without --read-only and --revision".to_owned());
                 return listener.tell(&Event::Failed(Failure { message, hint, owed: false })).await;
@@ -146,6 +144,11 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
             let done = sync(&paths, before_commit, daemon, listener).await?;
             listener.tell(&done).await
         }
+        Request::Restore { paths, source, staged, undo, apply } => {
+            let wanted = super::restore::Wanted { paths: &paths, source: source.as_deref(), staged, undo };
+            let done = super::restore::restore(&wanted, apply, daemon, listener).await?;
+            listener.tell(&done).await
+        }
         Request::Warm { paths, how } => {
             let done = super::warm::warm(&paths, how, daemon, listener).await?;
             listener.tell(&done).await
@@ -175,9 +178,11 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
             let branch = branch.unwrap_or_else(|| daemon.branch.clone());
             let request = CommitRequest { branch, message, author, email };
             let base = daemon.fs.base();
+            let last_kept = daemon.fs.last_kept();
             let done = match commit::commit(daemon, &request, listener).await? {
                 Ok(id) => {
                     if let Some(id) = &id {
+                        daemon.fs.forget_kept(last_kept).await;
                         tracing::info!(%id, branch = request.branch, %base, "committed");
                         daemon.activity.committed(id, &request.branch);
                     }

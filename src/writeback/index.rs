@@ -47,6 +47,9 @@ pub struct Account {
     /// Somebody else staged it.
     #[serde(default, rename = "t", skip_serializing_if = "std::ops::Not::not")]
     pub theirs: bool,
+    /// It is not to be staged until it is written again.
+    #[serde(default, rename = "h", skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
 }
 
 /// What brings a path to its wanted state.
@@ -140,7 +143,7 @@ impl Slot {
             ContentHash::Sha256(_) => None,
         };
         let slot = match *account {
-            Account { late: Some(_), .. } | Account { theirs: true, .. } => None,
+            Account { late: Some(_), .. } | Account { theirs: true, .. } | Account { held: true, .. } => None,
             Account { base: None, staged: Staged::Nothing, .. } => Some(Self::New),
             Account { base: None, staged: Staged::Doubt, .. } => Some(Self::Doubt),
             Account { base: None, staged: Staged::Put(object), .. } => {
@@ -460,6 +463,7 @@ mod tests {
                         },
                         late: late.then_some(1),
                         theirs: false,
+                        held: false,
                     })),
                 }
                 for dir in paths.iter().chain([&RepoPath::root()]) {

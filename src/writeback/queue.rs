@@ -95,6 +95,8 @@ pub(crate) enum Parked {
     Conflict,
     /// A commit, which makes way for it first.
     Commit,
+    /// Somebody who writes it again, or names it: it was held back on purpose, and nobody waits for it.
+    Held,
 }
 
 /// Somebody waits for a path.
@@ -139,7 +141,12 @@ impl Pending {
 
     /// Whether it stays as it is until somebody acts, here or elsewhere.
     pub fn waits_for_somebody(&self) -> bool {
-        matches!(self.parked(), Some(Parked::Person | Parked::Conflict))
+        matches!(self.parked(), Some(Parked::Person | Parked::Conflict | Parked::Held))
+    }
+
+    /// Whether it is held back on purpose.
+    pub fn is_held(&self) -> bool {
+        self.parked() == Some(Parked::Held)
     }
 
     fn failed(&mut self, error: String, parked: Option<Parked>) {
@@ -647,10 +654,14 @@ impl Queue {
             let Some((number, entry)) = self.find(path) else {
                 continue;
             };
+            let named = matches!(&barrier.scope, Scope::Below(named) if named.contains(path));
+            if entry.is_held() && !named {
+                continue;
+            }
             let size = bytes(path);
             barrier.progress.files_total += 1;
             barrier.progress.bytes_total = barrier.progress.bytes_total.saturating_add(size);
-            if entry.is_in_conflict() && !matches!(&barrier.scope, Scope::Below(named) if named.contains(path)) {
+            if entry.is_in_conflict() && !named {
                 barrier.progress.files_failed += 1;
                 continue;
             }
@@ -741,7 +752,7 @@ impl Queue {
         let Some((_, entry)) = entries.get_mut(number.into()) else { return };
         for follower in followers {
             let Some(barrier) = barriers.get_mut(&follower.barrier) else { continue };
-            if entry.waiting().any(|id| id == follower.barrier) {
+            if entry.is_held() || entry.waiting().any(|id| id == follower.barrier) {
                 continue;
             }
             barrier.progress.files_total += 1;

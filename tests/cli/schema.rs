@@ -115,6 +115,7 @@ fn answers(request: &Request) -> (Vec<Event>, Then) {
             let kinds = [Kind::Added, Kind::Modified, Kind::Removed, Kind::Renamed, Kind::Local];
             vec![Event::Differences { changes: kinds.map(difference).into() }, Event::Done]
         }
+        Request::Restore { .. } => vec![Event::Differences { changes: vec![difference(Kind::Added)] }, Event::Done],
         Request::LogLevel { .. } => vec![Event::LogLevel { level: "info".into() }],
         Request::Commit { .. } => vec![Event::Committed { id: Some("c0ffee".into()) }],
         Request::Events => {
@@ -140,6 +141,7 @@ fn what_commands_print_as_json_has_the_form_that_is_documented() {
         ("config show", vec!["config", "show", "ox/cats", "--json"]),
         ("log-level", vec!["log-level", text(&dir), "--json"]),
         ("sync", vec!["sync", text(&dir), "--json"]),
+        ("restore", vec!["restore", text(&dir), "--yes", "--json"]),
         ("commit", [&["commit", text(&dir), "-m", "x", "--json"], &who[..]].concat()),
         ("unmount", vec!["unmount", text(&dir), "--json"]),
     ] {

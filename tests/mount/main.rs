@@ -34,6 +34,7 @@ mod programs;
 mod proxy;
 mod ranges;
 mod refusals;
+mod restores;
 mod revisions;
 mod scripted;
 mod server;
