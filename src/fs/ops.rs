@@ -253,6 +253,8 @@ impl State {
 
     fn base_may_have_file(&self, path: &RepoPath) -> bool {
         self.writeback.account(path).is_some_and(|account| account.base.is_some() || account.staged != Staged::Nothing)
+            // Perhaps with a directory of the base.
+            || self.writeback.conflict(path).is_some()
     }
 
     /// Takes an entry away, with its account and its place in the queue.
@@ -305,7 +307,14 @@ impl State {
 
     /// Moves an entry to another name, with all below it. Barriers follow the files to their new names, those of an
     /// earlier move too; returns those that were `followed` to a name that no server can have.
-    fn transplant(&mut self, from: (Ino, &Name), ino: Ino, to: (Ino, &Name), followed: Followed, fs: &Fs) -> Followed {
+    pub(super) fn transplant(
+        &mut self,
+        from: (Ino, &Name),
+        ino: Ino,
+        to: (Ino, &Name),
+        followed: Followed,
+        fs: &Fs,
+    ) -> Followed {
         let (old_parent, old_name) = from;
         // Files below, by their old paths, before anything moves.
         let below = if self.tree.dir(ino).is_some() { self.tree.walk(ino) } else { Vec::new() };
@@ -370,10 +379,10 @@ impl State {
 }
 
 /// Those who wait for the files of a tree that is moved, by the order in which it is walked.
-type Followed = HashMap<usize, Follow>;
+pub(super) type Followed = HashMap<usize, Follow>;
 
 /// Those who wait for a file that gets another name.
-struct Follow {
+pub(super) struct Follow {
     followers: Vec<Follower>,
     /// Its old path.
     old: Option<RepoPath>,
@@ -1135,6 +1144,7 @@ impl Fs {
                     }
                 }
             });
+            state.take_deferred(ino, self);
             state.bury(ino);
             Ok(())
         });

@@ -93,6 +93,8 @@ struct State {
     /// Which of all workspaces there were it is; `None` when it was deleted.
     incarnation: Option<u64>,
     incarnations: u64,
+    /// Others may use the workspace.
+    shared: bool,
     /// Contents that were removed though something refers to them.
     pruned: HashSet<ContentHash>,
     staged: BTreeMap<RepoPath, Option<Bytes>>,
@@ -122,6 +124,7 @@ impl Memory {
             base: "c0".to_owned(),
             incarnation: Some(1),
             incarnations: 1,
+            shared: false,
             pruned: HashSet::new(),
             staged: BTreeMap::new(),
             store: HashMap::new(),
@@ -210,6 +213,18 @@ impl Memory {
         let mut state = self.lock();
         tree.values().for_each(|content| state.keep(content.clone()));
         CommitId(state.make_commit(tree, "theirs").into())
+    }
+
+    /// Moves the workspace to what the branch has become, with what is staged in it; no released server does that, but
+    /// whoever deletes a workspace and stages in it anew.
+    pub fn move_workspace(&self) {
+        let mut state = self.lock();
+        state.base = state.head.clone();
+    }
+
+    /// Others may use the workspace from now on.
+    pub fn share_workspace(&self) {
+        self.lock().shared = true;
     }
 
     /// Deletes the workspace with all that is staged in it, as another client may.
@@ -644,6 +659,19 @@ impl Workspace for Memory {
                 state.base = if is_known { base.0.to_string() } else { state.head.clone() };
             }
             Ok(Reopened { identity: state.identity().ok_or_else(no_workspace)?, made })
+        })
+    }
+
+    fn renew<'a>(&'a self, _branch: &'a str) -> Fut<'a, Option<WorkspaceIdentity>> {
+        self.request("renew", |state| {
+            if state.shared {
+                return Ok(None);
+            }
+            state.staged.clear();
+            state.incarnations += 1;
+            state.incarnation = Some(state.incarnations);
+            state.base.clone_from(&state.head);
+            Ok(state.identity())
         })
     }
 
