@@ -36,6 +36,7 @@ mod repair;
 mod room;
 #[cfg(test)]
 mod schedules;
+mod source;
 mod staging;
 mod standing;
 mod tree;
@@ -75,14 +76,12 @@ use tree::{Token, Tree};
 use txn::Draft;
 use writeback::Writeback;
 
-pub use crate::writeback::queue::Phase;
 pub use cut::CommitCut;
 pub use diff::recorded_differences;
 pub use import::{Arrival, Arrived, Spooled};
 pub use kernel::Stale;
 pub use listing::{GRANTED, Keep, OpenedDir};
 pub use live::Lender;
-pub use local::quarter_of_descriptors;
 pub use lost::{LOST, LostFound};
 pub use mapped::Unflushed;
 pub use neighbours::Where;
@@ -92,7 +91,7 @@ pub use ranges::{RangeChange, Seek};
 pub use recovery::{BaseAccess, Foreign, Limits, Shown, survey};
 pub use repair::{Label, Repair, Rescued, repair};
 pub use room::Statfs;
-pub use staging::{Capture, Frees, Held, Waiting, Want};
+pub use staging::Waiting;
 pub use warm::{Contents, NotWarmed, Warming};
 pub use xattrs::XattrMode;
 
@@ -848,22 +847,6 @@ impl Fs {
     /// What the mount's root is in the repository.
     pub fn root_path(&self) -> RepoPath {
         self.lock().tree.root_path().clone()
-    }
-
-    /// Whether an account says what the base has at `path`: others' commit may have changed that until the directory is
-    /// listed again.
-    pub fn knows_base_of(&self, path: &RepoPath) -> bool {
-        self.lock().unlisted_around(path).is_none()
-    }
-
-    /// Lists the directory around `path`, so that its account says what the base has there.
-    ///
-    /// # Errors
-    /// The server's.
-    pub async fn learn_base_of(&self, path: &RepoPath) -> Result<(), FsError> {
-        let Some(dir) = self.lock().unlisted_around(path) else { return Ok(()) };
-        let _turn = self.learning.acquire().await;
-        self.list(dir, Who::Staging).await
     }
 
     /// Lists every known directory anew, after the base moved.

@@ -38,9 +38,9 @@ pub use crate::oxen::{
     Contents, InitialFile, NewRepository, Repository, User, WorkspaceInfo, create as create_repository, repository,
 };
 use crate::report::Difference;
-use crate::stager::{Delays, Meter, Stager};
 use crate::store::journal::JournalError;
 use crate::workspace::{ServerInfo, Workspace, WorkspaceError};
+use crate::writeback::{Delays, Engine, Meter};
 use commit::finish::Finished;
 use daemon::{Notifier, Ready};
 use notify::Manager;
@@ -347,8 +347,8 @@ async fn serve_mount(
     let served = start_serving(settings, &place, &fs, daemon.clone())?;
     drop(place);
     let staging = (!settings.is_read_only()).then(|| {
-        let stager = tokio::spawn(Stager::new(fs.clone(), meter, Delays::default()).run());
-        (stager, tokio::spawn(look_out(fs.clone())))
+        let engine = Engine::new(fs.clone(), fs.workspace().clone(), meter, Delays::default());
+        (tokio::spawn(engine.run()), tokio::spawn(look_out(fs.clone())))
     });
     let housekeeping = tokio::spawn(keep_house(fs.clone()));
     let listing = tokio::spawn(list_ahead(fs.clone()));
@@ -410,8 +410,8 @@ async fn serve_mount(
         tracing::info!("unmounted");
     }
     telling.abort();
-    if let Some((stager, lookout)) = staging {
-        stager.abort();
+    if let Some((engine, lookout)) = staging {
+        engine.abort();
         lookout.abort();
     }
     housekeeping.abort();

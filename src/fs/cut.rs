@@ -17,12 +17,13 @@ use super::passthrough::{Seal, Urgency, Way};
 use super::staging::{Fixable, RECHECK, Waiting};
 use super::standing::Event;
 use super::tree::Token;
-use super::{Capture, Fs, FsError, Held, State, Want};
+use super::{Fs, FsError, State};
 use crate::hash::ContentHash;
 use crate::namespace::{Content, Ino, Resolved, SpoolId};
 use crate::path::RepoPath;
 use crate::sync;
 use crate::writeback::queue::Scope;
+use crate::writeback::{Capture, Held, Want};
 
 #[cfg(test)]
 mod schedules;
@@ -99,10 +100,13 @@ impl State {
     pub(super) fn in_cut(&self, path: &RepoPath) -> InCut {
         let Some(made) = self.made_cut() else { return InCut::NoCut };
         let Some(capture) = made.get(path) else { return InCut::Lacks };
+        let (alone, attempts) =
+            self.writeback.pending(path).map_or((false, 0), |entry| (entry.alone, entry.attempts()));
         InCut::Holds(Box::new(Capture {
             account: self.writeback.account(path).unwrap_or_default(),
             upload: self.writeback.upload(path).cloned(),
-            alone: self.writeback.pending(path).is_some_and(|entry| entry.alone),
+            alone,
+            attempts,
             ..capture.clone()
         }))
     }
@@ -263,7 +267,7 @@ impl State {
                     }
                 }
                 Want::Remote { ino, .. } => made.remote.entry(*ino).or_default().push(path.clone()),
-                // A copy that was made of it before may be in the stager's hands: its confirmation is not this one's.
+                // A copy that was made of it before may be in the engine's hands: its confirmation is not this one's.
                 Want::Sealed { ino, .. } if self.is_gathered(*ino) && self.writeback.queue().is_active(&path) => {
                     self.writeback.owe(&path, Duration::ZERO);
                     seq = self.writeback.pending(&path).map_or(seq, |entry| entry.seq);
@@ -271,7 +275,7 @@ impl State {
                 Want::AsBase | Want::Sealed { .. } => {}
             }
             let account = self.writeback.account(&path).unwrap_or_default();
-            made.wanted.insert(path.clone(), Capture { path, seq, account, want, alone, upload: None });
+            made.wanted.insert(path.clone(), Capture { path, seq, account, want, alone, attempts: 0, upload: None });
         }
         (made, unfixed)
     }

@@ -102,12 +102,6 @@ impl State {
     }
 }
 
-/// A quarter of the files that the daemon may have open: others need some as well.
-pub fn quarter_of_descriptors() -> usize {
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    files.map_or(usize::MAX, |files| usize::try_from(files / 4).unwrap_or(usize::MAX))
-}
-
 /// Whether an error says that there is no room.
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)

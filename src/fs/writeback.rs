@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use super::FsError;
 use super::cut::{Cut, Gathering, Made};
-use super::staging::{Capture, RECHECK};
+use super::staging::RECHECK;
 use crate::count;
 use crate::namespace::Ino;
 use crate::path::RepoPath;
 use crate::store::journal::{CommitIntent, PathUpload};
+use crate::writeback::Capture;
 use crate::writeback::index::{Account, Ledger};
 use crate::writeback::queue::{Follower, Parked, Pending, Phase, Queue, Scope};
 
@@ -177,7 +178,7 @@ impl Writeback {
         Some(if self.made().is_some() { due.max(Instant::now() + RECHECK) } else { due })
     }
 
-    /// Whether a path is due before all that the stager knows of; says so once.
+    /// Whether a path is due before all that the engine knows of; says so once.
     pub fn has_news(&mut self) -> bool {
         self.queue.has_news()
     }

@@ -29,6 +29,7 @@
 //! 0.37 bundled, WAL, `synchronous=OFF`) on the same disk, 2 cores: 2.4 µs against 14.4 µs, a ratio of 6.1 (5.9 to
 //! 6.3). Flushed one by one (`synchronous=FULL`) both wait for the disk: 0.9 (0.6 to 1.9).
 
+mod account;
 mod format;
 mod log;
 mod mark;
@@ -45,8 +46,8 @@ use serde::{Deserialize, Serialize};
 use crate::namespace::{Ino, InodeRecord};
 use crate::path::{Name, RepoPath, bytes_as_text};
 use crate::workspace::{CommitId, CommitRequest, Upload};
-use crate::writeback::index::Account;
 
+pub use account::{Account, Staged};
 pub use format::FORMAT;
 pub use log::{Compaction, Journal, Ticket};
 pub use recover::{Seen, has_segments};

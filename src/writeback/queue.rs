@@ -453,7 +453,7 @@ impl Queue {
         self.entries.len()
     }
 
-    /// Whether the stager has the path in hand.
+    /// Whether the engine has the path in hand.
     pub fn is_active(&self, path: &RepoPath) -> bool {
         self.get(path).is_some_and(|entry| entry.phase != Phase::Waiting)
     }

@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use oxenfs::fs::{Fs, FsError, Lender, Limits, Need, OpenFlags, Options, Passthrough, RenameMode, Stop, Want};
+use oxenfs::fs::{Fs, FsError, Lender, Limits, Need, OpenFlags, Options, Passthrough, RenameMode, Stop};
 use oxenfs::namespace::{Attrs, Ino, ROOT};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::store::disk::{Act, Disk, Witness};
 use oxenfs::workspace::memory::Memory;
 use oxenfs::workspace::{ByHash, Workspace};
+use oxenfs::writeback::{Source as _, Want};
 
 const READ: OpenFlags = OpenFlags { read: true, write: false, truncate: false, execute: false };
 const WRITE: OpenFlags = OpenFlags { read: true, write: true, truncate: false, execute: false };
@@ -137,7 +138,7 @@ fn a_commit_that_waits_for_what_is_read_gets_its_own_copy_when_a_writer_comes() 
         let writer = mount.past(ino, WRITE).await;
         mount.store(0, "HERE");
         assert_eq!(mount.read(reader), "HERE the base has");
-        let (captures, _) = mount.fs.due(10);
+        let (captures, _) = mount.fs.take_due(10);
         let wanted = captures.iter().find(|capture| capture.path.as_str() == "new").unwrap();
         let Want::Sealed { held, hash: Some(_), .. } = &wanted.want else { panic!("{:?}", wanted.want) };
         let mut bytes = vec![0; CONTENT.len()];
@@ -266,7 +267,7 @@ fn a_copy_that_a_writer_overtakes_is_not_taken_for_the_content_it_was_begun_with
             assert_eq!(copied.unwrap(), CONTENT.len() as u64);
             mount.fs.release(to);
             let _all = mount.fs.barrier();
-            let (captures, _) = mount.fs.due(10);
+            let (captures, _) = mount.fs.take_due(10);
             let found = captures.iter().find(|capture| capture.path.as_str() == name).unwrap();
             assert_eq!(found.want.object().is_none(), overtaken, "{found:?}");
         }
