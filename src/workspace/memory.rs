@@ -30,6 +30,8 @@ pub enum Fault {
     Lost,
     /// It has its effect, and the answer is lost.
     AnswerLost,
+    /// It has its effect, and the answer tells of the first path alone.
+    Partly,
     /// It is given up, and has its effect after some more requests.
     Late,
     /// It is refused with this status, by the server or by what is before it.
@@ -303,6 +305,11 @@ impl Memory {
                 match (fault, effect) {
                     (Fault::None, Some(_)) if state.incarnation.is_none() => Err(no_workspace()),
                     (Fault::None, Some(effect)) => Ok(state.carry_out(effect)),
+                    (Fault::Partly, Some(effect)) => {
+                        let mut outcomes = state.carry_out(effect);
+                        outcomes.truncate(1);
+                        Ok(outcomes)
+                    }
                     (Fault::AnswerLost, Some(effect)) => {
                         state.carry_out(effect);
                         Err(lost())
@@ -338,7 +345,7 @@ impl Memory {
             let answer = match fault {
                 Fault::Lost | Fault::Late => Err(lost()),
                 Fault::Refused(status) => Err(refused(status)),
-                Fault::None => serve(&mut self.lock()),
+                Fault::None | Fault::Partly => serve(&mut self.lock()),
                 Fault::AnswerLost => serve(&mut self.lock()).and_then(|_| Err(lost())),
             };
             self.tell(name);
@@ -768,11 +775,11 @@ impl Workspace for Memory {
             let sent =
                 read.iter().zip(puts).filter_map(|(read, put)| Some((put.path.clone(), read.as_ref().ok()?.clone())));
             let mut outcomes = self.effect("send_small", Effect::Put(sent.collect())).await?.into_iter();
-            let mut outcome = |read: Result<Bytes, Outcome>| match read {
-                Ok(_) => outcomes.next().unwrap_or(Outcome::NeedsBytes),
-                Err(outcome) => outcome,
+            let outcome = |read: Result<Bytes, Outcome>| match read {
+                Ok(_) => outcomes.next(),
+                Err(outcome) => Some(outcome),
             };
-            Ok(read.into_iter().map(&mut outcome).collect())
+            Ok(read.into_iter().map_while(outcome).collect())
         }
         .boxed()
     }

@@ -8,6 +8,8 @@ mod hand;
 mod hashing;
 mod outcomes;
 mod requests;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::fs::File;
