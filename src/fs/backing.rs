@@ -15,7 +15,7 @@ use crate::count;
 use crate::hash::ContentHash;
 use crate::namespace::{Body, Content, Ino, Namespace, SpoolId, Timestamp};
 use crate::path::RepoPath;
-use crate::store::spool;
+use crate::store::holes;
 
 /// How soon a file that was closed is asked after again when somebody still seems to have it: the kernel lets go of it
 /// an instant after it has told of the close. Doubled up to the last, for those who have it mapped.
@@ -46,7 +46,7 @@ impl Seen {
             size: found.len(),
             mtime: time(found.mtime(), found.mtime_nsec()),
             ctime: time(found.ctime(), found.ctime_nsec()),
-            room: spool::room_of(&found),
+            room: holes::room_of(&found),
         })
     }
 }

@@ -14,8 +14,9 @@ use super::tree::Token;
 use super::{Fs, FsError, State, set_mtime};
 use crate::hash::ContentHash;
 use crate::namespace::{Content, Ino, SpoolId};
+use crate::store::copy::copy_content;
 use crate::store::disk::Act;
-use crate::store::spool::{self, copy_content};
+use crate::store::holes;
 
 /// How soon it is looked again whether somebody else has done with a file what he was about to: a few calls of the kernel,
 /// or a flush.
@@ -194,7 +195,7 @@ impl Fs {
         let id = self.cache.depart(&self.spool, hash)?;
         // What the server has is on stable storage: the record must not move on to bytes that are not.
         self.spool.sync(id, &file)?;
-        let room = spool::room(&file);
+        let room = holes::room(&file);
         into_plain(self.change(|state| {
             let borrowed = state.borrowed(ino).is_some_and(|borrowed| borrowed.hash == hash && borrowed.leaving);
             let dated = state.tree.get(ino).is_some_and(|inode| inode.attrs.mtime == mtime);
@@ -236,7 +237,7 @@ struct Copy<'a> {
 impl<'a> Copy<'a> {
     fn of(fs: &'a Fs, from: &File) -> Result<Self, FsError> {
         // Its holes are the copy's.
-        let counted = spool::holes::counted_of(&from.metadata()?);
+        let counted = holes::counted_of(&from.metadata()?);
         fs.make_room(counted);
         let (id, to) = fs.spool.create()?;
         fs.spool.charge(counted);

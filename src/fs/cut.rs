@@ -13,8 +13,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::barriers::Waiting;
+use super::fixing::{Fixable, RECHECK};
 use super::passthrough::{Seal, Urgency, Way};
-use super::staging::{Fixable, RECHECK, Waiting};
 use super::standing::Event;
 use super::tree::Token;
 use super::{Fs, FsError, State};
@@ -109,16 +110,6 @@ impl State {
             attempts,
             ..capture.clone()
         }))
-    }
-
-    /// The cut, once it is made.
-    pub(super) fn made_cut(&self) -> Option<&Made> {
-        self.writeback.made()
-    }
-
-    /// Whether the cut of a commit holds something for a path that is not staged yet.
-    pub(super) fn is_in_cut(&self, path: &RepoPath) -> bool {
-        self.made_cut().is_some_and(|made| made.wanted.contains_key(path))
     }
 
     /// Whether a commit waits for content of a file that is on the server.

@@ -20,7 +20,7 @@ use super::{Fs, FsError, LISTINGS_AT_ONCE, STAGED_AGAIN_WITHIN};
 use crate::hash::ContentHash;
 use crate::namespace::{Content, Ino};
 use crate::path::RepoPath;
-use crate::store::spool::{self, Found};
+use crate::store::cache::{self, Found};
 use crate::sync::Mutex;
 use crate::workspace::progress::Progress;
 use crate::workspace::{EntryKind, Source, WorkspaceError};
@@ -373,7 +373,7 @@ impl Fs {
     /// be; else says what it is.
     pub(super) fn keep_fetched(
         &self,
-        fetched: spool::Fetching,
+        fetched: cache::Fetching,
         hash: ContentHash,
         (length, size): (u64, u64),
     ) -> io::Result<Result<Arc<File>, ContentHash>> {

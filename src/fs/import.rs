@@ -12,10 +12,10 @@ use super::room::even;
 use super::{Fs, FsError, Need, Op, State, Stop, now, set_mtime, staging};
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
 use crate::path::Name;
+use crate::store::copy::copy_growing;
 use crate::store::disk::Act;
+use crate::store::holes::{counted, counted_of, may_have, room, room_of};
 use crate::store::journal::Change;
-use crate::store::spool::holes::{counted, counted_of, may_have};
-use crate::store::spool::{copy_growing, room, room_of};
 
 /// The longest quiet period that is there only for those who write a file bit by bit. What arrives is whole: it waits for
 /// no such period, but for a longer one, which somebody asked for.

@@ -86,16 +86,6 @@ impl Fs {
         self.begin().kernel.leave_uncached();
     }
 
-    /// Passes on what [`Kernel::take_stale`] gave. To be called when the lock is free.
-    pub(super) fn tell_kernel(&self, stale: Vec<Stale>) {
-        if stale.is_empty() {
-            return;
-        }
-        let watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
-        // A mount that ends needs to know no more.
-        stale.into_iter().for_each(|stale| drop(watcher.as_ref().map(|watcher| watcher.send(Told::Stale(stale)))));
-    }
-
     /// Calls `tell`, on a thread of its own, for everything that others change behind the kernel's back.
     pub fn watch_staleness(&self, tell: impl Fn(Stale) + Send + 'static) {
         let (sender, receiver): (Sender<Told>, _) = channel();

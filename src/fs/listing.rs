@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{DirEntry, Fs, FsError, Need, Op, State, Stop};
+use super::{DirEntry, Fs, FsError, Need, Op, Stop};
 use crate::namespace::{DOTS, Ino};
 use crate::path::Name;
 
@@ -35,16 +35,6 @@ pub struct OpenedDir {
     pub handle: u64,
     /// What the kernel may keep.
     pub keep: Keep,
-}
-
-impl State {
-    /// Entries of a directory come or go without the kernel's doing: what it knows of the directory is out of date.
-    pub(super) fn shift(&mut self, ino: Ino) {
-        if let Some(view) = self.tree.view(ino) {
-            view.shifted |= view.read.is_some();
-            self.kernel.content_changed(ino);
-        }
-    }
 }
 
 impl Fs {

@@ -15,10 +15,10 @@ use super::{Fs, FsError, State, now};
 use crate::hash::ContentHash;
 use crate::namespace::{Content, Ino, Resolved, SpoolId, Timestamp};
 use crate::path::RepoPath;
+use crate::store::copy::copy_content;
 use crate::store::disk::{Act, quarter_of_descriptors};
+use crate::store::holes::{self, counted};
 use crate::store::journal::Change;
-use crate::store::spool::holes::counted;
-use crate::store::spool::{self, copy_content};
 use crate::writeback::index::Account;
 use crate::writeback::queue::Phase;
 
@@ -217,7 +217,7 @@ impl State {
             // The last time: what was done to it is done.
             self.look(ino, fs);
             let staged = self.backing.staged_live(ino);
-            if let Some(room) = self.backing.live_file(ino).and_then(|file| spool::room(file)) {
+            if let Some(room) = self.backing.live_file(ino).and_then(|file| holes::room(file)) {
                 self.set_room(ino, room, fs);
             }
             self.step(ino, Event::Rested, |state| state.backing.subdue(ino));
@@ -427,7 +427,7 @@ impl Fs {
                 Ok(size) => {
                     let seen = Some(Seen::of(&from)?).filter(|after| rested && *after == before);
                     if seen.is_some() || attempt == COPIES {
-                        let counted = spool::room(&to).map_or(size, |room| counted(size, room));
+                        let counted = holes::room(&to).map_or(size, |room| counted(size, room));
                         self.spool.charge(counted);
                         return Ok(Some(Copied { id, file: Arc::new(to), size, counted, seen }));
                     }

@@ -15,7 +15,8 @@ use super::{Fs, FsError, State, base_attrs, unlisted_dir};
 use crate::namespace::{Body, Content, Ino, ROOT, SpoolId, Timestamp};
 use crate::path::Name;
 use crate::store::disk::Disk;
-use crate::store::spool::{Spool, room_of};
+use crate::store::holes::room_of;
+use crate::store::spool::Spool;
 
 /// The directory's name, here and in the mount.
 pub const LOST: &str = "lost+found";

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::Fs;
 use crate::hash::ContentHash;
-use crate::store::spool::{boots_in, name_of};
+use crate::store::cache::{boots_in, name_of};
 use crate::workspace::Object;
 
 /// How often it is looked which other mounts there are.

@@ -10,12 +10,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::staging::into_plain;
-use super::{Fs, FsError, Options, State};
-use crate::namespace::{Content, Resolved};
+use super::{Fs, FsError};
 use crate::path::RepoPath;
 use crate::store::journal::{Change, CommitIntent};
-use crate::workspace::verify::{Deviation, Expected, StagedSet};
-use crate::workspace::{CommitId, EntryKind, Revision, Source, WorkspaceIdentity};
+use crate::workspace::verify::{Expected, StagedSet};
+use crate::workspace::{CommitId, WorkspaceIdentity};
 use crate::writeback::index::{Account, Staged};
 
 /// How often the workspace is looked at, at most, however many barriers ask.
@@ -172,41 +171,5 @@ impl Fs {
     pub async fn stands_on_base(&self) -> Result<bool, FsError> {
         let base: CommitId = self.workspace.base().await?;
         Ok(base == self.base())
-    }
-}
-
-impl State {
-    /// These paths are not in the new base as they should be. Those that the tree still wants otherwise are owed, and read
-    /// where `parent`, the commit before, has them; what no listing has shown yet is wanted as that had it. Returns how
-    /// many are owed.
-    pub(super) fn owe_deviations(&mut self, parent: &CommitId, deviations: &[Deviation], options: &Options) -> usize {
-        let mut owed = 0;
-        for Deviation { path, expected, found } in deviations {
-            let base = match found {
-                Some(EntryKind::File(object)) => Some(*object),
-                Some(EntryKind::Dir) | None => None,
-            };
-            let before = Arc::new(Source { revision: Revision::Commit(parent.clone()), path: path.clone() });
-            match (self.tree.resolve(path), expected) {
-                (Resolved::AsBase, Expected::File(object)) => self.show_file(path, *object, Some(before), options),
-                (Resolved::Inode(ino), _) => {
-                    // Shown by a listing of before, and on record only from now on.
-                    self.materialize(ino);
-                    if let Some((Content::Remote { hash, origin: None }, size)) = self.content(ino) {
-                        let content = Content::Remote { hash: *hash, origin: Some(before) };
-                        self.set_content(ino, content, size);
-                    }
-                }
-                (Resolved::AsBase | Resolved::Absent, _) => {}
-            }
-            let account = self.writeback.account(path).unwrap_or_default();
-            let account = Account { base, staged: Staged::Nothing, ..account };
-            self.apply(Change::Account { path: path.clone(), account: Some(account) });
-            if self.owes(path, &account) {
-                self.writeback.owe(path, Duration::ZERO);
-                owed += 1;
-            }
-        }
-        owed
     }
 }

@@ -7,13 +7,12 @@ use std::sync::Arc;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
-use super::passthrough::Way;
 use super::tree::Token;
 use super::{Fs, FsError, Need, Op, State, Stop};
 use crate::namespace::{Content, Ino};
+use crate::store::copy::{copy_content, copy_range};
 use crate::store::disk::Act;
-use crate::store::spool::holes::{counted, even};
-use crate::store::spool::{self, copy_content, copy_range};
+use crate::store::holes::{self, counted, even};
 
 /// The most that one call copies, in bytes; the caller asks for the rest (`copy_file_range(2)`).
 const COPY_MAX_BYTES: u64 = 1 << 30;
@@ -54,11 +53,6 @@ struct Writing {
 }
 
 impl State {
-    /// Whether somebody has a file open for writing, or mapped, and what they write comes here sooner or later.
-    pub(super) fn is_written_by_requests(&self, ino: Ino) -> bool {
-        self.handles.way(ino) == Some(Way::Requests) && self.handles.is_written(ino)
-    }
-
     /// The local file of a handle that may be changed, and until [`end_reshaping`](super::handles::Handles::end_reshaping) is not captured.
     fn begin_change(&mut self, handle: u64, fs: &Fs) -> Op<Writing> {
         let ino = self.handles.writer(handle)?;
@@ -173,7 +167,7 @@ impl Fs {
             (source, known, length, writing)
         };
         let Writing { ino, file, size, uneven } = writing;
-        let reserved = match (&known, spool::room(&source)) {
+        let reserved = match (&known, holes::room(&source)) {
             // Its holes are the copy's.
             (Some(_), Some(room)) => {
                 let most = counted(length, room).min(even(length));

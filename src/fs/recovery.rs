@@ -25,9 +25,10 @@ use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, now_secs, 
 use crate::namespace::{Body, Content, Ino, Namespace, ROOT, Resolved, SpoolId};
 use crate::path::{Name, RepoPath};
 use crate::report::{Counts, LocalPath};
+use crate::store::cache::{Cache, foreign_in};
 use crate::store::disk::Disk;
 use crate::store::journal::{self, Change, Damage, Journal, JournalError};
-use crate::store::spool::{Cache, Spool, foreign_in, ids_in};
+use crate::store::spool::{Spool, ids_in};
 use crate::sync::Mutex;
 use crate::workspace::{Change as StagedChange, ChangeKind, CommitId, EntryKind, Object, Source, Workspace};
 use crate::writeback::index::{Account, Staged};

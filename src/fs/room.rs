@@ -15,8 +15,9 @@ use std::io;
 use super::{Fs, Op, State, Stop};
 use crate::namespace::{Content, Ino};
 use crate::report::SparseFile;
-pub(super) use crate::store::spool::holes::even;
-use crate::store::spool::holes::{self, BLOCK_BYTES};
+
+pub(super) use crate::store::holes::even;
+use crate::store::holes::{self, BLOCK_BYTES};
 
 /// How many files with large holes a status names.
 const SHOWN_SPARSE: usize = 20;
@@ -39,25 +40,6 @@ pub struct Statfs {
 }
 
 impl State {
-    /// What is counted for a file, in bytes.
-    pub(super) fn counted(&self, ino: Ino) -> u64 {
-        match self.content(ino) {
-            Some((Content::Local { .. }, size)) => self.backing.counted(ino).unwrap_or(size),
-            _ => 0,
-        }
-    }
-
-    /// A file that was given new content takes `room` of the disk; returns what is counted for it. The caller counts it.
-    pub(super) fn note_room(&mut self, ino: Ino, room: u64) -> u64 {
-        match self.content(ino) {
-            Some((Content::Local { .. }, size)) if even(size) != room => {
-                self.backing.set_counted(ino, Some(holes::counted(size, room)));
-            }
-            _ => self.backing.set_counted(ino, None),
-        }
-        self.counted(ino)
-    }
-
     /// A file takes `room` of the disk from now on, which counts.
     pub(super) fn set_room(&mut self, ino: Ino, room: u64, fs: &Fs) {
         let before = self.counted(ino);
@@ -71,7 +53,7 @@ impl State {
         let counted = self.counted(ino);
         self.backing.set_counted(ino, Some(counted));
         self.wrote(ino, length, fs);
-        if let Some(room) = crate::store::spool::room(file) {
+        if let Some(room) = holes::room(file) {
             self.set_room(ino, room, fs);
         }
     }
@@ -149,8 +131,7 @@ impl Fs {
         {
             let open = state.handles.local(ino);
             // Gone only if a power loss took it.
-            stat.room =
-                open.map_or_else(|| self.spool.room(*spool), |file| crate::store::spool::room(file)).unwrap_or(0);
+            stat.room = open.map_or_else(|| self.spool.room(*spool), |file| holes::room(file)).unwrap_or(0);
             // The pages of a mapping may not have come here yet, and who copies takes a file of no blocks for a hole.
             if stat.room == 0 && stat.size > 0 && state.is_written_by_requests(ino) {
                 stat.room = BLOCK_BYTES;

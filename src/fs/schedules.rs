@@ -20,12 +20,12 @@ fn together(threads: Threads) {
     running.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-/// A queue as the filesystem has it: under one lock, with a stager that sleeps until it is told of something that is due,
+/// A queue as the filesystem has it: under one lock, with an engine that sleeps until it is told of something that is due,
 /// and others who wait for barriers.
 #[derive(Default)]
 struct Shared {
     state: Mutex<Owed>,
-    /// Told to the stager; one who is told while it is awake need not sleep next.
+    /// Told to the engine; one who is told while it is awake need not sleep next.
     wake: (Mutex<bool>, Condvar),
     /// A path was staged, given up or withdrawn.
     progress: Condvar,
@@ -59,7 +59,7 @@ impl Shared {
         let (news, withdrawn) = (state.queue.has_news(), state.queue.has_withdrawn());
         drop(state);
         if news {
-            self.wake_stager();
+            self.wake_engine();
         }
         if withdrawn {
             self.progress.notify_all();
@@ -67,7 +67,7 @@ impl Shared {
         out
     }
 
-    fn wake_stager(&self) {
+    fn wake_engine(&self) {
         *sync::lock(&self.wake.0) = true;
         self.wake.1.notify_all();
     }
@@ -110,13 +110,13 @@ impl Shared {
     }
 }
 
-/// Two change paths that a stager stages, one renames a file, one parks what another takes up again, and one waits for all
+/// Two change paths that an engine stages, one renames a file, one parks what another takes up again, and one waits for all
 /// of it; who waits is told when nothing is left to wait for.
 fn queue() {
     let shared = Arc::new(Shared::default());
     shared.change(|state| ["a", "b", "given up"].iter().for_each(|path| state.touch(&path_of(path))));
-    let stager = shared.clone();
-    let stager = thread::spawn(move || stager.stage());
+    let engine = shared.clone();
+    let engine = thread::spawn(move || engine.stage());
     let mut threads: Threads = Vec::new();
     let writer = shared.clone();
     threads.push(Box::new(move || {
@@ -129,7 +129,7 @@ fn queue() {
         renamer.change(|state| {
             let (from, to) = (path_of("b"), path_of("c"));
             let followers = state.queue.leave(&from, Ino(5));
-            // As the filesystem has it: what the stager has in hand is not taken from it.
+            // As the filesystem has it: what the engine has in hand is not taken from it.
             if state.queue.is_active(&from) {
                 state.touch(&from);
             } else {
@@ -170,8 +170,8 @@ fn queue() {
     }
     together(threads);
     shared.change(|state| state.ended = true);
-    shared.wake_stager();
-    stager.join().unwrap();
+    shared.wake_engine();
+    engine.join().unwrap();
     let state = sync::lock(&shared.state);
     assert_eq!(state.staged, state.newest, "what was staged last, and what was written last");
 }

@@ -5,6 +5,7 @@
 //! files.
 
 use super::State;
+use super::passthrough::Way;
 use crate::namespace::{Content, Generation, Ino};
 
 /// What the bytes of a file are.
@@ -120,7 +121,7 @@ impl Standing {
 impl State {
     /// Where a file stands; `None`: it is no regular file.
     pub(super) fn standing(&self, ino: Ino) -> Option<Standing> {
-        let state = match (self.content(ino)?.0, self.handles.borrowed(ino)) {
+        let state = match (self.tree.content(ino)?.0, self.handles.borrowed(ino)) {
             // Its content may be another than what is read: somebody else's commit changed it.
             (Content::Remote { .. }, Some(borrowed)) if borrowed.is_leaving() => FileState::Leaving,
             (Content::Remote { .. }, Some(_)) => FileState::Pinned,
@@ -131,8 +132,8 @@ impl State {
         };
         let mode = match self.handles.way(ino) {
             None => IoMode::Closed,
-            Some(super::Way::Requests) => IoMode::Requests,
-            Some(super::Way::Past) => IoMode::Passthrough,
+            Some(Way::Requests) => IoMode::Requests,
+            Some(Way::Past) => IoMode::Passthrough,
         };
         Some(Standing { state, mode, live: self.backing.is_live(ino) })
     }

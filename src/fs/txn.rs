@@ -9,8 +9,9 @@
 //! record of any number of them is, and memory and record agree whatever happens.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::PoisonError;
 
-use super::{Fs, FsError, Op, Stale, State};
+use super::{Fs, FsError, Op, Stale, State, Told};
 use crate::namespace::{Attrs, Body, Ino, ROOT, SpoolId};
 use crate::store::journal::{Change, Ticket};
 use crate::sync::{self, Locked};
@@ -252,6 +253,32 @@ impl State {
         }
         self.tree.return_room(changed);
         std::mem::take(&mut self.draft.changes)
+    }
+}
+
+impl Fs {
+    /// Removes a spool file that the record no longer names, soon.
+    pub(super) fn leave(&self, spool: SpoolId) {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).push(spool);
+    }
+
+    /// Returns when everything on record is on stable storage. A request that changes the server waits for it: after
+    /// a power loss, what a lost record does not explain would look like somebody else's change.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn flush(&self) -> Result<(), FsError> {
+        self.blocking(|fs| Ok(fs.journal.sync(fs.journal.append(&[]))?)).await
+    }
+
+    /// Passes on what [`take_stale`](super::kernel::Kernel::take_stale) gave. To be called when the lock is free.
+    pub(super) fn tell_kernel(&self, stale: Vec<Stale>) {
+        if stale.is_empty() {
+            return;
+        }
+        let watcher = self.watcher.lock().unwrap_or_else(PoisonError::into_inner);
+        // A mount that ends needs to know no more.
+        stale.into_iter().for_each(|stale| drop(watcher.as_ref().map(|watcher| watcher.send(Told::Stale(stale)))));
     }
 }
 

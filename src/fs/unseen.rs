@@ -8,7 +8,8 @@ use std::sync::Arc;
 use super::tree::Token;
 use super::{Fs, FsError, Need, Op, State, Stop, now};
 use crate::namespace::{Content, Generation, Ino, SpoolId, Timestamp};
-use crate::store::spool::{Spool, room_of};
+use crate::store::holes::room_of;
+use crate::store::spool::Spool;
 
 impl Fs {
     /// Looks at all that was not looked at yet, beside everything else; completes when that is done. Lengths are known

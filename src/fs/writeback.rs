@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::FsError;
 use super::cut::{Cut, Gathering, Made};
-use super::staging::RECHECK;
+use super::fixing::RECHECK;
 use crate::count;
 use crate::namespace::Ino;
 use crate::path::RepoPath;

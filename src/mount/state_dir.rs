@@ -273,7 +273,7 @@ pub fn examine_root(root: &Path) -> Result<RootFacts, StateError> {
     let warnings = check_filesystem(there)?;
     let facts = rustix::fs::statfs(there).map_err(|errno| io_error("read", there)(errno.into()))?;
     let free_bytes = facts.f_bavail.saturating_mul(facts.f_bsize as u64);
-    let shares_blocks = crate::store::spool::shares_blocks(there);
+    let shares_blocks = crate::store::copy::shares_blocks(there);
     Ok(RootFacts { path: root, warnings, free_bytes, shares_blocks })
 }
 

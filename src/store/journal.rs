@@ -37,6 +37,7 @@ mod recover;
 mod salvage;
 #[cfg(test)]
 mod schedules;
+mod segment;
 
 use std::io;
 use std::path::{Path, PathBuf};

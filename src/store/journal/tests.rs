@@ -1,9 +1,13 @@
+use std::fs;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Condvar, Mutex};
+
+use rustix::io::Errno;
 
 use super::*;
 use crate::namespace::Ino;
 use crate::path::Name;
+use crate::store::disk::Act;
 use crate::store::journal::Damage;
 use crate::store::journal::recover::zeros_from;
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
@@ -26,6 +26,8 @@ use crate::writeback::{Asked, Back, Capture, Delays, Depends, Failed, Held, Keep
 const SHORT: Delays = Delays { first: Duration::from_millis(1), last: Duration::from_millis(4) };
 /// Pauses that no test waits out.
 const LONG: Delays = Delays { first: Duration::from_secs(3600), last: Duration::from_secs(3600) };
+/// Flushes at once.
+const FLUSHES: u32 = 100;
 /// What takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -70,6 +72,8 @@ struct Scripted {
     wake: Notify,
     told: Notify,
     wanted_back: AtomicBool,
+    /// Flushes that may go on.
+    flushes: Semaphore,
 }
 
 impl Scripted {
@@ -81,6 +85,7 @@ impl Scripted {
             wake: Notify::new(),
             told: Notify::new(),
             wanted_back: AtomicBool::new(false),
+            flushes: Semaphore::new(FLUSHES as usize),
         })
     }
 
@@ -285,7 +290,11 @@ impl Source for Scripted {
     }
 
     fn flush(&self) -> Asked<'_, ()> {
-        async { Ok(()) }.boxed()
+        async {
+            let _turn = self.flushes.acquire().await;
+            Ok(())
+        }
+        .boxed()
     }
 
     fn went_unanswered(&self, paths: &[&RepoPath]) -> Result<(), SourceError> {
@@ -375,10 +384,9 @@ async fn each_size_goes_its_own_way_and_content_that_is_on_its_way_is_not_sent_t
     let source = Scripted::new(ByHash::Single);
     let (middle, large) = (vec![1; 100 << 10], vec![2; 11 << 20]);
     source.write("small", b"small");
+    source.write("small too", b"small too");
     source.write("middle", &middle);
     source.write("large", &large);
-    source.write("small too", b"small too");
-    // Hashed after the others, so that these are on their way by then.
     source.write("large again", &large);
     let meter = Arc::<Meter>::default();
     let _engine = source.start(&meter, SHORT);
@@ -434,12 +442,11 @@ async fn a_request_that_is_refused_whole_is_sent_file_by_file_and_the_one_that_i
     for name in ["a", "bad", "c"] {
         source.write(name, name.as_bytes());
     }
-    // The server understood it, and will not do it: as long as that is in it.
-    let script = Arc::downgrade(&source);
+    // The server understands it, and will not do it: all three, and then the second of those that come alone.
+    let mut requests = 0;
     source.memory.set_fault(move |_| {
-        let intended = script.upgrade().unwrap().intended();
-        let is_in = intended.last().is_some_and(|paths| paths.contains(&"bad".to_owned()));
-        if is_in { Fault::Refused(422) } else { Fault::None }
+        requests += 1;
+        if matches!(requests, 1 | 3) { Fault::Refused(422) } else { Fault::None }
     });
     let _engine = source.start(&Arc::default(), LONG);
     source.until("the end of it", |told| matches!(told, Told::Failed(path, ..) if path == "bad")).await;
@@ -603,32 +610,39 @@ async fn an_answer_of_a_workspace_that_was_made_again_meanwhile_confirms_nothing
 }
 
 #[tokio::test]
-async fn directories_that_a_removal_takes_along_are_put_into_it_by_nobody_meanwhile() {
+async fn nothing_is_put_into_a_directory_while_a_removal_takes_it_along() {
     let source = Scripted::new(ByHash::Never);
     source.script().emptied = [RepoPath::parse("dir").unwrap()].into();
-    source.remove("dir/last");
-    let meanwhile = Arc::downgrade(&source);
-    let mut began = false;
+    let mut removals = 0;
     source.memory.set_fault(move |name| {
-        let source = meanwhile.upgrade().unwrap();
-        if name == "remove" && !std::mem::replace(&mut began, true) {
-            source.write("dir/new", b"new");
-            source.write("beside", b"beside");
-            return Fault::Lost;
-        }
-        Fault::None
+        removals += u32::from(name == "remove");
+        if name == "remove" && removals == 1 { Fault::Lost } else { Fault::None }
     });
+    // Requests are under way, and wait for their flush.
+    let held = source.flushes.acquire_many(FLUSHES).await.unwrap();
+    source.remove("dir/last");
     let _engine = source.start(&Arc::default(), SHORT);
+    source.until("the removal", |told| *told == Told::Intends(vec!["dir/last".to_owned()])).await;
+    source.write("dir/new", b"new");
+    source.write("beside", b"beside");
+    source.until("the wait of it", |told| *told == Told::Hastened("dir/new".to_owned())).await;
+    source.until("what is not in it", |told| *told == Told::Intends(vec!["beside".to_owned()])).await;
+    drop(held);
     source.until_confirmed("dir/last").await;
-    source.script().emptied.clear();
     source.until_confirmed("dir/new").await;
     source.until_confirmed("beside").await;
     let told = source.told();
+    let mut is_removed = false;
+    for told in &told {
+        match told {
+            Told::Intends(paths) if paths[0] == "dir/last" => is_removed = true,
+            Told::Intends(paths) => assert!(!is_removed || !paths.contains(&"dir/new".to_owned()), "{paths:?}"),
+            Told::Unanswered(paths) if paths[0] == "dir/last" => is_removed = false,
+            Told::Confirmed(path, _) if path == "dir/last" => is_removed = false,
+            _ => {}
+        }
+    }
     // Lost once: from then on the directory is watched. Answered the second time, and watched no more.
     assert!(told.contains(&Told::Unanswered(vec!["dir/last".to_owned(), "dir".to_owned()])), "{told:?}");
     assert!(told.contains(&Told::Answered(vec!["dir".to_owned()])), "{told:?}");
-    let removed = told.iter().position(|told| matches!(told, Told::Confirmed(path, _) if path == "dir/last"));
-    let put =
-        told.iter().position(|told| matches!(told, Told::Intends(paths) if paths.contains(&"dir/new".to_owned())));
-    assert!(removed.is_some() && put > removed || source.staged().iter().any(|(path, _)| path == "dir/new"));
 }
