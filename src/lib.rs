@@ -59,7 +59,7 @@
 //! metrics ▸ activity config control log report
 //! control ▸ activity path report
 //! fuse ▸ fs namespace path workspace
-//! fs ▸ count hash log namespace path report store sync table workspace writeback
+//! fs ▸ count hash log namespace path report store sync workspace writeback
 //! writeback ▸ activity count hash log namespace path report store sync table workspace
 //! store ▸ count hash id namespace path sync workspace
 //! namespace ▸ count hash id path table workspace

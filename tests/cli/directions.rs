@@ -427,3 +427,88 @@ fn a_direction_is_seen_however_it_is_written() {
         assert!(against(&turned, &reader.found).iter().any(|wrong| wrong.contains("circle")), "{what}");
     }
 }
+
+/// How many files of src/fs call each other's methods in a circle, at most: docs/DESIGN.md tells how it came to that.
+const FILES_IN_A_CIRCLE: usize = 16;
+
+/// What the filesystem and its state are called where their methods are called.
+const RECEIVERS: [&str; 7] = ["self", "state", "fs", "txn", "other", "this", "left"];
+
+/// Files of src/fs that are not for tests, without their tests.
+fn files_of_fs() -> BTreeMap<PathBuf, String> {
+    let mut files = BTreeSet::from([src().join("fs.rs")]);
+    rust_files(&src().join("fs"), &mut files);
+    let is_test =
+        |file: &PathBuf| ["costs", "schedules", "check"].iter().any(|name| file.ends_with(format!("{name}.rs")));
+    let text = |file: PathBuf| {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap().to_owned();
+        (file, code)
+    };
+    files.into_iter().filter(|file| !is_test(file)).map(text).collect()
+}
+
+/// The methods of `Fs` and `State` that a file has.
+fn methods(code: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for item in syn::parse_file(code).unwrap().items {
+        let syn::Item::Impl(item) = item else { continue };
+        let syn::Type::Path(of) = &*item.self_ty else { continue };
+        if item.trait_.is_some() || !(of.path.is_ident("Fs") || of.path.is_ident("State")) {
+            continue;
+        }
+        found.extend(item.items.iter().filter_map(|item| match item {
+            syn::ImplItem::Fn(method) => Some(method.sig.ident.to_string()),
+            _ => None,
+        }));
+    }
+    found
+}
+
+/// The methods that tokens call on one of [`RECEIVERS`].
+fn calls(tokens: TokenStream, found: &mut BTreeSet<String>) {
+    let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+    let is_dot = |token: &TokenTree| matches!(token, TokenTree::Punct(punct) if punct.as_char() == '.');
+    for (at, token) in tokens.iter().enumerate() {
+        if let [TokenTree::Ident(receiver), dot, TokenTree::Ident(method), TokenTree::Group(group)] =
+            &tokens[at..tokens.len().min(at + 4)]
+            && is_dot(dot)
+            && group.delimiter() == Delimiter::Parenthesis
+            && RECEIVERS.iter().any(|name| receiver == name)
+        {
+            found.insert(method.to_string());
+        }
+        if let TokenTree::Group(group) = token {
+            calls(group.stream(), found);
+        }
+    }
+}
+
+#[test]
+fn no_more_files_of_the_filesystem_call_each_other_in_a_circle() {
+    let files = files_of_fs();
+    let mut homes: BTreeMap<String, Vec<&Path>> = BTreeMap::new();
+    for (file, code) in &files {
+        for method in methods(code) {
+            homes.entry(method).or_default().push(file);
+        }
+    }
+    let mut named = Vec::new();
+    let module = |file: &Path| vec![file.strip_prefix(src()).unwrap().display().to_string()];
+    for (file, code) in &files {
+        let mut called = BTreeSet::new();
+        calls(code.parse().unwrap(), &mut called);
+        // One that several files have by that name tells nothing.
+        let homes = called.iter().filter_map(|method| match homes.get(method)?.as_slice() {
+            [home] => Some(*home),
+            _ => None,
+        });
+        for home in homes.filter(|home| *home != file.as_path()) {
+            let place = file.display().to_string();
+            named.push(Named { by: module(file), what: module(home), ours: true, test: false, place });
+        }
+    }
+    let found = circles(&named);
+    let largest = found.iter().map(|circle| circle.split(' ').count() - 1).max().unwrap_or(0);
+    assert_eq!(largest, FILES_IN_A_CIRCLE, "files that call each other: {found:#?}");
+}
