@@ -107,8 +107,8 @@ impl Happening {
 
 /// Why nothing goes on, in one word each: the server cannot be reached, does not answer, asks for patience, fails,
 /// refuses the token, denies access, lacks repository or workspace, has something there that excludes it, has no room,
-/// refuses otherwise, or says what is no answer; and the local disk fails.
-pub const STALLS: [&str; 12] = [
+/// refuses otherwise, or says what is no answer; another repository is there; and the local disk fails.
+pub const STALLS: [&str; 13] = [
     "unreachable",
     "timed_out",
     "busy",
@@ -120,6 +120,7 @@ pub const STALLS: [&str; 12] = [
     "no_space",
     "refused",
     "protocol",
+    "another_repository",
     "local_disk",
 ];
 

@@ -13,13 +13,16 @@ mod belief;
 mod blocks;
 mod borrowed;
 mod check;
+mod conflicts;
 #[cfg(test)]
 mod costs;
 mod cut;
 mod diff;
 mod fetching;
+mod following;
 mod handles;
 mod import;
+mod kept;
 mod kernel;
 mod latecomers;
 mod layers;
@@ -28,16 +31,21 @@ mod live;
 mod local;
 mod lost;
 mod mapped;
+mod merge;
 mod neighbours;
 mod ops;
 mod passthrough;
 mod presence;
 mod ranges;
+mod rebase;
 mod recovery;
 mod repair;
+mod restore;
 mod room;
 #[cfg(test)]
 mod schedules;
+mod sharing;
+mod source;
 mod staging;
 mod standing;
 mod tree;
@@ -77,24 +85,26 @@ use tree::{Token, Tree};
 use txn::Draft;
 use writeback::Writeback;
 
-pub use crate::writeback::queue::Phase;
-pub use cut::CommitCut;
+pub use conflicts::{Choice, Version};
+pub use cut::{CommitCut, Paused};
 pub use diff::recorded_differences;
+pub use following::{Followed, Stays};
 pub use import::{Arrival, Arrived, Spooled};
 pub use kernel::Stale;
 pub use listing::{GRANTED, Keep, OpenedDir};
 pub use live::Lender;
-pub use local::quarter_of_descriptors;
 pub use lost::{LOST, LostFound};
 pub use mapped::Unflushed;
 pub use neighbours::Where;
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat};
 pub use passthrough::{Passthrough, Reach};
 pub use ranges::{RangeChange, Seek};
-pub use recovery::{BaseAccess, Foreign, Limits, Shown, survey};
+pub use rebase::Taken;
+pub use recovery::{BaseAccess, Foreign, Limits, Shown, Survey, survey};
 pub use repair::{Label, Repair, Rescued, repair};
+pub use restore::{NotRestored, Target};
 pub use room::Statfs;
-pub use staging::{Capture, Frees, Held, Waiting, Want};
+pub use staging::Waiting;
 pub use warm::{Contents, NotWarmed, Warming};
 pub use xattrs::XattrMode;
 
@@ -297,6 +307,8 @@ pub struct Fs {
     strays: Mutex<Vec<SpoolId>>,
     /// Where they go.
     lost: LostFound,
+    /// What restores dropped.
+    kept: kept::Kept,
     /// When it is next looked which of those have lain there for long enough.
     expiry: Mutex<Option<Instant>>,
     /// Those that no record names any more; they go bit by bit.
@@ -319,6 +331,8 @@ pub struct Fs {
     presence: tokio::sync::Mutex<presence::Presence>,
     /// How often it was made again.
     remade: AtomicU64,
+    /// Others may stage in it.
+    shared: AtomicBool,
     /// The branch that the workspace is made on, where it has to be made again.
     branch: OnceLock<String>,
     /// The kernel, where it can go past the daemon; set before anything is served.
@@ -345,6 +359,8 @@ struct State {
     salvaged: lost::SalvagedFiles,
     /// What the server has and programs cannot read.
     unreadable: unreadable::Unreadable,
+    /// Files that others changed, and that programs have open.
+    waiting: conflicts::Waiting,
     /// Changes since it was last checked whether all is as it should be.
     #[cfg(debug_assertions)]
     unchecked: usize,
@@ -375,6 +391,7 @@ impl State {
     fn replay(&mut self, change: &Change) {
         match change {
             Change::Account { path, account } => self.writeback.set_account(path.clone(), *account),
+            Change::Conflict { path, conflict } => self.writeback.set_conflict(path, conflict.as_ref()),
             Change::Upload { path, upload } => self.writeback.set_upload(path, upload.as_ref()),
             Change::Base { commit } if self.tree.base() == commit => {}
             Change::Base { commit } => self.tree.move_base(commit),
@@ -415,7 +432,7 @@ impl State {
     /// Opens the account of a path that is about to differ from the base. What stands there now tells what the base
     /// has, since without an account tree and base agree.
     fn open_account(&mut self, path: &RepoPath, stands: Option<Ino>) {
-        if self.writeback.account(path).is_some() {
+        if self.writeback.account(path).is_some() || self.clash_deferred(path) {
             return;
         }
         let base = stands.and_then(|ino| match self.content(ino)? {
@@ -430,6 +447,8 @@ impl State {
         // Nothing of the tree changes in between.
         let mut vacant = HashMap::new();
         for path in paths {
+            self.end_agreed_conflict(path);
+            self.hold_no_more(path);
             if self.writeback.account(path) == Some(Account::default())
                 && !matches!(self.tree.resolve(path), Resolved::Inode(ino) if self.content(ino).is_some())
                 && !self.writeback.queue().is_active(path)
@@ -467,6 +486,7 @@ impl State {
         let is_file = self.content(ino).is_some();
         for path in self.tree.file_paths(ino) {
             self.open_account(&path, Some(ino));
+            self.hold_no_more(&path);
             match is_file {
                 // Something is owed for it.
                 true => self.writeback.owe(&path, settle),
@@ -515,7 +535,7 @@ impl Fs {
     /// Refuses what makes something new when the record or the spool has no room for it.
     fn admit(&self) -> Op<()> {
         self.writable_mount()?;
-        if !self.journal.has_room() || self.spool.limit().is_some_and(|limit| self.spool.used() >= limit) {
+        if !self.journal.has_room() || self.spool.is_full() {
             return Err(FsError::NoSpace.into());
         }
         Ok(())
@@ -774,6 +794,7 @@ impl Fs {
             false => (usize::MAX, Duration::ZERO),
         };
         self.put_strays_aside(most, Duration::ZERO);
+        self.clear_kept();
         self.expire_strays();
         self.remove_unnamed(most, pause);
         Ok(())
@@ -866,15 +887,12 @@ impl Fs {
 
     /// Whether an account says what the base has at `path`: others' commit may have changed that until the directory is
     /// listed again.
-    pub fn knows_base_of(&self, path: &RepoPath) -> bool {
+    fn knows_base_of(&self, path: &RepoPath) -> bool {
         self.lock().unlisted_around(path).is_none()
     }
 
     /// Lists the directory around `path`, so that its account says what the base has there.
-    ///
-    /// # Errors
-    /// The server's.
-    pub async fn learn_base_of(&self, path: &RepoPath) -> Result<(), FsError> {
+    async fn learn_base_of(&self, path: &RepoPath) -> Result<(), FsError> {
         let Some(dir) = self.lock().unlisted_around(path) else { return Ok(()) };
         let _turn = self.learning.acquire().await;
         self.list(dir, Who::Staging).await

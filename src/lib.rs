@@ -38,9 +38,8 @@
 //! | [`fuse`] | the kernel adapter and the one errno table |
 //! | [`fs`] | what each POSIX operation means here; its owners (`tree`, `writeback`, `backing`, `handles`, `kernel`) and transactions (`txn`) |
 //! | [`namespace`] | the inode tree in memory, no I/O |
-//! | [`writeback`] | what is owed to the server: per path base, staged, wanted and the next step; which paths are due; no I/O |
+//! | [`writeback`] | what is owed to the server: per path base, staged, wanted and the next step; which paths are due; the engine that hashes, asks, sends and confirms |
 //! | [`store`] | bytes and records on the local disk: spool, cache, parts of files, journal |
-//! | [`stager`] | the write-back queue: hash, ask, send, confirm |
 //! | [`workspace`] | the backend seam: trait, values, errors |
 //! | [`oxen`] | its HTTP implementation, dialects, retry |
 //! | [`activity`] | what a daemon does: counts for whoever watches it, events for whoever follows it |
@@ -58,14 +57,13 @@
 //!
 //! ```text
 //! cli ▸ activity config control dev_server fs log metrics mount path report store workspace
-//! mount ▸ activity config control fs fuse hash log metrics namespace oxen path report stager store workspace
+//! mount ▸ activity calendar config control fs fuse hash log metrics namespace oxen path report store workspace writeback
 //! metrics ▸ activity config control log report
 //! control ▸ activity path report
 //! fuse ▸ fs namespace path workspace
-//! stager ▸ activity count fs hash log namespace path store workspace writeback
 //! fs ▸ count hash log namespace path report store sync workspace writeback
-//! store ▸ count hash id namespace path sync workspace writeback
-//! writeback ▸ count hash namespace path report sync table workspace
+//! writeback ▸ activity count hash log namespace path report store sync table workspace
+//! store ▸ count hash id namespace path sync workspace
 //! namespace ▸ count hash id path table workspace
 //! oxen ▸ activity config hash log path workspace
 //! dev_server ▸ calendar hash path
@@ -85,8 +83,8 @@
 //!
 //! Within a folder there is no circle either, but in the test server. Only `fuse` names `fuser`; only `oxen` names
 //! `reqwest`; only `dev_server` and `metrics` name `axum`; only `metrics` names `prometheus_client`; only `log` names
-//! `tracing_subscriber`; only `cli` names `clap`, and prints. `namespace` and `writeback` name neither files nor a
-//! runtime. `tests/cli/directions.rs` reads all of it from the syntax of `src`, and this table from here.
+//! `tracing_subscriber`; only `cli` names `clap`, and prints. `namespace`, and of `writeback` what decides, name neither
+//! files nor a runtime. `tests/cli/directions.rs` reads all of it from the syntax of `src`, and this table from here.
 
 pub mod activity;
 pub mod calendar;
@@ -106,7 +104,6 @@ pub mod namespace;
 pub mod oxen;
 pub mod path;
 pub mod report;
-pub mod stager;
 pub mod store;
 pub mod sync;
 pub mod table;

@@ -6,6 +6,7 @@
 //! | `connect` | from a mount's settings to its workspace |
 //! | `http` | addresses, credentials, deadlines; answers as values and errors |
 //! | `retry` | when a request is made again |
+//! | `recognition` | whether the repository at the address is the one that is meant |
 //! | `dialect` | what this server can do |
 //! | `wire` | the protocol's JSON and the sources of its facts |
 //! | `body`, `multipart` | request bodies streamed from files |
@@ -34,6 +35,7 @@ mod marks;
 mod multipart;
 mod names;
 mod overlooked;
+mod recognition;
 mod removal;
 mod repository;
 mod retry;
@@ -51,10 +53,10 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 
-pub use self::connect::{connect, create, repository};
+pub use self::connect::{Connected, Opened, connect, create, repository};
 pub use self::http::Credentials;
 pub use self::repository::{
-    Claim, Contents, InitialFile, NewRepository, Repository, RepositoryInfo, S3Storage, Storage, User,
+    Claim, Contents, InitialFile, NewRepository, Repository, RepositoryInfo, S3Storage, StagedCounts, Storage, User,
 };
 pub use self::wire::{Branch, Commit, WorkspaceInfo};
 use crate::activity::Activity;
@@ -130,6 +132,8 @@ pub struct OxenWorkspace {
     id: RwLock<Arc<str>>,
     name: String,
     created: bool,
+    /// Others may use it.
+    shared: bool,
     dialect: dialect::Dialect,
     info: ServerInfo,
     compress: bool,
@@ -220,6 +224,10 @@ impl Workspace for OxenWorkspace {
 
     fn reopen<'a>(&'a self, branch: &'a str, base: &'a CommitId) -> Fut<'a, Reopened> {
         self.open_again(branch, base).boxed()
+    }
+
+    fn renew<'a>(&'a self, branch: &'a str) -> Fut<'a, Option<WorkspaceIdentity>> {
+        self.open_anew(branch).boxed()
     }
 
     fn head<'a>(&'a self, branch: &'a str) -> Fut<'a, CommitId> {

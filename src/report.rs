@@ -38,6 +38,8 @@ pub struct Counts {
     pub failed: Tally,
     /// Of these, the ones that others changed too: they wait for somebody.
     pub conflicts: Tally,
+    /// Changes that were unstaged on purpose, and wait to be written again; counted where they would be otherwise, too.
+    pub held: Tally,
     /// Removals and moves that the server does not know of yet; no bytes.
     pub removals: Tally,
     /// Paths of which Oxen cannot store all, or anything: files, directories and others; bytes of files that stay.
@@ -110,6 +112,18 @@ pub struct FileError {
     pub parked: bool,
 }
 
+/// A path that was changed here and by others.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conflict {
+    /// Repository path.
+    pub path: String,
+    /// What each side did, in words.
+    pub what: String,
+    /// Where the file is now that was removed here, where its content tells.
+    #[serde(default)]
+    pub renamed_to: Option<String>,
+}
+
 /// What the server has and programs cannot read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unreadable {
@@ -136,6 +150,43 @@ pub struct Difference {
     /// Why it stays local.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What each side did, where others changed it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<String>,
+    /// Whether somebody else staged it in the same workspace.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub others: bool,
+}
+
+/// What others staged in a workspace that a commit is made of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenAlong {
+    /// How many files.
+    pub files: u64,
+    /// The first of them.
+    pub paths: Vec<String>,
+}
+
+impl TakenAlong {
+    /// How many are named.
+    const NAMED: usize = 20;
+
+    /// Of these paths.
+    pub fn of(paths: impl IntoIterator<Item = String>) -> Self {
+        let (mut files, mut named) = (0, Vec::new());
+        for path in paths {
+            files += 1;
+            if named.len() < Self::NAMED {
+                named.push(path);
+            }
+        }
+        Self { files, paths: named }
+    }
+
+    /// Whether there is nothing.
+    pub fn is_none(&self) -> bool {
+        self.files == 0
+    }
 }
 
 /// How a path differs from the base.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::failure::Failure;
 use crate::config::OxenUrl;
-pub use crate::control::words::{are, bytes, changes_are, count, thousands};
+pub use crate::control::words::{are, bytes, changes_are, count, takes_along, thousands};
 pub use crate::log::printable;
 use crate::log::{printable_json, printable_lines};
 

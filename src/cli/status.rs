@@ -209,6 +209,7 @@ fn table(known: &Known, status: &Status) -> String {
             ),
         );
     }
+    conflicts(&mut text, known, status);
     if !status.errors.is_empty() {
         let _ = writeln!(text, "  errors");
         for error in &status.errors {
@@ -252,6 +253,22 @@ fn cache(status: &Status) -> Option<String> {
         let _ = write!(text, "; {} came wrong and had to be fetched again", count(wrong_files, "file"));
     }
     Some(text)
+}
+
+/// What was changed here and by others, and who decides.
+fn conflicts(text: &mut String, known: &Known, status: &Status) {
+    if status.conflicts.is_empty() {
+        return;
+    }
+    let dir = quoted(&known.meta.identity.mountpoint);
+    let _ = writeln!(text, "  in conflict (oxenfs resolve {dir}/PATH --ours, --theirs or --keep-both)");
+    for one in &status.conflicts {
+        let _ = writeln!(text, "    {} {}", printable(&one.path), printable(&one.what));
+    }
+    let more = status.counts.conflicts.files.saturating_sub(status.conflicts.len() as u64);
+    if more > 0 {
+        let _ = writeln!(text, "    and {} more", thousands(more));
+    }
 }
 
 /// What programs could not read.

@@ -48,7 +48,13 @@ pub fn unmount(args: UnmountArgs, finder: &Finder, environment: &Environment) ->
 
 fn commit_request(args: &UnmountArgs, environment: &Environment) -> Result<Request, Failure> {
     let (author, email) = sync::who(&args.author, environment)?;
-    Ok(Request::Commit { branch: None, message: args.message.clone().unwrap_or_default(), author, email })
+    Ok(Request::Commit {
+        branch: None,
+        message: args.message.clone().unwrap_or_default(),
+        author,
+        email,
+        on_conflict: None,
+    })
 }
 
 fn one(
@@ -67,7 +73,7 @@ fn one(
             &Request::Sync { paths: Vec::new(), before_commit: true },
             deadline,
         )? {
-            End::Done(staged) | End::Committed(_, staged) => staged,
+            End::Done(staged) | End::Committed(_, staged, _) => staged,
             End::Refused(refusal) => return Err(refusal.into()),
             End::GaveUp(why) => return Err(gave_up(format_args!("{why}; nothing was committed"), &args.dir)),
         };
@@ -94,7 +100,13 @@ fn one(
                 0 => String::new(),
                 files => format!(", {} staged and not committed", count(files, "change")),
             };
-            note(format_args!("unmounted {}; {}{staged}", quoted(&args.dir), is_there(&left)));
+            let (held_files, held_bytes) = (left.held.files, left.held.bytes);
+            if held_files > 0 {
+                let held = changes_are(held_files, held_bytes);
+                note(format_args!("unmounted {}; {held} held back, and on this disk alone{staged}", quoted(&args.dir)));
+            } else {
+                note(format_args!("unmounted {}; {}{staged}", quoted(&args.dir), is_there(&left)));
+            }
             if left.remote.files > 0 {
                 note(format_args!("{}: commit to keep them", super::status::on_the_server_alone(&left.remote)));
             }
@@ -103,7 +115,7 @@ fn one(
                 note(format_args!("{stays}: oxenfs status {} lists what stays", quoted(&args.dir)));
             }
             tell(args, known, committed, &left)?;
-            Ok(0)
+            Ok(if held_files > 0 { OWED } else { 0 })
         }
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(gave_up(why, &args.dir)),

@@ -1,5 +1,5 @@
 //! The local files behind inodes, beside what the tree says of them: which of them may change without a request, which
-//! the stager is reading, what each counts for, and where else on the server bytes are read.
+//! the engine is reading, what each counts for, and where else on the server bytes are read.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
@@ -79,7 +79,7 @@ pub(super) enum Look {
     Resized(Seen),
 }
 
-/// A spool file that the stager is reading.
+/// A spool file that the engine is reading.
 struct Hold {
     count: u32,
     /// How many of these are a commit's: a writer gets a copy at once, as the commit may take long.
@@ -286,7 +286,7 @@ impl Backing {
         hold.map(|hold| (hold.orphan, hold.counted) = (true, counted)).is_some()
     }
 
-    /// Lets go of a file's spool file: removed by the caller, now or when the stager lets go of it. The bytes counted
+    /// Lets go of a file's spool file: removed by the caller, now or when the engine lets go of it. The bytes counted
     /// for it are free.
     pub fn abandon(&mut self, spool: SpoolId) -> Option<SpoolId> {
         match self.held.get_mut(&spool) {

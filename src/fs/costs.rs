@@ -12,6 +12,7 @@ use crate::namespace::{Attrs, Ino, ROOT, Timestamp};
 use crate::path::{Name, RepoPath};
 use crate::workspace::ByHash;
 use crate::workspace::memory::Memory;
+use crate::writeback::Source as _;
 use crate::writeback::index::looks;
 
 const FILES: usize = 1000;

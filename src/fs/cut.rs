@@ -17,12 +17,13 @@ use super::passthrough::{Seal, Urgency, Way};
 use super::staging::{Fixable, InCut, RECHECK, Waiting};
 use super::standing::Event;
 use super::tree::Token;
-use super::{Capture, Fs, FsError, Held, State, Want};
+use super::{Fs, FsError, State};
 use crate::hash::ContentHash;
 use crate::namespace::{Content, Ino, Resolved, SpoolId};
 use crate::path::RepoPath;
 use crate::sync;
-use crate::writeback::queue::Scope;
+use crate::writeback::queue::{Phase, Scope};
+use crate::writeback::{Capture, Held, Want};
 
 #[cfg(test)]
 mod schedules;
@@ -229,8 +230,13 @@ impl State {
     /// what was collected is to be dropped, when the lock is free.
     fn collect(&mut self, fs: &Fs) -> (Made, Vec<Ino>) {
         self.stir(&|_| true, fs);
-        let paths: Vec<(RepoPath, u64, bool)> =
-            self.writeback.queue().iter().map(|(path, entry)| (path.clone(), entry.seq, entry.alone)).collect();
+        let paths: Vec<(RepoPath, u64, bool)> = self
+            .writeback
+            .queue()
+            .iter()
+            .filter(|(_, entry)| !entry.is_held())
+            .map(|(path, entry)| (path.clone(), entry.seq, entry.alone))
+            .collect();
         let (mut made, mut unfixed) = (Made::default(), Vec::new());
         let mut known = HashMap::new();
         for (path, mut seq, alone) in paths {
@@ -253,7 +259,7 @@ impl State {
                     }
                 }
                 Want::Remote { ino, .. } => made.remote.entry(*ino).or_default().push(path.clone()),
-                // A copy that was made of it before may be in the stager's hands: its confirmation is not this one's.
+                // A copy that was made of it before may be in the engine's hands: its confirmation is not this one's.
                 Want::Sealed { ino, .. } if self.is_gathered(*ino) && self.writeback.queue().is_active(&path) => {
                     self.writeback.owe(&path, Duration::ZERO);
                     seq = self.writeback.pending(&path).map_or(seq, |entry| entry.seq);
@@ -287,7 +293,40 @@ impl Drop for Guard {
     }
 }
 
+/// While this lives, nothing is staged.
+pub struct Paused {
+    _guard: Guard,
+}
+
 impl Fs {
+    /// Has nothing staged from now on, and returns when no request is under way any more.
+    ///
+    /// # Errors
+    /// [`FsError::Exists`] while a commit is under way.
+    pub async fn pause(&self) -> Result<Paused, FsError> {
+        let Some(fs) = self.this.upgrade() else { return Err(FsError::Stale) };
+        let gathered = {
+            let mut state = self.begin();
+            let first_new = state.tree.next_ino();
+            if !state.writeback.begin_cut(Gathering { first_new, fixed: HashMap::new() }) {
+                return Err(FsError::Exists);
+            }
+            state.writeback.make_cut(Made::default())
+        };
+        drop(gathered);
+        let paused = Paused { _guard: Guard(fs) };
+        loop {
+            let moved = self.progress.notified();
+            let in_hand =
+                |state: &State| state.writeback.queue().iter().any(|(_, entry)| entry.phase != Phase::Waiting);
+            if !in_hand(&self.lock()) {
+                return Ok(paused);
+            }
+            // What is put back for later tells nobody.
+            let _ = tokio::time::timeout(RECHECK, moved).await;
+        }
+    }
+
     /// Makes the cut of a commit: fixes what every pending path is to hold.
     ///
     /// # Errors

@@ -76,16 +76,7 @@ impl State {
         }
         if let Some(child) = self.tree.child(dir, &name) {
             // Unchanged here since an earlier base.
-            if let (Some(object), Some((Content::Remote { hash, .. }, size))) = (object, self.content(child))
-                && (*hash, size) != (object.hash, object.size)
-            {
-                let content = Content::Remote { hash: object.hash, origin: None };
-                self.note_content(child, &content);
-                if let Some(inode) = self.tree.amend(child) {
-                    inode.body = Body::File { content, size: object.size };
-                }
-                self.kernel.content_changed(child);
-            }
+            self.bring_up(dir, &name, child, entry, None, options);
             return;
         }
         if self.tree.dir(dir).is_some_and(|dir| dir.hidden.contains(&name)) {

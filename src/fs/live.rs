@@ -7,7 +7,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::backing::{Look, Seen};
-use super::local::quarter_of_descriptors;
 use super::passthrough::{Bytes, Opening, Passthrough, Reach, Way};
 use super::room::even;
 use super::standing::Event;
@@ -16,7 +15,7 @@ use super::{Fs, FsError, State, now};
 use crate::hash::ContentHash;
 use crate::namespace::{Content, Ino, Resolved, SpoolId, Timestamp};
 use crate::path::RepoPath;
-use crate::store::disk::Act;
+use crate::store::disk::{Act, quarter_of_descriptors};
 use crate::store::journal::Change;
 use crate::store::spool::holes::counted;
 use crate::store::spool::{self, copy_content};
@@ -444,7 +443,7 @@ impl Fs {
     }
 }
 
-/// A copy of a file's content, for the stager alone.
+/// A copy of a file's content, for the engine alone.
 pub(super) struct Copied {
     pub id: SpoolId,
     pub file: Arc<File>,

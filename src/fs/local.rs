@@ -44,7 +44,10 @@ impl Fs {
     /// Removes some of what nobody needs, else of what is only a copy; whether there was any.
     fn make_way(&self, bytes: u64) -> bool {
         const AT_ONCE: usize = 1000;
-        self.remove_unnamed(AT_ONCE, Duration::ZERO) || self.lost.make_way(bytes) || self.cache.make_room(bytes)
+        self.remove_unnamed(AT_ONCE, Duration::ZERO)
+            || self.lost.make_way(bytes)
+            || self.cache.make_room(bytes)
+            || self.give_up_kept()
     }
 
     /// Has the cache make way for `bytes` that are about to be written.
@@ -100,12 +103,6 @@ impl State {
         let length = file.metadata().map_or(size, |file| file.len().max(size));
         self.reshaped(ino, |_| length, file, fs);
     }
-}
-
-/// A quarter of the files that the daemon may have open: others need some as well.
-pub fn quarter_of_descriptors() -> usize {
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    files.map_or(usize::MAX, |files| usize::try_from(files / 4).unwrap_or(usize::MAX))
 }
 
 /// Whether an error says that there is no room.

@@ -305,7 +305,14 @@ impl State {
 
     /// Moves an entry to another name, with all below it. Barriers follow the files to their new names, those of an
     /// earlier move too; returns those that were `followed` to a name that no server can have.
-    fn transplant(&mut self, from: (Ino, &Name), ino: Ino, to: (Ino, &Name), followed: Followed, fs: &Fs) -> Followed {
+    pub(super) fn transplant(
+        &mut self,
+        from: (Ino, &Name),
+        ino: Ino,
+        to: (Ino, &Name),
+        followed: Followed,
+        fs: &Fs,
+    ) -> Followed {
         let (old_parent, old_name) = from;
         // Files below, by their old paths, before anything moves.
         let below = if self.tree.dir(ino).is_some() { self.tree.walk(ino) } else { Vec::new() };
@@ -370,10 +377,10 @@ impl State {
 }
 
 /// Those who wait for the files of a tree that is moved, by the order in which it is walked.
-type Followed = HashMap<usize, Follow>;
+pub(super) type Followed = HashMap<usize, Follow>;
 
 /// Those who wait for a file that gets another name.
-struct Follow {
+pub(super) struct Follow {
     followers: Vec<Follower>,
     /// Its old path.
     old: Option<RepoPath>,
@@ -1135,6 +1142,7 @@ impl Fs {
                     }
                 }
             });
+            state.take_deferred(ino, self);
             state.bury(ino);
             Ok(())
         });

@@ -66,7 +66,7 @@ impl Reach {
 pub(super) enum Bytes {
     /// In a spool file that may be changed.
     Own,
-    /// In a spool file that the stager reads.
+    /// In a spool file that the engine reads.
     Sealed,
     /// On the server; a copy in the cache would be worth borrowing.
     Cached,

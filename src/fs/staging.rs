@@ -1,12 +1,10 @@
-//! What the stager asks of the filesystem: which paths are due and what they should be, and what became of them.
+//! Staging, as the filesystem has part in it: what a path that is due should be, what that waits for, and what follows
+//! from what became of it.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use tokio_util::sync::CancellationToken;
 
 use super::live::{Adopted, Asked, Copied};
 use super::passthrough::{Seal, Sealing, Urgency};
@@ -17,141 +15,18 @@ use crate::hash::ContentHash;
 use crate::namespace::{Attrs, Body, Content, Generation, Ino, Inode, Namespace, ROOT, Resolved, SpoolId, Timestamp};
 use crate::path::RepoPath;
 use crate::report::{Counts, FileError, LocalPath, Progress, Tally};
-use crate::store::journal::{Change, PathUpload};
+use crate::store::journal::Change;
 use crate::workspace::verify::Deviation;
-use crate::workspace::{CommitId, Object, Revision, Source};
+use crate::workspace::{self, CommitId, Object, Revision};
 use crate::writeback::index::{Account, Staged, Step};
 use crate::writeback::queue::{Parked, Pending, Phase, Scope, Tick};
+use crate::writeback::{Capture, Depends, Held, Want};
 
 /// How soon a path that cannot be captured just now is looked at again: a write is between two locks.
 pub(super) const RECHECK: Duration = Duration::from_millis(20);
 /// Errors and local paths that a status shows.
 const SHOWN_ERRORS: usize = 20;
 const SHOWN_LOCAL: usize = 100;
-
-/// A path and what it should be, as of one moment.
-#[derive(Debug, Clone)]
-pub struct Capture {
-    /// Which path.
-    pub path: RepoPath,
-    /// Which state of it.
-    pub(crate) seq: u64,
-    /// What base and workspace have there.
-    pub account: Account,
-    /// What it should be.
-    pub want: Want,
-    /// To be sent in a request of its own.
-    pub alone: bool,
-    /// How far an earlier upload of it came.
-    pub upload: Option<PathUpload>,
-}
-
-impl Capture {
-    /// What keeps its bytes as they are, where they are here.
-    pub fn held(&self) -> Option<&Arc<Held>> {
-        match &self.want {
-            Want::Sealed { held, .. } => Some(held),
-            _ => None,
-        }
-    }
-
-    /// Whether a writer waits for its bytes to be let go of.
-    pub fn is_wanted_back(&self) -> bool {
-        self.held().is_some_and(|held| held.cancelled().is_cancelled())
-    }
-}
-
-/// What a path should be.
-#[derive(Debug, Clone)]
-pub enum Want {
-    /// No file.
-    Absent,
-    /// Whatever the base has.
-    AsBase,
-    /// Content in the spool, which does not change while this is held.
-    Sealed {
-        /// Whose content.
-        ino: Ino,
-        /// Which generation of it.
-        generation: Generation,
-        /// Its hash, if known.
-        hash: Option<ContentHash>,
-        /// Its length in bytes.
-        size: u64,
-        /// Keeps it from changing.
-        held: Arc<Held>,
-    },
-    /// Content that the server had when last heard of.
-    Remote {
-        /// Whose content.
-        ino: Ino,
-        /// What.
-        object: Object,
-        /// Where it can be read.
-        source: Option<Source>,
-    },
-}
-
-impl Want {
-    /// The wanted content; `None` twice over: no file, or not hashed yet.
-    pub fn object(&self) -> Option<Object> {
-        match self {
-            Self::Sealed { hash, size, .. } => hash.map(|hash| Object { hash, size: *size }),
-            Self::Remote { object, .. } => Some(*object),
-            Self::Absent | Self::AsBase => None,
-        }
-    }
-
-    /// Whether it is this content of this file, on the server.
-    pub(super) fn is_remote(&self, ino: Ino, hash: ContentHash) -> bool {
-        matches!(self, Self::Remote { ino: whose, object, .. } if (*whose, object.hash) == (ino, hash))
-    }
-
-    /// Length in bytes of the wanted content.
-    pub fn size(&self) -> u64 {
-        match self {
-            Self::Sealed { size, .. } => *size,
-            Self::Remote { object, .. } => object.size,
-            Self::Absent | Self::AsBase => 0,
-        }
-    }
-}
-
-/// A spool file that nobody changes while this lives. A writer in a hurry [cancels](Held::cancelled) it.
-pub struct Held {
-    fs: Weak<Fs>,
-    spool: SpoolId,
-    /// Not where very many are held, as for a commit: there are only so many open files.
-    file: Option<Arc<File>>,
-    by_cut: bool,
-    cancel: CancellationToken,
-}
-
-impl Held {
-    /// The bytes; always there in what [`Fs::due`] hands out.
-    pub fn file(&self) -> Option<&Arc<File>> {
-        self.file.as_ref()
-    }
-
-    /// Completes when a writer waits for the file: let go of it.
-    pub fn cancelled(&self) -> &CancellationToken {
-        &self.cancel
-    }
-}
-
-impl std::fmt::Debug for Held {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Held({})", self.spool.0)
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if let Some(fs) = self.fs.upgrade() {
-            fs.let_go(self.spool, self.by_cut);
-        }
-    }
-}
 
 /// A barrier: the paths that somebody waits for.
 pub struct Waiting {
@@ -197,18 +72,19 @@ impl Drop for Waiting {
 
 impl State {
     /// Holds the content of a file, as it may be sealed where it lies.
-    fn hold(&mut self, fs: &Fs, ino: Ino, spool: SpoolId, file: Option<Arc<File>>) -> Arc<Held> {
-        self.step(ino, Event::Held, |state| state.hold_for(fs, spool, file, false))
+    fn hold(&mut self, fs: &Fs, ino: Ino, spool: SpoolId, file: Arc<File>) -> Arc<Held> {
+        self.step(ino, Event::Held, |state| state.hold_for(fs, spool, Some(file)))
     }
 
     /// A hold of a commit's: very many, so their files are not open.
     pub(super) fn hold_for_cut(&mut self, fs: &Fs, spool: SpoolId) -> Arc<Held> {
-        self.hold_for(fs, spool, None, true)
+        self.hold_for(fs, spool, None)
     }
 
-    fn hold_for(&mut self, fs: &Fs, spool: SpoolId, file: Option<Arc<File>>, by_cut: bool) -> Arc<Held> {
-        let cancel = self.backing.hold(spool, by_cut);
-        Arc::new(Held { fs: fs.this.clone(), spool, file, by_cut, cancel })
+    /// Without a file it is a commit's.
+    fn hold_for(&mut self, fs: &Fs, spool: SpoolId, file: Option<Arc<File>>) -> Arc<Held> {
+        let cancel = self.backing.hold(spool, file.is_none());
+        Arc::new(Held::new(fs.this.clone(), spool, file, cancel))
     }
 
     /// A copy of a file's content as something to be staged; it goes when it is let go of.
@@ -216,7 +92,7 @@ impl State {
         // No generation of the file's: its bytes may be others by now.
         let generation = self.tree.fresh_generation();
         self.backing.was_copied(ino, copied.id, copied.seen);
-        let held = self.hold_for(fs, copied.id, Some(copied.file).filter(|_| !by_cut), by_cut);
+        let held = self.hold_for(fs, copied.id, Some(copied.file).filter(|_| !by_cut));
         self.backing.leave_to_holders(copied.id, copied.counted);
         Want::Sealed { ino, generation, hash: None, size: copied.size, held }
     }
@@ -263,7 +139,7 @@ pub(super) enum Fixable {
     /// Nothing has looked at its spool file since the mount.
     Unseen,
     /// Nothing: the server has it.
-    Remote { object: Object, source: Option<Source> },
+    Remote { object: Object, source: Option<workspace::Source> },
     /// Its spool file has to be sealed.
     Local {
         spool: SpoolId,
@@ -324,23 +200,8 @@ enum Miss {
 }
 
 impl Fs {
-    /// Up to `limit` due paths, each with what it should be, and when the next one will be due.
-    pub fn due(&self, limit: usize) -> (Vec<Capture>, Option<Instant>) {
-        self.ask_after_closed();
-        let paths = {
-            let mut state = self.begin();
-            state.writeback.take_due(Instant::now(), limit)
-        };
-        let mut captures: Vec<Capture> = paths.iter().filter_map(|path| self.capture(path)).collect();
-        let mut state = self.begin();
-        captures.append(&mut state.writeback.take_copied());
-        let lingering = state.backing.next_question();
-        let next = state.writeback.next_due();
-        (captures, next.into_iter().chain(lingering).min())
-    }
-
     /// Asks after the files that somebody still had mapped when they were closed.
-    fn ask_after_closed(&self) {
+    pub(super) fn ask_after_closed(&self) {
         if self.lock().backing.next_question().is_none_or(|at| at > Instant::now()) {
             return;
         }
@@ -356,7 +217,8 @@ impl Fs {
         }
     }
 
-    fn capture(&self, path: &RepoPath) -> Option<Capture> {
+    /// A path that is due, with what it should be. `None`: it cannot be told just now, and it is looked at again.
+    pub(super) fn capture(&self, path: &RepoPath) -> Option<Capture> {
         let captured = loop {
             let in_cut = self.lock().in_cut(path);
             let captured = match in_cut {
@@ -413,8 +275,8 @@ impl Fs {
             return Ok(capture);
         };
         // It has its name as long as it is held.
-        let file = Arc::new(self.spool.file(held.spool).map_err(Miss::Lost)?);
-        let held = self.begin().hold_for(self, held.spool, Some(file), false);
+        let file = Arc::new(self.spool.file(held.spool()).map_err(Miss::Lost)?);
+        let held = self.begin().hold_for(self, held.spool(), Some(file));
         Ok(Capture { want: Want::Sealed { ino, generation, hash, size, held }, ..capture })
     }
 
@@ -464,8 +326,7 @@ impl Fs {
                     }
                     Fixable::Local { spool, generation, hash, size, .. } => {
                         state.handles.fix(ino);
-                        let file = state.handles.local(ino).cloned();
-                        if file.is_some() {
+                        if let Some(file) = state.handles.local(ino).cloned() {
                             let held = state.hold(self, ino, spool, file);
                             return Ok(Some(capture(Want::Sealed { ino, generation, hash, size, held })));
                         }
@@ -487,7 +348,7 @@ impl Fs {
                 return Err(Miss::Cut);
             }
             if state.rests(token) && state.writeback.pending(path).is_some_and(|entry| entry.seq == seq) {
-                let held = state.hold(self, ino, spool, Some(file));
+                let held = state.hold(self, ino, spool, file);
                 let upload = state.writeback.upload(path).cloned();
                 let want = Want::Sealed { ino, generation, hash, size, held };
                 return Ok(Some(Capture { path: path.clone(), seq, account, want, alone, upload }));
@@ -542,35 +403,9 @@ impl Fs {
         Ok(Some(Capture { path: path.clone(), seq, account, want, alone, upload }))
     }
 
-    /// Whether a writer has come to wait for a file that is [held](Held), since this was last asked.
-    pub fn some_are_wanted_back(&self) -> bool {
-        self.wanted_back.swap(false, Ordering::AcqRel)
-    }
-
-    fn let_go(&self, spool: SpoolId, by_cut: bool) {
-        let unheld = self.begin().backing.let_go(spool, by_cut);
-        if let Some(unheld) = &unheld {
-            self.spool.release(unheld.counted);
-        }
-        self.unheld.notify_waiters();
-        if unheld.is_some_and(|unheld| unheld.orphan) {
-            self.leave(spool);
-        }
-    }
-
-    /// Notes the hash of a generation, if it is still the file's.
-    pub fn hashed(&self, ino: Ino, generation: Generation, found: ContentHash) {
-        self.begin().tree.set_hash(ino, generation, Some(found));
-    }
-
-    /// Shows in which phase a path is.
-    pub fn set_phase(&self, path: &RepoPath, phase: Phase) {
-        self.begin().writeback.set_phase(path, phase);
-    }
-
     /// Writes down that the server's state of these paths is in doubt, before a request that changes it is sent, and
     /// that it may remove `dirs` at any later time, whatever is in them by then. Returns those of them that no request
-    /// threatened before; to be told when this one is [answered](Self::was_answered).
+    /// threatened before; to be told when this one is [answered](crate::writeback::Source::was_answered).
     ///
     /// # Errors
     /// When the journal cannot be written: do not send.
@@ -608,11 +443,11 @@ impl Fs {
         self.blocking(|fs| Ok(fs.journal.sync(fs.journal.append(&[]))?)).await
     }
 
-    /// The server confirmed these steps.
+    /// [`crate::writeback::Source::confirm`].
     ///
     /// # Errors
-    /// When the journal cannot be written; the steps are repeated after the next mount, which does no harm.
-    pub fn confirmed(&self, steps: &[(Capture, Step)]) -> Result<(), FsError> {
+    /// The journal's.
+    pub(super) fn confirmed(&self, steps: &[(Capture, Step)]) -> Result<(), FsError> {
         let mut adopt = Vec::new();
         // Letting go of a spool file takes the lock, so captures are dropped when it is free again.
         let mut staged = Vec::new();
@@ -653,26 +488,8 @@ impl Fs {
         }
     }
 
-    /// A step of `capture` did not work. A path that has changed since, and that no commit waits for as it was, is
-    /// looked at again: the failure tells nothing about what it is now.
-    pub fn step_failed(&self, capture: &Capture, error: &str, retry: Option<Duration>) {
-        if !self.has_changed_since(capture, error) {
-            self.failed(&capture.path, error, retry);
-        }
-    }
-
-    /// A step of `capture` works only once a commit has [made way](Self::made_way) for it.
-    pub fn step_waits_for_commit(&self, capture: &Capture, error: &str) {
-        if self.has_changed_since(capture, error) {
-            return;
-        }
-        tracing::info!(path = %capture.path, error, "not staged; it goes with the next commit");
-        self.begin().writeback.park(&capture.path, error.to_owned(), Parked::Commit);
-        self.progress.notify_waiters();
-    }
-
     /// Whether what failed is out of date, and nobody waits for it: the path is looked at again then.
-    fn has_changed_since(&self, capture: &Capture, error: &str) -> bool {
+    pub(super) fn has_changed_since(&self, capture: &Capture, error: &str) -> bool {
         let path = &capture.path;
         let mut state = self.begin();
         let in_cut = state.made_cut().and_then(|made| made.get(path));
@@ -686,7 +503,7 @@ impl Fs {
     }
 
     /// A path cannot be staged: tried again after `retry`, or parked.
-    fn failed(&self, path: &RepoPath, error: &str, retry: Option<Duration>) {
+    pub(super) fn failed(&self, path: &RepoPath, error: &str, retry: Option<Duration>) {
         match retry {
             Some(_) => tracing::debug!(%path, error, ?retry, "not staged; it is tried again"),
             None => tracing::warn!(%path, error, "not staged; it waits for somebody"),
@@ -701,91 +518,6 @@ impl Fs {
             }
         }
         self.progress.notify_waiters();
-    }
-
-    /// Puts a path back for later, through no fault of its own.
-    pub fn put_back(&self, path: &RepoPath, delay: Duration) {
-        self.begin().writeback.retry(path, delay, None);
-    }
-
-    /// Puts a path back, to be sent in a request of its own.
-    pub fn put_back_alone(&self, path: &RepoPath) {
-        let mut state = self.begin();
-        state.writeback.retry_alone(path);
-    }
-
-    /// How often staging a path has failed.
-    pub fn attempts(&self, path: &RepoPath) -> u32 {
-        self.lock().writeback.pending(path).map_or(0, Pending::attempts)
-    }
-
-    /// Whether a file may be put at `path`: nothing above or below it is a file in the workspace's view, which takes
-    /// both and keeps one of them.
-    pub fn clear_for_put(&self, path: &RepoPath) -> bool {
-        self.lock().is_clear_for_put(path)
-    }
-
-    /// What keeps a file from being put at `path` until somebody acts, if the first thing in its way waits for that.
-    pub fn kept_out_by(&self, path: &RepoPath) -> Option<RepoPath> {
-        let state = self.lock();
-        let waits = |other: &RepoPath| state.writeback.pending(other).is_some_and(Pending::waits_for_somebody);
-        state.in_the_way(path).filter(waits)
-    }
-
-    /// A step of `capture` works only when somebody has acted about `other`, which is in its way: it waits as well, and is
-    /// looked at again when anything has been done to what the workspace has.
-    pub fn step_kept_out(&self, capture: &Capture, other: &RepoPath) {
-        let error =
-            format!("cannot be staged beside {other}, which the server has and which waits for somebody itself");
-        if self.has_changed_since(capture, &error) {
-            return;
-        }
-        tracing::debug!(path = %capture.path, error, "not staged");
-        let mut state = self.begin();
-        state.writeback.keep_out(&capture.path, error);
-        drop(state);
-        self.progress.notify_waiters();
-    }
-
-    /// Whether `path` may be given to `step` without losing bytes that the workspace has nowhere else: those of a file
-    /// that was renamed away from there and is not staged under its new name yet.
-    pub fn frees(&self, path: &RepoPath, step: Step) -> Frees {
-        let mut state = self.begin();
-        let state = &mut *state;
-        let tree = &state.tree;
-        state.backing.keep_readers(path, |ino| is_read_at(tree, ino, path));
-        let pinned: Vec<Ino> = state.backing.readers_at(path).collect();
-        let stays = |ino: &Ino| match (step, state.content(*ino)) {
-            (Step::Put(object), Some((Content::Remote { hash, .. }, _))) => *hash == object.hash,
-            _ => false,
-        };
-        let needed: Vec<Ino> = pinned.into_iter().filter(|ino| !stays(ino)).collect();
-        let stranded: Vec<Ino> =
-            needed.iter().filter(|ino| !state.comes_free(**ino, &mut vec![path.clone()])).copied().collect();
-        match (needed.is_empty(), stranded.is_empty()) {
-            (true, _) => Frees::Now,
-            (false, true) => Frees::Later,
-            (false, false) => Frees::Once(stranded),
-        }
-    }
-
-    /// Where somebody waits for `path`: what it cannot be staged before does not wait out its quiet period either, that is
-    /// the new names of files whose bytes the workspace has there alone, and what it shows above or below. Says whether any of
-    /// them comes sooner by that.
-    pub fn hasten_before(&self, path: &RepoPath) -> bool {
-        let mut state = self.begin();
-        let state = &mut *state;
-        if !state.writeback.pending(path).is_some_and(|entry| entry.forced) {
-            return false;
-        }
-        let pinned: Vec<Ino> = state.backing.readers_at(path).collect();
-        let names =
-            pinned.into_iter().filter(|ino| state.is_pinned(*ino, path)).flat_map(|ino| state.tree.paths_of(ino));
-        let shows = |dir: &RepoPath| state.writeback.account(dir).is_some_and(|account| account.may_show());
-        let above = std::iter::successors(path.parent(), RepoPath::parent).filter(shows);
-        let below = state.writeback.ledger().shown_below(path).filter(|below| *below != path).cloned();
-        let before: Vec<RepoPath> = names.chain(above).chain(below).filter(|before| before != path).collect();
-        before.iter().filter(|before| state.writeback.hasten(before)).count() > 0
     }
 
     /// Gets a file's bytes into the spool, so that it needs those on the server no longer. What it is to be staged as does
@@ -829,53 +561,6 @@ impl Fs {
             }
         }
         Ok(())
-    }
-
-    /// The topmost directories of the base that are left without anything once `files` are removed or unstaged: a server
-    /// keeps them, empty, unless they are removed by name (0.65.2, tried). Nothing may be put below them meanwhile.
-    pub fn emptied_dirs(&self, files: &HashSet<&RepoPath>) -> BTreeSet<RepoPath> {
-        let state = self.lock();
-        let mut dirs = BTreeSet::new();
-        let mut known = HashMap::new();
-        // Of each directory, whether the workspace will show nothing below it; asked once, not for every file in it.
-        let mut clear: HashMap<RepoPath, bool> = HashMap::new();
-        for file in files {
-            let mut top = None;
-            let above = std::iter::successors(file.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
-            for dir in above {
-                let is_clear = *clear.entry(dir.clone()).or_insert_with(|| {
-                    // A commit removes what was vacant at its cut, whatever came into the tree since.
-                    let vacant = match state.made_cut() {
-                        Some(made) => made.is_vacant(&dir),
-                        None => state.is_vacant(&dir, &mut known),
-                    };
-                    vacant && state.writeback.ledger().shown_below(&dir).all(|path| files.contains(path))
-                });
-                if !is_clear {
-                    break;
-                }
-                top = Some(dir);
-            }
-            if let Some(dir) = top
-                && state.writeback.ledger().based_below(&dir).next().is_some()
-            {
-                dirs.insert(dir);
-            }
-        }
-        dirs
-    }
-
-    /// Writes down how far the upload of a path is; `None`: it is over.
-    pub fn note_upload(&self, path: &RepoPath, upload: Option<PathUpload>) {
-        let noted = self.change(|state| {
-            if upload.is_some() || state.writeback.upload(path).is_some() {
-                state.apply(Change::Upload { path: path.clone(), upload });
-            }
-            Ok(())
-        });
-        if into_plain(noted).is_err() {
-            tracing::warn!(%path, "upload progress is not on record; after a crash the upload begins anew");
-        }
     }
 
     /// Makes everything that is pending due now, and lets the caller wait for it.
@@ -1005,16 +690,32 @@ impl Fs {
         parent: &CommitId,
         deviations: &[Deviation],
     ) -> Result<usize, FsError> {
-        let owed = into_plain(self.change(|state| {
-            state.apply(Change::Rebase { commit, alone });
-            if state.writeback.intent().is_some() {
-                state.apply(Change::Intent { intent: None });
-            }
-            let owed = state.owe_deviations(parent, deviations, &self.options);
-            state.record_hidden();
-            state.record_pending_accounts();
-            Ok(owed)
-        }))?;
+        let mut owed = None;
+        while owed.is_none() {
+            // What others committed is merged as anywhere else.
+            let moved = if alone { None } else { Some(self.look_at_commit(&commit).await?) };
+            owed = into_plain(self.change(|state| {
+                let merging = moved.as_ref().map(|moved| (moved, state.plan(moved, |_, account| account.rebased())));
+                if merging.as_ref().is_some_and(|(_, plan)| plan.is_outdated()) {
+                    return Ok(None);
+                }
+                state.apply(Change::Rebase { commit: commit.clone(), alone });
+                if state.writeback.intent().is_some() {
+                    state.apply(Change::Intent { intent: None });
+                }
+                let owed = state.owe_deviations(parent, deviations, &self.options);
+                if let Some((moved, mut plan)) = merging {
+                    for deviation in deviations {
+                        plan.keep(&deviation.path, state.writeback.account(&deviation.path).unwrap_or_default());
+                    }
+                    state.carry_out(&plan, moved, &self.options);
+                }
+                state.record_hidden();
+                state.record_pending_accounts();
+                Ok(Some(owed))
+            }))?;
+        }
+        let owed = owed.unwrap_or_default();
         self.note_uncommitted();
         self.flush().await?;
         self.wake.notify_one();
@@ -1043,9 +744,9 @@ impl Fs {
         self.cache.note_all_staged(staged.into_iter());
     }
 
-    /// Whether nothing is owed to the server.
+    /// Whether nothing is owed to the server, but what is held back.
     pub fn is_drained(&self) -> bool {
-        self.lock().writeback.queue().len() == 0
+        self.lock().writeback.queue().iter().all(|(_, entry)| entry.is_held())
     }
 
     /// Whether all that is owed waits for somebody to act.
@@ -1086,6 +787,7 @@ impl Fs {
                 _ => None,
             };
             let tally = match (entry.is_parked(), size, entry.phase) {
+                _ if entry.is_held() => &mut counts.dirty,
                 (true, ..) => &mut counts.failed,
                 (_, None, _) => &mut counts.removals,
                 (_, _, Phase::Waiting) => &mut counts.dirty,
@@ -1094,6 +796,9 @@ impl Fs {
                 (_, _, Phase::Sending) => &mut counts.uploading,
             };
             add(tally, size.unwrap_or(0));
+            if entry.is_held() {
+                add(&mut counts.held, size.unwrap_or(0));
+            }
             if entry.is_in_conflict() {
                 add(&mut counts.conflicts, size.unwrap_or(0));
             }
@@ -1133,17 +838,6 @@ impl Fs {
     }
 }
 
-/// Whether a path of the workspace may change.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Frees {
-    /// It may.
-    Now,
-    /// When other paths of the queue have had their turn.
-    Later,
-    /// When these files have been [rescued](Fs::rescue): nothing else will free it.
-    Once(Vec<Ino>),
-}
-
 impl State {
     /// Makes those of `paths` that are pending due now, and lets the caller wait for them.
     pub(super) fn barrier(&mut self, fs: Arc<Fs>, paths: &[RepoPath], scope: Scope) -> Waiting {
@@ -1153,12 +847,90 @@ impl State {
         Waiting { fs, id }
     }
 
+    /// What a step of `path` [depends on](crate::writeback::Source::depends_on).
+    pub(super) fn depends_on(&mut self, path: &RepoPath, step: Step, lost: &HashSet<Ino>) -> Depends {
+        let tree = &self.tree;
+        self.backing.keep_readers(path, |ino| is_read_at(tree, ino, path));
+        // Of a file that was renamed away from there and is not staged under its new name yet.
+        let stays = |ino: &Ino| match (step, self.content(*ino)) {
+            (Step::Put(object), Some((Content::Remote { hash, .. }, _))) => *hash == object.hash,
+            _ => false,
+        };
+        let needed: Vec<Ino> = self.backing.readers_at(path).filter(|ino| !stays(ino)).collect();
+        let stranded: Vec<Ino> =
+            needed.iter().filter(|ino| !self.comes_free(**ino, &mut vec![path.clone()])).copied().collect();
+        if stranded.is_empty() && !needed.is_empty() {
+            return Depends::Turns;
+        }
+        // Also beside others that come free by themselves: a file that is lost for good keeps nothing back.
+        let stranded: Vec<Ino> = stranded.into_iter().filter(|ino| !lost.contains(ino)).collect();
+        if !stranded.is_empty() {
+            return Depends::Bytes(stranded);
+        }
+        let other = matches!(step, Step::Put(_)).then(|| self.in_the_way(path)).flatten();
+        match other {
+            Some(other) => {
+                let waits = self.writeback.pending(&other).is_some_and(Pending::waits_for_somebody);
+                if waits { Depends::Somebody(other) } else { Depends::Turns }
+            }
+            None => Depends::Nothing,
+        }
+    }
+
+    /// See [`crate::writeback::Source::hasten_before`]: those are the new names of files whose bytes the workspace has at `path` alone, and
+    /// what it shows above or below.
+    pub(super) fn hasten_before(&mut self, path: &RepoPath) -> bool {
+        if !self.writeback.pending(path).is_some_and(|entry| entry.forced) {
+            return false;
+        }
+        let pinned: Vec<Ino> = self.backing.readers_at(path).collect();
+        let names = pinned.into_iter().filter(|ino| self.is_pinned(*ino, path)).flat_map(|ino| self.tree.paths_of(ino));
+        let shows = |dir: &RepoPath| self.writeback.account(dir).is_some_and(|account| account.may_show());
+        let above = std::iter::successors(path.parent(), RepoPath::parent).filter(shows);
+        let below = self.writeback.ledger().shown_below(path).filter(|below| *below != path).cloned();
+        let before: Vec<RepoPath> = names.chain(above).chain(below).filter(|before| before != path).collect();
+        before.iter().filter(|before| self.writeback.hasten(before)).count() > 0
+    }
+
+    /// The [topmost directories](crate::writeback::Source::emptied_dirs) that are left empty.
+    pub(super) fn emptied_dirs(&self, files: &HashSet<&RepoPath>) -> BTreeSet<RepoPath> {
+        let mut dirs = BTreeSet::new();
+        let mut known = HashMap::new();
+        // Of each directory, whether the workspace will show nothing below it; asked once, not for every file in it.
+        let mut clear: HashMap<RepoPath, bool> = HashMap::new();
+        for file in files {
+            let mut top = None;
+            let above = std::iter::successors(file.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
+            for dir in above {
+                let is_clear = *clear.entry(dir.clone()).or_insert_with(|| {
+                    // A commit removes what was vacant at its cut, whatever came into the tree since.
+                    let vacant = match self.made_cut() {
+                        Some(made) => made.is_vacant(&dir),
+                        None => self.is_vacant(&dir, &mut known),
+                    };
+                    vacant && self.writeback.ledger().shown_below(&dir).all(|path| files.contains(path))
+                });
+                if !is_clear {
+                    break;
+                }
+                top = Some(dir);
+            }
+            if let Some(dir) = top
+                && self.writeback.ledger().based_below(&dir).next().is_some()
+            {
+                dirs.insert(dir);
+            }
+        }
+        dirs
+    }
+
     /// Whether a file's bytes are read at `path` of the workspace.
     fn is_pinned(&self, ino: Ino, path: &RepoPath) -> bool {
         is_read_at(&self.tree, ino, path)
     }
 
-    /// See [`Fs::clear_for_put`].
+    /// Whether a file may be put at `path`: nothing above or below it is a file in the workspace's view, which takes
+    /// both and keeps one of them.
     fn is_clear_for_put(&self, path: &RepoPath) -> bool {
         self.in_the_way(path).is_none()
     }
@@ -1189,9 +961,9 @@ impl State {
     }
 
     /// Where the bytes of a file that was just staged at `path` are found: there, if it has that name no longer.
-    fn staged_origin(&self, ino: Ino, path: &RepoPath) -> Option<Arc<Source>> {
+    fn staged_origin(&self, ino: Ino, path: &RepoPath) -> Option<Arc<workspace::Source>> {
         let moved = self.tree.resolve(path) != Resolved::Inode(ino);
-        moved.then(|| Arc::new(Source { revision: Revision::Workspace, path: path.clone() }))
+        moved.then(|| Arc::new(workspace::Source { revision: Revision::Workspace, path: path.clone() }))
     }
 
     /// A file's bytes were just staged at `path`: if they are read somewhere else, they are read there from now on.
@@ -1208,7 +980,7 @@ impl State {
     fn confirm(&mut self, capture: &Capture, step: Step) -> Option<Adopted> {
         let path = &capture.path;
         let account = self.writeback.account(path).unwrap_or_default();
-        let account = Account { staged: account.after(step), ..account };
+        let account = Account { staged: account.after(step), theirs: false, held: false, ..account };
         self.apply(Change::Account { path: path.clone(), account: Some(account) });
         if self.writeback.upload(path).is_some() {
             self.apply(Change::Upload { path: path.clone(), upload: None });
@@ -1216,13 +988,13 @@ impl State {
         let mut adopted = None;
         match (&capture.want, capture.want.object()) {
             (Want::Sealed { ino, generation, size, held, .. }, Some(object)) => {
-                self.backing.copy_is_staged(*ino, held.spool, object.hash);
-                if self.tree.still(Token::of_spool(*ino, held.spool, *generation)) {
+                self.backing.copy_is_staged(*ino, held.spool(), object.hash);
+                if self.tree.still(Token::of_spool(*ino, held.spool(), *generation)) {
                     let origin = self.staged_origin(*ino, path);
                     let counted = self.counted(*ino);
                     let content = Content::Remote { hash: object.hash, origin };
                     self.step(*ino, Event::Confirmed, |state| state.set_content(*ino, content, *size));
-                    adopted = Some(Adopted { spool: held.spool, hash: object.hash, size: *size, counted });
+                    adopted = Some(Adopted { spool: held.spool(), hash: object.hash, size: *size, counted });
                 } else {
                     // Staged under another name of before, meanwhile, and no more to be read there.
                     self.found_at(*ino, object.hash, path);

@@ -112,7 +112,7 @@ struct After<'a> {
     recorded: bool,
     stale: Vec<Stale>,
     left: Vec<(u64, Option<SpoolId>)>,
-    /// Something is due before all that the stager knows of.
+    /// Something is due before all that the engine knows of.
     news: bool,
     /// What somebody waited for is owed no more.
     withdrawn: bool,

@@ -92,8 +92,8 @@ mod tests {
             ("info", "info"),
             ("TRACE", "trace"),
             (" warn , oxenfs::oxen=debug", "warn,oxenfs::oxen=debug"),
-            ("oxenfs::stager=debug", "info,oxenfs::stager=debug"),
-            ("oxenfs::stager=off,error", "error,oxenfs::stager=off"),
+            ("oxenfs::writeback=debug", "info,oxenfs::writeback=debug"),
+            ("oxenfs::writeback=off,error", "error,oxenfs::writeback=off"),
         ] {
             let filter: Filter = text.parse().unwrap();
             assert_eq!(filter.to_string(), shown);
@@ -117,8 +117,8 @@ mod tests {
         let targets = "warn,oxenfs::oxen=debug".parse::<Filter>().unwrap().targets();
         assert!(targets.would_enable("oxenfs::oxen::http", &tracing::Level::DEBUG));
         assert!(!targets.would_enable("oxenfs::oxen::http", &tracing::Level::TRACE));
-        assert!(!targets.would_enable("oxenfs::stager", &tracing::Level::INFO));
-        assert!(targets.would_enable("oxenfs::stager", &tracing::Level::WARN));
+        assert!(!targets.would_enable("oxenfs::writeback", &tracing::Level::INFO));
+        assert!(targets.would_enable("oxenfs::writeback", &tracing::Level::WARN));
         let targets = "trace,hyper_util=debug".parse::<Filter>().unwrap().targets();
         assert!(targets.would_enable("oxenfs::oxen::http", &tracing::Level::TRACE));
         assert!(targets.would_enable("hyper_util::client", &tracing::Level::DEBUG));

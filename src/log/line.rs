@@ -121,10 +121,10 @@ mod tests {
 
     #[test]
     fn a_line_says_when_how_grave_where_and_what() {
-        let body = said("oxenfs::stager", "staging\npauses", " why=away");
+        let body = said("oxenfs::writeback", "staging\npauses", " why=away");
         assert_eq!(
             whole(Level::WARN, &body, UNIX_EPOCH, false),
-            "1970-01-01T00:00:00.000Z  WARN oxenfs::stager: staging\\npauses why=away\n"
+            "1970-01-01T00:00:00.000Z  WARN oxenfs::writeback: staging\\npauses why=away\n"
         );
         for (level, begin) in [(Level::ERROR, "<3>"), (Level::WARN, "<4>"), (Level::INFO, "<6>"), (Level::TRACE, "<7>")]
         {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::state_dir::StateDir;
 use super::{
-    Daemon, Delays, Meter, MountError, Phase, Recovered, Signals, Stager, drained, look_out, phase_is,
+    Daemon, Delays, Engine, Meter, MountError, Phase, Recovered, Signals, drained, look_out, phase_is,
     raise_open_files, recover, serve, tidy, tune_allocator,
 };
 use crate::activity::Activity;
@@ -74,7 +74,7 @@ async fn send(settings: &MountSettings, state: &mut StateDir, bound: Option<Dura
         imports: AtomicUsize::new(0),
     });
     let control = serve::listen(state.bind_control()?, daemon.clone()).map_err(MountError::Setup)?;
-    let stager = tokio::spawn(Stager::new(fs.clone(), meter, Delays::default()).run());
+    let engine = tokio::spawn(Engine::new(fs.clone(), fs.workspace().clone(), meter, Delays::default()).run());
     let lookout = tokio::spawn(look_out(fs.clone()));
     tokio::select! {
         () = drained(&fs) => {}
@@ -82,10 +82,10 @@ async fn send(settings: &MountSettings, state: &mut StateDir, bound: Option<Dura
         () = signals.terminate() => {}
         () = bounded() => {}
     }
-    stager.abort();
+    engine.abort();
     lookout.abort();
     // They hold files of the spool.
-    let _ = (stager.await, lookout.await);
+    let _ = (engine.await, lookout.await);
     let tidied = fs.clone();
     let _ = tokio::task::spawn_blocking(move || tidy(&tidied)).await;
     let status = daemon.status();

@@ -176,6 +176,12 @@ impl Disk {
     }
 }
 
+/// A quarter of the files that the daemon may have open: others need some as well.
+pub fn quarter_of_descriptors() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    files.map_or(usize::MAX, |files| usize::try_from(files / 4).unwrap_or(usize::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -29,6 +29,7 @@
 //! 0.37 bundled, WAL, `synchronous=OFF`) on the same disk, 2 cores: 2.4 µs against 14.4 µs, a ratio of 6.1 (5.9 to
 //! 6.3). Flushed one by one (`synchronous=FULL`) both wait for the disk: 0.9 (0.6 to 1.9).
 
+mod account;
 mod format;
 mod log;
 mod mark;
@@ -45,8 +46,8 @@ use serde::{Deserialize, Serialize};
 use crate::namespace::{Ino, InodeRecord};
 use crate::path::{Name, RepoPath, bytes_as_text};
 use crate::workspace::{CommitId, CommitRequest, Upload};
-use crate::writeback::index::Account;
 
+pub use account::{Account, Conflict, Staged, Theirs};
 pub use format::FORMAT;
 pub use log::{Compaction, Journal, Ticket};
 pub use recover::{Seen, has_segments};
@@ -126,6 +127,16 @@ pub enum Change {
         #[serde(rename = "n")]
         name: Name,
     },
+    /// A base name shows that was hidden.
+    #[serde(rename = "unhide")]
+    Unhide {
+        /// Directory.
+        #[serde(rename = "p")]
+        parent: Ino,
+        /// Entry.
+        #[serde(rename = "n")]
+        name: Name,
+    },
     /// An inode is gone.
     #[serde(rename = "drop")]
     Drop {
@@ -142,6 +153,16 @@ pub enum Change {
         /// Its state.
         #[serde(rename = "a")]
         account: Option<Account>,
+    },
+    /// A path was changed here and by others; `None` when that was decided.
+    #[serde(rename = "conflict")]
+    Conflict {
+        /// Which.
+        #[serde(rename = "p")]
+        path: RepoPath,
+        /// What both began with, and what others made of it.
+        #[serde(rename = "x")]
+        conflict: Option<Conflict>,
     },
     /// How far the upload of a path's content is; `None` when it is over.
     #[serde(rename = "upload")]

@@ -27,6 +27,7 @@ use crate::store::disk::{Act, Disk};
 use crate::store::parts::Parts;
 
 pub mod holes;
+mod spares;
 
 use holes::{counted_of, may_have, next_data};
 pub use holes::{room, room_of};
@@ -56,6 +57,8 @@ pub struct Spool {
     /// Files of which a flush failed. What of them is on stable storage nobody knows: the kernel tells of pages that it
     /// could not write once, and then takes them for written (`fsync(2)`, errors of `EIO` and `ENOSPC`).
     unsure: Mutex<HashSet<SpoolId>>,
+    /// What counts as used and may go.
+    spares: spares::Spares,
 }
 
 impl Spool {
@@ -78,8 +81,16 @@ impl Spool {
         let own = made.iter().any(|made| *made);
         let unflushed = made.into_iter().chain([own]).map(Mutex::new).collect();
         let (next, used) = (AtomicU64::new(1), AtomicU64::new(0));
-        let spool =
-            Self { disk: disk.clone(), dir: dir.to_owned(), next, used, limit, unflushed, unsure: Mutex::default() };
+        let spool = Self {
+            disk: disk.clone(),
+            dir: dir.to_owned(),
+            next,
+            used,
+            limit,
+            unflushed,
+            unsure: Mutex::default(),
+            spares: spares::Spares::default(),
+        };
         let highest = spool.ids()?.into_iter().map(|id| id.0).max().unwrap_or(0);
         spool.next.store(highest + 1, Ordering::Relaxed);
         Ok(spool)
@@ -283,6 +294,58 @@ impl Spool {
     /// # Errors
     /// [`io::ErrorKind::StorageFull`] when that passes the limit; nothing is counted then.
     pub fn reserve(&self, bytes: u64) -> io::Result<()> {
+        match self.reserve_free(bytes) {
+            Err(_) if self.take_spares(bytes) => self.reserve_free(bytes),
+            reserved => reserved,
+        }
+    }
+
+    /// Has spare bytes make way for `bytes`, if all of them are enough.
+    fn take_spares(&self, bytes: u64) -> bool {
+        let Some(limit) = self.limit else { return false };
+        let lacking = self.used().saturating_add(bytes).saturating_sub(limit);
+        let freed = self.spares.take(lacking);
+        self.release(freed);
+        freed > 0
+    }
+
+    /// Whether anything may be put into it.
+    pub fn is_full(&self) -> bool {
+        let full = || self.limit.is_some_and(|limit| self.used() >= limit);
+        full() && (!self.take_spares(1) || full())
+    }
+
+    /// Counts `bytes` that are there as used, for something that may go where room is short; `id` is the caller's.
+    pub fn lend_room(&self, id: u64, bytes: u64) {
+        self.charge(bytes);
+        self.spares.add(id, bytes);
+    }
+
+    /// It goes, or is to stay: it counts no more. `false`: room was short, and it goes.
+    pub fn end_loan(&self, id: u64) -> bool {
+        let bytes = self.spares.withdraw(id);
+        self.release(bytes.unwrap_or(0));
+        bytes.is_some()
+    }
+
+    /// The oldest of what may go is to go; whether there was any.
+    pub fn give_oldest(&self) -> bool {
+        let bytes = self.spares.take_oldest();
+        self.release(bytes.unwrap_or(0));
+        bytes.is_some()
+    }
+
+    /// What is to go because room was short, by the numbers that it was given; each is told once.
+    pub fn to_go(&self) -> Vec<u64> {
+        self.spares.take_taken()
+    }
+
+    /// Bytes in use by what may go.
+    pub fn spare(&self) -> u64 {
+        self.spares.bytes()
+    }
+
+    fn reserve_free(&self, bytes: u64) -> io::Result<()> {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
             let after = used.saturating_add(bytes);
             (bytes == 0 || self.limit.is_none_or(|limit| after <= limit)).then_some(after)

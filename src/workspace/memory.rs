@@ -30,6 +30,8 @@ pub enum Fault {
     Lost,
     /// It has its effect, and the answer is lost.
     AnswerLost,
+    /// It has its effect, and the answer tells of the first path alone.
+    Partly,
     /// It is given up, and has its effect after some more requests.
     Late,
     /// It is refused with this status, by the server or by what is before it.
@@ -93,6 +95,8 @@ struct State {
     /// Which of all workspaces there were it is; `None` when it was deleted.
     incarnation: Option<u64>,
     incarnations: u64,
+    /// Others may use the workspace.
+    shared: bool,
     /// Contents that were removed though something refers to them.
     pruned: HashSet<ContentHash>,
     staged: BTreeMap<RepoPath, Option<Bytes>>,
@@ -122,6 +126,7 @@ impl Memory {
             base: "c0".to_owned(),
             incarnation: Some(1),
             incarnations: 1,
+            shared: false,
             pruned: HashSet::new(),
             staged: BTreeMap::new(),
             store: HashMap::new(),
@@ -210,6 +215,18 @@ impl Memory {
         let mut state = self.lock();
         tree.values().for_each(|content| state.keep(content.clone()));
         CommitId(state.make_commit(tree, "theirs").into())
+    }
+
+    /// Moves the workspace to what the branch has become, with what is staged in it; no released server does that, but
+    /// whoever deletes a workspace and stages in it anew.
+    pub fn move_workspace(&self) {
+        let mut state = self.lock();
+        state.base = state.head.clone();
+    }
+
+    /// Others may use the workspace from now on.
+    pub fn share_workspace(&self) {
+        self.lock().shared = true;
     }
 
     /// Deletes the workspace with all that is staged in it, as another client may.
@@ -303,6 +320,11 @@ impl Memory {
                 match (fault, effect) {
                     (Fault::None, Some(_)) if state.incarnation.is_none() => Err(no_workspace()),
                     (Fault::None, Some(effect)) => Ok(state.carry_out(effect)),
+                    (Fault::Partly, Some(effect)) => {
+                        let mut outcomes = state.carry_out(effect);
+                        outcomes.truncate(1);
+                        Ok(outcomes)
+                    }
                     (Fault::AnswerLost, Some(effect)) => {
                         state.carry_out(effect);
                         Err(lost())
@@ -338,7 +360,7 @@ impl Memory {
             let answer = match fault {
                 Fault::Lost | Fault::Late => Err(lost()),
                 Fault::Refused(status) => Err(refused(status)),
-                Fault::None => serve(&mut self.lock()),
+                Fault::None | Fault::Partly => serve(&mut self.lock()),
                 Fault::AnswerLost => serve(&mut self.lock()).and_then(|_| Err(lost())),
             };
             self.tell(name);
@@ -647,6 +669,19 @@ impl Workspace for Memory {
         })
     }
 
+    fn renew<'a>(&'a self, _branch: &'a str) -> Fut<'a, Option<WorkspaceIdentity>> {
+        self.request("renew", |state| {
+            if state.shared {
+                return Ok(None);
+            }
+            state.staged.clear();
+            state.incarnations += 1;
+            state.incarnation = Some(state.incarnations);
+            state.base.clone_from(&state.head);
+            Ok(state.identity())
+        })
+    }
+
     fn head<'a>(&'a self, _branch: &'a str) -> Fut<'a, CommitId> {
         self.request("head", |state| Ok(CommitId(state.head.as_str().into())))
     }
@@ -781,11 +816,11 @@ impl Workspace for Memory {
             let sent =
                 read.iter().zip(puts).filter_map(|(read, put)| Some((put.path.clone(), read.as_ref().ok()?.clone())));
             let mut outcomes = self.effect("send_small", Effect::Put(sent.collect())).await?.into_iter();
-            let mut outcome = |read: Result<Bytes, Outcome>| match read {
-                Ok(_) => outcomes.next().unwrap_or(Outcome::NeedsBytes),
-                Err(outcome) => outcome,
+            let outcome = |read: Result<Bytes, Outcome>| match read {
+                Ok(_) => outcomes.next(),
+                Err(outcome) => Some(outcome),
             };
-            Ok(read.into_iter().map(&mut outcome).collect())
+            Ok(read.into_iter().map_while(outcome).collect())
         }
         .boxed()
     }

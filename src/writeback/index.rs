@@ -7,44 +7,13 @@
 
 use std::collections::HashMap;
 
-use serde::{Deserialize, Serialize};
-
 use crate::count;
 use crate::hash::ContentHash;
 use crate::path::RepoPath;
 use crate::table::Dense;
 use crate::workspace::Object;
 
-/// What the workspace has staged for a path.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Staged {
-    /// Nothing: the base shows.
-    #[default]
-    Nothing,
-    /// This content.
-    Put(Object),
-    /// That the file is removed.
-    Removed,
-    /// Unknown: a request was sent and its answer is not on record.
-    Doubt,
-}
-
-/// One path.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Account {
-    /// What the base commit has there.
-    #[serde(default, rename = "b", skip_serializing_if = "Option::is_none")]
-    pub base: Option<Object>,
-    /// What is staged over it.
-    #[serde(default, rename = "s")]
-    pub staged: Staged,
-    /// When a request about it last went without an answer, in seconds since the epoch: the server may carry it out yet,
-    /// after others that it has answered.
-    #[serde(default, rename = "l", skip_serializing_if = "Option::is_none")]
-    pub late: Option<u64>,
-}
+pub use crate::store::journal::{Account, Conflict, Staged, Theirs};
 
 /// What brings a path to its wanted state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +69,16 @@ impl Account {
         self.staged == Staged::Nothing && self.late.is_none()
     }
 
+    /// The account once what is staged has become the base.
+    pub fn rebased(self) -> Self {
+        let base = match self.staged {
+            Staged::Nothing | Staged::Doubt => return self,
+            Staged::Put(object) => Some(object),
+            Staged::Removed => None,
+        };
+        Self { base, staged: Staged::Nothing, theirs: false, ..self }
+    }
+
     /// What is staged once `step` is confirmed.
     pub fn after(&self, step: Step) -> Staged {
         match step {
@@ -137,7 +116,7 @@ impl Slot {
             ContentHash::Sha256(_) => None,
         };
         let slot = match *account {
-            Account { late: Some(_), .. } => None,
+            Account { late: Some(_), .. } | Account { theirs: true, .. } | Account { held: true, .. } => None,
             Account { base: None, staged: Staged::Nothing, .. } => Some(Self::New),
             Account { base: None, staged: Staged::Doubt, .. } => Some(Self::Doubt),
             Account { base: None, staged: Staged::Put(object), .. } => {
@@ -296,7 +275,7 @@ impl Ledger {
                         Staged::Put(object) => Some(object),
                         Staged::Removed => None,
                     };
-                    account.staged = Staged::Nothing;
+                    (account.staged, account.theirs) = (Staged::Nothing, false);
                     *slot = Slot::of(account);
                     if !matches!(slot, Slot::Other) {
                         self.others.remove(path);
@@ -362,7 +341,7 @@ mod tests {
     }
 
     fn account(base: Option<&str>, staged: Staged) -> Account {
-        Account { base: base.map(object), staged, late: None }
+        Account { base: base.map(object), staged, ..Account::default() }
     }
 
     #[test]
@@ -401,7 +380,7 @@ mod tests {
         ) {
             let base = base.as_deref().map(object);
             let mut server = Staged::Nothing;
-            let mut ours = Account { base, staged: Staged::Nothing, late: None };
+            let mut ours = Account { base, ..Account::default() };
             for (wish, answer_lost) in wishes {
                 let wish = wish.as_deref().map(object);
                 let step = ours.step(wish);
@@ -456,6 +435,8 @@ mod tests {
                             _ => Staged::Doubt,
                         },
                         late: late.then_some(1),
+                        theirs: false,
+                        held: false,
                     })),
                 }
                 for dir in paths.iter().chain([&RepoPath::root()]) {

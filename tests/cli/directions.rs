@@ -20,7 +20,18 @@ const CRATES: [(&str, &[&str]); 7] = [
 ];
 
 /// Modules that wait for nothing: no files, no runtime.
-const NO_WAITING: [&str; 6] = ["calendar", "id", "namespace", "report", "table", "writeback"];
+const NO_WAITING: [&str; 10] = [
+    "calendar",
+    "id",
+    "namespace",
+    "report",
+    "table",
+    "writeback::delays",
+    "writeback::index",
+    "writeback::lanes",
+    "writeback::pace",
+    "writeback::queue",
+];
 
 /// What those do not name.
 const WAITING: [&str; 3] = ["std::fs", "std::net", "tokio"];

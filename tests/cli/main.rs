@@ -496,6 +496,7 @@ fn commit_prints_its_id_and_nothing_else_on_standard_output() {
         message: "Label batch 7".into(),
         author: "Ann".into(),
         email: "ann@lab".into(),
+        on_conflict: None,
     };
     assert_eq!(daemon.requests.recv().unwrap(), expected);
     let nothing = commit("none");

@@ -58,7 +58,16 @@ fn willing(request: &Request) -> (Vec<Event>, Then) {
         local: vec![LocalPath { path: hostile(), reason: hostile() }],
         ..Status::default()
     };
-    let change = |kind, from, reason| Difference { path: hostile(), kind, from, bytes: 1, staged: true, reason };
+    let change = |kind, from, reason| Difference {
+        path: hostile(),
+        kind,
+        from,
+        bytes: 1,
+        staged: true,
+        reason,
+        conflict: Some(hostile()),
+        others: false,
+    };
     let events = match request {
         Request::Status => vec![Event::Status(Box::new(status))],
         Request::LogLevel { .. } => vec![Event::LogLevel { level: hostile() }],

@@ -35,12 +35,15 @@ fn request_id(line: &str) -> Option<&str> {
 #[test]
 fn an_outage_is_in_the_log_once_when_it_begins_and_once_when_it_ends() {
     let mut server = Scripted::new();
-    let test = TestMount::with(&server.url(), &["--log", "info,oxenfs::stager=debug"]);
+    let test = TestMount::with(&server.url(), &["--log", "info,oxenfs::writeback=debug"]);
     server.stop();
     fs::write(test.at("meanwhile.txt"), "written").unwrap();
     wait_log(&test, "staging pauses again");
-    let begins: Vec<String> =
-        log(&test).lines().filter(|line| line.contains(" WARN oxenfs::stager: ")).map(str::to_owned).collect();
+    let begins: Vec<String> = log(&test)
+        .lines()
+        .filter(|line| line.contains(" WARN oxenfs::writeback::meter: "))
+        .map(str::to_owned)
+        .collect();
     assert_eq!(begins.len(), 1, "{begins:#?}");
     let begin = begins[0].as_str();
     assert!(begin.contains("staging pauses; it is tried again and again why=\"cannot reach http://"), "{begin}");
@@ -48,10 +51,10 @@ fn an_outage_is_in_the_log_once_when_it_begins_and_once_when_it_ends() {
     let stalled = test.status()["stalled"].as_str().unwrap().to_owned();
     assert_eq!(request_id(begin).unwrap(), request_id(&stalled).unwrap());
     server.start(None);
-    wait_log(&test, " INFO oxenfs::stager: staging goes on after=");
+    wait_log(&test, " INFO oxenfs::writeback::meter: staging goes on after=");
     test.unmount_commit();
     let text = log(&test);
-    assert_eq!(text.matches(" WARN oxenfs::stager: staging").count(), 1, "{text}");
+    assert_eq!(text.matches(" WARN oxenfs::writeback::meter: staging").count(), 1, "{text}");
 }
 
 #[test]

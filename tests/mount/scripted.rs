@@ -95,6 +95,21 @@ impl Scripted {
         self.child = Some(child);
     }
 
+    /// Another server comes to its address, with nothing on it. What there was is kept.
+    pub fn replace(&mut self) -> tempfile::TempDir {
+        let empty = tempfile::Builder::new().prefix("oxenfs-test-scripted").tempdir().unwrap();
+        self.put_back(empty)
+    }
+
+    /// The server with this data comes to its address.
+    pub fn put_back(&mut self, data: tempfile::TempDir) -> tempfile::TempDir {
+        self.stop();
+        let before = std::mem::replace(&mut self.data, data);
+        let token = self.token.take();
+        self.start(token.as_deref());
+        before
+    }
+
     /// Ends it as a power cut would.
     pub fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {

@@ -10,11 +10,11 @@ use oxenfs::hash::ContentHash;
 use oxenfs::namespace::{Ino, ROOT};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::report::Kind;
-use oxenfs::stager::{Delays, Meter, Stager};
 use oxenfs::store::disk::Disk;
 use oxenfs::workspace::memory::{Fault, Memory};
 use oxenfs::workspace::{ByHash, Object, Workspace};
 use oxenfs::writeback::index::Step;
+use oxenfs::writeback::{Back, Delays, Engine, Meter, Source as _};
 
 use crate::world::{Manner, Op, Vanish, World, attrs, commit_request, in_time, runtime, temporary_dir};
 
@@ -58,7 +58,9 @@ impl Bench {
     /// Stages what is due, from now on.
     fn run(&mut self) {
         let delays = Delays { first: std::time::Duration::from_millis(1), last: std::time::Duration::from_millis(4) };
-        self.stager = Some(tokio::spawn(Stager::new(self.fs.clone(), Arc::new(Meter::default()), delays).run()));
+        self.stager = Some(tokio::spawn(
+            Engine::new(self.fs.clone(), self.fs.workspace().clone(), Arc::new(Meter::default()), delays).run(),
+        ));
     }
 
     fn dir(&self, path: &str) -> Ino {
@@ -200,8 +202,8 @@ fn a_directory_that_is_renamed_while_a_barrier_waits_is_staged_under_its_new_nam
         for staged_before in [0, FILES / 2] {
             let mut bench = Bench::new(&[]).await;
             incomplete(&bench).await;
-            for some in bench.fs.due(staged_before).0 {
-                bench.fs.put_back(&some.path, std::time::Duration::ZERO);
+            for some in bench.fs.take_due(staged_before).0 {
+                bench.fs.put_back(&some.path, Back::After(std::time::Duration::ZERO));
             }
             let waiting = bench.fs.barrier().unwrap();
             bench.rename("ds.incomplete", "ds").await;
@@ -346,7 +348,7 @@ fn a_copy_that_was_made_before_a_commit_does_not_stand_for_what_the_commit_has()
         let copied = async {
             loop {
                 let woken = bench.fs.wake.notified();
-                if let Some(capture) = bench.fs.due(8).0.pop() {
+                if let Some(capture) = bench.fs.take_due(8).0.pop() {
                     return capture;
                 }
                 woken.await;
@@ -358,7 +360,7 @@ fn a_copy_that_was_made_before_a_commit_does_not_stand_for_what_the_commit_has()
         let cut = bench.cut().await;
         let hash = ContentHash::of(bench.memory.info().hash_kind, b"shard-0\n");
         let confirmed = Step::Put(Object { hash, size: "shard-0\n".len() as u64 });
-        bench.fs.confirmed(&[(copied, confirmed)]).unwrap();
+        bench.fs.confirm(&[(copied, confirmed)]).unwrap();
         bench.run();
         bench.staged(&cut).await;
         bench.publish().await;

@@ -8,9 +8,9 @@ use oxenfs::fs::{Fs, Limits, Need, Op, OpenFlags, Options, RenameMode, Stop};
 use oxenfs::namespace::ROOT;
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::report::Progress;
-use oxenfs::stager::{Delays, Meter, Stager};
 use oxenfs::workspace::ByHash;
 use oxenfs::workspace::memory::Memory;
+use oxenfs::writeback::{Delays, Engine, Meter};
 
 use crate::world::{attrs, temporary_dir};
 
@@ -61,7 +61,9 @@ async fn seen<T>(fs: &Fs, op: impl Fn(&Fs) -> Op<T>) -> T {
 /// Stages all that waits.
 async fn stage(fs: &Arc<Fs>) -> Progress {
     let waiting = fs.barrier().unwrap();
-    let stager = tokio::spawn(Stager::new(fs.clone(), Arc::new(Meter::default()), Delays::default()).run());
+    let stager = tokio::spawn(
+        Engine::new(fs.clone(), fs.workspace().clone(), Arc::new(Meter::default()), Delays::default()).run(),
+    );
     let staged = waiting.settled().await.unwrap();
     stager.abort();
     staged

@@ -180,7 +180,7 @@ fn what_cannot_have_been_is_not_believed_though_its_checksum_is_right() {
         drop(log);
         std::fs::rename(journal.join("mark"), temp.path().join("journal.mark")).unwrap();
         let shown = Mounted { root_path: RepoPath::root(), access: None };
-        for refused in [start(temp.path()).err(), survey(temp.path(), &shown).err()] {
+        for refused in [start(temp.path()).err(), survey(temp.path(), &shown, 1).err()] {
             match refused {
                 Some(JournalError::Damaged(damage)) => assert!(damage.what.contains(why), "{changes:?}: {damage}"),
                 other => panic!("{changes:?}: {other:?}"),
@@ -188,7 +188,7 @@ fn what_cannot_have_been_is_not_believed_though_its_checksum_is_right() {
         }
         // And what is left of it without that can be had.
         repair(&Disk::default(), temp.path(), &shown, true).unwrap();
-        survey(temp.path(), &shown).unwrap_or_else(|error| panic!("{changes:?}: {error}"));
+        survey(temp.path(), &shown, 1).unwrap_or_else(|error| panic!("{changes:?}: {error}"));
     }
 }
 

@@ -1,5 +1,6 @@
 //! Shortest ways to what once went wrong.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -9,18 +10,17 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use oxenfs::fs::{
-    Arrival, Arrived, Frees, Fs, Lender, Limits, Need, OpenFlags, Options, Passthrough, RangeChange, RenameMode,
-    SetAttr, Stop, Want,
+    Arrival, Arrived, Fs, Lender, Limits, Need, OpenFlags, Options, Passthrough, RangeChange, RenameMode, SetAttr, Stop,
 };
 use oxenfs::hash::{ContentHash, HashKind};
 use oxenfs::namespace::{Attrs, BodyRecord, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
-use oxenfs::stager::{Delays, Meter, Stager};
 use oxenfs::store::disk::{Act, Disk, Witness};
 use oxenfs::store::journal::{Change, Journal};
 use oxenfs::workspace::memory::{Fault, Memory, Tree};
 use oxenfs::workspace::{ByHash, Object, Workspace};
 use oxenfs::writeback::index::Step;
+use oxenfs::writeback::{Delays, Depends, Engine, Failed, Meter, Source as _, Want};
 
 use crate::world::{Op, World, commit_request};
 
@@ -108,10 +108,10 @@ fn a_late_failure_does_not_park_what_the_path_has_become() {
         let (_, handle) = fs.create(ROOT, &name, crate::world::attrs(), flags).unwrap();
         fs.write(handle, 0, b"content").unwrap();
         fs.release(handle);
-        let (captures, _) = fs.due(10);
+        let (captures, _) = fs.take_due(10);
         assert_eq!(captures.len(), 1);
         fs.unlink(ROOT, &name).unwrap();
-        fs.step_failed(&captures[0], "its bytes are nowhere", None);
+        fs.fail(&captures[0], "its bytes are nowhere", Failed::Parked);
         let (counts, _, errors, _) = fs.report();
         assert_eq!(counts.failed.files, 0, "{errors:?}");
     });
@@ -201,12 +201,12 @@ fn a_file_that_is_renamed_before_its_copy_is_begun_is_not_staged_under_its_old_n
         // What copies is kept busy until the rename is done.
         let (go, wait) = std::sync::mpsc::channel();
         let busy = tokio::task::spawn_blocking(move || wait.recv().unwrap());
-        assert!(fs.due(10).0.is_empty(), "a file that is open for writing is copied first");
+        assert!(fs.take_due(10).0.is_empty(), "a file that is open for writing is copied first");
         fs.rename(ROOT, &old, ROOT, &new, RenameMode::Replace).unwrap();
         go.send(()).unwrap();
         busy.await.unwrap();
         tokio::task::spawn_blocking(|| {}).await.unwrap();
-        let (captures, _) = fs.due(10);
+        let (captures, _) = fs.take_due(10);
         let staged = captures.iter().filter(|capture| matches!(capture.want, Want::Sealed { .. }));
         assert_eq!(staged.map(|capture| capture.path.as_str()).collect::<Vec<_>>(), Vec::<&str>::new());
         assert!(captures.iter().any(|capture| capture.path.as_str() == "old"), "that it is gone");
@@ -251,7 +251,7 @@ fn a_file_that_comes_to_rest_while_a_copy_of_it_is_sent_does_not_stay_in_the_spo
         let take = async || {
             let _all = fs.barrier();
             loop {
-                let taken = fs.due(10).0.into_iter().find(|capture| matches!(capture.want, Want::Sealed { .. }));
+                let taken = fs.take_due(10).0.into_iter().find(|capture| matches!(capture.want, Want::Sealed { .. }));
                 if let Some(mut capture) = taken {
                     let Want::Sealed { hash, .. } = &mut capture.want else { unreachable!("found by that") };
                     *hash = Some(object.hash);
@@ -266,12 +266,12 @@ fn a_file_that_comes_to_rest_while_a_copy_of_it_is_sent_does_not_stay_in_the_spo
         let copy = take().await;
         kernel.0.lock().unwrap().clear();
         // It is asked after from time to time, until nobody has it.
-        while fs.due(0).1.is_some() {
+        while fs.take_due(0).1.is_some() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        fs.confirmed(&[(copy, Step::Put(object))]).unwrap();
+        fs.confirm(&[(copy, Step::Put(object))]).unwrap();
         assert_eq!(fs.check(), Vec::<String>::new());
-        fs.confirmed(&[(take().await, Step::Nothing)]).unwrap();
+        fs.confirm(&[(take().await, Step::Nothing)]).unwrap();
         assert_eq!(fs.check(), Vec::<String>::new());
         assert_eq!(fs.spool().used(), 0);
     });
@@ -298,7 +298,7 @@ fn what_was_mapped_stays_a_file_of_its_own_as_long_as_somebody_reads_it() {
         let take = async |hash| {
             let _all = fs.barrier();
             loop {
-                let taken = fs.due(10).0.into_iter().find(|capture| matches!(capture.want, Want::Sealed { .. }));
+                let taken = fs.take_due(10).0.into_iter().find(|capture| matches!(capture.want, Want::Sealed { .. }));
                 if let Some(mut capture) = taken {
                     let Want::Sealed { hash: known, .. } = &mut capture.want else { unreachable!("found by that") };
                     *known = Some(hash);
@@ -311,12 +311,12 @@ fn what_was_mapped_stays_a_file_of_its_own_as_long_as_somebody_reads_it() {
         // Closed, and mapped: a copy of it is staged.
         fs.release(handle);
         let object = Object { hash: ContentHash::of(HashKind::Xxh3, b"content"), size: 7 };
-        fs.confirmed(&[(take(object.hash).await, Step::Put(object))]).unwrap();
+        fs.confirm(&[(take(object.hash).await, Step::Put(object))]).unwrap();
         let reader = fs.open(stat.ino, OpenFlags { write: false, ..both }).unwrap();
         assert!(fs.reach(reader).past().is_some());
         // The mapping goes while it is read, and it is asked whether anybody has it.
         kernel.0.lock().unwrap().clear();
-        while fs.due(0).1.is_some() {
+        while fs.take_due(0).1.is_some() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         assert_eq!(fs.check(), Vec::<String>::new());
@@ -374,7 +374,7 @@ fn a_write_to_the_original_while_another_writer_gets_a_copy_is_kept() {
         let (_, handle) = fs.create(ROOT, &Name::new(b"file").unwrap(), attrs, both).unwrap();
         fs.write(handle, 0, b"......").unwrap();
         let _all = fs.barrier();
-        let (in_hand, _) = fs.due(10);
+        let (in_hand, _) = fs.take_due(10);
         assert_eq!(in_hand.len(), 1);
         // The copy is made and not in place yet; the stager lets go of the original, and somebody else writes to it.
         let other = fs.clone();
@@ -406,7 +406,7 @@ fn what_is_staged_under_its_new_name_needs_the_old_one_no_longer_whichever_was_c
         // Both are under way when the first is confirmed.
         let take = || {
             let _all = fs.barrier();
-            let taken = fs.due(10).0.into_iter().find(|capture| matches!(capture.want, Want::Sealed { .. }));
+            let taken = fs.take_due(10).0.into_iter().find(|capture| matches!(capture.want, Want::Sealed { .. }));
             let mut capture = taken.expect("the file is due");
             let Want::Sealed { hash, .. } = &mut capture.want else { unreachable!("found by that") };
             *hash = Some(object.hash);
@@ -416,9 +416,13 @@ fn what_is_staged_under_its_new_name_needs_the_old_one_no_longer_whichever_was_c
         fs.rename(ROOT, &old, ROOT, &new, RenameMode::Replace).unwrap();
         let both = [first, take()];
         for which in order {
-            fs.confirmed(&both[which..=which]).unwrap();
+            fs.confirm(&both[which..=which]).unwrap();
         }
-        assert_eq!(fs.frees(&both[0].0.path, Step::Unstage), Frees::Now, "confirmed in the order {order:?}");
+        assert_eq!(
+            fs.depends_on(&both[0].0.path, Step::Unstage, &HashSet::new()),
+            Depends::Nothing,
+            "confirmed in the order {order:?}"
+        );
     }
 }
 
@@ -490,7 +494,7 @@ fn a_file_that_is_closed_while_it_is_cut_is_not_staged_until_that_is_done() {
     let now = move || {
         other.release(handle);
         let _all = other.barrier();
-        taken.send(other.due(10).0.len()).unwrap();
+        taken.send(other.take_due(10).0.len()).unwrap();
     };
     *witness.then.lock().unwrap() = Some((0, Box::new(now)));
     let cut = SetAttr { size: Some(3), ..SetAttr::default() };
@@ -499,7 +503,7 @@ fn a_file_that_is_closed_while_it_is_cut_is_not_staged_until_that_is_done() {
     let _all = fs.barrier();
     let deadline = std::time::Instant::now() + crate::world::STUCK;
     let sizes = loop {
-        let sizes: Vec<u64> = fs.due(10).0.iter().map(|capture| capture.want.size()).collect();
+        let sizes: Vec<u64> = fs.take_due(10).0.iter().map(|capture| capture.want.size()).collect();
         if !sizes.is_empty() || std::time::Instant::now() > deadline {
             break sizes;
         }
@@ -664,7 +668,7 @@ fn what_is_imported_is_whole_and_waits_for_no_quiet_period_but_a_long_one() {
         let name = Name::new(b"imported").unwrap();
         let mut arrivals = [Arrival { parent: ROOT, name, attrs, arrived: Arrived::File(file) }];
         fs.take_in(&mut arrivals).unwrap().into_iter().for_each(|outcome| outcome.unwrap());
-        let found: Vec<String> = fs.due(10).0.iter().map(|capture| capture.path.to_string()).collect();
+        let found: Vec<String> = fs.take_due(10).0.iter().map(|capture| capture.path.to_string()).collect();
         assert_eq!(found, vec!["imported"; due], "{settle:?}");
     }
 }
@@ -802,7 +806,7 @@ fn a_write_to_a_large_file_that_is_held_for_long_goes_to_a_copy() {
         // Without a stager: this test takes what is due in hand, and does not let go of it.
         let (fs, _dir) = unstaged().await;
         let ino = large_file(&fs, "file");
-        let (in_hand, _) = fs.due(10);
+        let (in_hand, _) = fs.take_due(10);
         assert_eq!(in_hand.len(), 1);
         write_first(&fs, ino).await;
         let held = in_hand[0].held().unwrap().file().unwrap();
@@ -820,7 +824,8 @@ fn the_stager_lets_go_of_what_waits_there_when_a_writer_wants_it() {
         let fs = listed(&Disk::default(), dir.path(), &memory).await;
         memory.set_fault(|_| Fault::Lost);
         let (meter, for_long) = (Arc::new(Meter::default()), Duration::from_secs(3600));
-        let stager = Stager::new(fs.clone(), meter.clone(), Delays { first: for_long, last: for_long });
+        let stager =
+            Engine::new(fs.clone(), fs.workspace().clone(), meter.clone(), Delays { first: for_long, last: for_long });
         let stager = tokio::spawn(stager.run());
         // Once a request has failed, what is due next waits for the pause to end.
         large_file(&fs, "first");
@@ -862,7 +867,7 @@ fn a_commit_does_not_wait_for_a_writer_whose_file_was_given_up() {
 
         // The one is cut meanwhile, and the commit waits for that; the other is given up.
         let _all = fs.barrier();
-        let in_hand = fs.due(10).0;
+        let in_hand = fs.take_due(10).0;
         let given_up = in_hand.iter().find(|capture| capture.path.as_str() == "written").expect("it is due").clone();
         drop(in_hand);
         let (go, wait) = channel();
@@ -878,7 +883,7 @@ fn a_commit_does_not_wait_for_a_writer_whose_file_was_given_up() {
         tokio::task::block_in_place(|| cuts.recv()).unwrap();
         let mut freezing = std::pin::pin!(fs.cut());
         assert!(freezing.as_mut().now_or_never().is_none(), "it waits for the cut");
-        fs.step_failed(&given_up, "refused", None);
+        fs.fail(&given_up, "refused", Failed::Parked);
         drop(given_up);
         go.send(()).unwrap();
         cut.await.unwrap().unwrap();
@@ -893,19 +898,21 @@ fn what_a_commit_waits_for_waits_for_nothing_that_comes_after_it() {
     runtime.block_on(async {
         let (fs, _dir) = unstaged().await;
         large_file(&fs, "old");
-        let mut captures = fs.due(10).0;
+        let mut captures = fs.take_due(10).0;
         let (mut capture, object) = (captures.pop().unwrap(), Object { hash: ContentHash::Xxh3([0; 16]), size: LARGE });
         let Want::Sealed { ino, generation, hash, .. } = &mut capture.want else { panic!("it has bytes here") };
         *hash = Some(object.hash);
         fs.hashed(*ino, *generation, object.hash);
-        fs.confirmed(&[(capture, Step::Put(object))]).unwrap();
+        fs.confirm(&[(capture, Step::Put(object))]).unwrap();
         let frozen = fs.cut().await.unwrap();
         let (old, new) = (Name::new(b"old").unwrap(), Name::new(b"new").unwrap());
         fs.rename(ROOT, &old, ROOT, &new, RenameMode::Replace).unwrap();
         let path = RepoPath::parse("old").unwrap();
-        assert!(matches!(fs.frees(&path, Step::Unstage), Frees::Once(files) if files.len() == 1));
+        assert!(
+            matches!(fs.depends_on(&path, Step::Unstage, &HashSet::new()), Depends::Bytes(files) if files.len() == 1)
+        );
         drop(frozen);
-        assert_eq!(fs.frees(&path, Step::Unstage), Frees::Later);
+        assert_eq!(fs.depends_on(&path, Step::Unstage, &HashSet::new()), Depends::Turns);
     });
 }
 
@@ -968,7 +975,7 @@ fn what_others_removed_is_not_what_a_change_differs_from() {
     runtime.block_on(async {
         let (fs, _memory, _dir) = changed_beside_others(None).await;
         fs.run(Need::List(ROOT), |_| Ok(())).await.unwrap();
-        let bases: Vec<Option<Object>> = fs.due(10).0.iter().map(|capture| capture.account.base).collect();
+        let bases: Vec<Option<Object>> = fs.take_due(10).0.iter().map(|capture| capture.account.base).collect();
         assert_eq!(bases, [None]);
     });
 }
@@ -1023,7 +1030,9 @@ fn what_others_changed_meanwhile_is_not_taken_for_what_a_file_was_given_back() {
         fs.unlink(ROOT, &Name::new(b"file").unwrap()).unwrap();
         new_file(&fs, "file", 0, b"ours");
         let delay = Duration::from_millis(1);
-        let stager = tokio::spawn(Stager::new(fs.clone(), Arc::default(), Delays { first: delay, last: delay }).run());
+        let stager = tokio::spawn(
+            Engine::new(fs.clone(), fs.workspace().clone(), Arc::default(), Delays { first: delay, last: delay }).run(),
+        );
         let settled = async { fs.barrier().unwrap().settled().await.unwrap() };
         assert_eq!(crate::world::in_time("staging", settled).await.files_failed, 0);
         assert_eq!(memory.view(), only_file(Some("ours")));
@@ -1036,7 +1045,9 @@ async fn staged(dir: &Path, memory: &Arc<Memory>, text: &[u8]) -> Arc<Fs> {
     let fs = listed(&Disk::default(), dir, memory).await;
     new_file(&fs, "file", 0, text);
     let delay = Duration::from_millis(1);
-    let stager = tokio::spawn(Stager::new(fs.clone(), Arc::default(), Delays { first: delay, last: delay }).run());
+    let stager = tokio::spawn(
+        Engine::new(fs.clone(), fs.workspace().clone(), Arc::default(), Delays { first: delay, last: delay }).run(),
+    );
     let settled = async { fs.barrier().unwrap().settled().await.unwrap() };
     assert_eq!(crate::world::in_time("staging", settled).await.files_failed, 0);
     stager.abort();
@@ -1087,7 +1098,7 @@ async fn refused_by(fault: impl FnMut(&'static str) -> Fault + Send + 'static) -
     new_file(&fs, "file", 0, b"ours");
     let (meter, delays) =
         (Arc::new(Meter::default()), Delays { first: Duration::from_millis(1), last: Duration::from_millis(4) });
-    let stager = tokio::spawn(Stager::new(fs.clone(), meter.clone(), delays).run());
+    let stager = tokio::spawn(Engine::new(fs.clone(), fs.workspace().clone(), meter.clone(), delays).run());
     Refused { fs, memory, meter, stager, _dir: dir }
 }
 

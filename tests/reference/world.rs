@@ -18,12 +18,12 @@ use oxenfs::hash::{ContentHash, HashKind};
 use oxenfs::mount::commit::finish::{self, Answered, Finished, Unpublished};
 use oxenfs::namespace::{Attrs, Ino, ROOT, Timestamp};
 use oxenfs::path::{Name, RepoPath};
-use oxenfs::stager::{Delays, Meter, Stager};
 use oxenfs::store::disk::{Act, Disk};
 use oxenfs::store::journal::JournalError;
 use oxenfs::workspace::memory::{CommitFault, Fault, Memory};
 use oxenfs::workspace::verify::StagedSet;
 use oxenfs::workspace::{ByHash, CommitId, CommitRequest, Workspace};
+use oxenfs::writeback::{Delays, Engine, Meter};
 
 use crate::course::Course;
 use crate::model::{MADE_MODE, Meta, Model, Node, Path, Refusal, Shown};
@@ -385,7 +385,8 @@ async fn start(
     }
     fs.drop_intent().unwrap();
     let delays = Delays { first: Duration::from_millis(1), last: Duration::from_millis(4) };
-    let stager = tokio::spawn(Stager::new(fs.clone(), Arc::new(Meter::default()), delays).run());
+    let stager =
+        tokio::spawn(Engine::new(fs.clone(), fs.workspace().clone(), Arc::new(Meter::default()), delays).run());
     let housekeeping = fs.clone();
     let tidying = tokio::spawn(async move {
         loop {

@@ -1,7 +1,7 @@
-//! A commit beside a stager and programs that rename, in many schedules, over the whole filesystem. See
+//! A commit beside an engine and programs that rename, in many schedules, over the whole filesystem. See
 //! [`crate::sync::schedules`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use shuttle::thread;
 use super::{Gathering, Guard};
 use crate::fs::costs::{attrs, name_of};
 use crate::fs::fetching::Who;
-use crate::fs::{Capture, Frees, Fs, Limits, OpenFlags, Options, RenameMode, Want};
+use crate::fs::{Fs, Limits, OpenFlags, Options, RenameMode};
 use crate::hash::{ContentHash, HashKind};
 use crate::namespace::ROOT;
 use crate::path::RepoPath;
@@ -19,6 +19,7 @@ use crate::sync::{self, Condvar, Mutex};
 use crate::workspace::ByHash;
 use crate::workspace::memory::Memory;
 use crate::writeback::index::Step;
+use crate::writeback::{Back, Capture, Depends, Source, Want};
 
 /// Which content is where.
 type Names = BTreeMap<String, ContentHash>;
@@ -97,7 +98,7 @@ impl World {
     /// As the engine has it, one request after the other.
     fn stage(&self) {
         loop {
-            let due = self.wait(|ended| match self.fs.due(8).0 {
+            let due = self.wait(|ended| match self.fs.take_due(8).0 {
                 due if due.is_empty() && !(ended && self.fs.is_drained()) => None,
                 due => Some(due),
             });
@@ -124,19 +125,19 @@ impl World {
         };
         let (path, step) = (capture.path.clone(), capture.account.step(wanted));
         if step != Step::Nothing {
-            if !matches!(self.fs.frees(&path, step), Frees::Now) {
+            if self.fs.depends_on(&path, step, &HashSet::new()) != Depends::Nothing {
                 self.fs.hasten_before(&path);
                 drop(capture);
-                return self.fs.put_back(&path, Duration::ZERO);
+                return self.fs.put_back(&path, Back::After(Duration::ZERO));
             }
-            self.fs.intend([&path].into_iter(), std::iter::empty()).unwrap();
+            Source::intend(&*self.fs, &[&path], &BTreeSet::new()).unwrap();
             let mut staged = sync::lock(&self.staged);
             match step {
                 Step::Put(object) => _ = staged.insert(path, object.hash),
                 _ => _ = staged.remove(&path),
             }
         }
-        self.fs.confirmed(&[(capture, step)]).unwrap();
+        self.fs.confirm(&[(capture, step)]).unwrap();
     }
 
     /// Commits what is owed; what that holds.
@@ -168,8 +169,8 @@ fn hash_of(content: &str) -> ContentHash {
 fn renames() {
     let world = Arc::new(World::new());
     ["a", "t", "u"].iter().for_each(|name| world.write(name, name));
-    let stager = world.clone();
-    let stager = thread::spawn(move || stager.stage());
+    let engine = world.clone();
+    let engine = thread::spawn(move || engine.stage());
     let programs = world.clone();
     let programs = thread::spawn(move || {
         programs.rename("t", "a");
@@ -180,7 +181,7 @@ fn renames() {
     let commits = commits.join().unwrap();
     programs.join().unwrap();
     world.tell(true);
-    stager.join().unwrap();
+    engine.join().unwrap();
     let held = sync::lock(&world.held).clone();
     for commit in &commits {
         assert!(held.contains(commit), "a commit holds {commit:?}, which the tree never held: {held:?}");

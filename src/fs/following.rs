@@ -1,0 +1,258 @@
+//! The mount follows its branch: at a commit that has nothing to commit, and when somebody asks for it.
+//!
+//! No request moves a workspace. One that is this mount's own is replaced, under its name, by one on what the branch has
+//! become; what was staged is staged there again, by its hash where the server can do that. One that others may use
+//! moves by its commit alone.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use super::rebase::{LOOKS, Taken};
+use super::recovery::{Foreign, Listings};
+use super::staging::into_plain;
+use super::{Fs, FsError, State, now_secs};
+use crate::path::RepoPath;
+use crate::store::journal::Change;
+use crate::workspace::{ByHash, Change as StagedChange, ChangeKind, CommitId, WorkspaceError};
+use crate::writeback::index::{Account, Staged};
+use crate::writeback::queue::Parked;
+
+/// How a mount stands to its branch after it was told to follow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Followed {
+    /// What was taken in.
+    pub taken: Taken,
+    /// The branch is ahead still, and why the mount stays.
+    pub stays: Option<Stays>,
+}
+
+/// Why a mount does not follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stays {
+    /// Others may use its workspace, which moves by its commit alone.
+    Shared,
+    /// Somebody else staged something in it.
+    Foreign,
+}
+
+impl Fs {
+    /// Takes in what the branch has become. What was changed here stays, staged or not; what both sides changed is in
+    /// conflict from now on.
+    ///
+    /// # Errors
+    /// [`FsError::Exists`] while a commit is under way; the server's, or the journal's.
+    pub async fn follow_branch(&self) -> Result<Followed, FsError> {
+        let _paused = self.pause().await?;
+        self.find_workspace().await?;
+        let branch = self.branch_name();
+        let head = self.workspace.head(branch).await?;
+        let mut stays = None;
+        if self.workspace.base().await? != head {
+            stays = self.replace_workspace(branch, &head).await?;
+        }
+        let taken = self.agree(false).await?;
+        self.kernel_knows().await;
+        // Who waits for what was staged waits for it again.
+        self.progress.notify_waiters();
+        Ok(Followed { taken, stays })
+    }
+
+    /// Has the workspace stand on what the branch has become. Says why not, where it stays.
+    async fn replace_workspace(&self, branch: &str, head: &CommitId) -> Result<Option<Stays>, FsError> {
+        let changes = self.workspace.changes().await?;
+        let is_foreign = |change: &StagedChange| self.lock().writeback.account(&change.path).is_none();
+        if changes.iter().any(is_foreign) {
+            return Ok(Some(Stays::Foreign));
+        }
+        // What is only staged must not go with the workspace: nobody asks for what is in conflict again, and some servers
+        // take nothing but bytes.
+        let mut needed: BTreeSet<RepoPath> = self.conflicts_with(head).await?.into_iter().collect();
+        needed.extend(self.conflicts());
+        if self.workspace.info().by_hash == ByHash::Never {
+            needed.extend(changes.into_iter().map(|change| change.path));
+            needed.extend(self.lock().read_in_workspace());
+        }
+        let needed: Vec<RepoPath> = needed.into_iter().collect();
+        self.rescue_all(&needed).await?;
+        self.flush().await?;
+        match self.renew_workspace(branch).await? {
+            true => Ok(None),
+            false => Ok(Some(Stays::Shared)),
+        }
+    }
+
+    /// Brings the record up to the workspace as it is now: a base that moved, answers that were lost, and, before anything
+    /// is served, what others staged.
+    ///
+    /// # Errors
+    /// The server's, or the journal's.
+    pub(super) async fn agree(&self, at_mount: bool) -> Result<Taken, FsError> {
+        for _ in 0..LOOKS {
+            if let Some(taken) = self.try_agree(at_mount).await? {
+                self.note_uncommitted();
+                self.flush().await?;
+                self.wake.notify_one();
+                return Ok(taken);
+            }
+        }
+        let what = "the base: the tree changes all the time".to_owned();
+        Err(WorkspaceError::Unconfirmed { what }.into())
+    }
+
+    /// `None`: the tree or the workspace became another meanwhile.
+    async fn try_agree(&self, at_mount: bool) -> Result<Option<Taken>, FsError> {
+        let base = self.workspace.base().await?;
+        let staged: HashMap<RepoPath, StagedChange> =
+            self.workspace.changes().await?.into_iter().map(|change| (change.path.clone(), change)).collect();
+        let known = self.base();
+        let is_move = !known.0.is_empty() && known != base;
+        if is_move {
+            tracing::info!(%known, %base, "the base moves");
+        }
+        // Of a tree that stands on nothing yet there is nothing to be compared.
+        let moved = self.look_at_commit(if is_move { &base } else { &known }).await?;
+        let accounts: Vec<(RepoPath, Account)> =
+            self.lock().writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
+        let (mut updates, mut doubled) = (HashMap::new(), Vec::new());
+        for (path, account) in &accounts {
+            let (now_staged, is_doubled) = self.now_staged(path, *account, staged.get(path).map(|change| change.kind));
+            if is_doubled {
+                doubled.push(path.clone());
+            }
+            // The daemon before sent a request, and was killed before it had the answer on record.
+            let late = if account.staged == Staged::Doubt { Some(now_secs()) } else { account.late };
+            updates.insert(path.clone(), (now_staged, late));
+        }
+        let foreign = match at_mount {
+            true => self.foreign(&staged, &base, &mut updates).await?,
+            false => Vec::new(),
+        };
+        if is_move && self.workspace.base().await? != base {
+            return Ok(None);
+        }
+        into_plain(self.change(|state| {
+            if *state.tree.base() != known {
+                return Ok(None);
+            }
+            let now = |path: &RepoPath, account: Account| match updates.get(path) {
+                Some((staged, late)) => Account {
+                    staged: *staged,
+                    late: *late,
+                    theirs: account.theirs && *staged == account.staged,
+                    ..account
+                },
+                None => account,
+            };
+            let plan = state.plan(&moved, &now);
+            if plan.is_outdated() {
+                return Ok(None);
+            }
+            for path in updates.keys() {
+                let account = now(path, state.writeback.account(path).unwrap_or_default());
+                if state.writeback.account(path) != Some(account) {
+                    state.apply(Change::Account { path: path.clone(), account: Some(account) });
+                }
+            }
+            if *state.tree.base() != base {
+                state.apply(Change::Base { commit: base.clone() });
+            }
+            state.carry_out(&plan, &moved, &self.options);
+            for change in &foreign {
+                state.import(change, self.is_shared(), &self.options);
+            }
+            state.queue_owed();
+            for path in &doubled {
+                if state.writeback.is_pending(path) && state.writeback.conflict(path).is_none() {
+                    let error = "was also changed in this workspace by somebody else; `oxenfs sync` on it by name \
+                                 stages yours over that";
+                    state.writeback.park(path, error.to_owned(), Parked::Conflict);
+                }
+            }
+            let conflicts = state.writeback.conflicts().count();
+            Ok(Some(Taken { moved: is_move, conflicts }))
+        }))
+    }
+
+    /// What the workspace has of ours at a path, where it lists a change of this kind; and whether that is somebody else's.
+    fn now_staged(&self, path: &RepoPath, account: Account, listed: Option<ChangeKind>) -> (Staged, bool) {
+        let fell = |kind| kind == ChangeKind::Removed && self.lock().writeback.ledger().may_fall(path);
+        let staged = match (account.staged, listed) {
+            // What came late is undone by its turn in the queue.
+            (Staged::Nothing, Some(kind)) if account.late.is_some() || fell(kind) => Staged::Doubt,
+            // A request that a killed daemon sent may still be carried out: in doubt until it is repeated.
+            (Staged::Doubt, _) => Staged::Doubt,
+            (_, None) => Staged::Nothing,
+            (Staged::Put(object), Some(ChangeKind::Added | ChangeKind::Modified)) => Staged::Put(object),
+            (Staged::Removed, Some(ChangeKind::Removed)) => Staged::Removed,
+            // As long as nobody decides, the next mount is to see that too.
+            (Staged::Nothing, Some(_)) => return (Staged::Nothing, true),
+            (_, Some(_)) => Staged::Doubt,
+        };
+        (staged, false)
+    }
+
+    /// What others staged in this workspace; what fell with a directory, by a request of ours, is to be staged again.
+    async fn foreign(
+        &self,
+        staged: &HashMap<RepoPath, StagedChange>,
+        base: &CommitId,
+        updates: &mut HashMap<RepoPath, (Staged, Option<u64>)>,
+    ) -> Result<Vec<Foreign>, FsError> {
+        let (mut foreign, mut fallen) = (Vec::new(), Vec::new());
+        let mut listings = Listings::new(self, base.clone());
+        for change in staged.values().filter(|change| self.lock().writeback.account(&change.path).is_none()) {
+            let (path, base) = (change.path.clone(), listings.object(&change.path).await?);
+            let staged = match change.kind {
+                // With its directory, by a request of ours: undone as well.
+                ChangeKind::Removed if self.lock().writeback.ledger().may_fall(&path) => {
+                    fallen.push((path, base));
+                    continue;
+                }
+                ChangeKind::Removed => None,
+                ChangeKind::Added | ChangeKind::Modified => Some(self.workspace.staged_object(change).await?),
+            };
+            foreign.push(Foreign { path, base, staged });
+        }
+        let noted = self.change(|state| {
+            for (path, base) in &fallen {
+                let account =
+                    Account { base: *base, staged: Staged::Doubt, late: Some(now_secs()), ..Account::default() };
+                state.apply(Change::Account { path: path.clone(), account: Some(account) });
+            }
+            Ok(())
+        });
+        into_plain(noted)?;
+        updates.extend(fallen.into_iter().map(|(path, _)| (path, (Staged::Doubt, Some(now_secs())))));
+        Ok(foreign)
+    }
+}
+
+impl State {
+    /// The paths of files whose bytes are read at another path of the workspace.
+    fn read_in_workspace(&self) -> Vec<RepoPath> {
+        let moved = self
+            .tree
+            .iter()
+            .filter(|(ino, _)| self.content(*ino).is_some_and(|(content, _)| content.origin_in_workspace().is_some()));
+        moved.flat_map(|(ino, _)| self.tree.file_paths(ino)).collect()
+    }
+
+    /// Queues every path whose wanted state the workspace does not have, and closes the accounts of those that agree
+    /// with the base.
+    pub(super) fn queue_owed(&mut self) {
+        let accounts: Vec<(RepoPath, Account)> =
+            self.writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
+        for (path, account) in accounts {
+            if self.owes(&path, &account) {
+                if !self.writeback.is_pending(&path) && !self.is_held_back(&path) {
+                    self.writeback.owe(&path, Duration::ZERO);
+                    if account.held {
+                        self.writeback.park(&path, super::restore::HELD.to_owned(), Parked::Held);
+                    }
+                }
+            } else {
+                self.close_settled(&path);
+            }
+        }
+    }
+}
