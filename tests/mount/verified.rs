@@ -247,7 +247,7 @@ fn theirs(server: &Scripted, test: &TestMount, path: &str, number: u32) {
 }
 
 #[test]
-fn a_workspace_that_was_deleted_while_the_branch_went_on_is_made_again_where_it_stood() {
+fn a_workspace_that_was_deleted_while_the_branch_went_on_is_made_again_and_collisions_are_found() {
     let (server, test) = with_base();
     let workspace = format!("workspaces/{}", workspace(&test));
     fs::write(test.at("ours"), "ours").unwrap();
@@ -269,6 +269,13 @@ fn a_workspace_that_was_deleted_while_the_branch_went_on_is_made_again_where_it_
     assert_eq!(server.committed(&test.repo)["both"], b"precious");
     assert_eq!(fs::read(test.at("both")).unwrap(), b"ours again");
     assert_eq!(ask(&server, &test, "branches")["branches"].as_array().unwrap().len(), 1);
+    // It is on record, and nothing passes it by, until somebody decides.
+    let said = test.oxenfs(["unmount", test.dir.to_str().unwrap()]);
+    assert!(said.exit == 3 && said.err.contains("oxenfs resolve"), "{said:#?}");
+    test.oxenfs(["resolve", "--ours", test.at("both").to_str().unwrap()]).ok();
+    commit(&test).ok();
+    assert_eq!(server.committed(&test.repo)["both"], b"ours again");
+    assert_committed(&server, &test);
     test.unmount();
 }
 

@@ -26,8 +26,8 @@ impl Program {
         Self(piped.spawn().unwrap())
     }
 
-    /// The same, when it waits for the daemon: a signal has it wait on, in state D (`request_wait_answer` in fs/fuse/dev.c
-    /// of Linux).
+    /// The same, when it waits for the daemon: for an answer, where a signal has it wait on in state D
+    /// (`request_wait_answer` in fs/fuse/dev.c of Linux), or for a page that the kernel has asked for (mm/filemap.c).
     #[track_caller]
     fn waiting(test: &TestMount, script: &str) -> Self {
         let program = Self::start(test, script);
@@ -36,7 +36,8 @@ impl Program {
     }
 
     fn waits(&self) -> bool {
-        fs::read_to_string(format!("/proc/{}/wchan", self.0.id())).is_ok_and(|place| place == "request_wait_answer")
+        let place = fs::read_to_string(format!("/proc/{}/wchan", self.0.id())).unwrap_or_default();
+        place == "request_wait_answer" || place.starts_with("folio_wait")
     }
 
     /// Whether it ends by itself, and what it prints, errors last.

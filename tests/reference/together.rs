@@ -829,6 +829,7 @@ const PATHS: [&str; 9] = ["a", "b", "d", "d/a", "d/b", "d/s", "d/s/a", "e/a", "e
 
 /// What was done until something failed.
 impl Drop for Pair {
+    #[expect(clippy::print_stderr, reason = "the test harness shows it with the failure")]
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{:#?}", self.done);
