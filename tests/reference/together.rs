@@ -813,6 +813,38 @@ fn who_removes_the_file_that_is_in_conflict_with_a_directory_has_not_decided_abo
     });
 }
 
+/// A request that is under way when a conflict is decided was made for what was wanted before.
+#[test]
+fn what_is_on_its_way_when_a_conflict_is_decided_does_not_pass_for_the_decision() {
+    runtime(2).block_on(async {
+        let mount = Mount::new(&[("e/a", "old"), ("x", "x")]).await;
+        mount.remove_all("e").await.unwrap();
+        mount.write("e", "ours").await;
+        mount.drain().await;
+        mount.they(&[("e/a", Some("theirs"))]);
+        let (arrived, mut removal) = tokio::sync::mpsc::unbounded_channel();
+        let (decide, decided) = std::sync::mpsc::channel::<()>();
+        let first = std::sync::Mutex::new(Some(decided));
+        mount.memory.set_witness(Arc::new(move |request| {
+            if request == "remove"
+                && let Some(decided) = first.lock().unwrap().take()
+            {
+                arrived.send(()).unwrap();
+                decided.recv().unwrap();
+            }
+        }));
+        mount.refresh().await;
+        assert_eq!(mount.conflicts(), ["e"]);
+        in_time("the removal", removal.recv()).await.unwrap();
+        let beside = mount.resolve("e", Choice::KeepBoth).await.unwrap();
+        decide.send(()).unwrap();
+        mount.commit().await.unwrap();
+        assert_eq!(mount.head(), tree(&[(&beside, "ours"), ("e/a", "theirs"), ("x", "x")]));
+        assert_eq!(mount.view().await, mount.head());
+        mount.assert_sound();
+    });
+}
+
 /// Random work of a mount and of somebody who commits from elsewhere.
 struct Pair {
     mount: Option<Mount>,
