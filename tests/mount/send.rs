@@ -79,7 +79,7 @@ fn one_that_is_killed_while_it_sends_is_gone_on_with_and_a_mount_takes_one_over(
     let server = Scripted::new();
     let test = TestMount::with(&server.url(), &["--settle", "3600"]);
     let tree = left_behind(&test, 90);
-    server.arm("POST", "/workspaces/", None, json!({"latency": {"ms": 400}}));
+    server.arm("POST", "/workspaces/", None, json!({"latency": {"ms": 5_000}}));
     for how in [Signal::KILL, Signal::TERM] {
         let mut sending = test.spawn(["send"]);
         test.wait_status("something to be on its way", |status| {
