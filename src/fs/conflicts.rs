@@ -17,7 +17,7 @@ use crate::path::{NAME_MAX, Name, RepoPath};
 use crate::report;
 use crate::store::journal::Change;
 use crate::workspace::{CommitId, Entry, EntryKind, Object, Revision, Source};
-use crate::writeback::index::{Account, Conflict, Theirs};
+use crate::writeback::index::{Account, Conflict, Staged, Theirs};
 
 /// What of a name is not taken for its extension.
 const LONGEST_EXTENSION: usize = 32;
@@ -474,6 +474,27 @@ impl State {
         }
         self.kernel.name_changed(dir, name.clone());
         self.shift(dir);
+    }
+
+    /// What others had staged at a path is staged no longer: what the base has shows again, where nothing was changed here.
+    pub(super) fn take_back_of_others(&mut self, path: &RepoPath, fs: &Fs) -> Op<()> {
+        let Some(account) = self.writeback.account(path).filter(|account| account.theirs) else { return Ok(()) };
+        if self.writeback.is_pending(path) {
+            return Ok(());
+        }
+        let base = account.base.map_or(Theirs::Gone, Theirs::File);
+        let place = self.place_for(path, base, fs)?;
+        let account = Account { staged: Staged::Nothing, theirs: false, ..account };
+        self.apply(Change::Account { path: path.clone(), account: Some(account) });
+        let Some((dir, name)) = place else {
+            self.settle_with_theirs(path, base);
+            return Ok(());
+        };
+        if let Some(here) = self.tree.child(dir, &name) {
+            self.give_up(dir, &name, here, fs);
+        }
+        self.show_theirs(dir, &name, path, base, fs);
+        Ok(())
     }
 
     /// What is staged or owed at a path makes way for what the branch has.

@@ -117,8 +117,11 @@ impl Fs {
         let moved = self.look_at_commit(if is_move { &base } else { &known }).await?;
         let accounts: Vec<(RepoPath, Account)> =
             self.lock().writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
-        let (mut updates, mut doubled) = (HashMap::new(), Vec::new());
+        let (mut updates, mut doubled, mut taken_back) = (HashMap::new(), Vec::new(), Vec::new());
         for (path, account) in &accounts {
+            if account.theirs && account.staged != Staged::Doubt && !staged.contains_key(path) {
+                taken_back.push(path);
+            }
             let (now_staged, is_doubled) = self.now_staged(path, *account, staged.get(path).map(|change| change.kind));
             if is_doubled {
                 doubled.push(path.clone());
@@ -137,6 +140,13 @@ impl Fs {
         into_plain(self.change(|state| {
             if *state.tree.base() != known {
                 return Ok(None);
+            }
+            for path in &taken_back {
+                match state.take_back_of_others(path, self) {
+                    Ok(()) => _ = updates.remove(*path),
+                    // Something of ours is in the way.
+                    Err(_) => tracing::debug!(%path, "what others unstaged cannot go"),
+                }
             }
             let now = |path: &RepoPath, account: Account| match updates.get(path) {
                 Some((staged, late)) => Account {

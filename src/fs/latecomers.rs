@@ -179,7 +179,10 @@ impl Fs {
                 if !may(state) || state.writeback.account(&path) != Some(account) || !state.is_at_rest(&path) {
                     continue;
                 }
-                if !agrees {
+                if !agrees && account.theirs {
+                    // Whoever staged it took it back. Where something of ours is in the way, it stays.
+                    any |= state.take_back_of_others(&path, self).is_ok();
+                } else if !agrees {
                     state.doubt(&path, account);
                     any = true;
                 } else if account.late.is_some_and(|late| late < over) {

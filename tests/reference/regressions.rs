@@ -635,6 +635,9 @@ pub async fn listed(disk: &Disk, dir: &Path, memory: &Arc<Memory>) -> Arc<Fs> {
     let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
     let limits = Limits { spool: None, cache: 1 << 20 };
     let fs = Fs::recover_on(disk, dir, RepoPath::root(), options, limits, memory.clone()).unwrap();
+    if memory.is_shared() {
+        fs.share();
+    }
     fs.reconcile().await.unwrap();
     fs.run(Need::List(ROOT), |_| Ok(())).await.unwrap();
     fs

@@ -15,6 +15,8 @@ use oxenfs::store::disk::Disk;
 use oxenfs::workspace::memory::Memory;
 use oxenfs::workspace::{ByHash, Workspace};
 
+mod team;
+
 use crate::tell;
 use crate::world::{attrs, commit_request, in_time, runtime, temporary_dir};
 
@@ -49,12 +51,18 @@ impl Mount {
     }
 
     /// Ends the daemon without a word, and starts another. As a mount does, the workspace stands on the branch by then if
-    /// nothing is staged in it.
-    async fn remount(mut self) -> Self {
+    /// nothing is staged in it, or if it is there no more.
+    async fn remount(self) -> Self {
+        let memory = self.memory.clone();
+        self.remount_in(memory).await
+    }
+
+    /// The same, in another workspace.
+    async fn remount_in(mut self, memory: Arc<Memory>) -> Self {
         self.stop().await;
-        let Self { fs, memory, dir, .. } = self;
+        let Self { fs, dir, .. } = self;
         drop(fs);
-        if memory.changes().await.unwrap().is_empty() {
+        if !memory.changes().await.is_ok_and(|changes| !changes.is_empty()) {
             memory.renew("main").await.unwrap();
         }
         Self::start(dir, memory).await
@@ -276,6 +284,28 @@ impl Mount {
             assert!(matches!(published, Ok(Finished::Whole(_))), "not whole");
             drop(cut);
             return Ok(());
+        }
+        panic!("never committed: {:?}", self.fs.report());
+    }
+
+    /// The same in a workspace that others use too: what is in conflict is decided elsewhere. Says whether it was made.
+    async fn commit_shared(&self) -> bool {
+        for _ in 0..9 {
+            let cut = in_time("a cut", self.fs.cut()).await.unwrap();
+            in_time("staging", cut.waiting.reached()).await;
+            let Some(staged) = self.fs.audit_for_commit().await.unwrap() else { continue };
+            let head = self.memory.head("main").await.unwrap();
+            if !self.fs.stands_on_base().await.unwrap() {
+                drop(cut);
+                self.refresh().await;
+                continue;
+            }
+            if staged.is_empty() || !self.fs.conflicts_with(&head).await.unwrap().is_empty() {
+                return false;
+            }
+            let published = in_time("the commit", finish::publish(&self.fs, &commit_request(), &staged)).await;
+            assert!(matches!(published, Ok(Finished::Whole(_))), "not whole");
+            return true;
         }
         panic!("never committed: {:?}", self.fs.report());
     }
@@ -845,6 +875,45 @@ fn what_is_on_its_way_when_a_conflict_is_decided_does_not_pass_for_the_decision(
     });
 }
 
+/// What somebody else staged in a shared workspace, and took back, goes from the view of a mount that showed it.
+#[test]
+fn what_others_took_back_of_a_shared_workspace_does_not_become_ours() {
+    runtime(1).block_on(async {
+        for (mounted, other) in [(true, false), (false, false), (false, true)] {
+            let memory = Arc::new(Memory::new(ByHash::Batch));
+            memory.set_base(
+                tree(&[("a", "a"), ("b", "b")]).into_iter().map(|(p, t)| (repo_path(&p), t.into())).collect(),
+            );
+            memory.share_workspace();
+            for (path, text) in [("a", Some("other a")), ("b", None), ("new/c", Some("other c"))] {
+                memory.stage_foreign(repo_path(path), text.map(Bytes::from));
+            }
+            let mut mount = Mount::start(temporary_dir(), memory.clone()).await;
+            let all = tree(&[("a", "other a"), ("new/c", "other c")]);
+            assert_eq!(mount.view().await, all);
+            mount.write("ours", "ours").await;
+            mount.drain().await;
+            for path in ["a", "b", "new/c"] {
+                memory.unstage_foreign(&repo_path(path));
+            }
+            if mounted {
+                assert!(mount.fs.audit().await.unwrap(), "nothing differs");
+                assert!(!mount.fs.audit().await.unwrap(), "it differs again");
+            } else if other {
+                // In a workspace of one's own nothing is staged of theirs.
+                mount = mount.remount_in(Arc::new(memory.beside())).await;
+            } else {
+                mount = mount.remount().await;
+            }
+            assert_eq!(mount.drain().await, 0);
+            let left = tree(&[("a", "a"), ("b", "b"), ("ours", "ours")]);
+            assert_eq!(mount.view().await, left, "mounted: {mounted}, elsewhere: {other}");
+            assert_eq!(texts(mount.memory.view()), left);
+            mount.assert_sound();
+        }
+    });
+}
+
 /// Random work of a mount and of somebody who commits from elsewhere.
 struct Pair {
     mount: Option<Mount>,
@@ -1017,11 +1086,14 @@ impl Pair {
     }
 }
 
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
 /// `OXENFS_TOGETHER` is how many operations, `OXENFS_TOGETHER_SEED` where the seeds begin.
 #[test]
 fn neither_of_two_clients_that_commit_in_turn_loses_anything() {
     const STEPS: u64 = 100;
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let operations = number("OXENFS_TOGETHER").unwrap_or(5_000);
     let first = number("OXENFS_TOGETHER_SEED").unwrap_or(1);
     runtime(1).block_on(async {
