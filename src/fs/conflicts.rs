@@ -497,6 +497,18 @@ impl State {
         Ok(())
     }
 
+    /// What the tree shows of the base at a path makes way for what others staged there.
+    pub(super) fn clear_for_import(&mut self, path: &RepoPath) {
+        if let Some((dir, name)) = self.place_of(path)
+            && let Some(here) = self.tree.child(dir, &name)
+            && self.content(here).is_some()
+        {
+            let base = self.tree.base().clone();
+            self.take_clean(dir, &name, here, &base);
+            self.shift(dir);
+        }
+    }
+
     /// What is staged or owed at a path makes way for what the branch has.
     fn settle_with_theirs(&mut self, path: &RepoPath, theirs: Theirs) {
         let account = self.writeback.account(path).unwrap_or_default();

@@ -51,7 +51,8 @@ impl Fs {
         if self.workspace.base().await? != head {
             stays = self.replace_workspace(branch, &head).await?;
         }
-        let taken = self.agree(false).await?;
+        // What others stage in a workspace that is shared shows as well.
+        let taken = self.agree(self.is_shared()).await?;
         self.kernel_knows().await;
         // Who waits for what was staged waits for it again.
         self.progress.notify_waiters();
@@ -67,7 +68,7 @@ impl Fs {
         }
         // What is only staged must not go with the workspace: nobody asks for what is in conflict again, and some servers
         // take nothing but bytes.
-        let mut needed: BTreeSet<RepoPath> = self.conflicts_with(head).await?.into_iter().collect();
+        let mut needed: BTreeSet<RepoPath> = self.conflicts_with(head, &[]).await?.into_iter().collect();
         needed.extend(self.conflicts());
         // Nor what is in a directory that is in conflict, which waits as that does.
         let below: Vec<RepoPath> = self.lock().files_in(&needed);
@@ -118,9 +119,14 @@ impl Fs {
         let accounts: Vec<(RepoPath, Account)> =
             self.lock().writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
         let (mut updates, mut doubled, mut taken_back) = (HashMap::new(), Vec::new(), Vec::new());
+        let mut foreign = Vec::new();
         for (path, account) in &accounts {
-            if account.theirs && account.staged != Staged::Doubt && !staged.contains_key(path) {
-                taken_back.push(path);
+            if account.theirs && account.staged != Staged::Doubt {
+                let now = self.staged_of_others(staged.get(path)).await?;
+                if now != Some(account.staged) {
+                    taken_back.push(path);
+                    foreign.extend(now.map(|staged| (path.clone(), account.base, staged)));
+                }
             }
             let (now_staged, is_doubled) = self.now_staged(path, *account, staged.get(path).map(|change| change.kind));
             if is_doubled {
@@ -130,10 +136,14 @@ impl Fs {
             let late = if account.staged == Staged::Doubt { Some(now_secs()) } else { account.late };
             updates.insert(path.clone(), (now_staged, late));
         }
-        let foreign = match at_mount {
-            true => self.foreign(&staged, &base, &mut updates).await?,
-            false => Vec::new(),
-        };
+        let foreign = foreign.into_iter().map(|(path, base, staged)| {
+            let staged = if let Staged::Put(object) = staged { Some(object) } else { None };
+            Foreign { path, base, staged }
+        });
+        let mut foreign: Vec<Foreign> = foreign.collect();
+        if at_mount {
+            foreign.extend(self.foreign(&staged, &base, &mut updates).await?);
+        }
         if is_move && self.workspace.base().await? != base {
             return Ok(None);
         }
@@ -172,7 +182,11 @@ impl Fs {
             }
             state.carry_out(&plan, &moved, &self.options);
             for change in &foreign {
-                state.import(change, self.is_shared(), &self.options);
+                // Written here meanwhile: that is ours.
+                if state.writeback.account(&change.path).is_none() {
+                    state.clear_for_import(&change.path);
+                    state.import(change, self.is_shared(), &self.options);
+                }
             }
             state.queue_owed();
             for path in &doubled {
@@ -185,6 +199,15 @@ impl Fs {
             let conflicts = state.writeback.conflicts().count();
             Ok(Some(Taken { moved: is_move, conflicts }))
         }))
+    }
+
+    /// What others have staged, by the change that the server lists.
+    async fn staged_of_others(&self, listed: Option<&StagedChange>) -> Result<Option<Staged>, FsError> {
+        Ok(match listed {
+            None => None,
+            Some(change) if change.kind == ChangeKind::Removed => Some(Staged::Removed),
+            Some(change) => Some(Staged::Put(self.workspace.staged_object(change).await?)),
+        })
     }
 
     /// What the workspace has of ours at a path, where it lists a change of this kind; and whether that is somebody else's.

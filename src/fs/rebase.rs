@@ -12,6 +12,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::layers::shown;
 use super::merge::{Side, Verdict, judge};
+use super::recovery::Listings;
 use super::tree::Token;
 use super::{Fs, FsError, LISTINGS_AT_ONCE, Options, State, base_attrs, now, unlisted_dir};
 use crate::hash::ContentHash;
@@ -163,10 +164,16 @@ impl Fs {
     /// # Errors
     /// The server's.
     pub(super) async fn look_at_commit(&self, to: &CommitId) -> Result<Moved, FsError> {
-        let (from, known) = {
+        self.look_at_commit_for(to, &[]).await
+    }
+
+    /// The same, also around paths of which the tree knows nothing.
+    async fn look_at_commit_for(&self, to: &CommitId, paths: &[RepoPath]) -> Result<Moved, FsError> {
+        let (from, mut known) = {
             let state = self.lock();
             (state.tree.base().clone(), state.known_dirs())
         };
+        known.extend(paths.iter().flat_map(|path| std::iter::successors(path.parent(), RepoPath::parent)));
         let mut moved = Moved { from, to: to.clone(), known, dirs: BTreeMap::new(), hashed: HashMap::new() };
         if moved.from == *to {
             return Ok(moved);
@@ -262,18 +269,37 @@ impl Fs {
     }
 
     /// The paths that were changed here and, since the base, by others who committed `head`, or what is in conflict
-    /// already.
+    /// already; and those of `along`, which somebody else staged in the same workspace, that `head` changed too.
     ///
     /// # Errors
     /// The server's.
-    pub async fn conflicts_with(&self, head: &CommitId) -> Result<Vec<RepoPath>, FsError> {
-        if *head == self.base() {
+    pub async fn conflicts_with(&self, head: &CommitId, along: &[RepoPath]) -> Result<Vec<RepoPath>, FsError> {
+        let base = self.base();
+        if *head == base {
             return Ok(Vec::new());
         }
-        let moved = self.look_at_commit(head).await?;
+        let moved = self.look_at_commit_for(head, along).await?;
+        let mut listings = Listings::new(self, base);
+        let mut found = Vec::new();
+        for path in along {
+            // A file where this has a directory to be, or the reverse, and a file that is another one by now.
+            let above = std::iter::successors(path.parent(), RepoPath::parent);
+            let is_in_file = above.into_iter().any(|dir| matches!(moved.at(&dir), Some(Theirs::File(_))));
+            let changed = match moved.at(path) {
+                Some(Theirs::Dir) => true,
+                Some(theirs) => theirs.object() != listings.object(path).await?,
+                None => false,
+            };
+            if is_in_file || changed {
+                found.push(path.clone());
+            }
+        }
         let state = self.lock();
         let plan = state.plan(&moved, |_, account| account);
-        Ok(plan.conflicts().cloned().collect())
+        found.extend(plan.conflicts().cloned());
+        found.sort();
+        found.dedup();
+        Ok(found)
     }
 }
 

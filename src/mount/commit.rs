@@ -115,7 +115,8 @@ async fn try_commit(
         return Ok(Ok(Round::Over(before)));
     }
     if is_own_branch {
-        match others_conflicts(daemon, &request.branch).await {
+        let along = daemon.fs.staged_by_others(&staged);
+        match others_conflicts(daemon, &request.branch, &along).await {
             Ok(conflicts) if conflicts.is_empty() => {}
             Ok(conflicts) => {
                 drop(cut);
@@ -158,12 +159,12 @@ async fn try_commit(
     Ok(committed.map(|id| Round::Over(Some(id))))
 }
 
-/// Whether others changed on the branch what was changed here too. A server may miss that, or drop one side of it: where
+/// Whether others changed on the branch what was changed here too, or what goes `along` with it. A server may miss that, or drop one side of it: where
 /// one turned a file into a directory, say (0.65.2, tried).
-async fn others_conflicts(daemon: &Daemon, branch: &str) -> Result<Vec<RepoPath>, Failure> {
+async fn others_conflicts(daemon: &Daemon, branch: &str, along: &[RepoPath]) -> Result<Vec<RepoPath>, Failure> {
     let failed = |error: FsError| failed_by(daemon, &error);
     let head = daemon.fs.workspace().head(branch).await.map_err(|error| failed(error.into()))?;
-    daemon.fs.conflicts_with(&head).await.map_err(failed)
+    daemon.fs.conflicts_with(&head, along).await.map_err(failed)
 }
 
 /// Has the mount stand on what the branch has become: what both sides changed is in conflict then. Says why not, where its

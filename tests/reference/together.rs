@@ -275,7 +275,7 @@ impl Mount {
                 return if self.conflicts().is_empty() { Ok(()) } else { Err(self.conflicts()) };
             }
             let head = self.memory.head("main").await.unwrap();
-            if !self.fs.conflicts_with(&head).await.unwrap().is_empty() {
+            if !self.fs.conflicts_with(&head, &[]).await.unwrap().is_empty() {
                 drop(cut);
                 self.refresh().await;
                 continue;
@@ -300,7 +300,8 @@ impl Mount {
                 self.refresh().await;
                 continue;
             }
-            if staged.is_empty() || !self.fs.conflicts_with(&head).await.unwrap().is_empty() {
+            let along = self.fs.staged_by_others(&staged);
+            if staged.is_empty() || !self.fs.conflicts_with(&head, &along).await.unwrap().is_empty() {
                 return false;
             }
             let published = in_time("the commit", finish::publish(&self.fs, &commit_request(), &staged)).await;
