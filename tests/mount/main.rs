@@ -27,6 +27,7 @@ mod import;
 mod listings;
 mod logs;
 mod mapped;
+mod matrix;
 mod memory;
 mod metadata;
 mod mounted;
