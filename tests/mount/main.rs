@@ -52,6 +52,7 @@ mod suites;
 mod tables;
 mod together;
 mod tools;
+mod transcripts;
 mod trust;
 mod twin;
 mod umounts;
