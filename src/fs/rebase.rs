@@ -558,10 +558,10 @@ impl State {
         }
     }
 
-    /// Something is owed for a path, if it was not before. A request that is under way was made for what was wanted before:
-    /// its answer does not settle the path.
+    /// Something is owed for a path, if it was not before. A request that is under way was made for what was wanted before,
+    /// and so is one for what is in a commit's cut: its answer does not settle the path.
     pub(super) fn owe_again(&mut self, path: &RepoPath) {
-        if !self.writeback.is_pending(path) || self.writeback.queue().is_active(path) {
+        if !self.writeback.is_pending(path) || self.writeback.queue().is_active(path) || self.is_in_cut(path) {
             self.writeback.owe(path, std::time::Duration::ZERO);
         }
     }
