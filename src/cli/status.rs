@@ -9,7 +9,7 @@ use super::find::{self, Finder, at_once, connect_now, owed, status_of};
 use super::output::{are, bytes, count, data, json, note, printable, seconds, thousands};
 use super::seams;
 use super::watch::Watch;
-use crate::control::Status;
+use crate::control::{Ahead, Status};
 use crate::mount::state_dir::Known;
 use crate::report::{Cached, Counts, Tally};
 
@@ -147,6 +147,9 @@ fn table(known: &Known, status: &Status) -> String {
         }
         None => row("branch", format!("{}, workspace {}", printable(&status.branch), printable(&status.workspace))),
     }
+    if let Some(ahead) = &status.ahead {
+        row("ahead", gone_on(known, status, ahead));
+    }
     if !status.server_version.is_empty() {
         row("server", format!("{}, protocol {}", printable(&status.server_version), printable(&status.dialect)));
     }
@@ -237,6 +240,20 @@ fn table(known: &Known, status: &Status) -> String {
         let _ = writeln!(text, "  to send it: {}", mount_command(known));
     }
     text
+}
+
+/// That the branch has commits which the mount does not stand on, and what takes them in.
+fn gone_on(known: &Known, status: &Status, ahead: &Ahead) -> String {
+    let dir = quoted(&known.meta.identity.mountpoint);
+    let (gone_on, them) = match ahead.commits {
+        Some(1) => ("the branch is 1 commit ahead".to_owned(), "it"),
+        Some(commits) => (format!("the branch is {} ahead", count(commits, "commit")), "them"),
+        None => (format!("the branch has gone on, to {}", printable(&ahead.head)), "that"),
+    };
+    match status.shared {
+        true => format!("{gone_on}: the next oxenfs commit {dir} takes {them} in"),
+        false => format!("{gone_on}: oxenfs refresh {dir} takes {them} in"),
+    }
 }
 
 /// How full the cache is, and how often it had what was wanted.
