@@ -12,10 +12,11 @@ use super::rebase::{LOOKS, Taken};
 use super::recovery::{Foreign, Listings};
 use super::staging::into_plain;
 use super::{Fs, FsError, Phase, State, now_secs};
-use crate::namespace::Resolved;
+use crate::hash::ContentHash;
+use crate::namespace::{Content, Resolved};
 use crate::path::RepoPath;
 use crate::store::journal::Change;
-use crate::workspace::{ByHash, Change as StagedChange, ChangeKind, CommitId, WorkspaceError};
+use crate::workspace::{ByHash, Change as StagedChange, ChangeKind, CommitId, Object, Revision, WorkspaceError};
 use crate::writeback::index::{Account, Staged};
 use crate::writeback::queue::Parked;
 
@@ -222,11 +223,38 @@ impl Fs {
         }
         let needed: Vec<RepoPath> = needed.into_iter().collect();
         self.rescue_all(&needed).await?;
+        self.rescue_unstored().await?;
         self.flush().await?;
         match self.renew_workspace(branch).await? {
             true => Ok(None),
             false => Ok(Some(Stays::Shared)),
         }
+    }
+
+    /// Gets here what the server may have in the workspace alone: what is staged is staged again by its hash, and that is
+    /// to be found once the workspace is gone.
+    async fn rescue_unstored(&self) -> Result<(), FsError> {
+        let staged = self.lock().staged_elsewhere();
+        let hashes: Vec<ContentHash> = staged.iter().map(|(_, object)| object.hash).collect();
+        let missing = match hashes.is_empty() {
+            true => return Ok(()),
+            false => self.workspace.missing(&hashes).await?,
+        };
+        let missing: Option<HashSet<ContentHash>> = missing.map(|missing| missing.into_iter().collect());
+        for (path, object) in staged {
+            if missing.as_ref().is_some_and(|missing| !missing.contains(&object.hash)) {
+                continue;
+            }
+            match self.rescue_all(std::slice::from_ref(&path)).await {
+                // It is neither in the workspace nor here: there is nothing to lose with the workspace, and to stage it
+                // again fails by its name.
+                Err(FsError::Remote(error)) if missing.is_some() && is_answer(&error) => {
+                    tracing::warn!(%path, %error, "the server lost what is staged there, and it is not here");
+                }
+                rescued => rescued?,
+            }
+        }
+        Ok(())
     }
 
     /// Brings the record up to the workspace as it is now: a base that moved, answers that were lost, and, before anything
@@ -385,7 +413,29 @@ impl Fs {
     }
 }
 
+/// Whether the server said that it does not have what it was asked for.
+fn is_answer(error: &WorkspaceError) -> bool {
+    matches!(
+        error,
+        WorkspaceError::NotFound { .. } | WorkspaceError::Conflict { .. } | WorkspaceError::Server { status: 500, .. }
+    )
+}
+
 impl State {
+    /// Files whose content is staged, and neither in the spool nor in a commit.
+    fn staged_elsewhere(&self) -> Vec<(RepoPath, Object)> {
+        let accounts = self.writeback.ledger().iter();
+        let remote = accounts.filter_map(|(path, account)| {
+            let Resolved::Inode(ino) = self.tree.resolve(path) else { return None };
+            let (content, size) = self.content(ino)?;
+            let Content::Remote { hash, origin } = content else { return None };
+            let committed = origin.as_ref().is_some_and(|origin| origin.revision != Revision::Workspace)
+                || account.base.is_some_and(|base| base.hash == *hash);
+            (!committed).then(|| (path.clone(), Object { hash: *hash, size }))
+        });
+        remote.collect()
+    }
+
     /// Whether no program uses a file, and nothing is being sent.
     fn is_idle(&self) -> bool {
         !self.handles.are_any_open() && self.writeback.queue().iter().all(|(_, entry)| entry.phase == Phase::Waiting)
