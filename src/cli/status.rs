@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::args::StatusArgs;
 use super::failure::{Doing, Failure, mount_command, quoted};
 use super::find::{self, Finder, at_once, connect_now, owed, status_of};
-use super::output::{are, bytes, count, data, json, note, printable, seconds, thousands};
+use super::output::{all_but, are, bytes, count, data, json, note, printable, seconds, thousands};
 use super::seams;
 use super::watch::Watch;
 use crate::control::{Ahead, Status};
@@ -331,6 +331,7 @@ fn to_send(status: &Status) -> String {
     .map(|(name, tally)| format!("{} {name}", thousands(tally.files)))
     .collect();
     let mut text = format!("{}, {} ({})", count(files, "change"), bytes(content), parts.join(", "));
+    text += &all_but(counts);
     if let Some(age) = status.oldest_unstaged_secs {
         let _ = write!(text, ", oldest {}", seconds(age));
     }

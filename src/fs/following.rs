@@ -425,15 +425,17 @@ impl State {
     /// Files whose content is staged, and neither in the spool nor in a commit.
     fn staged_elsewhere(&self) -> Vec<(RepoPath, Object)> {
         let accounts = self.writeback.ledger().iter();
-        let remote = accounts.filter_map(|(path, account)| {
-            let Resolved::Inode(ino) = self.tree.resolve(path) else { return None };
-            let (content, size) = self.content(ino)?;
-            let Content::Remote { hash, origin } = content else { return None };
-            let committed = origin.as_ref().is_some_and(|origin| origin.revision != Revision::Workspace)
-                || account.base.is_some_and(|base| base.hash == *hash);
-            (!committed).then(|| (path.clone(), Object { hash: *hash, size }))
-        });
-        remote.collect()
+        accounts.filter_map(|(path, account)| Some((path.clone(), self.only_staged(path, &account)?))).collect()
+    }
+
+    /// The content of a file that has it neither from the spool nor from a commit: it was staged.
+    pub(super) fn only_staged(&self, path: &RepoPath, account: &Account) -> Option<Object> {
+        let Resolved::Inode(ino) = self.tree.resolve(path) else { return None };
+        let (content, size) = self.content(ino)?;
+        let Content::Remote { hash, origin } = content else { return None };
+        let committed = origin.as_ref().is_some_and(|origin| origin.revision != Revision::Workspace)
+            || account.base.is_some_and(|base| base.hash == *hash);
+        (!committed).then_some(Object { hash: *hash, size })
     }
 
     /// Whether no program uses a file, and nothing is being sent.
