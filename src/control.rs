@@ -382,6 +382,8 @@ pub struct Status {
     pub dialect: String,
     /// The commit under the workspace.
     pub base: String,
+    /// Others may use the workspace, which moves by its commit alone.
+    pub shared: bool,
     /// Files and bytes per state.
     pub counts: Counts,
     /// How long a plain `umount` waits for the rest; `None` where no daemon runs.
@@ -409,6 +411,8 @@ pub struct Status {
     pub stalled: Option<String>,
     /// The same in one word, one of [`activity::STALLS`].
     pub stalled_reason: Option<String>,
+    /// Where the branch is, if that is not where the mount stands. `None` also where nobody looks.
+    pub ahead: Option<Ahead>,
     /// Paths that were changed here and by others, until somebody decides, at most 100.
     pub conflicts: Vec<Conflict>,
     /// The last errors, newest first, at most 20.
@@ -419,6 +423,17 @@ pub struct Status {
     pub sparse: Vec<SparseFile>,
     /// What the server has and programs could not read when they last tried, at most 100.
     pub unreadable: Vec<Unreadable>,
+}
+
+/// A branch that has gone on without the mount.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Ahead {
+    /// The commit that it is on.
+    pub head: String,
+    /// How many commits it has that the mount does not stand on; `None`: more than are counted, or the mount's own commit
+    /// is not in its history.
+    pub commits: Option<u64>,
 }
 
 /// What is measured of a mount.

@@ -88,7 +88,7 @@ pub use crate::writeback::queue::Phase;
 pub use conflicts::{Choice, Version};
 pub use cut::{CommitCut, Paused};
 pub use diff::recorded_differences;
-pub use following::{Followed, Stays};
+pub use following::{Followed, Outlook, Stays};
 pub use import::{Arrival, Arrived, Spooled};
 pub use kernel::Stale;
 pub use listing::{GRANTED, Keep, OpenedDir};

@@ -58,7 +58,7 @@
 //!
 //! ```text
 //! cli ▸ activity config control dev_server fs log metrics mount path report store workspace
-//! mount ▸ activity calendar config control fs fuse hash log metrics namespace oxen path report stager store workspace
+//! mount ▸ activity calendar config control fs fuse hash log metrics namespace oxen path report stager store sync workspace
 //! metrics ▸ activity config control log report
 //! control ▸ activity path report
 //! fuse ▸ fs namespace path workspace

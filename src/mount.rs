@@ -9,6 +9,7 @@ pub mod mountinfo;
 pub mod preflight;
 pub mod state_dir;
 
+mod branch;
 pub mod commit;
 mod follow;
 mod import;
@@ -30,7 +31,7 @@ use tokio::sync::watch;
 use crate::activity::{self, Activity};
 use crate::config::{Address, FsyncPolicy, MountSettings};
 use crate::control::{Measures, Status};
-use crate::fs::{BaseAccess, Fs, FsError, Limits, Options, Repair, Stale, Survey, Where};
+use crate::fs::{BaseAccess, Fs, FsError, Limits, Options, Outlook, Repair, Stale, Survey, Where};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
 use crate::log::{Said, Trouble};
@@ -44,6 +45,7 @@ pub use crate::oxen::{
 use crate::report::Difference;
 use crate::stager::{Delays, Meter, Stager};
 use crate::store::journal::JournalError;
+use crate::sync::Mutex;
 use crate::workspace::which::KnownRepository;
 use crate::workspace::{CommitId, ServerInfo, WorkspaceError};
 use commit::finish::Finished;
@@ -162,6 +164,8 @@ struct Daemon {
     phase: watch::Sender<Phase>,
     /// Imports under way.
     imports: AtomicUsize,
+    /// Where the branch was when it was last looked at.
+    outlook: Mutex<Outlook>,
 }
 
 impl Daemon {
@@ -186,6 +190,8 @@ impl Daemon {
             server_version: self.info.version.clone(),
             dialect: self.info.dialect.to_owned(),
             base: self.fs.base().to_string(),
+            shared: self.fs.is_shared(),
+            ahead: self.ahead(),
             counts,
             drain_timeout_secs: Some(self.drain_timeout.as_secs()),
             oldest_unstaged_secs,
@@ -322,6 +328,7 @@ async fn serve_mount(
         drain_timeout: settings.drain_timeout,
         phase,
         imports: AtomicUsize::new(0),
+        outlook: Mutex::default(),
     });
     let resumed = fs.owed() as u64;
     let mut signals = Signals::new().map_err(MountError::Setup)?;
@@ -332,7 +339,8 @@ async fn serve_mount(
     drop(place);
     let staging = (!settings.is_read_only()).then(|| {
         let stager = tokio::spawn(Stager::new(fs.clone(), meter, Delays::default()).run());
-        (stager, tokio::spawn(look_out(fs.clone())), tokio::spawn(look_at_others(fs.clone())))
+        let branch = tokio::spawn(branch::watch(daemon.clone(), settings.refresh));
+        (stager, tokio::spawn(look_out(fs.clone())), tokio::spawn(look_at_others(fs.clone())), branch)
     });
     let housekeeping = tokio::spawn(keep_house(fs.clone()));
     let listing = tokio::spawn(list_ahead(fs.clone()));
@@ -394,10 +402,11 @@ async fn serve_mount(
         tracing::info!("unmounted");
     }
     telling.abort();
-    if let Some((stager, lookout, others)) = staging {
+    if let Some((stager, lookout, others, branch)) = staging {
         stager.abort();
         lookout.abort();
         others.abort();
+        branch.abort();
     }
     housekeeping.abort();
     listing.abort();

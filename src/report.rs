@@ -38,6 +38,9 @@ pub struct Counts {
     pub failed: Tally,
     /// Of these, the ones that others changed too: they wait for somebody.
     pub conflicts: Tally,
+    /// Files that the server lacks as far as is known, and whose bytes are not here: it had them staged. Counted where they
+    /// would be otherwise, too.
+    pub absent: Tally,
     /// Changes that were unstaged on purpose, and wait to be written again; counted where they would be otherwise, too.
     pub held: Tally,
     /// Removals and moves that the server does not know of yet; no bytes.

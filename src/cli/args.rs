@@ -194,6 +194,12 @@ pub struct MountArgs {
     #[arg(long, value_name = "TIME")]
     pub read_timeout: Option<String>,
 
+    /// How often the mount takes in what others committed to the branch, for example 5m; only while no file is open in
+    /// it. 0: it does not even look. look:TIME: it looks that often, less often while nothing changes, and tells
+    /// `status`, `events` and the log [default: look:60s]
+    #[arg(long, value_name = "TIME")]
+    pub refresh: Option<String>,
+
     /// Whether reads and writes may go straight to the local disk, past the daemon: auto (as root, where the kernel can)
     /// or never [default: auto]
     #[arg(long, value_name = "WHEN")]
@@ -292,6 +298,7 @@ impl MountArgs {
             umask: self.umask,
             token_file: self.token_file,
             metrics: self.metrics,
+            refresh: self.refresh,
         }
     }
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::args::StatusArgs;
 use super::failure::{Doing, Failure, mount_command, quoted};
 use super::find::{self, Finder, at_once, connect_now, owed, status_of};
-use super::output::{are, bytes, count, data, json, note, printable, seconds, thousands};
+use super::output::{all_but, are, bytes, count, data, json, note, printable, seconds, thousands};
 use super::seams;
 use super::watch::Watch;
-use crate::control::Status;
+use crate::control::{Ahead, Status};
 use crate::mount::state_dir::Known;
 use crate::report::{Cached, Counts, Tally};
 
@@ -147,6 +147,9 @@ fn table(known: &Known, status: &Status) -> String {
         }
         None => row("branch", format!("{}, workspace {}", printable(&status.branch), printable(&status.workspace))),
     }
+    if let Some(ahead) = &status.ahead {
+        row("ahead", gone_on(known, status, ahead));
+    }
     if !status.server_version.is_empty() {
         row("server", format!("{}, protocol {}", printable(&status.server_version), printable(&status.dialect)));
     }
@@ -239,6 +242,20 @@ fn table(known: &Known, status: &Status) -> String {
     text
 }
 
+/// That the branch has commits which the mount does not stand on, and what takes them in.
+fn gone_on(known: &Known, status: &Status, ahead: &Ahead) -> String {
+    let dir = quoted(&known.meta.identity.mountpoint);
+    let (gone_on, them) = match ahead.commits {
+        Some(1) => ("the branch is 1 commit ahead".to_owned(), "it"),
+        Some(commits) => (format!("the branch is {} ahead", count(commits, "commit")), "them"),
+        None => (format!("the branch has gone on, to {}", printable(&ahead.head)), "that"),
+    };
+    match status.shared {
+        true => format!("{gone_on}: the next oxenfs commit {dir} takes {them} in"),
+        false => format!("{gone_on}: oxenfs refresh {dir} takes {them} in"),
+    }
+}
+
 /// How full the cache is, and how often it had what was wanted.
 fn cache(status: &Status) -> Option<String> {
     let Cached { bytes: here, limit_bytes, hits, misses, wrong_files, .. } = status.cache;
@@ -314,6 +331,7 @@ fn to_send(status: &Status) -> String {
     .map(|(name, tally)| format!("{} {name}", thousands(tally.files)))
     .collect();
     let mut text = format!("{}, {} ({})", count(files, "change"), bytes(content), parts.join(", "));
+    text += &all_but(counts);
     if let Some(age) = status.oldest_unstaged_secs {
         let _ = write!(text, ", oldest {}", seconds(age));
     }

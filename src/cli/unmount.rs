@@ -8,7 +8,7 @@ use super::done;
 use super::failure::{Doing, Failure, OWED, mount_command, quoted};
 use super::find::{self, Finder, owed};
 use super::follow::{Deadline, End, follow};
-use super::output::{changes_are, count, data, json, note, printable};
+use super::output::{all_but, changes_are, count, data, json, note, printable};
 use super::seams;
 use super::sync;
 use crate::config::Environment;
@@ -175,7 +175,9 @@ fn detach(args: &UnmountArgs, known: &Known, before: &Status, commit: Option<Str
         }
         (files, content) => {
             let changes = changes_are(files, content);
-            note(format_args!("unmounted {dir}; {changes} not on the server yet, and safely queued on this disk"));
+            let queued = if after.counts.absent.files == 0 { "safely queued" } else { "queued" };
+            let but = all_but(&after.counts);
+            note(format_args!("unmounted {dir}; {changes} not on the server yet, and {queued} on this disk{but}"));
             note(format_args!("hint: mount again to send them: {}", mount_command(known)));
             Ok(OWED)
         }
@@ -215,7 +217,8 @@ fn without_daemon(args: &UnmountArgs, dir: &Path, stopped: &[&Known], finder: &F
         }
         if files > 0 {
             let changes = changes_are(files, content);
-            let cause = format!("no daemon runs, and {changes} not on the server yet, and safe on this disk");
+            let but = all_but(&status.counts);
+            let cause = format!("no daemon runs, and {changes} not on the server yet, and safe on this disk{but}");
             let hint = format!("mount again to send them: {}", mount_command(known));
             return Err(Failure::owed(cause).hint(hint));
         }

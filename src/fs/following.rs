@@ -4,17 +4,19 @@
 //! become; what was staged is staged there again, by its hash where the server can do that. One that others may use
 //! moves by its commit alone.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
+use super::cut::Paused;
 use super::rebase::{LOOKS, Taken};
 use super::recovery::{Foreign, Listings};
 use super::staging::into_plain;
-use super::{Fs, FsError, State, now_secs};
-use crate::namespace::Resolved;
+use super::{Fs, FsError, Phase, State, now_secs};
+use crate::hash::ContentHash;
+use crate::namespace::{Content, Resolved};
 use crate::path::RepoPath;
 use crate::store::journal::Change;
-use crate::workspace::{ByHash, Change as StagedChange, ChangeKind, CommitId, WorkspaceError};
+use crate::workspace::{ByHash, Change as StagedChange, ChangeKind, CommitId, Object, Revision, WorkspaceError};
 use crate::writeback::index::{Account, Staged};
 use crate::writeback::queue::Parked;
 
@@ -36,14 +38,157 @@ pub enum Stays {
     Foreign,
 }
 
+/// How many commits of a branch are counted: one request each, once.
+const MOST_COUNTED: usize = 100;
+
+/// Where the branch is, seen from the mount; kept from one look to the next.
+#[derive(Debug, Clone)]
+pub struct Outlook {
+    /// What the mount stood on when it was last looked.
+    base: CommitId,
+    /// The branch's commit, if that is another.
+    head: Option<CommitId>,
+    /// Commits that the branch has above the base.
+    above: Above,
+}
+
+/// Which commits a branch has that the mount does not stand on.
+#[derive(Debug, Clone)]
+enum Above {
+    /// All of these.
+    Counted(HashSet<CommitId>),
+    /// Some: they are too many to be counted, or the base is not in the branch's history.
+    Some,
+    /// None: the mount stands on a commit above it, one that was made to another branch, say.
+    None,
+}
+
+impl Default for Outlook {
+    fn default() -> Self {
+        Self::at(CommitId("".into()))
+    }
+}
+
+impl Outlook {
+    /// One of a mount on `base`, in which the branch is there too.
+    fn at(base: CommitId) -> Self {
+        Self { base, head: None, above: Above::Counted(HashSet::new()) }
+    }
+
+    /// What the mount stood on at the last look.
+    pub fn base(&self) -> &CommitId {
+        &self.base
+    }
+
+    /// The commit of the branch that the mount does not stand on, and how many such there are, as far as that is known.
+    pub fn ahead(&self) -> Option<(&CommitId, Option<u64>)> {
+        let head = self.head.as_ref()?;
+        match &self.above {
+            Above::Counted(above) => Some((head, Some(above.len() as u64))),
+            Above::Some => Some((head, None)),
+            Above::None => None,
+        }
+    }
+}
+
 impl Fs {
+    /// Looks where the branch is: one request, and one more for each commit that was not there before. Says whether it is
+    /// somewhere that it was not at the last look.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn look_at_branch(&self, outlook: &mut Outlook) -> Result<bool, FsError> {
+        let base = self.base();
+        let head = self.workspace.head(self.branch_name()).await?;
+        // Amid a commit of our own the branch may have it already, and the record not yet.
+        if self.is_cutting() || self.base() != base {
+            return Ok(false);
+        }
+        let is_new = outlook.head.as_ref() != Some(&head) || outlook.base != base;
+        if outlook.base != base || head == base {
+            *outlook = Outlook::at(base.clone());
+        }
+        if head == base || !is_new {
+            return Ok(false);
+        }
+        outlook.above = match outlook.above.clone() {
+            Above::Counted(counted) => self.count_above(&base, &head, counted).await?,
+            Above::None => self.count_above(&base, &head, HashSet::new()).await?,
+            Above::Some => Above::Some,
+        };
+        outlook.head = Some(head);
+        Ok(outlook.ahead().is_some())
+    }
+
+    /// The commits from `base`, without it, to `head`; those that are `counted` end at the base.
+    async fn count_above(
+        &self,
+        base: &CommitId,
+        head: &CommitId,
+        mut counted: HashSet<CommitId>,
+    ) -> Result<Above, FsError> {
+        if self.history(head, base, &mut counted).await? {
+            return Ok(Above::Counted(counted));
+        }
+        // Not all ways down from the branch end at the base: it may be the other way round.
+        let is_below = self.history(base, head, &mut HashSet::new()).await?;
+        Ok(if is_below { Above::None } else { Above::Some })
+    }
+
+    /// Adds the commits from `to` down to `from` to those that are `seen`. Whether all ways down end at `from`, or at what was
+    /// seen before; a way that ends elsewhere, or is very long, is not.
+    async fn history(&self, to: &CommitId, from: &CommitId, seen: &mut HashSet<CommitId>) -> Result<bool, FsError> {
+        let mut next = vec![to.clone()];
+        while let Some(id) = next.pop() {
+            if id == *from || !seen.insert(id.clone()) {
+                continue;
+            }
+            if seen.len() > MOST_COUNTED {
+                return Ok(false);
+            }
+            match self.workspace.commit_info(&id).await? {
+                Some(info) if !info.parents.is_empty() => next.extend(info.parents),
+                // This server does not show commits; or it is another way from the beginning on.
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether a commit of our own, or a move of the base, is under way.
+    fn is_cutting(&self) -> bool {
+        let state = self.lock();
+        state.writeback.is_cutting() || state.writeback.intent().is_some()
+    }
+
     /// Takes in what the branch has become. What was changed here stays, staged or not; what both sides changed is in
     /// conflict from now on.
     ///
     /// # Errors
     /// [`FsError::Exists`] while a commit is under way; the server's, or the journal's.
     pub async fn follow_branch(&self) -> Result<Followed, FsError> {
-        let _paused = self.pause().await?;
+        let paused = self.pause().await?;
+        self.follow_paused(&paused).await
+    }
+
+    /// The same, if nobody has a file open and nothing is being sent; `None` where that is not so. A file that is opened in
+    /// that very moment stays as it was until its close.
+    ///
+    /// # Errors
+    /// As [`follow_branch`](Self::follow_branch).
+    pub async fn follow_branch_if_idle(&self) -> Result<Option<Followed>, FsError> {
+        // A pause waits for what is being sent, and all else waits for the pause.
+        if !self.lock().is_idle() {
+            return Ok(None);
+        }
+        let paused = self.pause().await?;
+        if !self.lock().is_idle() {
+            return Ok(None);
+        }
+        self.follow_paused(&paused).await.map(Some)
+    }
+
+    async fn follow_paused(&self, _paused: &Paused) -> Result<Followed, FsError> {
         self.find_workspace().await?;
         let branch = self.branch_name();
         let head = self.workspace.head(branch).await?;
@@ -79,11 +224,38 @@ impl Fs {
         }
         let needed: Vec<RepoPath> = needed.into_iter().collect();
         self.rescue_all(&needed).await?;
+        self.rescue_unstored().await?;
         self.flush().await?;
         match self.renew_workspace(branch).await? {
             true => Ok(None),
             false => Ok(Some(Stays::Shared)),
         }
+    }
+
+    /// Gets here what the server may have in the workspace alone: what is staged is staged again by its hash, and that is
+    /// to be found once the workspace is gone.
+    async fn rescue_unstored(&self) -> Result<(), FsError> {
+        let staged = self.lock().staged_elsewhere();
+        let hashes: Vec<ContentHash> = staged.iter().map(|(_, object)| object.hash).collect();
+        let missing = match hashes.is_empty() {
+            true => return Ok(()),
+            false => self.workspace.missing(&hashes).await?,
+        };
+        let missing: Option<HashSet<ContentHash>> = missing.map(|missing| missing.into_iter().collect());
+        for (path, object) in staged {
+            if missing.as_ref().is_some_and(|missing| !missing.contains(&object.hash)) {
+                continue;
+            }
+            match self.rescue_all(std::slice::from_ref(&path)).await {
+                // It is neither in the workspace nor here: there is nothing to lose with the workspace, and to stage it
+                // again fails by its name.
+                Err(FsError::Remote(error)) if missing.is_some() && is_answer(&error) => {
+                    tracing::warn!(%path, %error, "the server lost what is staged there, and it is not here");
+                }
+                rescued => rescued?,
+            }
+        }
+        Ok(())
     }
 
     /// Brings the record up to the workspace as it is now: a base that moved, answers that were lost, and, before anything
@@ -264,7 +436,36 @@ impl Fs {
     }
 }
 
+/// Whether the server said that it does not have what it was asked for.
+fn is_answer(error: &WorkspaceError) -> bool {
+    matches!(
+        error,
+        WorkspaceError::NotFound { .. } | WorkspaceError::Conflict { .. } | WorkspaceError::Server { status: 500, .. }
+    )
+}
+
 impl State {
+    /// Files whose content is staged, and neither in the spool nor in a commit.
+    fn staged_elsewhere(&self) -> Vec<(RepoPath, Object)> {
+        let accounts = self.writeback.ledger().iter();
+        accounts.filter_map(|(path, account)| Some((path.clone(), self.only_staged(path, &account)?))).collect()
+    }
+
+    /// The content of a file that has it neither from the spool nor from a commit: it was staged.
+    pub(super) fn only_staged(&self, path: &RepoPath, account: &Account) -> Option<Object> {
+        let Resolved::Inode(ino) = self.tree.resolve(path) else { return None };
+        let (content, size) = self.content(ino)?;
+        let Content::Remote { hash, origin } = content else { return None };
+        let committed = origin.as_ref().is_some_and(|origin| origin.revision != Revision::Workspace)
+            || account.base.is_some_and(|base| base.hash == *hash);
+        (!committed).then_some(Object { hash: *hash, size })
+    }
+
+    /// Whether no program uses a file, and nothing is being sent.
+    fn is_idle(&self) -> bool {
+        !self.handles.are_any_open() && self.writeback.queue().iter().all(|(_, entry)| entry.phase == Phase::Waiting)
+    }
+
     /// The paths of the files in those of `paths` that are directories.
     fn files_in(&self, paths: &BTreeSet<RepoPath>) -> Vec<RepoPath> {
         let dirs = paths.iter().filter_map(|path| match self.tree.resolve(path) {

@@ -440,7 +440,7 @@ pub struct Survey {
 pub fn survey(dir: &Path, shown: &Shown, most_conflicts: usize) -> Result<Survey, JournalError> {
     let (state, options) = recorded(dir, shown)?;
     let mut counts = Counts::default();
-    let mut staged = Vec::new();
+    let (mut staged, mut waiting) = (Vec::new(), Vec::new());
     for (path, account) in state.writeback.ledger().iter() {
         let (found, size) = match state.tree.resolve(path) {
             Resolved::AsBase => (account.base.is_some(), 0),
@@ -466,6 +466,9 @@ pub fn survey(dir: &Path, shown: &Shown, most_conflicts: usize) -> Result<Survey
             counts.held.bytes = counts.held.bytes.saturating_add(size);
         }
         let owes = owes || state.writeback.conflict(path).is_some();
+        if owes {
+            waiting.extend(state.only_staged(path, &account).filter(|object| object.size > 0));
+        }
         let tally = match (owes, found, account.staged) {
             (true, true, _) => &mut counts.dirty,
             (true, false, _) => &mut counts.removals,
@@ -475,10 +478,13 @@ pub fn survey(dir: &Path, shown: &Shown, most_conflicts: usize) -> Result<Survey
         tally.files += 1;
         tally.bytes = tally.bytes.saturating_add(size);
     }
-    let lacking = Cache::lacking_in(&dir.join("cache"), staged.iter().map(|object| object.hash));
-    for object in staged.iter().filter(|object| lacking.contains(&object.hash)) {
-        counts.remote.files += 1;
-        counts.remote.bytes = counts.remote.bytes.saturating_add(object.size);
+    let hashes = staged.iter().chain(&waiting).map(|object| object.hash);
+    let lacking = Cache::lacking_in(&dir.join("cache"), hashes);
+    for (objects, tally) in [(&staged, &mut counts.remote), (&waiting, &mut counts.absent)] {
+        for object in objects.iter().filter(|object| lacking.contains(&object.hash)) {
+            tally.files += 1;
+            tally.bytes = tally.bytes.saturating_add(object.size);
+        }
     }
     let local = state.local_paths(&options, &mut counts);
     let conflicts = state.told_conflicts(most_conflicts);

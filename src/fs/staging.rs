@@ -1095,6 +1095,7 @@ impl Fs {
         let mut counts = Counts::default();
         let mut errors = Vec::new();
         let mut oldest: Option<Tick> = None;
+        let mut waiting = Vec::new();
         let add = |tally: &mut Tally, bytes| {
             tally.files += 1;
             tally.bytes = tally.bytes.saturating_add(bytes);
@@ -1118,6 +1119,8 @@ impl Fs {
             if entry.is_held() {
                 add(&mut counts.held, size.unwrap_or(0));
             }
+            let account = state.writeback.account(path).unwrap_or_default();
+            waiting.extend(state.only_staged(path, &account));
             if entry.is_in_conflict() {
                 add(&mut counts.conflicts, size.unwrap_or(0));
             }
@@ -1150,8 +1153,10 @@ impl Fs {
         let oldest = oldest.map(|oldest| state.writeback.queue().instant(oldest).elapsed().as_secs());
         drop(state);
         // What is empty is never lost.
-        for object in staged.iter().filter(|object| object.size > 0 && self.cache.lacks(object.hash)) {
-            add(&mut counts.remote, object.size);
+        for (objects, tally) in [(staged, &mut counts.remote), (waiting, &mut counts.absent)] {
+            for object in objects.iter().filter(|object| object.size > 0 && self.cache.lacks(object.hash)) {
+                add(tally, object.size);
+            }
         }
         (counts, oldest, errors, local)
     }

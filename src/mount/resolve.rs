@@ -8,7 +8,7 @@ use super::follow::{Listener, flush_mapped};
 use crate::calendar;
 use crate::control::words::count;
 use crate::control::{self, Event, Failure, Refreshed, Resolved};
-use crate::fs::{Choice, FsError, Stays, Version};
+use crate::fs::{Choice, Followed, FsError, Stays, Version};
 use crate::log;
 use crate::path::RepoPath;
 
@@ -32,14 +32,8 @@ pub(super) async fn refresh(daemon: &Daemon) -> Event {
     match daemon.fs.follow_branch().await {
         Ok(followed) => {
             let base = daemon.fs.base().to_string();
-            let stays = followed.stays.map(|stays| match stays {
-                Stays::Shared => "others may use its workspace, which moves by its commit alone".to_owned(),
-                Stays::Foreign => "somebody else staged something in its workspace".to_owned(),
-            });
-            if followed.taken.moved {
-                tracing::info!(base, conflicts = followed.taken.conflicts, "refreshed");
-            }
-            tell_conflicts(daemon);
+            let stays = followed.stays.map(|why| stays(why).to_owned());
+            told(daemon, &followed);
             let conflicts = followed.taken.conflicts as u64;
             Event::Refreshed(Refreshed { base, moved: followed.taken.moved, stays, conflicts })
         }
@@ -49,6 +43,24 @@ pub(super) async fn refresh(daemon: &Daemon) -> Event {
         }
         Err(error) => Event::Failed(Failure { message: error.to_string(), hint: None, owed: false }),
     }
+}
+
+/// Why a mount stays where it is.
+pub(super) fn stays(why: Stays) -> &'static str {
+    match why {
+        Stays::Shared => "others may use its workspace, which moves by its commit alone",
+        Stays::Foreign => "somebody else staged something in its workspace",
+    }
+}
+
+/// Tells what was taken in.
+pub(super) fn told(daemon: &Daemon, followed: &Followed) {
+    let (base, conflicts) = (daemon.fs.base().to_string(), followed.taken.conflicts);
+    if followed.taken.moved {
+        tracing::info!(base, conflicts, "refreshed");
+        daemon.activity.refreshed(&base, conflicts as u64);
+    }
+    tell_conflicts(daemon);
 }
 
 /// Tells who follows the mount's events what is in conflict.

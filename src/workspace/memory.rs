@@ -294,6 +294,15 @@ impl Memory {
         state.pruned.extend(gone);
     }
 
+    /// Has what is staged and in no commit in the workspace alone from now on, as servers may that keep it there: nothing
+    /// of it can be staged by its hash.
+    pub fn keep_in_workspace(&self) {
+        let mut state = self.lock();
+        let committed: HashSet<ContentHash> =
+            state.commits.values().flat_map(Tree::values).map(|content| object(content).hash).collect();
+        state.store.retain(|hash, _| committed.contains(hash));
+    }
+
     /// What the next commit does besides; those set before come first.
     pub fn fault_commit(&self, faults: Vec<CommitFault>) {
         self.commit_faults.lock().unwrap_or_else(PoisonError::into_inner).push_back(faults);

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use oxenfs::activity::Happening;
 use oxenfs::control::Measures;
-use oxenfs::control::{Event, Refreshed, Request, Resolved, Status};
+use oxenfs::control::{Ahead, Event, Refreshed, Request, Resolved, Status};
 use oxenfs::report::Unreadable;
 use oxenfs::report::{Conflict, Counts, Difference, FileError, Kind, LocalPath, SparseFile, Tally};
 
@@ -93,6 +93,7 @@ fn full_status() -> Status {
         stalled_reason: Some("unreachable".into()),
         eta_secs: Some(1),
         disk: Some("full".into()),
+        ahead: Some(Ahead { head: "c0ffee".into(), commits: Some(3) }),
         conflicts: vec![Conflict { path: path(), what: "w".into(), renamed_to: Some(path()) }],
         errors: vec![FileError { path: path(), error: "e".into(), attempts: 1, parked: true }],
         local: vec![LocalPath { path: path(), reason: "r".into() }],
@@ -127,7 +128,9 @@ fn answers(request: &Request) -> (Vec<Event>, Then) {
         Request::Events => {
             let staged = Happening::Staged { path: "a".into(), bytes: 1, hash: "h".into() };
             let following = Happening::Following { mountpoint: "/mnt".into(), owed_files: 1, stalled: None };
-            [following, staged].into_iter().map(|what| Event::Happened { what: what.now() }).collect()
+            let ahead = Happening::BranchAhead { branch: "main".into(), head: "h".into(), commits: None };
+            let refreshed = Happening::Refreshed { base: "b".into(), conflicts: 1 };
+            [following, staged, ahead, refreshed].into_iter().map(|what| Event::Happened { what: what.now() }).collect()
         }
         _ => vec![Event::Done],
     };
@@ -161,7 +164,7 @@ fn what_commands_print_as_json_has_the_form_that_is_documented() {
     assert_has_form("status", &listed[0]);
     let events = user.run(["events", text(&dir)]);
     let told: Vec<Value> = events.out.lines().map(parsed).collect();
-    assert_eq!(told.len(), 3, "{events:?}");
+    assert_eq!(told.len(), 5, "{events:?}");
     for event in &told {
         assert_has_form("events", event);
     }

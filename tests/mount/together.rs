@@ -1,11 +1,18 @@
 //! Several mounts of one repository: state directories of one user, and copies of them, stage apart.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::mounted::{TestMount, run};
+use crate::logs::log_in;
+use crate::mounted::{TestMount, run, wait_until};
+use crate::scripted::Scripted;
+use crate::watched::lines;
 
 /// A second mount of what `test` mounts, with state of its own.
 struct Second<'a> {
@@ -441,6 +448,198 @@ fn two_subdirectories_in_one_workspace_are_committed_by_either() {
     write(&test.dir, "more", "y");
     test.commit();
     assert_eq!(test.committed_file("a/more").unwrap(), b"y");
+    second.run("unmount");
+    test.unmount();
+}
+
+/// What happens in a mount, as `oxenfs events` prints it.
+struct Events {
+    child: Child,
+    lines: Receiver<Value>,
+}
+
+impl Events {
+    /// From here on all is told.
+    fn of(second: &Second<'_>) -> Self {
+        let mut command = Command::new(second.test.binary());
+        command.args(["events", second.dir(), "--state-dir"]).arg(&second.state);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = lines(child.stdout.take().unwrap());
+        let events = Self { child, lines };
+        events.wait("following", |_| true);
+        events
+    }
+
+    #[track_caller]
+    fn wait(&self, event: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let seen = self.lines.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|_| panic!("no {event}"));
+            if seen["event"] == event && is_it(&seen) {
+                return seen;
+            }
+        }
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How often it was looked where the branch is.
+fn looks(server: &Scripted) -> usize {
+    server.log().iter().filter(|(method, path, _)| method == "GET" && path.contains("/branches/")).count()
+}
+
+fn wait_looks(server: &Scripted, more: usize) {
+    let before = looks(server);
+    wait_until("looks where the branch is", || looks(server) >= before + more);
+}
+
+/// A mount of a server of its own that commits, and looks at nothing by itself.
+fn committer(server: &Scripted) -> TestMount {
+    let test = TestMount::with(&server.url(), &["--refresh", "0"]);
+    write(&test.dir, "a", "0");
+    test.commit();
+    test
+}
+
+#[test]
+fn an_idle_mount_says_how_far_its_branch_has_gone_on_and_stays() {
+    let server = Scripted::new();
+    let test = committer(&server);
+    let second = Second::new(&test);
+    second.mount(&["--refresh", "look:0.1"]);
+    let events = Events::of(&second);
+    assert_eq!(second.status()["ahead"], Value::Null);
+    assert_eq!(fs::read(second.dir.join("a")).unwrap(), b"0");
+    for number in 1..=3 {
+        write(&test.dir, "a", &number.to_string());
+        test.commit();
+        let told = events.wait("branch-ahead", |_| true);
+        assert_eq!(told["commits"], number, "{told}");
+    }
+    let base = test.status()["base"].as_str().unwrap().to_owned();
+    // A second look at the same is told to nobody.
+    wait_looks(&server, 2);
+    let shown = second.oxenfs(["status", second.dir()]).ok();
+    let expected = format!("the branch is 3 commits ahead: oxenfs refresh {} takes them in", second.dir());
+    assert!(shown.out.contains(&expected), "{shown:?}");
+    assert_eq!(second.status()["ahead"], json!({"head": base, "commits": 3}));
+    let log = log_in(&second.state);
+    let line = |line: &&str| line.contains(&base) && line.contains("the branch is 3 commits ahead");
+    assert_eq!(log.lines().filter(line).count(), 1, "{log}");
+    assert_eq!(fs::read(second.dir.join("a")).unwrap(), b"0");
+    // Who does not look does not know, nor ever moves.
+    write(&second.dir, "b", "1");
+    second.oxenfs(["refresh", second.dir()]).ok();
+    assert_eq!(second.status()["ahead"], Value::Null);
+    assert_eq!(events.wait("refreshed", |_| true)["base"], *base);
+    second.commit().ok();
+    wait_looks(&server, 3);
+    assert_eq!((&second.status()["ahead"], &test.status()["ahead"]), (&Value::Null, &Value::Null));
+    assert_eq!(fs::read(second.dir.join("a")).unwrap(), b"3");
+    assert!(!log_in(&test.state).contains("the branch is"));
+    second.run("unmount");
+    test.unmount();
+}
+
+#[test]
+fn a_branch_that_is_not_above_the_mount_has_gone_on_by_nobody_knows_how_much() {
+    let server = Scripted::new();
+    let test = committer(&server);
+    let repo = format!("/api/repos/{}", test.repo);
+    let ask = |path: String| serde_json::from_str::<Value>(&server.ask("GET", &path, &Value::Null).1).unwrap();
+    let head = ask(format!("{repo}/branches/main"))["branch"]["commit_id"].clone();
+    let first = ask(format!("{repo}/commits/{}", head.as_str().unwrap()))["commit"]["parent_ids"][0].clone();
+    let make = |commit: &Value| {
+        let dev = json!({"new_name": "dev", "commit_id": commit});
+        assert_eq!(server.ask("POST", &format!("{repo}/branches"), &dev).0, 200);
+    };
+    make(&head);
+    let second = Second::new(&test);
+    second.mount(&["--branch", "dev", "--refresh", "look:0.1"]);
+    let events = Events::of(&second);
+    assert_eq!(server.ask("DELETE", &format!("{repo}/branches/dev"), &Value::Null).0, 200);
+    make(&first);
+    // That it was set back is no news of anybody's work.
+    wait_looks(&server, 3);
+    assert_eq!(second.status()["ahead"], Value::Null);
+    let third = Second { dir: test.beside("third"), state: test.beside("third-state"), ..Second::new(&test) };
+    third.mount(&["--branch", "dev", "--refresh", "0"]);
+    write(&third.dir, "a", "another");
+    third.commit().ok();
+    let head = third.status()["base"].clone();
+    let told = events.wait("branch-ahead", |_| true);
+    assert_eq!((&told["commits"], &told["head"]), (&Value::Null, &head), "{told}");
+    let shown = second.oxenfs(["status", second.dir()]).ok();
+    assert!(shown.out.contains(&format!("the branch has gone on, to {}", head.as_str().unwrap())), "{shown:?}");
+    third.run("unmount");
+    second.run("unmount");
+    test.unmount();
+}
+
+#[test]
+fn a_mount_that_moves_by_itself_waits_until_no_file_is_open() {
+    let server = Scripted::new();
+    let test = committer(&server);
+    let second = Second::new(&test);
+    second.mount(&["--refresh", "0.1"]);
+    let events = Events::of(&second);
+    let base = second.status()["base"].clone();
+    let mut open = fs::File::open(second.dir.join("a")).unwrap();
+    write(&test.dir, "a", "1");
+    write(&test.dir, "new", "1");
+    test.commit();
+    events.wait("branch-ahead", |_| true);
+    wait_looks(&server, 4);
+    assert_eq!(second.status()["base"], base);
+    assert_eq!(second.status()["ahead"]["commits"], 1);
+    let mut text = String::new();
+    open.read_to_string(&mut text).unwrap();
+    assert_eq!((text.as_str(), second.dir.join("new").exists()), ("0", false));
+    drop(open);
+    let refreshed = events.wait("refreshed", |_| true);
+    assert_eq!((&refreshed["base"], &refreshed["conflicts"]), (&test.status()["base"], &json!(0)), "{refreshed}");
+    assert_eq!(fs::read(second.dir.join("a")).unwrap(), b"1");
+    assert_eq!(fs::read(second.dir.join("new")).unwrap(), b"1");
+    // What both sides changed is on record, and nothing of it is lost.
+    write(&second.dir, "a", "ours");
+    write(&second.dir, "b", "ours");
+    second.run("sync");
+    write(&test.dir, "a", "theirs");
+    test.commit();
+    events.wait("conflict", |told| told["path"] == "a");
+    assert_eq!(second.conflicts(), ["a"]);
+    assert_eq!(fs::read(second.dir.join("a")).unwrap(), b"ours");
+    second.oxenfs(["resolve", second.dir(), "--ours"]).ok();
+    second.commit().ok();
+    let committed = server.committed(&test.repo);
+    assert_eq!((&committed["a"][..], &committed["b"][..]), (&b"ours"[..], &b"ours"[..]));
+    second.run("unmount");
+    test.unmount();
+}
+
+#[test]
+fn a_workspace_that_others_may_use_does_not_move_by_itself() {
+    let server = Scripted::new();
+    let test = committer(&server);
+    let second = Second::new(&test);
+    second.mount(&["--workspace", "team", "--refresh", "0.1"]);
+    let events = Events::of(&second);
+    let base = second.status()["base"].clone();
+    write(&test.dir, "a", "1");
+    test.commit();
+    events.wait("branch-ahead", |told| told["commits"] == 1);
+    wait_looks(&server, 4);
+    assert_eq!(second.status()["base"], base);
+    let shown = second.oxenfs(["status", second.dir()]).ok();
+    assert!(shown.out.contains(&format!("1 commit ahead: the next oxenfs commit {}", second.dir())), "{shown:?}");
+    write(&second.dir, "b", "1");
+    second.commit().ok();
+    assert_eq!(fs::read(second.dir.join("a")).unwrap(), b"1");
     second.run("unmount");
     test.unmount();
 }

@@ -12,7 +12,7 @@ use oxenfs::namespace::{Ino, ROOT};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::stager::{Delays, Meter, Stager};
 use oxenfs::store::disk::Disk;
-use oxenfs::workspace::memory::Memory;
+use oxenfs::workspace::memory::{Fault, Memory};
 use oxenfs::workspace::{ByHash, Workspace};
 
 mod team;
@@ -66,6 +66,19 @@ impl Mount {
             memory.renew("main").await.unwrap();
         }
         Self::start(dir, memory).await
+    }
+
+    /// Another daemon, with no copies of what the server has.
+    async fn without_copies(mut self) -> Self {
+        self.stop().await;
+        let Self { fs, memory, dir, .. } = self;
+        fs.tidy_all().unwrap();
+        drop(fs);
+        std::fs::remove_dir_all(dir.path().join("cache")).unwrap();
+        let mount = Self::start(dir, memory).await;
+        mount.fs.cache().learn().unwrap();
+        assert!(mount.fs.report().0.remote.files > 0, "what is staged is on the server alone");
+        mount
     }
 
     async fn stop(&mut self) {
@@ -637,6 +650,64 @@ fn an_idle_mount_follows_at_a_commit_of_nothing_and_keeps_what_is_staged_when_it
             assert_eq!(mount.head(), expected);
             mount.assert_sound();
         }
+    });
+}
+
+#[test]
+fn what_the_server_has_in_the_workspace_alone_is_here_before_that_is_replaced() {
+    runtime(1).block_on(async {
+        for by_hash in [ByHash::Never, ByHash::Batch, ByHash::Single] {
+            let mount = Mount::on(by_hash, &[("a", "a"), ("kept", "k")]).await;
+            mount.view().await;
+            mount.write("own", "staged").await;
+            mount.write("old", "renamed").await;
+            mount.write("a", "also the branch's").await;
+            assert_eq!(mount.drain().await, 0);
+            let mount = mount.without_copies().await;
+            mount.try_rename("old", "new").await.unwrap();
+            assert_eq!(mount.drain().await, 0);
+            mount.memory.keep_in_workspace();
+            mount.they(&[("kept", Some("theirs")), ("a", Some("also the branch's"))]);
+            let followed = mount.refresh().await;
+            assert!(followed.taken.moved && followed.stays.is_none(), "{followed:?}");
+            assert_eq!(mount.drain().await, 0, "{:?}", mount.fs.report().2);
+            let expected =
+                tree(&[("a", "also the branch's"), ("kept", "theirs"), ("new", "renamed"), ("own", "staged")]);
+            assert_eq!(mount.view().await, expected);
+            mount.commit().await.unwrap();
+            assert_eq!(mount.head(), expected);
+            mount.assert_sound();
+        }
+    });
+}
+
+/// To refuse would help nobody: the file is named where it is to be staged again.
+#[test]
+fn what_the_server_lost_and_is_not_here_keeps_no_mount_from_following_its_branch() {
+    runtime(1).block_on(async {
+        let mount = Mount::on(ByHash::Single, &[("a", "a")]).await;
+        mount.write("own", "staged").await;
+        mount.write("lost", "pruned").await;
+        assert_eq!(mount.drain().await, 0);
+        let mount = mount.without_copies().await;
+        mount.memory.prune();
+        mount.write("later", "l").await;
+        assert_eq!(mount.drain().await, 0);
+        mount.they(&[("a", Some("theirs"))]);
+        // One that does not answer is no server that lost something: nothing is changed.
+        mount.memory.set_fault(|request| match request {
+            "fetch" => Fault::Refused(503),
+            _ => Fault::None,
+        });
+        assert!(mount.fs.follow_branch().await.is_err());
+        mount.memory.forget_faults();
+        assert_eq!(mount.memory.changes().await.unwrap().len(), 3);
+        assert!(mount.refresh().await.taken.moved);
+        assert_eq!(mount.text("a").await.as_deref(), Some("theirs"));
+        assert_eq!(mount.drain().await, 2);
+        let named: Vec<String> = mount.fs.report().2.into_iter().map(|error| error.path).collect();
+        assert_eq!(named.into_iter().collect::<BTreeSet<_>>(), ["lost", "own"].map(str::to_owned).into());
+        assert_eq!(texts(mount.memory.view()), tree(&[("a", "theirs"), ("later", "l")]));
     });
 }
 
