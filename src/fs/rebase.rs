@@ -407,7 +407,11 @@ impl State {
                     _ => (account.base, moved.from.clone()),
                 },
             };
-            let ours = self.side(path, base, moved.hashed.get(path));
+            let ours = match self.side(path, base, moved.hashed.get(path)) {
+                // With nothing in it that is only here, a directory is no change.
+                Side::Dir if !self.is_dir_with_own(path) => Side::Gone,
+                ours => ours,
+            };
             let mut verdict = judge(base.map(|base| base.hash), theirs.into(), ours);
             // As to what is below, nobody has decided by removing the file in its place.
             let of_dir = |conflict: &Conflict| conflict.theirs == Theirs::Dir && theirs == Theirs::Dir;
@@ -441,6 +445,10 @@ impl State {
         plan
     }
 
+    fn is_dir_with_own(&self, path: &RepoPath) -> bool {
+        matches!(self.tree.resolve(path), Resolved::Inode(dir) if self.tree.dir(dir).is_some() && self.has_own_below(dir))
+    }
+
     /// Whether anything at or below a directory is here alone, or being written.
     fn has_own_below(&self, dir: Ino) -> bool {
         self.tree.walk(dir).into_iter().any(|(parent, name, child)| {
@@ -448,8 +456,12 @@ impl State {
                 Some(Body::Dir(_)) => false,
                 Some(Body::File { content, .. }) => {
                     let local = matches!(content, Content::Local { .. }) || self.handles.is_written(child);
-                    local
-                        || self.tree.path_in(parent, &name).map_or(true, |path| self.writeback.account(&path).is_some())
+                    // An account may be open only because a request about it may still come late.
+                    let is_own = |path: &RepoPath| match self.writeback.account(path) {
+                        Some(Account { staged: Staged::Nothing, base, .. }) => !self.agrees(path, base),
+                        account => account.is_some(),
+                    };
+                    local || self.tree.path_in(parent, &name).map_or(true, |path| is_own(&path))
                 }
                 _ => true,
             }
@@ -504,7 +516,10 @@ impl State {
             let (base, commit) = known.map_or((None, moved.from.clone()), |known| (known.base, known.commit.clone()));
             self.hold_conflict(path, Conflict { base, commit, theirs: Theirs::File(*object) });
         }
-        for path in moved.dirs.keys() {
+        // First what the commit has no directories for: a file may be in the place of one.
+        let is_gone = |path: &&RepoPath| !path.is_root() && moved.at(path).is_some_and(|theirs| theirs != Theirs::Dir);
+        let gone: Vec<&RepoPath> = moved.dirs.keys().rev().filter(is_gone).collect();
+        for path in gone.iter().copied().chain(moved.dirs.keys()) {
             if let Resolved::Inode(dir) = self.tree.resolve(path)
                 && self.tree.dir(dir).is_some()
             {
@@ -521,12 +536,7 @@ impl State {
                 self.tree.set_listed(*ino);
             }
         }
-        // What the commit does not have, and nothing is left in.
-        for path in moved.dirs.keys().rev() {
-            if !path.is_root() && moved.at(path).is_some_and(|theirs| theirs != Theirs::Dir) {
-                self.drop_empty(path);
-            }
-        }
+        gone.into_iter().for_each(|path| self.drop_empty(path));
         let judged: Vec<&RepoPath> = plan.judged.keys().collect();
         for path in judged {
             self.close_settled(path);

@@ -304,6 +304,9 @@ impl Mount {
     /// The same in a workspace that others use too: what is in conflict is decided elsewhere. Says whether it was made.
     async fn commit_shared(&self) -> bool {
         for _ in 0..9 {
+            if !self.conflicts().is_empty() {
+                return false;
+            }
             let cut = in_time("a cut", self.fs.cut()).await.unwrap();
             in_time("staging", cut.waiting.reached()).await;
             let Some(staged) = self.fs.audit_for_commit().await.unwrap() else { continue };

@@ -289,6 +289,7 @@ impl Team {
             self.members[at].mount().memory.forget_faults();
             if self.members[at].place.is_some() {
                 self.members[at].mount().drain().await;
+                self.check(at).await;
                 let mount = self.members[at].mount.take().expect("mounted");
                 let mount = mount.remount_in(Arc::new(self.repository.beside())).await;
                 self.members[at].mount = Some(mount);
@@ -307,7 +308,9 @@ impl Team {
         // Nobody has anything to say any more: no commit undoes another's.
         let head = self.head();
         for at in 0..self.members.len() {
-            assert!(self.commit(at).await);
+            let committed = self.commit(at).await;
+            let fs = &self.members[at].mount().fs;
+            assert!(committed, "{} is in conflict: {:?}", self.members[at].name, fs.told_conflicts(9));
             assert_eq!(self.head(), head, "{} undoes what others did", self.members[at].name);
             assert_eq!(self.members[at].mount().view().await, head);
             self.check(at).await;
