@@ -497,16 +497,21 @@ impl State {
         Ok(())
     }
 
-    /// What the tree shows of the base at a path makes way for what others staged there.
-    pub(super) fn clear_for_import(&mut self, path: &RepoPath) {
-        if let Some((dir, name)) = self.place_of(path)
-            && let Some(here) = self.tree.child(dir, &name)
-            && self.content(here).is_some()
-        {
-            let base = self.tree.base().clone();
-            self.take_clean(dir, &name, here, &base);
-            self.shift(dir);
+    /// What the tree shows of the base at a path makes way for what others staged there. `false`: something of ours is in
+    /// the way.
+    pub(super) fn clear_for_import(&mut self, path: &RepoPath) -> bool {
+        let Some((dir, name)) = self.place_of(path) else { return true };
+        let Some(here) = self.tree.child(dir, &name) else { return true };
+        if self.has_own_below(here) {
+            return false;
         }
+        let base = self.tree.base().clone();
+        for (parent, name, below) in self.tree.walk(here).into_iter().rev() {
+            self.take_clean(parent, &name, below, &base);
+        }
+        self.take_clean(dir, &name, here, &base);
+        self.shift(dir);
+        true
     }
 
     /// What is staged or owed at a path makes way for what the branch has.

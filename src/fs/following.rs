@@ -316,6 +316,8 @@ impl Fs {
         if at_mount {
             foreign.extend(self.foreign(&staged, &base, &mut updates).await?);
         }
+        // What is removed makes way for what is in its place.
+        foreign.sort_by(|a, b| (a.staged.is_some(), &a.path).cmp(&(b.staged.is_some(), &b.path)));
         if is_move && self.workspace.base().await? != base {
             return Ok(None);
         }
@@ -354,9 +356,8 @@ impl Fs {
             }
             state.carry_out(&plan, &moved, &self.options);
             for change in &foreign {
-                // Written here meanwhile: that is ours.
-                if state.writeback.account(&change.path).is_none() {
-                    state.clear_for_import(&change.path);
+                // What was written here meanwhile is ours.
+                if state.writeback.account(&change.path).is_none() && state.clear_for_import(&change.path) {
                     state.import(change, self.is_shared(), &self.options);
                 }
             }

@@ -450,7 +450,7 @@ impl State {
     }
 
     /// Whether anything at or below a directory is here alone, or being written.
-    fn has_own_below(&self, dir: Ino) -> bool {
+    pub(super) fn has_own_below(&self, dir: Ino) -> bool {
         self.tree.walk(dir).into_iter().any(|(parent, name, child)| {
             match self.tree.get(child).map(|inode| &inode.body) {
                 Some(Body::Dir(_)) => false,
