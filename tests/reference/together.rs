@@ -989,6 +989,41 @@ fn what_others_took_back_of_a_shared_workspace_does_not_become_ours() {
     });
 }
 
+/// What others add to a directory that was renamed here to its name shows, now and at the next mount.
+#[test]
+fn what_others_add_under_the_new_name_of_a_directory_shows_after_a_remount() {
+    runtime(1).block_on(async {
+        for case in 0..16 {
+            let is = |bit: u8| case >> bit & 1 == 1;
+            let mut mount = Mount::new(&[("d/a", "a"), ("d/b", "b"), ("x", "x")]).await;
+            if is(3) {
+                // What the base had there is hidden, under the old name.
+                mount.try_rename("d/b", "d/c").await.unwrap();
+            }
+            mount.try_rename("d", "e").await.unwrap();
+            if is(0) {
+                mount.drain().await;
+            }
+            let name = if is(3) { "e/b" } else { "e/c" };
+            mount.they(&[(name, Some("theirs"))]);
+            if is(1) {
+                mount.write("d/a", "new").await;
+            }
+            mount.refresh().await;
+            if is(2) {
+                mount.drain().await;
+            }
+            let view = mount.view().await;
+            assert_eq!(view[name], "theirs");
+            mount = mount.remount().await;
+            assert_eq!(mount.view().await, view, "case {case:b}");
+            mount.commit().await.unwrap();
+            assert_eq!(mount.head(), view, "case {case:b}");
+            mount.assert_sound();
+        }
+    });
+}
+
 /// Random work of a mount and of somebody who commits from elsewhere.
 struct Pair {
     mount: Option<Mount>,
