@@ -964,8 +964,13 @@ fn what_others_took_back_of_a_shared_workspace_does_not_become_ours() {
                 memory.stage_foreign(repo_path(path), text.map(Bytes::from));
             }
             let mut mount = Mount::start(temporary_dir(), memory.clone()).await;
-            let all = tree(&[("a", "other a"), ("new/c", "other c")]);
+            assert_eq!(mount.view().await, tree(&[("a", "other a"), ("new/c", "other c")]));
+            memory.stage_foreign(repo_path("a"), Some("other a, again".into()));
+            memory.stage_foreign(repo_path("new/d"), Some("other d".into()));
+            mount.refresh().await;
+            let all = tree(&[("a", "other a, again"), ("new/c", "other c"), ("new/d", "other d")]);
             assert_eq!(mount.view().await, all);
+            memory.unstage_foreign(&repo_path("new/d"));
             mount.write("ours", "ours").await;
             mount.drain().await;
             for path in ["a", "b", "new/c"] {

@@ -312,7 +312,7 @@ impl Team {
             let fs = &self.members[at].mount().fs;
             assert!(committed, "{} is in conflict: {:?}", self.members[at].name, fs.told_conflicts(9));
             assert_eq!(self.head(), head, "{} undoes what others did", self.members[at].name);
-            assert_eq!(self.members[at].mount().view().await, head);
+            assert_eq!(self.members[at].mount().view().await, head, "{}", self.members[at].name);
             self.check(at).await;
         }
         for at in 0..self.members.len() {
