@@ -670,6 +670,10 @@ impl State {
     /// Shows an entry that the base has. The base tells the next mount of it, but where something is noted about its path,
     /// which wins over a listing, or where nothing of the base shows through.
     pub(super) fn show_of_base(&mut self, dir: Ino, name: &Name, attrs: Attrs, body: Body) -> Ino {
+        // A directory that was made again where the base's was removed hides that: the next mount would hide this by it.
+        if self.tree.dir(dir).is_some_and(|dir| dir.hidden.contains(name)) {
+            self.apply(Change::Unhide { parent: dir, name: name.clone() });
+        }
         let ino = self.tree.show(dir, name.clone(), attrs, body);
         let noted = || self.tree.path_in(dir, name).is_ok_and(|path| self.writeback.account(&path).is_some());
         if self.tree.dir(dir).is_some_and(|dir| !dir.based) || noted() {

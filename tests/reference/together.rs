@@ -1029,6 +1029,30 @@ fn what_others_add_under_the_new_name_of_a_directory_shows_after_a_remount() {
     });
 }
 
+/// A file that others put in the place of a directory which was removed here, and made again, shows at the next mount too.
+#[test]
+fn a_file_in_the_place_of_a_directory_that_was_made_again_here_shows_after_a_remount() {
+    runtime(1).block_on(async {
+        for drained in [false, true] {
+            let mount = Mount::new(&[("d/a", "a"), ("x", "x")]).await;
+            mount.try_rename("d", "b").await.unwrap();
+            mount.make_above("d/nothing").await.unwrap();
+            if drained {
+                mount.drain().await;
+            }
+            mount.they(&[("d", Some("theirs"))]);
+            mount.refresh().await;
+            let view = tree(&[("b/a", "a"), ("d", "theirs"), ("x", "x")]);
+            assert_eq!(mount.view().await, view);
+            let mount = mount.remount().await;
+            assert_eq!(mount.view().await, view, "drained: {drained}");
+            mount.commit().await.unwrap();
+            assert_eq!(mount.head(), view, "drained: {drained}");
+            mount.assert_sound();
+        }
+    });
+}
+
 /// Random work of a mount and of somebody who commits from elsewhere.
 struct Pair {
     mount: Option<Mount>,
