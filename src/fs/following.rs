@@ -198,6 +198,7 @@ impl Fs {
         }
         // What others stage in a workspace that is shared shows as well.
         let taken = self.agree(self.is_shared()).await?;
+        self.flush().await?;
         self.kernel_knows().await;
         // Who waits for what was staged waits for it again.
         self.progress.notify_waiters();
@@ -267,7 +268,6 @@ impl Fs {
         for _ in 0..LOOKS {
             if let Some(taken) = self.try_agree(at_mount).await? {
                 self.note_uncommitted();
-                self.flush().await?;
                 self.wake.notify_one();
                 return Ok(taken);
             }

@@ -86,6 +86,7 @@ impl Fs {
     async fn take_in_others(&self) -> Result<(), FsError> {
         let _paused = self.pause().await?;
         self.agree(false).await?;
+        self.flush().await?;
         self.kernel_knows().await;
         self.progress.notify_waiters();
         Ok(())
