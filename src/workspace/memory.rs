@@ -303,6 +303,11 @@ impl Memory {
         state.store.retain(|hash, _| committed.contains(hash));
     }
 
+    /// The server has some content nowhere but where it is staged or committed.
+    pub fn lose(&self, content: &[u8]) {
+        self.lock().store.remove(&ContentHash::of(HashKind::Xxh3, content));
+    }
+
     /// What the next commit does besides; those set before come first.
     pub fn fault_commit(&self, faults: Vec<CommitFault>) {
         self.commit_faults.lock().unwrap_or_else(PoisonError::into_inner).push_back(faults);
