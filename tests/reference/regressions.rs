@@ -925,7 +925,7 @@ fn a_path_that_waits_for_bytes_that_somebody_else_replaced_says_so() {
         for name in ["x", "y"] {
             world.memory.stage_foreign(RepoPath::parse(name).unwrap(), Some("theirs".into()));
             // Or it would be had by its hash.
-            world.memory.lose(name.as_bytes());
+            world.memory.lose(name.repeat(400).as_bytes());
         }
         world.unseen_step(&Op::Rename { from: path("x"), to: path("y"), mode: 2 }).await;
         let told = || format!("{:?}", world.report()).contains("has its bytes here yet");
