@@ -535,10 +535,6 @@ impl Namespace {
                     (BodyRecord::Dir { based }, Body::Dir(dir)) => {
                         dir.based = *based;
                         dir.listed |= !based;
-                        if !based {
-                            // Where no base shows through there is nothing to hide, also from a later one.
-                            dir.hidden.clear();
-                        }
                     }
                     (_, old) => *old = body(Some(&*old)),
                 }

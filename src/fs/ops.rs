@@ -251,6 +251,15 @@ impl State {
         }
     }
 
+    /// A directory that is on record is where no base has one. What it hid was at another path.
+    pub(super) fn detach_from_base(&mut self, dir: Ino) {
+        let hidden = self.tree.dir(dir).map(|dir| dir.hidden.iter().cloned().collect::<Vec<_>>());
+        for name in hidden.unwrap_or_default() {
+            self.apply(Change::Unhide { parent: dir, name });
+        }
+        self.tree.detach_from_base(dir);
+    }
+
     fn base_may_have_file(&self, path: &RepoPath) -> bool {
         self.writeback.account(path).is_some_and(|account| account.base.is_some() || account.staged != Staged::Nothing)
             // Perhaps with a directory of the base.
@@ -349,7 +358,7 @@ impl State {
         for (.., child) in &below {
             self.materialize(*child);
         }
-        dirs.into_iter().for_each(|dir| self.tree.detach_from_base(dir));
+        dirs.into_iter().for_each(|dir| self.detach_from_base(dir));
         self.apply(Change::Unlink { parent: old_parent, name: old_name.clone(), hide });
         self.apply(Change::Link { parent: to.0, name: to.1.clone(), ino });
         if let Some(inode) = self.tree.edit(ino) {

@@ -946,7 +946,7 @@ impl State {
         let Some((parent, name)) = self.dir_for(path, options) else { return };
         for dir in bare {
             if let Resolved::Inode(dir) = self.tree.resolve(&dir) {
-                self.tree.detach_from_base(dir);
+                self.detach_from_base(dir);
             }
         }
         self.stamp_dir(parent, time);

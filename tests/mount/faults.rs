@@ -259,6 +259,8 @@ fn what_went_with_a_workspace_and_is_not_here_is_not_called_safe() {
     test.mount(&[]).ok();
     assert_eq!(test.status()["counts"]["remote"]["files"], 1);
     assert_eq!(server.ask("DELETE", &workspace, &Value::Null).0, 200);
+    // Or it would be had by its hash.
+    assert_eq!(server.ask("POST", &format!("/api/repos/{}/prune", test.repo), &json!({"dry_run": false})).0, 200);
     fs::write(test.at("here"), "later").unwrap();
     let dir = test.dir.to_str().unwrap();
     let synced = test.oxenfs(["sync", dir]);
