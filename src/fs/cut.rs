@@ -10,6 +10,7 @@
 //! removed keeps its place in the queue until the map's content is staged; then the queue brings it to what the tree holds.
 
 use std::collections::{HashMap, HashSet};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,12 +56,19 @@ pub(super) struct Made {
     remote: HashMap<Ino, Vec<RepoPath>>,
     /// The directories around removed files in which the tree had nothing that travels, at the instant.
     vacant: HashSet<RepoPath>,
+    /// Who waits for all of `wanted`.
+    barrier: Option<NonZeroU32>,
 }
 
 impl Made {
     /// What a path is to hold, until that is staged.
     pub fn get(&self, path: &RepoPath) -> Option<&Capture> {
         self.wanted.get(path)
+    }
+
+    /// Who waits for all of it to be staged.
+    pub fn barrier(&self) -> Option<NonZeroU32> {
+        self.barrier
     }
 
     /// The paths that are not staged yet.
@@ -375,6 +383,9 @@ impl Fs {
                 let paths: Vec<RepoPath> = made.paths().cloned().collect();
                 let old = state.writeback.make_cut(made);
                 let waiting = state.barrier(fs, &paths, Scope::Fixed);
+                if let Some(made) = state.writeback.made_mut() {
+                    made.barrier = Some(waiting.id);
+                }
                 state.owe_what_came_since(self, old.as_ref());
                 (Ok(waiting), old)
             }

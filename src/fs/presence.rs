@@ -123,10 +123,15 @@ impl Fs {
         into_plain(self.change(|state| {
             let staged = state.writeback.ledger().iter().filter(|(_, account)| account.staged != Staged::Nothing);
             let staged: Vec<(RepoPath, Account)> = staged.map(|(path, account)| (path.clone(), account)).collect();
+            let mut lacks = false;
             for (path, account) in staged {
                 let account = Account { staged: Staged::Doubt, ..account };
                 state.apply(Change::Account { path: path.clone(), account: Some(account) });
                 state.writeback.owe(&path, Duration::ZERO);
+                lacks |= !state.is_in_cut(&path);
+            }
+            if lacks {
+                state.writeback.give_up_cut();
             }
             Ok(())
         }))?;

@@ -156,7 +156,7 @@ impl Drop for Held {
 /// A barrier: the paths that somebody waits for.
 pub struct Waiting {
     fs: Arc<Fs>,
-    id: std::num::NonZeroU32,
+    pub(super) id: std::num::NonZeroU32,
 }
 
 impl Waiting {

@@ -305,6 +305,14 @@ impl Writeback {
         self.cut.replace(Cut::Made(made))
     }
 
+    /// What the cut lacks is owed by now, and what it holds may not be staged before that: nobody waits for the rest of it.
+    /// A commit sees so when it [looks at what is staged](crate::fs::Fs::audit_for_commit), and makes another cut.
+    pub fn give_up_cut(&mut self) {
+        if let Some(barrier) = self.made().and_then(Made::barrier) {
+            self.queue.give_up(barrier);
+        }
+    }
+
     /// The commit is over. The caller drops what this returns when the lock is free.
     pub fn end_cut(&mut self) -> Option<Cut> {
         self.cut.take()

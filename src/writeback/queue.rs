@@ -846,8 +846,15 @@ impl Queue {
 
     /// Nobody waits for this barrier any more.
     pub fn drop_barrier(&mut self, id: NonZeroU32) {
+        self.give_up(id);
+        self.barriers.remove(&id);
+    }
+
+    /// A barrier waits for nothing more: it is reached.
+    pub fn give_up(&mut self, id: NonZeroU32) {
+        let remaining = self.barriers.get_mut(&id).map(|barrier| std::mem::take(&mut barrier.remaining));
         // One that is reached is in no entry any more: it is not looked for in all that is pending.
-        if self.barriers.remove(&id).is_none_or(|barrier| barrier.remaining == 0) {
+        if remaining.is_none_or(|remaining| remaining == 0) {
             return;
         }
         for (_, entry) in self.entries.values_mut() {

@@ -950,6 +950,24 @@ fn what_is_on_its_way_when_a_conflict_is_decided_does_not_pass_for_the_decision(
     });
 }
 
+/// The workspace shows the base again, where a file of the cut is to be: its directory's files were removed before the cut.
+#[test]
+fn a_commit_whose_workspace_went_is_cut_again_where_the_first_cut_lacks_what_is_in_its_way() {
+    runtime(1).block_on(async {
+        for by_hash in [ByHash::Never, ByHash::Batch, ByHash::Single] {
+            let mount = Mount::on(by_hash, &[("d/a", "a"), ("x", "x")]).await;
+            mount.remove_all("d").await.unwrap();
+            mount.write("d", "staged before").await;
+            mount.drain().await;
+            mount.write("d", "in the cut").await;
+            mount.memory.delete_workspace();
+            mount.commit().await.unwrap();
+            assert_eq!(mount.head(), tree(&[("d", "in the cut"), ("x", "x")]));
+            mount.assert_sound();
+        }
+    });
+}
+
 /// What somebody else staged in a shared workspace, and took back, goes from the view of a mount that showed it.
 #[test]
 fn what_others_took_back_of_a_shared_workspace_does_not_become_ours() {
