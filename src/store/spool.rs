@@ -538,8 +538,13 @@ impl Cache {
     /// # Errors
     /// As [`name`](Self::name) has them: it is fetched again.
     pub fn take_part(&self, hash: ContentHash, size: u64) -> io::Result<()> {
-        self.parts.hand_over(hash, |path| self.name(hash, path))?;
-        self.note(hash, self.counted(hash, size));
+        self.parts.hand_over(hash, |path| {
+            self.name(hash, path)?;
+            // At no moment is it neither here in part nor whole.
+            self.know(hash, self.counted(hash, size));
+            Ok(())
+        })?;
+        self.evict();
         Ok(())
     }
 
