@@ -209,8 +209,8 @@ impl Fs {
         let state = self.lock();
         let expected = |change: &StagedChange| match (change.kind, state.writeback.account(&change.path)) {
             (ChangeKind::Removed, _) => Expected::Gone,
-            (_, Some(Account { staged: Staged::Put(object), .. })) => Expected::File(object),
-            // Somebody else's, in the same workspace.
+            (_, Some(Account { staged: Staged::Put(object), theirs: false, .. })) => Expected::File(object),
+            // Somebody else's, in the same workspace, and maybe another by now than was seen.
             _ => Expected::SomeFile,
         };
         changes.iter().map(|change| (change.path.clone(), expected(change))).collect()

@@ -294,7 +294,7 @@ impl Mount {
                 continue;
             }
             let published = in_time("the commit", finish::publish(&self.fs, &commit_request(), &staged)).await;
-            assert!(matches!(published, Ok(Finished::Whole(_))), "not whole");
+            assert!(matches!(published, Ok(Finished::Whole(_))), "not whole: {published:?}");
             drop(cut);
             return Ok(());
         }
@@ -321,7 +321,7 @@ impl Mount {
                 return false;
             }
             let published = in_time("the commit", finish::publish(&self.fs, &commit_request(), &staged)).await;
-            assert!(matches!(published, Ok(Finished::Whole(_))), "not whole");
+            assert!(matches!(published, Ok(Finished::Whole(_))), "not whole: {published:?}");
             return true;
         }
         panic!("never committed: {:?}", self.fs.report());
@@ -1007,6 +1007,40 @@ fn what_others_took_back_of_a_shared_workspace_does_not_become_ours() {
             let left = tree(&[("a", "a"), ("b", "b"), ("ours", "ours")]);
             assert_eq!(mount.view().await, left, "mounted: {mounted}, elsewhere: {other}");
             assert_eq!(texts(mount.memory.view()), left);
+            mount.assert_sound();
+        }
+    });
+}
+
+/// What a mount shows of others in a shared workspace is what it saw last, and not what a commit is to hold.
+#[test]
+fn a_commit_takes_along_what_others_stage_at_that_moment_and_nobody_undoes_it() {
+    runtime(1).block_on(async {
+        for by_hash in [ByHash::Never, ByHash::Batch, ByHash::Single] {
+            let memory = Arc::new(Memory::new(by_hash));
+            memory.set_base(
+                tree(&[("a", "a"), ("b", "b")]).into_iter().map(|(p, t)| (repo_path(&p), t.into())).collect(),
+            );
+            memory.share_workspace();
+            memory.stage_foreign(repo_path("a"), Some("other 1".into()));
+            let mount = Mount::start(temporary_dir(), memory.clone()).await;
+            assert_eq!(mount.text("a").await.as_deref(), Some("other 1"));
+            mount.write("ours", "ours").await;
+            let other = Arc::downgrade(&memory);
+            memory.set_witness(Arc::new(move |request| {
+                if request == "commit"
+                    && let Some(memory) = other.upgrade()
+                {
+                    memory.stage_foreign(repo_path("a"), Some("other 2".into()));
+                }
+            }));
+            assert!(mount.commit_shared().await);
+            let expected = tree(&[("a", "other 2"), ("b", "b"), ("ours", "ours")]);
+            assert_eq!((mount.head(), mount.view().await), (expected.clone(), expected.clone()));
+            assert_eq!(mount.drain().await, 0);
+            assert_eq!(texts(memory.view()), expected, "something is staged again");
+            let mount = mount.remount().await;
+            assert_eq!(mount.view().await, expected);
             mount.assert_sound();
         }
     });
