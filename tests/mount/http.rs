@@ -60,6 +60,17 @@ pub fn ask(server: &str, method: &str, path: &str, body: &Value) -> std::io::Res
     )
 }
 
+/// The status and the body of what a request is answered that stages one file of a workspace.
+pub fn add_file(server: &str, files: &str, dir: &str, name: &str, text: &str) -> std::io::Result<(u16, Vec<u8>)> {
+    const BOUNDARY: &str = "a-line-that-no-file-has";
+    let body = format!(
+        "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\n{text}\r\n--{BOUNDARY}--\r\n"
+    );
+    let head =
+        format!("Content-Type: multipart/form-data; boundary={BOUNDARY}\r\nContent-Length: {}\r\n", body.len());
+    answer(server, "POST", &format!("{files}/{}", escaped(dir)), &head, &body)
+}
+
 /// A path with every byte escaped that is not plain.
 fn escaped(path: &str) -> String {
     let mut out = String::new();

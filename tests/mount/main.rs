@@ -51,6 +51,7 @@ mod sparse;
 mod suites;
 mod tables;
 mod together;
+mod team;
 mod tools;
 mod transcripts;
 mod trust;

@@ -56,7 +56,7 @@ pub struct TestMount {
     pub state: PathBuf,
     /// `NAMESPACE/NAME`.
     pub repo: String,
-    server: String,
+    pub server: String,
     /// The binary.
     binary: PathBuf,
     /// Who mounts and runs commands, where that is not who tests.
