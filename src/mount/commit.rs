@@ -116,7 +116,13 @@ async fn try_commit(
     }
     if is_own_branch {
         let along = daemon.fs.staged_by_others(&staged);
-        match others_conflicts(daemon, &request.branch, &along).await {
+        let mut conflicts = others_conflicts(daemon, &request.branch, &along).await;
+        // A server finds more of them than there are: a directory that was removed here and changed there, though no file of
+        // it was changed by both. On the branch's head it finds none.
+        if conflicts.as_ref().is_ok_and(Vec::is_empty) {
+            conflicts = servers_conflicts(daemon, &request.branch).await;
+        }
+        match conflicts {
             Ok(conflicts) if conflicts.is_empty() => {}
             Ok(conflicts) => {
                 drop(cut);
@@ -129,9 +135,12 @@ async fn try_commit(
             }
             Err(failure) => return Ok(Err(failure)),
         }
-    }
-    if let Err(failure) = without_conflicts(daemon, request).await {
-        return Ok(Err(failure));
+    } else {
+        match servers_conflicts(daemon, &request.branch).await {
+            Ok(conflicts) if conflicts.is_empty() => {}
+            Ok(conflicts) => return Ok(Err(in_conflict(daemon, &conflicts, &request.branch))),
+            Err(failure) => return Ok(Err(failure)),
+        }
     }
     let way = Way { over_dirs: daemon.fs.files_over_directories(), waiting };
     if !way.is_clear() {
@@ -266,12 +275,9 @@ async fn resume(daemon: &Daemon, request: &CommitRequest) -> Result<Option<Commi
     }
 }
 
-async fn without_conflicts(daemon: &Daemon, request: &CommitRequest) -> Result<(), Failure> {
-    match daemon.fs.workspace().conflicts(&request.branch).await {
-        Ok(conflicts) if conflicts.is_empty() => Ok(()),
-        Ok(conflicts) => Err(in_conflict(daemon, &conflicts, &request.branch)),
-        Err(error) => Err(failed_by(daemon, &error.into())),
-    }
+/// What the server finds that others changed on a branch too.
+async fn servers_conflicts(daemon: &Daemon, branch: &str) -> Result<Vec<RepoPath>, Failure> {
+    daemon.fs.workspace().conflicts(branch).await.map_err(|error| failed_by(daemon, &error.into()))
 }
 
 /// What no server takes in one commit: first one is made in which the old goes, then one with the new.

@@ -66,8 +66,7 @@ pub fn add_file(server: &str, files: &str, dir: &str, name: &str, text: &str) ->
     let body = format!(
         "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\n{text}\r\n--{BOUNDARY}--\r\n"
     );
-    let head =
-        format!("Content-Type: multipart/form-data; boundary={BOUNDARY}\r\nContent-Length: {}\r\n", body.len());
+    let head = format!("Content-Type: multipart/form-data; boundary={BOUNDARY}\r\nContent-Length: {}\r\n", body.len());
     answer(server, "POST", &format!("{files}/{}", escaped(dir)), &head, &body)
 }
 
