@@ -483,6 +483,10 @@ impl State {
             return Ok(());
         }
         let base = account.base.map_or(Theirs::Gone, Theirs::File);
+        // What others removed made way for a directory with something of ours.
+        if self.is_dir_with_own(path) {
+            return Err(FsError::NotEmpty.into());
+        }
         let place = self.place_for(path, base, fs)?;
         let account = Account { staged: Staged::Nothing, theirs: false, ..account };
         self.apply(Change::Account { path: path.clone(), account: Some(account) });

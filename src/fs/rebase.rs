@@ -445,7 +445,7 @@ impl State {
         plan
     }
 
-    fn is_dir_with_own(&self, path: &RepoPath) -> bool {
+    pub(super) fn is_dir_with_own(&self, path: &RepoPath) -> bool {
         matches!(self.tree.resolve(path), Resolved::Inode(dir) if self.tree.dir(dir).is_some() && self.has_own_below(dir))
     }
 

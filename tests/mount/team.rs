@@ -542,6 +542,11 @@ impl Team {
             while !self.commit_with(at, "keep-both") {
                 tries += 1;
                 assert!(tries < TRIES, "{} never commits", self.members[at].name);
+                // A file that is not of the conflict is in the way of what the branch has: that is for its author to decide.
+                let member = &self.members[at];
+                for path in member.conflicts(&self.test) {
+                    member.oxenfs(&self.test, &["resolve", member.dir.join(path).to_str().unwrap(), "--ours"]).ok();
+                }
             }
         }
         // Nobody has anything to say any more: no commit undoes another's.

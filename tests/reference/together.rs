@@ -1046,6 +1046,69 @@ fn a_commit_takes_along_what_others_stage_at_that_moment_and_nobody_undoes_it() 
     });
 }
 
+/// Others removed a file, and here its name became a directory: what others take back does not take that along.
+#[test]
+fn what_others_take_back_costs_nothing_that_is_in_its_place_here() {
+    runtime(1).block_on(async {
+        for elsewhere in [false, true] {
+            let memory = Arc::new(Memory::new(ByHash::Batch));
+            memory.set_base(
+                tree(&[("a", "a"), ("e", "e")]).into_iter().map(|(p, t)| (repo_path(&p), t.into())).collect(),
+            );
+            memory.share_workspace();
+            memory.stage_foreign(repo_path("e"), None);
+            let mut mount = Mount::start(temporary_dir(), memory.clone()).await;
+            mount.write("e/a", "ours").await;
+            mount.drain().await;
+            let expected = tree(&[("a", "a"), ("e/a", "ours")]);
+            if elsewhere {
+                mount = mount.remount_in(Arc::new(memory.beside())).await;
+            } else {
+                memory.unstage_foreign(&repo_path("e"));
+                mount.fs.audit().await.unwrap();
+            }
+            assert_eq!(mount.view().await, expected);
+            mount.assert_sound();
+            assert_eq!(mount.drain().await, 0);
+            mount = mount.remount().await;
+            assert_eq!(mount.view().await, expected, "elsewhere: {elsewhere}");
+            if elsewhere {
+                mount.commit().await.unwrap();
+                assert_eq!(mount.head(), expected);
+            }
+            mount.assert_sound();
+        }
+    });
+}
+
+/// A file of the branch is where a directory is here, with what was staged in another workspace in it.
+#[test]
+fn what_is_staged_in_a_workspace_that_is_left_is_not_lost_to_a_file_in_its_directorys_place() {
+    runtime(1).block_on(async {
+        for (shared, committed) in [(false, false), (true, false), (false, true), (true, true)] {
+            for by_hash in [ByHash::Never, ByHash::Batch, ByHash::Single] {
+                let memory = Arc::new(Memory::new(by_hash));
+                memory.set_base(tree(&[("a", "a")]).into_iter().map(|(p, t)| (repo_path(&p), t.into())).collect());
+                if shared {
+                    memory.share_workspace();
+                }
+                let mount = Mount::start(temporary_dir(), memory.clone()).await;
+                if committed {
+                    mount.write("e/a", "before").await;
+                    assert!(mount.commit_shared().await);
+                }
+                mount.write("e/a", "ours").await;
+                mount.drain().await;
+                mount.they(&[("e", Some("theirs"))]);
+                let mount = mount.remount_in(Arc::new(memory.beside())).await;
+                assert_eq!(mount.conflicts(), ["e"], "{shared}, {committed}, {by_hash:?}");
+                assert_eq!(mount.view().await, tree(&[("a", "a"), ("e/a", "ours")]));
+                mount.assert_sound();
+            }
+        }
+    });
+}
+
 /// What others add to a directory that was renamed here to its name shows, now and at the next mount.
 #[test]
 fn what_others_add_under_the_new_name_of_a_directory_shows_after_a_remount() {

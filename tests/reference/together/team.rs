@@ -219,7 +219,15 @@ impl Team {
         member.look().await;
         let shown: BTreeSet<&String> = member.view.values().collect();
         let lost = member.alive.iter().find(|text| !shown.contains(text) && !self.history.contains(*text));
-        assert_eq!(lost, None, "{} lost it", member.name);
+        let conflicts = || member.mount().fs.told_conflicts(9);
+        assert_eq!(
+            lost,
+            None,
+            "{} lost it; it shows {:?}, in conflict are {:?}",
+            member.name,
+            member.view,
+            conflicts()
+        );
         assert_eq!(member.mount().fs.check(), [""; 0]);
     }
 
