@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use super::cut::Paused;
+use super::latecomers::filled_dirs;
 use super::rebase::{LOOKS, Taken};
 use super::recovery::{Foreign, Listings};
 use super::staging::into_plain;
@@ -281,6 +282,7 @@ impl Fs {
         let base = self.workspace.base().await?;
         let staged: HashMap<RepoPath, StagedChange> =
             self.workspace.changes().await?.into_iter().map(|change| (change.path.clone(), change)).collect();
+        let filled = filled_dirs(staged.values());
         let known = self.base();
         let is_move = !known.0.is_empty() && known != base;
         if is_move {
@@ -300,7 +302,10 @@ impl Fs {
                     foreign.extend(now.map(|staged| (path.clone(), account.base, staged)));
                 }
             }
-            let (now_staged, is_doubled) = self.now_staged(path, *account, staged.get(path).map(|change| change.kind));
+            let listed = staged.get(path).map(|change| change.kind);
+            let implied = || account.staged == Staged::Removed && filled.contains(path);
+            let listed = listed.or_else(|| implied().then_some(ChangeKind::Removed));
+            let (now_staged, is_doubled) = self.now_staged(path, *account, listed);
             if is_doubled {
                 doubled.push(path.clone());
             }

@@ -36,6 +36,7 @@ contract! {
         a_file_removed_and_restored_is_as_before,
         a_file_moved_away_and_back_is_as_before,
         a_file_becomes_a_directory_and_a_directory_a_file,
+        what_is_staged_in_a_files_place_after_its_removal_is_committed,
         a_file_that_a_commit_would_lose_is_not_committed,
         paths_that_nobody_has_are_removed_and_unstaged_all_the_same,
         what_is_only_staged_is_removed_without_what_is_around_it,
@@ -503,6 +504,26 @@ async fn a_file_becomes_a_directory_and_a_directory_a_file(target: &Target) {
     bring(&workspace, "data/sub", Some(b"a file now")).await;
     let committed = commit(&workspace, "kinds").await;
     expected.insert("data/sub".into(), b"a file now".into());
+    same(tree(&workspace, &committed.id).await, &expected);
+}
+
+/// As where others put a file in the place of a directory that has changes here, which win.
+async fn what_is_staged_in_a_files_place_after_its_removal_is_committed(target: &Target) {
+    let workspace = open(target).await;
+    for _ in 0..2 {
+        bring(&workspace, "README.md/inside.txt", Some(b"inside")).await;
+        bring(&workspace, "README.md", None).await;
+    }
+    bring(&workspace, "README.md/inside.txt", Some(b"inside")).await;
+    let changes = workspace.changes().await.expect("a list");
+    let staged: Vec<(String, ChangeKind)> =
+        changes.into_iter().map(|change| (change.path.to_string(), change.kind)).collect();
+    // What is staged below tells the removal.
+    assert_eq!(staged, [("README.md/inside.txt".to_owned(), ChangeKind::Added)]);
+    let committed = commit(&workspace, "kinds").await;
+    let mut expected = base_tree();
+    expected.remove("README.md");
+    expected.insert("README.md/inside.txt".into(), b"inside".into());
     same(tree(&workspace, &committed.id).await, &expected);
 }
 

@@ -26,6 +26,8 @@ const PATHS: [&str; 9] = ["a", "b", "d", "d/a", "d/b", "d/s", "d/s/a", "e/a", "e
 const STEPS: u64 = 40;
 /// After how many of them everybody is looked at, not only who acted.
 const ROUND: u64 = 10;
+/// How much of a daemon's log is shown with a failure.
+const LOG_LINES: usize = 60;
 /// How often a commit is repeated that others got ahead of, or that the way to the server broke.
 const TRIES: usize = 6;
 
@@ -157,10 +159,17 @@ impl Drop for Team {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{:#?}", self.done);
+            if let Place::Scripted(server) = &self.place {
+                let log = server.log();
+                eprintln!("{:#?}", log.iter().rev().take(LOG_LINES).rev().collect::<Vec<_>>());
+            }
         }
         for member in &self.members {
             if std::thread::panicking() && is_mounted(&member.dir) {
                 eprintln!("{}: {}", member.name, self.test.oxenfs_with(&member.state, ["status", member.dir()]).out);
+                let log = crate::logs::log_in(&member.state);
+                let last: Vec<&str> = log.lines().rev().take(LOG_LINES).collect();
+                eprintln!("{:#?}", last.into_iter().rev().collect::<Vec<_>>());
             }
         }
     }
