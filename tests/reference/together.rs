@@ -1348,7 +1348,7 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn neither_of_two_clients_that_commit_in_turn_loses_anything() {
     const STEPS: u64 = 100;
-    let operations = number("OXENFS_TOGETHER").unwrap_or(5_000);
+    let operations = number("OXENFS_TOGETHER").unwrap_or(8_000);
     let first = number("OXENFS_TOGETHER_SEED").unwrap_or(1);
     runtime(1).block_on(async {
         for seed in first..first + operations.div_ceil(STEPS) {

@@ -334,7 +334,7 @@ impl Team {
 
 /// `OXENFS_TEAM` is how many operations, `OXENFS_TEAM_SEED` where the seeds begin.
 fn work(some_share: bool) {
-    let operations = number_of("OXENFS_TEAM").unwrap_or(3_000);
+    let operations = number_of("OXENFS_TEAM").unwrap_or(12_000);
     let first = number_of("OXENFS_TEAM_SEED").unwrap_or(1);
     runtime(1).block_on(async {
         for seed in first..first + operations.div_ceil(STEPS) {
