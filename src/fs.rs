@@ -903,6 +903,21 @@ impl Fs {
         self.list(dir, Who::Staging).await
     }
 
+    /// Whether all is known that tells which directories a removed file was the last of.
+    pub fn knows_above(&self, removed: &RepoPath) -> bool {
+        self.lock().unlisted_above(removed, &mut HashMap::new()).is_none()
+    }
+
+    /// Lists the lowest directory around a removed file of which that is not known.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn learn_above(&self, removed: &RepoPath) -> Result<(), FsError> {
+        let Some(dir) = self.lock().unlisted_above(removed, &mut HashMap::new()) else { return Ok(()) };
+        let _turn = self.learning.acquire().await;
+        self.list(dir, Who::Staging).await
+    }
+
     /// Lists every known directory anew, after the base moved.
     ///
     /// # Errors

@@ -233,9 +233,9 @@ impl State {
         }
     }
 
-    /// What a commit holds, if it is made now, and the inodes whose content has to be fixed first. Where there are any,
-    /// what was collected is to be dropped, when the lock is free.
-    fn collect(&mut self, fs: &Fs) -> (Made, Vec<Ino>) {
+    /// What a commit holds, if it is made now, and what has to be done first. Where there is any, what was collected is to be
+    /// dropped, when the lock is free.
+    fn collect(&mut self, fs: &Fs) -> (Made, Lacking) {
         self.stir(&|_| true, fs);
         let paths: Vec<(RepoPath, u64, bool)> = self
             .writeback
@@ -244,18 +244,23 @@ impl State {
             .filter(|(_, entry)| !entry.is_held())
             .map(|(path, entry)| (path.clone(), entry.seq, entry.alone))
             .collect();
-        let (mut made, mut unfixed) = (Made::default(), Vec::new());
+        let (mut made, mut lacking) = (Made::default(), Lacking::default());
         let mut known = HashMap::new();
         for (path, mut seq, alone) in paths {
             let want = match self.want_of(fs, &path) {
                 Ok(Some(want)) => want,
                 Ok(None) => continue,
                 Err(ino) => {
-                    unfixed.push(ino);
+                    lacking.unfixed.push(ino);
                     continue;
                 }
             };
+            let account = self.writeback.account(&path).unwrap_or_default();
             match &want {
+                Want::Absent if account.base.is_some() && self.unlisted_above(&path, &mut known).is_some() => {
+                    lacking.unlisted.push(path);
+                    continue;
+                }
                 Want::Absent => {
                     let above = std::iter::successors(path.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
                     for dir in above {
@@ -273,10 +278,9 @@ impl State {
                 }
                 Want::AsBase | Want::Sealed { .. } => {}
             }
-            let account = self.writeback.account(&path).unwrap_or_default();
             made.wanted.insert(path.clone(), Capture { path, seq, account, want, alone, upload: None });
         }
-        (made, unfixed)
+        (made, lacking)
     }
 }
 
@@ -360,9 +364,12 @@ impl Fs {
         loop {
             let waiting = match self.make_cut() {
                 Ok(waiting) => waiting,
-                Err(unfixed) => {
-                    for ino in unfixed {
+                Err(lacking) => {
+                    for ino in lacking.unfixed {
                         self.fix(ino).await?;
+                    }
+                    for path in lacking.unlisted {
+                        self.learn_above(&path).await?;
                     }
                     continue;
                 }
@@ -372,13 +379,13 @@ impl Fs {
         }
     }
 
-    /// The instant. The error has the inodes whose content has to be fixed before.
-    fn make_cut(&self) -> Result<Waiting, Vec<Ino>> {
+    /// The instant. The error has what is to be done before.
+    fn make_cut(&self) -> Result<Waiting, Lacking> {
         let fs = self.this.upgrade();
         let mut state = self.begin();
         // Spool files are let go of when the lock is free.
-        let (made, unfixed) = state.collect(self);
-        let (done, _left) = match fs.filter(|_| unfixed.is_empty()) {
+        let (made, lacking) = state.collect(self);
+        let (done, _left) = match fs.filter(|_| lacking.is_nothing()) {
             Some(fs) => {
                 let paths: Vec<RepoPath> = made.paths().cloned().collect();
                 let old = state.writeback.make_cut(made);
@@ -389,7 +396,7 @@ impl Fs {
                 state.owe_what_came_since(self, old.as_ref());
                 (Ok(waiting), old)
             }
-            None => (Err(unfixed), Some(Cut::Made(made))),
+            None => (Err(lacking), Some(Cut::Made(made))),
         };
         drop(state);
         done
@@ -432,6 +439,21 @@ impl Fs {
         let _late = state.fixed(ino, want);
         drop(state);
         Ok(true)
+    }
+}
+
+/// What a cut lacks to be made.
+#[derive(Debug, Default)]
+struct Lacking {
+    /// The inodes whose content is not fixed.
+    unfixed: Vec<Ino>,
+    /// Removed files of the base around which a directory was never listed: whether they were its last, nobody knows.
+    unlisted: Vec<RepoPath>,
+}
+
+impl Lacking {
+    fn is_nothing(&self) -> bool {
+        self.unfixed.is_empty() && self.unlisted.is_empty()
     }
 }
 
