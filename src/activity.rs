@@ -78,6 +78,22 @@ pub enum Happening {
         /// The branch.
         branch: String,
     },
+    /// The branch was seen on a commit that the mount does not stand on.
+    BranchAhead {
+        /// The branch.
+        branch: String,
+        /// The commit.
+        head: String,
+        /// How many commits that are; `None`: it is not known.
+        commits: Option<u64>,
+    },
+    /// What others committed was taken in.
+    Refreshed {
+        /// The commit that the mount stands on from now on.
+        base: String,
+        /// How many paths are in conflict.
+        conflicts: u64,
+    },
     /// Nothing goes on until something outside changes.
     Stalled {
         /// In one word, see [`STALLS`].
@@ -107,8 +123,8 @@ impl Happening {
 
 /// Why nothing goes on, in one word each: the server cannot be reached, does not answer, asks for patience, fails,
 /// refuses the token, denies access, lacks repository or workspace, has something there that excludes it, has no room,
-/// refuses otherwise, or says what is no answer; and the local disk fails.
-pub const STALLS: [&str; 12] = [
+/// refuses otherwise, or says what is no answer; another repository is there; and the local disk fails.
+pub const STALLS: [&str; 13] = [
     "unreachable",
     "timed_out",
     "busy",
@@ -120,6 +136,7 @@ pub const STALLS: [&str; 12] = [
     "no_space",
     "refused",
     "protocol",
+    "another_repository",
     "local_disk",
 ];
 
@@ -292,6 +309,16 @@ impl Activity {
     pub fn conflict(&self, path: impl ToString, branch: &str) {
         count(&self.conflicts, 1);
         self.tell(|| Happening::Conflict { path: path.to_string(), branch: branch.to_owned() });
+    }
+
+    /// The branch has gone on.
+    pub fn ahead(&self, branch: &str, head: impl ToString, commits: Option<u64>) {
+        self.tell(|| Happening::BranchAhead { branch: branch.to_owned(), head: head.to_string(), commits });
+    }
+
+    /// What others committed was taken in.
+    pub fn refreshed(&self, base: &str, conflicts: u64) {
+        self.tell(|| Happening::Refreshed { base: base.to_owned(), conflicts });
     }
 
     /// Counts up to now; those of the cache are the cache's to tell.

@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout)]
 
 mod args;
+mod asking;
 mod config;
 mod dev_server;
 mod diff;
@@ -24,6 +25,8 @@ mod output;
 mod progress;
 mod repair;
 mod repo;
+mod resolve;
+mod restore;
 mod run;
 mod seams;
 mod send;
@@ -35,6 +38,7 @@ mod unmount;
 mod vigil;
 mod warm;
 mod watch;
+mod workspaces;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -44,7 +48,7 @@ use clap::error::ContextValue;
 use clap::{CommandFactory, Parser};
 
 pub use failure::Failure;
-pub use seams::{NewRepo, Place, Ref};
+pub use seams::{NewRepo, Place};
 
 use crate::config::Environment;
 use crate::log;
@@ -118,16 +122,20 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Diff(args) => diff::diff(args, &find()?),
         Command::Doctor(args) => doctor::doctor(args, state_dir.as_deref(), environment),
         Command::Import(args) => import::import(args, &find()?),
+        Command::Restore(args) => restore::restore(args, &find()?),
         Command::Warm(args) => warm::warm(args, &find()?),
         Command::Run(args) => run::run(*args, state_dir, environment),
         Command::Send(args) => send::send(args, &find()?, environment),
         Command::Sync(args) => sync::sync(args, &find()?),
         Command::Commit(args) => sync::commit(args, &find()?, environment),
+        Command::Refresh(args) => resolve::refresh(args, &find()?),
+        Command::Resolve(args) => resolve::resolve(args, &find()?),
+        Command::Show(args) => resolve::show(args, &find()?),
         Command::Repair(args) => repair::repair(args),
         Command::Config(args::ConfigCommand::Show(args)) => config::show(args, state_dir.as_deref(), environment),
         Command::Repo(args::RepoCommand::Create(args)) => repo::create(args, environment),
-        Command::Branches(args) => repo::branches(args, environment),
-        Command::Workspaces(args) => repo::workspaces(args, environment),
+        Command::Branches(args) => workspaces::branches(args, environment),
+        Command::Workspaces(args) => workspaces::workspaces(args, state_dir.as_deref(), environment),
         Command::Events(args) => events::events(args, &find()?),
         Command::Metrics(args) => metrics::metrics(args, state_dir, environment),
         Command::LogLevel(args) => log_level::log_level(args, &find()?),

@@ -42,6 +42,9 @@ pub const DEFAULT_SETTLE: Duration = Duration::from_secs(1);
 /// be started anew within it.
 pub const DEFAULT_READ_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How often a mount looks where its branch is, unless `--refresh` says otherwise.
+pub const DEFAULT_LOOK: Duration = Duration::from_secs(60);
+
 /// Space for copies of what the server has, unless `--cache-limit` says otherwise.
 pub const DEFAULT_CACHE_LIMIT_BYTES: u64 = 10 << 30;
 
@@ -202,6 +205,8 @@ pub struct MountInput {
     pub token_file: Option<PathBuf>,
     /// `--metrics`.
     pub metrics: Option<String>,
+    /// `--refresh`.
+    pub refresh: Option<String>,
 }
 
 /// A mount, checked.
@@ -256,8 +261,27 @@ pub struct MountSettings {
     pub access: Access,
     /// Where what is measured is served.
     pub metrics: Option<Address>,
+    /// What the mount does about commits of others to its branch.
+    pub refresh: Refresh,
     /// Where the token comes from; asked for every request.
     pub credentials: CredentialSource,
+}
+
+/// What a mount does by itself about commits of others to its branch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refresh {
+    /// Nothing: it does not look.
+    Never,
+    /// It looks this often, less often while nothing changes, and tells.
+    Look(Duration),
+    /// It looks this often, and takes them in while no file is open.
+    Move(Duration),
+}
+
+impl Default for Refresh {
+    fn default() -> Self {
+        Self::Look(DEFAULT_LOOK)
+    }
 }
 
 /// Who sees the mount, and as whose.
@@ -336,6 +360,7 @@ struct Said {
     branch: bool,
     workspace: bool,
     write_through: bool,
+    refresh: bool,
 }
 
 /// What a mount shows.
@@ -352,6 +377,7 @@ impl MountInput {
             branch: self.branch.is_some(),
             workspace: self.workspace.is_some(),
             write_through: self.write_through == Some(true),
+            refresh: self.refresh.is_some(),
         }
     }
 
@@ -373,6 +399,7 @@ impl MountInput {
             let others = [
                 ("--create", self.create),
                 ("--write-through", said.write_through),
+                ("--refresh", said.refresh),
                 ("--workspace", said.workspace),
                 ("--branch", said.branch && revision.is_some()),
             ];
@@ -508,6 +535,12 @@ impl MountSettings {
                 uid: id("--uid", &input.uid, environment.uid)?,
                 gid: id("--gid", &input.gid, environment.gid)?,
                 umask,
+            },
+            refresh: match &input.refresh {
+                // A revision stays what it is.
+                _ if is_read_only => Refresh::Never,
+                Some(text) => values::refresh("--refresh", text)?,
+                None => Refresh::default(),
             },
             metrics: input.metrics.as_deref().map(|text| values::address("--metrics", text)).transpose()?,
         })

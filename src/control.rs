@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::activity;
 use crate::path::Name;
-use crate::report::{Counts, Difference, FileError, LocalPath, Progress, SparseFile, Unreadable};
+use crate::report::{
+    Cached, Conflict, Counts, Difference, FileError, LocalPath, Progress, SparseFile, TakenAlong, Unreadable,
+};
 
 /// What a command asks of a running daemon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,6 +52,23 @@ pub enum Request {
         /// The directory that everything goes into, from the mount's root.
         into: Vec<Name>,
     },
+    /// Put paths back to what the base or another commit has: [`Event::Differences`] that go, as often as it takes, then
+    /// [`Event::Done`].
+    Restore {
+        /// Paths from the mount's root; a directory means all below it, the empty path all.
+        paths: Vec<String>,
+        /// The branch or commit; `None` is the base.
+        #[serde(default)]
+        source: Option<String>,
+        /// They are unstaged, and held back, instead.
+        #[serde(default)]
+        staged: bool,
+        /// What a restore dropped comes back instead; without paths, what the last one dropped.
+        #[serde(default)]
+        undo: bool,
+        /// Do it, and not only tell.
+        apply: bool,
+    },
     /// Bring content into the cache, look at it there, or remove it. [`Event::Progress`] until [`Event::Warmed`]. Hanging
     /// up stops it; what came stays.
     Warm {
@@ -68,7 +87,48 @@ pub enum Request {
         author: String,
         /// Author's address.
         email: String,
+        /// How conflicts are decided; `None`: the commit fails.
+        #[serde(default)]
+        on_conflict: Option<Choice>,
     },
+    /// Take in what the branch has become. [`Event::Refreshed`].
+    Refresh,
+    /// Decide conflicts: [`Event::Resolved`].
+    Resolve {
+        /// Repository paths, relative to the mount's root; a directory means all below it, the empty path all.
+        paths: Vec<String>,
+        /// How.
+        choice: Choice,
+    },
+    /// A version of a file that is not in the tree: [`Event::Chunk`], as often as it takes, then [`Event::Done`].
+    Show {
+        /// A repository path, relative to the mount's root.
+        path: String,
+        /// Which.
+        version: Version,
+    },
+}
+
+/// How a conflict is decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Choice {
+    /// What is here goes over what the branch has.
+    Ours,
+    /// What the branch has shows here.
+    Theirs,
+    /// The branch's version keeps the name, and what is here lies beside it.
+    KeepBoth,
+}
+
+/// A version of a file that others changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Version {
+    /// What both sides began with.
+    Base,
+    /// What the branch has.
+    Theirs,
 }
 
 /// What is done with content.
@@ -131,6 +191,8 @@ pub enum Event {
     },
     /// What [`Request::Warm`] found and did.
     Warmed(Warmed),
+    /// The commit that is about to be made holds what others staged, too.
+    TakesAlong(TakenAlong),
     /// The request was carried out.
     Done,
     /// The commit was made.
@@ -138,8 +200,47 @@ pub enum Event {
         /// Its id; `None` when there was nothing to commit.
         id: Option<String>,
     },
+    /// What the branch has become was taken in, as far as it could be.
+    Refreshed(Refreshed),
+    /// Conflicts were decided.
+    Resolved {
+        /// Which.
+        resolved: Vec<Resolved>,
+        /// How many are left in the mount.
+        left: u64,
+    },
+    /// Some bytes of a file, in order.
+    Chunk {
+        /// Them.
+        #[serde(with = "crate::path::bytes_as_text")]
+        bytes: Box<[u8]>,
+    },
     /// The request was not carried out.
     Failed(Failure),
+}
+
+/// What came of [`Request::Refresh`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Refreshed {
+    /// The commit that the mount stands on.
+    pub base: String,
+    /// Whether that is another than before.
+    pub moved: bool,
+    /// Why it is not what the branch has become, where it is not.
+    pub stays: Option<String>,
+    /// How many paths are in conflict.
+    pub conflicts: u64,
+}
+
+/// A conflict that was decided.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Resolved {
+    /// Repository path.
+    pub path: String,
+    /// Where the version is now that was here.
+    pub beside: Option<String>,
 }
 
 /// What an import consists of.
@@ -281,6 +382,8 @@ pub struct Status {
     pub dialect: String,
     /// The commit under the workspace.
     pub base: String,
+    /// Others may use the workspace, which moves by its commit alone.
+    pub shared: bool,
     /// Files and bytes per state.
     pub counts: Counts,
     /// How long a plain `umount` waits for the rest; `None` where no daemon runs.
@@ -299,6 +402,8 @@ pub struct Status {
     pub spool_bytes: u64,
     /// The spool's limit in bytes; 0 is none but the disk's.
     pub spool_limit_bytes: u64,
+    /// Copies of what the server has.
+    pub cache: Cached,
     /// `on` where reads and writes go past the daemon, straight to the local disk; else `off` and why. Empty when no
     /// daemon runs.
     pub passthrough: String,
@@ -306,6 +411,10 @@ pub struct Status {
     pub stalled: Option<String>,
     /// The same in one word, one of [`activity::STALLS`].
     pub stalled_reason: Option<String>,
+    /// Where the branch is, if that is not where the mount stands. `None` also where nobody looks.
+    pub ahead: Option<Ahead>,
+    /// Paths that were changed here and by others, until somebody decides, at most 100.
+    pub conflicts: Vec<Conflict>,
     /// The last errors, newest first, at most 20.
     pub errors: Vec<FileError>,
     /// Paths that never travel, with the reason, at most 100.
@@ -314,6 +423,17 @@ pub struct Status {
     pub sparse: Vec<SparseFile>,
     /// What the server has and programs could not read when they last tried, at most 100.
     pub unreadable: Vec<Unreadable>,
+}
+
+/// A branch that has gone on without the mount.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Ahead {
+    /// The commit that it is on.
+    pub head: String,
+    /// How many commits it has that the mount does not stand on; `None`: more than are counted, or the mount's own commit
+    /// is not in its history.
+    pub commits: Option<u64>,
 }
 
 /// What is measured of a mount.

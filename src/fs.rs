@@ -7,17 +7,22 @@
 //! Every change is made under one lock, written as one journal frame, and acknowledged once that frame is in the
 //! kernel. The lock is held for memory work alone: not across a write, a copy or a request.
 
+mod ahead;
 mod backing;
 mod belief;
+mod blocks;
 mod borrowed;
 mod check;
+mod conflicts;
 #[cfg(test)]
 mod costs;
 mod cut;
 mod diff;
 mod fetching;
+mod following;
 mod handles;
 mod import;
+mod kept;
 mod kernel;
 mod latecomers;
 mod layers;
@@ -26,16 +31,20 @@ mod live;
 mod local;
 mod lost;
 mod mapped;
+mod merge;
 mod neighbours;
 mod ops;
 mod passthrough;
 mod presence;
 mod ranges;
+mod rebase;
 mod recovery;
 mod repair;
+mod restore;
 mod room;
 #[cfg(test)]
 mod schedules;
+mod sharing;
 mod staging;
 mod standing;
 mod tree;
@@ -76,8 +85,10 @@ use txn::Draft;
 use writeback::Writeback;
 
 pub use crate::writeback::queue::Phase;
-pub use cut::CommitCut;
+pub use conflicts::{Choice, Version};
+pub use cut::{CommitCut, Paused};
 pub use diff::recorded_differences;
+pub use following::{Followed, Outlook, Stays};
 pub use import::{Arrival, Arrived, Spooled};
 pub use kernel::Stale;
 pub use listing::{GRANTED, Keep, OpenedDir};
@@ -89,8 +100,10 @@ pub use neighbours::Where;
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat};
 pub use passthrough::{Passthrough, Reach};
 pub use ranges::{RangeChange, Seek};
-pub use recovery::{BaseAccess, Foreign, Limits, Shown, survey};
+pub use rebase::Taken;
+pub use recovery::{BaseAccess, Foreign, Limits, Shown, Survey, survey};
 pub use repair::{Label, Repair, Rescued, repair};
+pub use restore::{NotRestored, Target};
 pub use room::Statfs;
 pub use staging::{Capture, Frees, Held, Waiting, Want};
 pub use warm::{Contents, NotWarmed, Warming};
@@ -221,6 +234,8 @@ pub enum Need {
     ListAll(Ino),
     /// A file's bytes, to read.
     Fetch(Ino),
+    /// Some of them, or to know whether they come one by one: from the first to before the second.
+    Blocks(Ino, u64, u64),
     /// A spool file with a file's bytes, to change.
     Own(Ino),
     /// An empty spool file in place of a file's bytes.
@@ -293,12 +308,18 @@ pub struct Fs {
     strays: Mutex<Vec<SpoolId>>,
     /// Where they go.
     lost: LostFound,
+    /// What restores dropped.
+    kept: kept::Kept,
     /// When it is next looked which of those have lain there for long enough.
     expiry: Mutex<Option<Instant>>,
     /// Those that no record names any more; they go bit by bit.
     unnamed: Mutex<VecDeque<SpoolId>>,
     /// Downloads under way, so that many readers of one content share one.
     fetching: Flights<(ContentHash, Who), Arc<File>>,
+    /// Large files that are here in part.
+    blocks: blocks::Blocks,
+    /// Small files that are fetched before they are asked for.
+    ahead: ahead::Ahead,
     /// Caches of other mounts.
     neighbours: OnceLock<neighbours::Neighbours>,
     /// How long programs wait for a server from which nothing comes.
@@ -311,6 +332,8 @@ pub struct Fs {
     presence: tokio::sync::Mutex<presence::Presence>,
     /// How often it was made again.
     remade: AtomicU64,
+    /// Others may stage in it.
+    shared: AtomicBool,
     /// The branch that the workspace is made on, where it has to be made again.
     branch: OnceLock<String>,
     /// The kernel, where it can go past the daemon; set before anything is served.
@@ -337,6 +360,8 @@ struct State {
     salvaged: lost::SalvagedFiles,
     /// What the server has and programs cannot read.
     unreadable: unreadable::Unreadable,
+    /// Files that others changed, and that programs have open.
+    waiting: conflicts::Waiting,
     /// Changes since it was last checked whether all is as it should be.
     #[cfg(debug_assertions)]
     unchecked: usize,
@@ -367,6 +392,7 @@ impl State {
     fn replay(&mut self, change: &Change) {
         match change {
             Change::Account { path, account } => self.writeback.set_account(path.clone(), *account),
+            Change::Conflict { path, conflict } => self.writeback.set_conflict(path, conflict.as_ref()),
             Change::Upload { path, upload } => self.writeback.set_upload(path, upload.as_ref()),
             Change::Base { commit } if self.tree.base() == commit => {}
             Change::Base { commit } => self.tree.move_base(commit),
@@ -407,7 +433,7 @@ impl State {
     /// Opens the account of a path that is about to differ from the base. What stands there now tells what the base
     /// has, since without an account tree and base agree.
     fn open_account(&mut self, path: &RepoPath, stands: Option<Ino>) {
-        if self.writeback.account(path).is_some() {
+        if self.writeback.account(path).is_some() || self.clash_deferred(path) {
             return;
         }
         let base = stands.and_then(|ino| match self.content(ino)? {
@@ -422,7 +448,10 @@ impl State {
         // Nothing of the tree changes in between.
         let mut vacant = HashMap::new();
         for path in paths {
+            self.end_agreed_conflict(path);
+            self.hold_no_more(path);
             if self.writeback.account(path) == Some(Account::default())
+                && self.writeback.conflict(path).is_none()
                 && !matches!(self.tree.resolve(path), Resolved::Inode(ino) if self.content(ino).is_some())
                 && !self.writeback.queue().is_active(path)
                 && !self.is_in_cut(path)
@@ -459,6 +488,7 @@ impl State {
         let is_file = self.content(ino).is_some();
         for path in self.tree.file_paths(ino) {
             self.open_account(&path, Some(ino));
+            self.hold_no_more(&path);
             match is_file {
                 // Something is owed for it.
                 true => self.writeback.owe(&path, settle),
@@ -507,7 +537,7 @@ impl Fs {
     /// Refuses what makes something new when the record or the spool has no room for it.
     fn admit(&self) -> Op<()> {
         self.writable_mount()?;
-        if !self.journal.has_room() || self.spool.limit().is_some_and(|limit| self.spool.used() >= limit) {
+        if !self.journal.has_room() || self.spool.is_full() {
             return Err(FsError::NoSpace.into());
         }
         Ok(())
@@ -548,7 +578,11 @@ impl Fs {
                 tokio::time::sleep(borrowed::SOON).await;
                 Ok(())
             }
-            Need::Fetch(ino) => self.fetch(ino, false).await.map(drop),
+            Need::Fetch(ino) => {
+                self.note_miss(ino);
+                self.bring(ino).await
+            }
+            Need::Blocks(ino, from, to) => self.bring_blocks(ino, from..to).await,
             Need::Own(ino) => self.own(ino).await,
             Need::Empty(ino) => self.blocking(move |fs| fs.empty(ino)).await,
             Need::Look(ino) => self.blocking(move |fs| Ok(fs.look_at(ino)?)).await,
@@ -752,6 +786,7 @@ impl Fs {
     /// # Errors
     /// When the record cannot be flushed; what was to be done is done the next time, or at the next mount.
     pub fn tidy(&self) -> Result<(), FsError> {
+        self.tidy_parts();
         self.journal.note_written();
         self.settle_spool()?;
         self.forget_salvaged()?;
@@ -761,6 +796,7 @@ impl Fs {
             false => (usize::MAX, Duration::ZERO),
         };
         self.put_strays_aside(most, Duration::ZERO);
+        self.clear_kept();
         self.expire_strays();
         self.remove_unnamed(most, pause);
         Ok(())
@@ -771,6 +807,7 @@ impl Fs {
     /// # Errors
     /// As [`tidy`](Self::tidy).
     pub fn tidy_all(&self) -> Result<(), FsError> {
+        self.tidy_parts();
         self.settle_spool()?;
         self.forget_salvaged()?;
         self.put_strays_aside(usize::MAX, Duration::ZERO);
@@ -862,6 +899,21 @@ impl Fs {
     /// The server's.
     pub async fn learn_base_of(&self, path: &RepoPath) -> Result<(), FsError> {
         let Some(dir) = self.lock().unlisted_around(path) else { return Ok(()) };
+        let _turn = self.learning.acquire().await;
+        self.list(dir, Who::Staging).await
+    }
+
+    /// Whether all is known that tells which directories a removed file was the last of.
+    pub fn knows_above(&self, removed: &RepoPath) -> bool {
+        self.lock().unlisted_above(removed, &mut HashMap::new()).is_none()
+    }
+
+    /// Lists the lowest directory around a removed file of which that is not known.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn learn_above(&self, removed: &RepoPath) -> Result<(), FsError> {
+        let Some(dir) = self.lock().unlisted_above(removed, &mut HashMap::new()) else { return Ok(()) };
         let _turn = self.learning.acquire().await;
         self.list(dir, Who::Staging).await
     }

@@ -189,6 +189,11 @@ impl fmt::Debug for ContentHash {
     }
 }
 
+/// Tells a part of a file from what it is not: XXH3-64, seed 0. For nothing that leaves this machine.
+pub fn checksum(bytes: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(bytes)
+}
+
 /// The text is no hash.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a content hash: {0:?}")]

@@ -13,6 +13,8 @@
 //!   only writes.
 //! - **Borrowed**: a file of the cache that the programs of one inode read past the daemon. Nobody else is given it until
 //!   they have closed it; if one comes who writes, it leaves the cache and becomes the inode's own.
+//! - **Block**: what of a large file is fetched and kept by itself. **Part**: the blocks of a file that are here while
+//!   others are not.
 //! - **Unseen**: a file of the spool that an earlier daemon left, and that nobody has looked at since the mount. It is
 //!   looked at when it is first asked for or staged, and all of them behind the mount.
 //! - **Ledger**: what base and workspace hold at each path that ever differed from the base.
@@ -37,7 +39,7 @@
 //! | [`fs`] | what each POSIX operation means here; its owners (`tree`, `writeback`, `backing`, `handles`, `kernel`) and transactions (`txn`) |
 //! | [`namespace`] | the inode tree in memory, no I/O |
 //! | [`writeback`] | what is owed to the server: per path base, staged, wanted and the next step; which paths are due; no I/O |
-//! | [`store`] | bytes and records on the local disk: spool, cache, journal |
+//! | [`store`] | bytes and records on the local disk: spool, cache, parts of files, journal |
 //! | [`stager`] | the write-back queue: hash, ask, send, confirm |
 //! | [`workspace`] | the backend seam: trait, values, errors |
 //! | [`oxen`] | its HTTP implementation, dialects, retry |
@@ -56,7 +58,7 @@
 //!
 //! ```text
 //! cli ▸ activity config control dev_server fs log metrics mount path report store workspace
-//! mount ▸ activity config control fs fuse hash log metrics namespace oxen path report stager store workspace
+//! mount ▸ activity calendar config control fs fuse hash log metrics namespace oxen path report stager store sync workspace
 //! metrics ▸ activity config control log report
 //! control ▸ activity path report
 //! fuse ▸ fs namespace path workspace

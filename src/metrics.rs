@@ -164,7 +164,7 @@ const GAUGES: [Gauge; 19] = [
     },
 ];
 
-const COUNTERS: [Counter; 11] = [
+const COUNTERS: [Counter; 15] = [
     Counter {
         name: "oxenfs_sent_bytes",
         help: "Content bytes sent",
@@ -207,6 +207,26 @@ const COUNTERS: [Counter; 11] = [
         name: "oxenfs_cache_misses",
         help: "Times that content that was wanted had to be fetched",
         value: counted!(cache_misses),
+    },
+    Counter {
+        name: "oxenfs_cache_blocks_fetched",
+        help: "Blocks of large files that were fetched",
+        value: |m| m.answers.then_some(m.status.cache.blocks_fetched),
+    },
+    Counter {
+        name: "oxenfs_cache_blocks_damaged",
+        help: "Blocks in the cache that were not what had come, and were fetched again",
+        value: |m| m.answers.then_some(m.status.cache.blocks_damaged),
+    },
+    Counter {
+        name: "oxenfs_cache_wrong_files",
+        help: "Files whose blocks together were not what the file should be, and that were fetched again",
+        value: |m| m.answers.then_some(m.status.cache.wrong_files),
+    },
+    Counter {
+        name: "oxenfs_cache_files_ahead",
+        help: "Small files that were fetched before anybody asked for them",
+        value: |m| m.answers.then_some(m.status.cache.files_ahead),
     },
 ];
 

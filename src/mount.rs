@@ -9,10 +9,13 @@ pub mod mountinfo;
 pub mod preflight;
 pub mod state_dir;
 
+mod branch;
 pub mod commit;
 mod follow;
 mod import;
 mod notify;
+mod resolve;
+mod restore;
 pub mod send;
 mod serve;
 mod warm;
@@ -28,7 +31,7 @@ use tokio::sync::watch;
 use crate::activity::{self, Activity};
 use crate::config::{Address, FsyncPolicy, MountSettings};
 use crate::control::{Measures, Status};
-use crate::fs::{BaseAccess, Fs, FsError, Limits, Options, Repair, Stale, Where};
+use crate::fs::{BaseAccess, Fs, FsError, Limits, Options, Outlook, Repair, Stale, Survey, Where};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
 use crate::log::{Said, Trouble};
@@ -36,17 +39,20 @@ use crate::metrics;
 use crate::oxen;
 /// The server's side, for commands that need no mount.
 pub use crate::oxen::{
-    Contents, InitialFile, NewRepository, Repository, User, WorkspaceInfo, create as create_repository, repository,
+    Contents, InitialFile, NewRepository, Repository, StagedCounts, User, WorkspaceInfo, create as create_repository,
+    repository,
 };
 use crate::report::Difference;
 use crate::stager::{Delays, Meter, Stager};
 use crate::store::journal::JournalError;
-use crate::workspace::{ServerInfo, Workspace, WorkspaceError};
+use crate::sync::Mutex;
+use crate::workspace::which::KnownRepository;
+use crate::workspace::{CommitId, ServerInfo, WorkspaceError};
 use commit::finish::Finished;
 use daemon::{Notifier, Ready};
 use notify::Manager;
 use preflight::{How, Place, PreflightError, unmount};
-use state_dir::{StateDir, StateError};
+use state_dir::{Identity, StateDir, StateError};
 
 /// How long a daemon that is told to end (SIGTERM) waits for a server that does not answer.
 const TERM_STALL: Duration = Duration::from_secs(5);
@@ -60,8 +66,12 @@ const STALL_CHECK: Duration = Duration::from_millis(200);
 /// How soon it is looked whether a request came late, and how often in the end.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 const LAST_LOOK: Duration = Duration::from_secs(60);
+/// How often it is looked whether others committed a workspace that is shared.
+const OTHERS_LOOK: Duration = Duration::from_secs(5);
 /// Files and directories that are listed before anybody asks: 30 MB of memory at most.
 const LISTED_AHEAD: usize = 100_000;
+/// Conflicts that a status shows.
+const SHOWN_CONFLICTS: usize = 100;
 /// How often the journal's length is looked at.
 const COMPACTION_CHECK: Duration = Duration::from_secs(60);
 
@@ -78,6 +88,16 @@ pub enum MountError {
         repo: String,
         /// Scheme, host and port.
         server: String,
+    },
+    /// The repository has no such branch: it was deleted, say.
+    #[error("{repo} has no branch {}", .identity.branch)]
+    NoBranch {
+        /// `NAMESPACE/NAME`.
+        repo: String,
+        /// What was to be mounted.
+        identity: Box<Identity>,
+        /// A branch that it has; `None`: it has none.
+        other: Option<String>,
     },
     /// The record cannot be read or written.
     #[error(transparent)]
@@ -144,6 +164,8 @@ struct Daemon {
     phase: watch::Sender<Phase>,
     /// Imports under way.
     imports: AtomicUsize,
+    /// Where the branch was when it was last looked at.
+    outlook: Mutex<Outlook>,
 }
 
 impl Daemon {
@@ -168,6 +190,8 @@ impl Daemon {
             server_version: self.info.version.clone(),
             dialect: self.info.dialect.to_owned(),
             base: self.fs.base().to_string(),
+            shared: self.fs.is_shared(),
+            ahead: self.ahead(),
             counts,
             drain_timeout_secs: Some(self.drain_timeout.as_secs()),
             oldest_unstaged_secs,
@@ -177,9 +201,11 @@ impl Daemon {
             disk: self.fs.trouble(),
             spool_bytes: self.fs.spool().used(),
             spool_limit_bytes: self.fs.spool().limit().unwrap_or(0),
+            cache: self.fs.cached(),
             passthrough: self.fs.passthrough().to_string(),
             stalled,
             stalled_reason: self.meter.stalled_reason().map(str::to_owned),
+            conflicts: self.fs.told_conflicts(SHOWN_CONFLICTS),
             errors,
             local,
             sparse: self.fs.sparse_files(),
@@ -191,16 +217,15 @@ impl Daemon {
 impl Daemon {
     /// What is measured.
     fn measures(&self) -> Measures {
-        let (cache_hits, cache_misses) = self.fs.cache().hits_and_misses();
-        let (cache_bytes, cache_limit_bytes) = self.fs.cache().used_and_limit();
-        let counts =
-            activity::Counts { cache_hits, cache_misses, cache_bytes, cache_limit_bytes, ..self.activity.counts() };
-        Measures {
-            mountpoint: self.mountpoint.display().to_string(),
-            answers: true,
-            status: self.status(),
-            counts: Some(counts),
-        }
+        let status = self.status();
+        let counts = activity::Counts {
+            cache_hits: status.cache.hits,
+            cache_misses: status.cache.misses,
+            cache_bytes: status.cache.bytes,
+            cache_limit_bytes: status.cache.limit_bytes,
+            ..self.activity.counts()
+        };
+        Measures { mountpoint: self.mountpoint.display().to_string(), answers: true, status, counts: Some(counts) }
     }
 }
 
@@ -303,6 +328,7 @@ async fn serve_mount(
         drain_timeout: settings.drain_timeout,
         phase,
         imports: AtomicUsize::new(0),
+        outlook: Mutex::default(),
     });
     let resumed = fs.owed() as u64;
     let mut signals = Signals::new().map_err(MountError::Setup)?;
@@ -313,7 +339,8 @@ async fn serve_mount(
     drop(place);
     let staging = (!settings.is_read_only()).then(|| {
         let stager = tokio::spawn(Stager::new(fs.clone(), meter, Delays::default()).run());
-        (stager, tokio::spawn(look_out(fs.clone())))
+        let branch = tokio::spawn(branch::watch(daemon.clone(), settings.refresh));
+        (stager, tokio::spawn(look_out(fs.clone())), tokio::spawn(look_at_others(fs.clone())), branch)
     });
     let housekeeping = tokio::spawn(keep_house(fs.clone()));
     let listing = tokio::spawn(list_ahead(fs.clone()));
@@ -375,9 +402,11 @@ async fn serve_mount(
         tracing::info!("unmounted");
     }
     telling.abort();
-    if let Some((stager, lookout)) = staging {
+    if let Some((stager, lookout, others, branch)) = staging {
         stager.abort();
         lookout.abort();
+        others.abort();
+        branch.abort();
     }
     housekeeping.abort();
     listing.abort();
@@ -408,7 +437,9 @@ async fn recover(
     state: &mut StateDir,
     activity: Arc<Activity>,
 ) -> Result<Recovered, MountError> {
-    let (workspace, created) = connect(settings, activity).await?;
+    let known = known_repository(state);
+    let oxen::Connected { workspace, created, repository } =
+        connect(settings, state.identity(), known, activity).await?;
     let info = workspace.info().clone();
     let options = Options {
         read_only: settings.is_read_only(),
@@ -423,8 +454,12 @@ async fn recover(
     };
     let access = BaseAccess { uid: options.uid, gid: options.gid, umask: options.umask };
     state.note_access(access)?;
+    state.note_repository(repository)?;
     let fs = Fs::recover(state.path(), settings.subdir.clone(), options, limits, workspace)?;
     fs.set_branch(&settings.branch);
+    if !settings.own_workspace && !settings.is_read_only() {
+        fs.share();
+    }
     fs.set_neighbours(neighbours(settings, state.path().to_owned()));
     fs.wait_for_server(settings.read_timeout);
     // What a daemon of before asked for and did not see the end of.
@@ -476,13 +511,36 @@ fn neighbours(settings: &MountSettings, own: PathBuf) -> Where {
     })
 }
 
+/// What is known of the repository that a state directory is for. One of before has the commit that its record stands on;
+/// what cannot be read is refused later, and tells nothing.
+fn known_repository(state: &StateDir) -> KnownRepository {
+    match state.repository() {
+        Some(known) => known.clone(),
+        None => match offline_status(state.path()) {
+            Ok(status) => KnownRepository::with_commit(CommitId(status.base.into())),
+            Err(_) => KnownRepository::default(),
+        },
+    }
+}
+
 /// Connects, and makes repository and workspace where they are wanted and absent. Says whether the repository was
 /// made.
-async fn connect(settings: &MountSettings, activity: Arc<Activity>) -> Result<(Arc<dyn Workspace>, bool), MountError> {
-    let opened = oxen::connect(settings, activity).await?;
-    match opened {
-        Some((workspace, created)) => Ok((workspace, created)),
-        None => Err(MountError::NoRepository { repo: settings.repo.to_string(), server: settings.server.to_string() }),
+async fn connect(
+    settings: &MountSettings,
+    identity: &Identity,
+    known: KnownRepository,
+    activity: Arc<Activity>,
+) -> Result<oxen::Connected, MountError> {
+    match oxen::connect(settings, known, activity).await? {
+        oxen::Opened::Connected(connected) => Ok(connected),
+        oxen::Opened::NoBranch(branches) => {
+            let main = branches.iter().find(|branch| *branch == "main").or(branches.first());
+            let (repo, other) = (settings.repo.to_string(), main.cloned());
+            Err(MountError::NoBranch { repo, identity: Box::new(identity.clone()), other })
+        }
+        oxen::Opened::NoRepository => {
+            Err(MountError::NoRepository { repo: settings.repo.to_string(), server: settings.server.to_string() })
+        }
     }
 }
 
@@ -645,6 +703,19 @@ async fn look_out(fs: Arc<Fs>) {
     }
 }
 
+/// Looks now and then whether others have committed what this mount staged in a workspace that it shares.
+async fn look_at_others(fs: Arc<Fs>) {
+    while fs.is_shared() {
+        tokio::time::sleep(OTHERS_LOOK).await;
+        if fs.staged_paths().is_empty() {
+            continue;
+        }
+        if let Err(error) = fs.look_at_workspace().await {
+            tracing::debug!(%error, "cannot look whether others committed");
+        }
+    }
+}
+
 /// Lists the base ahead, so that writing goes on everywhere if the server goes away.
 async fn list_ahead(fs: Arc<Fs>) {
     while let Err(error) = fs.list_ahead(LISTED_AHEAD).await {
@@ -744,8 +815,8 @@ pub fn offline_differences(dir: &Path) -> Result<Vec<Difference>, MountError> {
 /// # Errors
 /// When its journal cannot be read.
 pub fn offline_status(dir: &Path) -> Result<Status, MountError> {
-    let (counts, local, base) = crate::fs::survey(dir, &state_dir::shown(dir)?)?;
-    Ok(Status { phase: "stopped".to_owned(), base: base.to_string(), counts, local, ..Status::default() })
+    let Survey { counts, local, base, conflicts } = crate::fs::survey(dir, &state_dir::shown(dir)?, SHOWN_CONFLICTS)?;
+    Ok(Status { phase: "stopped".to_owned(), base: base.to_string(), counts, conflicts, local, ..Status::default() })
 }
 
 /// What can be salvaged of a state directory without a daemon, and what is wrong with its `meta.json`; does it if told to

@@ -6,6 +6,7 @@
 //! | `connect` | from a mount's settings to its workspace |
 //! | `http` | addresses, credentials, deadlines; answers as values and errors |
 //! | `retry` | when a request is made again |
+//! | `recognition` | whether the repository at the address is the one that is meant |
 //! | `dialect` | what this server can do |
 //! | `wire` | the protocol's JSON and the sources of its facts |
 //! | `body`, `multipart` | request bodies streamed from files |
@@ -34,6 +35,7 @@ mod marks;
 mod multipart;
 mod names;
 mod overlooked;
+mod recognition;
 mod removal;
 mod repository;
 mod retry;
@@ -51,10 +53,10 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 
-pub use self::connect::{connect, create, repository};
+pub use self::connect::{Connected, Opened, connect, create, repository};
 pub use self::http::Credentials;
 pub use self::repository::{
-    Claim, Contents, InitialFile, NewRepository, Repository, RepositoryInfo, S3Storage, Storage, User,
+    Claim, Contents, InitialFile, NewRepository, Repository, RepositoryInfo, S3Storage, StagedCounts, Storage, User,
 };
 pub use self::wire::{Branch, Commit, WorkspaceInfo};
 use crate::activity::Activity;
@@ -130,6 +132,8 @@ pub struct OxenWorkspace {
     id: RwLock<Arc<str>>,
     name: String,
     created: bool,
+    /// Others may use it.
+    shared: bool,
     dialect: dialect::Dialect,
     info: ServerInfo,
     compress: bool,
@@ -222,6 +226,10 @@ impl Workspace for OxenWorkspace {
         self.open_again(branch, base).boxed()
     }
 
+    fn renew<'a>(&'a self, branch: &'a str) -> Fut<'a, Option<WorkspaceIdentity>> {
+        self.open_anew(branch).boxed()
+    }
+
     fn head<'a>(&'a self, branch: &'a str) -> Fut<'a, CommitId> {
         self.head_of(branch).boxed()
     }
@@ -271,6 +279,14 @@ impl Workspace for OxenWorkspace {
 
     fn read<'a>(&'a self, source: &'a Source, range: Range<u64>) -> Fut<'a, bytes::Bytes> {
         self.read_range(source, range).boxed()
+    }
+
+    fn gives_parts(&self, source: &Source) -> bool {
+        self.may_give_parts(source)
+    }
+
+    fn read_part<'a>(&'a self, source: &'a Source, range: Range<u64>) -> Fut<'a, Option<bytes::Bytes>> {
+        self.read_part_of(source, range).boxed()
     }
 
     fn fetch_small<'a>(&'a self, wanted: &'a [Object], take: &'a Take) -> Fut<'a, Option<Vec<ContentHash>>> {

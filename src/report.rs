@@ -38,6 +38,11 @@ pub struct Counts {
     pub failed: Tally,
     /// Of these, the ones that others changed too: they wait for somebody.
     pub conflicts: Tally,
+    /// Files that the server lacks as far as is known, and whose bytes are not here: it had them staged. Counted where they
+    /// would be otherwise, too.
+    pub absent: Tally,
+    /// Changes that were unstaged on purpose, and wait to be written again; counted where they would be otherwise, too.
+    pub held: Tally,
     /// Removals and moves that the server does not know of yet; no bytes.
     pub removals: Tally,
     /// Paths of which Oxen cannot store all, or anything: files, directories and others; bytes of files that stay.
@@ -53,6 +58,28 @@ impl Counts {
         let sum = |field: fn(&Tally) -> u64| open.iter().map(field).fold(0, u64::saturating_add);
         (sum(|tally| tally.files), sum(|tally| tally.bytes))
     }
+}
+
+/// Copies of what the server has, and what became of the wish for them since the daemon started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cached {
+    /// What they take.
+    pub bytes: u64,
+    /// The most that they may take; 0 where no daemon runs.
+    pub limit_bytes: u64,
+    /// Times that content was wanted that was here.
+    pub hits: u64,
+    /// Times that it had to be fetched.
+    pub misses: u64,
+    /// Blocks of large files that were fetched.
+    pub blocks_fetched: u64,
+    /// Blocks that were not any more what had come, and were fetched again.
+    pub blocks_damaged: u64,
+    /// Files whose blocks together were not what the file should be: they were fetched anew, whole.
+    pub wrong_files: u64,
+    /// Small files that were fetched before anybody asked for them.
+    pub files_ahead: u64,
 }
 
 /// A file whose holes are sent as zeros.
@@ -88,6 +115,18 @@ pub struct FileError {
     pub parked: bool,
 }
 
+/// A path that was changed here and by others.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conflict {
+    /// Repository path.
+    pub path: String,
+    /// What each side did, in words.
+    pub what: String,
+    /// Where the file is now that was removed here, where its content tells.
+    #[serde(default)]
+    pub renamed_to: Option<String>,
+}
+
 /// What the server has and programs cannot read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unreadable {
@@ -114,6 +153,43 @@ pub struct Difference {
     /// Why it stays local.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What each side did, where others changed it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<String>,
+    /// Whether somebody else staged it in the same workspace.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub others: bool,
+}
+
+/// What others staged in a workspace that a commit is made of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenAlong {
+    /// How many files.
+    pub files: u64,
+    /// The first of them.
+    pub paths: Vec<String>,
+}
+
+impl TakenAlong {
+    /// How many are named.
+    const NAMED: usize = 20;
+
+    /// Of these paths.
+    pub fn of(paths: impl IntoIterator<Item = String>) -> Self {
+        let (mut files, mut named) = (0, Vec::new());
+        for path in paths {
+            files += 1;
+            if named.len() < Self::NAMED {
+                named.push(path);
+            }
+        }
+        Self { files, paths: named }
+    }
+
+    /// Whether there is nothing.
+    pub fn is_none(&self) -> bool {
+        self.files == 0
+    }
 }
 
 /// How a path differs from the base.

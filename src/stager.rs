@@ -433,10 +433,15 @@ impl Stager {
         };
         // What the base has needs no staging: nothing is left out on the word of an old listing.
         let content = capture.want.object();
-        if content.is_some() && capture.account.is_base(content) && !self.fs.knows_base_of(&capture.path) {
+        let by_base = content.is_some() && capture.account.is_base(content);
+        let unknown_base = by_base && !self.fs.knows_base_of(&capture.path);
+        // Nor is a directory left empty, of which nobody knows that the removed file was its last.
+        let is_removal = wanted.is_none() && capture.account.base.is_some();
+        if unknown_base || is_removal && !self.fs.knows_above(&capture.path) {
             let fs = self.fs.clone();
             let list = async move {
-                let listed = fs.learn_base_of(&capture.path).await;
+                let path = &capture.path;
+                let listed = if is_removal { fs.learn_above(path).await } else { fs.learn_base_of(path).await };
                 Done::Listed(Box::new(capture), listed)
             };
             return self.running.push(list.boxed());

@@ -6,6 +6,7 @@
 pub mod memory;
 pub mod progress;
 pub mod verify;
+pub mod which;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -346,6 +347,10 @@ pub trait Workspace: Send + Sync + 'static {
     /// Later requests go to what is found, also where another client made it under another id.
     fn reopen<'a>(&'a self, branch: &'a str, base: &'a CommitId) -> Fut<'a, Reopened>;
 
+    /// Replaces the workspace by one of the same name on what `branch` has become, with nothing staged in it. `None`: others
+    /// may use it, and it stays. The caller keeps what was staged.
+    fn renew<'a>(&'a self, branch: &'a str) -> Fut<'a, Option<WorkspaceIdentity>>;
+
     /// The commit that `branch` stands on.
     fn head<'a>(&'a self, branch: &'a str) -> Fut<'a, CommitId>;
 
@@ -392,6 +397,14 @@ pub trait Workspace: Send + Sync + 'static {
 
     /// `range` of a file, in bytes from its start; shorter where the file ends earlier.
     fn read<'a>(&'a self, source: &'a Source, range: Range<u64>) -> Fut<'a, bytes::Bytes>;
+
+    /// Whether [`read_part`](Workspace::read_part) may give parts of such a file, as far as is known without asking.
+    fn gives_parts(&self, source: &Source) -> bool;
+
+    /// `range` of a file, in bytes from its start, all of it: for who knows how long the file is. No more than that is
+    /// asked for, nor than the server has to hold in memory at a time, so it is one request or few. `None`: the server
+    /// gives no parts of it, or not there; it is to be [fetched](Workspace::fetch) whole.
+    fn read_part<'a>(&'a self, source: &'a Source, range: Range<u64>) -> Fut<'a, Option<bytes::Bytes>>;
 
     /// Small contents, as many as are wanted in one answer, each handed to `take` once it is there, in any order; all are
     /// in memory one after the other. Returns those that the server does not have; `None`: this server cannot do it, and
@@ -587,6 +600,18 @@ pub enum WorkspaceError {
          the next commit brings it, in two steps"
     )]
     Overlooked,
+    /// The repository of this name at this address is not the one that is known. Nothing is asked of it.
+    #[error("{server} has another repository {repo} than before: {known}, {found}")]
+    Another {
+        /// Scheme, host and port.
+        server: String,
+        /// `NAMESPACE/NAME`.
+        repo: String,
+        /// What is known of the one that is meant.
+        known: String,
+        /// What is there.
+        found: String,
+    },
     /// A local file could not be read or written.
     #[error("local file: {0}")]
     Io(#[source] Arc<std::io::Error>),
@@ -609,6 +634,7 @@ impl WorkspaceError {
             | Self::Server { .. }
             | Self::Unauthorized { .. }
             | Self::Unconfirmed { .. }
+            | Self::Another { .. }
             | Self::Protocol { .. } => true,
             Self::Forbidden { .. }
             | Self::NotFound { .. }
@@ -636,7 +662,7 @@ impl WorkspaceError {
     /// answer waits.
     pub fn is_outage(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Busy { .. } => true,
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Busy { .. } | Self::Another { .. } => true,
             Self::Server { status, .. } => matches!(status, 408 | 502..=504),
             _ => false,
         }
@@ -656,7 +682,11 @@ impl WorkspaceError {
             | Self::NoSpace { request, .. }
             | Self::Refused { request, .. }
             | Self::Protocol { request, .. } => *request,
-            Self::Unconfirmed { .. } | Self::Unsupported { .. } | Self::Overlooked | Self::Io(_) => None,
+            Self::Unconfirmed { .. }
+            | Self::Unsupported { .. }
+            | Self::Overlooked
+            | Self::Another { .. }
+            | Self::Io(_) => None,
         }
     }
 
@@ -683,6 +713,7 @@ impl WorkspaceError {
             Self::NoSpace { .. } => "no_space",
             Self::Refused { .. } | Self::Unsupported { .. } => "refused",
             Self::Unconfirmed { .. } | Self::Protocol { .. } | Self::Overlooked => "protocol",
+            Self::Another { .. } => "another_repository",
             Self::Io(_) => "local_disk",
         }
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{MountInput, units};
 
@@ -50,6 +50,9 @@ pub enum Command {
     Diff(DiffArgs),
     /// Copy files and directories into a mount, faster than cp -r
     Import(ImportArgs),
+    /// Put files back to what the branch has, and drop what was changed; --undo brings that back
+    #[command(visible_alias = "discard")]
+    Restore(RestoreArgs),
     /// Fetch files into the local cache before they are read
     Warm(WarmArgs),
     /// Wait until everything, or these paths, are staged on the server
@@ -60,6 +63,12 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Stage what was written up to now, and commit it
     Commit(CommitArgs),
+    /// Take in what others committed to the branch
+    Refresh(RefreshArgs),
+    /// Decide what becomes of files that were changed here and by others
+    Resolve(ResolveArgs),
+    /// Print a version of a file that was changed here and by others
+    Show(VersionArgs),
     /// Print what happens in a mount, as lines of JSON
     Events(EventsArgs),
     /// Print or serve what is measured of all mounts, for Prometheus
@@ -78,8 +87,8 @@ pub enum Command {
     Repo(RepoCommand),
     /// List a repository's branches
     Branches(LookArgs),
-    /// List a repository's workspaces
-    Workspaces(LookArgs),
+    /// List a repository's workspaces, or delete some: workspaces delete, workspaces prune
+    Workspaces(WorkspacesArgs),
     /// Serve the Oxen API from a local directory, for trying and for tests
     DevServer(DevServerArgs),
     /// Print a manual page, as man(1) reads it: oxenfs man mount | man -l -
@@ -185,6 +194,12 @@ pub struct MountArgs {
     #[arg(long, value_name = "TIME")]
     pub read_timeout: Option<String>,
 
+    /// How often the mount takes in what others committed to the branch, for example 5m; only while no file is open in
+    /// it. 0: it does not even look. look:TIME: it looks that often, less often while nothing changes, and tells
+    /// `status`, `events` and the log [default: look:60s]
+    #[arg(long, value_name = "TIME")]
+    pub refresh: Option<String>,
+
     /// Whether reads and writes may go straight to the local disk, past the daemon: auto (as root, where the kernel can)
     /// or never [default: auto]
     #[arg(long, value_name = "WHEN")]
@@ -283,6 +298,7 @@ impl MountArgs {
             umask: self.umask,
             token_file: self.token_file,
             metrics: self.metrics,
+            refresh: self.refresh,
         }
     }
 }
@@ -535,6 +551,46 @@ pub struct ImportArgs {
     pub json: bool,
 }
 
+const RESTORE_AFTER: &str = "\
+Directories mean all below them that was changed and not committed: what was added goes, what was removed comes back, and
+what was modified is again as it was. What is dropped is kept on this disk until the next commit, for a week at most, and
+makes way when room is short (--spool-limit); --undo brings it back, as long as nothing else was done there. Symbolic
+links and empty directories stay, and so does what others staged in a workspace that is shared.
+
+Examples:
+  oxenfs restore /mnt/cats/labels
+  oxenfs restore --source release --yes /mnt/cats/labels/7.txt
+  oxenfs restore --undo /mnt/cats/labels";
+
+/// `oxenfs restore`.
+#[derive(Debug, Args)]
+#[command(after_help = RESTORE_AFTER)]
+pub struct RestoreArgs {
+    /// Files and directories on a mount [default, with --undo: what the last restore dropped in the mount at .]
+    #[arg(value_name = "PATH", required_unless_present = "undo")]
+    pub paths: Vec<PathBuf>,
+
+    /// To what a branch or a commit has [default: the commit that the mount stands on]
+    #[arg(long, value_name = "COMMIT|BRANCH", conflicts_with = "undo")]
+    pub source: Option<String>,
+
+    /// Only unstage: what is here stays, and is not staged again until it is written, or named to oxenfs sync
+    #[arg(long, conflicts_with_all = ["source", "undo"])]
+    pub staged: bool,
+
+    /// Bring back what a restore dropped
+    #[arg(long)]
+    pub undo: bool,
+
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
 const WARM_AFTER: &str = "\
 Directories mean all below them. Many small files come in one request where the server can do that. What is in the cache
 already is not fetched again, so a command that was ended goes on when it is repeated. All of it has to fit into the cache
@@ -704,6 +760,11 @@ pub struct CommitArgs {
     #[arg(long, value_name = "NAME")]
     pub branch: Option<String>,
 
+    /// What becomes of files that others changed too: the commit fails and changes nothing, yours go over theirs, theirs
+    /// take the place of yours, or yours go beside theirs under another name
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub on_conflict: OnConflict,
+
     /// Give up waiting after this time, for example 30s or 5m; staging goes on
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub timeout: Option<Duration>,
@@ -711,6 +772,76 @@ pub struct CommitArgs {
     /// Say what was done as a JSON object on standard output
     #[arg(long)]
     pub json: bool,
+}
+
+/// What a commit does with files that others changed too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnConflict {
+    /// It fails, and changes nothing.
+    #[default]
+    Fail,
+    /// Yours go over theirs.
+    Ours,
+    /// Theirs take the place of yours.
+    Theirs,
+    /// Yours go beside theirs.
+    KeepBoth,
+}
+
+/// `oxenfs refresh`.
+#[derive(Debug, Args)]
+pub struct RefreshArgs {
+    /// The mount point
+    pub dir: PathBuf,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `oxenfs resolve`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("choice").required(true).args(["ours", "theirs", "keep_both"])))]
+pub struct ResolveArgs {
+    /// Files in conflict, or directories: all below
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+
+    /// What is here goes over what the branch has
+    #[arg(long)]
+    pub ours: bool,
+
+    /// What the branch has takes the place of what is here
+    #[arg(long)]
+    pub theirs: bool,
+
+    /// The branch's version keeps the name, and what is here goes beside it under another
+    #[arg(long)]
+    pub keep_both: bool,
+
+    /// Say what was done as a JSON list on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `oxenfs show`.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("wanted").required(true).args(["ours", "theirs", "base"])))]
+pub struct VersionArgs {
+    /// A file on a mount
+    pub path: PathBuf,
+
+    /// What is here
+    #[arg(long)]
+    pub ours: bool,
+
+    /// What the branch has
+    #[arg(long)]
+    pub theirs: bool,
+
+    /// What both began with
+    #[arg(long)]
+    pub base: bool,
 }
 
 /// `oxenfs repo ...`.
@@ -783,7 +914,7 @@ pub struct ShowArgs {
     pub json: bool,
 }
 
-/// `oxenfs branches` and `oxenfs workspaces`.
+/// `oxenfs branches`, and `oxenfs workspaces` without more.
 #[derive(Debug, Args)]
 pub struct LookArgs {
     /// NAMESPACE/NAME, or a whole URL
@@ -794,6 +925,85 @@ pub struct LookArgs {
     pub server: Option<String>,
 
     /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+const WORKSPACES_AFTER: &str = "\
+Yours on this machine come first. At most twenty are asked what is staged in them.
+
+Examples:
+  oxenfs workspaces ox/cats
+  oxenfs workspaces delete ox/cats team-b
+  oxenfs workspaces prune ox/cats --older 30d --yes";
+
+/// `oxenfs workspaces`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_help = WORKSPACES_AFTER)]
+pub struct WorkspacesArgs {
+    /// What to do with them.
+    #[command(subcommand)]
+    pub command: Option<WorkspacesCommand>,
+
+    /// Which to list.
+    #[command(flatten)]
+    pub look: Option<LookArgs>,
+}
+
+/// `oxenfs workspaces ...`.
+#[derive(Debug, Subcommand)]
+pub enum WorkspacesCommand {
+    /// Delete a workspace, with what is staged in it
+    Delete(DeleteWorkspaceArgs),
+    /// Delete those of yours that are empty and old
+    Prune(PruneWorkspacesArgs),
+}
+
+/// `oxenfs workspaces delete`.
+#[derive(Debug, Args)]
+pub struct DeleteWorkspaceArgs {
+    /// NAMESPACE/NAME, or a whole URL
+    pub repo: String,
+
+    /// The workspace
+    pub name: String,
+
+    /// The server [default: $OXEN_SERVER, else the default host of the Oxen configuration]
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+
+    /// Also if changes are staged in it and not committed
+    #[arg(long)]
+    pub force: bool,
+
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `oxenfs workspaces prune`.
+#[derive(Debug, Args)]
+pub struct PruneWorkspacesArgs {
+    /// NAMESPACE/NAME, or a whole URL
+    pub repo: String,
+
+    /// The server [default: $OXEN_SERVER, else the default host of the Oxen configuration]
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+
+    /// Those that were made, and committed last, so long ago, for example 30d
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub older: Duration,
+
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+
+    /// Say what was done as a JSON object on standard output
     #[arg(long)]
     pub json: bool,
 }

@@ -7,13 +7,13 @@ use std::path::Path;
 use super::args::DiffArgs;
 use super::failure::{Doing, Failure, quoted};
 use super::find::{self, Finder, connect};
-use super::output::{bytes, count, data, json, note, printable, thousands};
+use super::output::{bytes, count, data, json, note, printable, takes_along, thousands};
 use super::seams;
 use super::vigil::{self, Vigil};
 use crate::control::client::ClientError;
 use crate::control::{Event, Request};
 use crate::mount::state_dir::Known;
-use crate::report::{Difference, Kind};
+use crate::report::{Difference, Kind, TakenAlong};
 
 /// `oxenfs diff`. Works without a daemon too.
 pub fn diff(args: DiffArgs, finder: &Finder) -> Result<u8, Failure> {
@@ -82,6 +82,7 @@ fn lines(found: &[Difference]) -> String {
         let path = printable(&difference.path);
         let place = match difference.kind {
             Kind::Local => "",
+            _ if difference.others => "others'",
             _ if difference.staged => "staged",
             _ => "to send",
         };
@@ -95,12 +96,16 @@ fn lines(found: &[Difference]) -> String {
             (_, Some(reason)) => writeln!(text, "{path} ({})", printable(reason)),
             _ => writeln!(text, "{path}"),
         };
+        if let Some(conflict) = &difference.conflict {
+            let _ = writeln!(text, "{:<9} {path} {}", "conflict", printable(conflict));
+        }
     }
     text
 }
 
 fn summary(found: &[Difference]) -> String {
-    let of = |kind: Kind| found.iter().filter(|difference| difference.kind == kind).count() as u64;
+    let of =
+        |kind: Kind| found.iter().filter(|difference| difference.kind == kind && !difference.others).count() as u64;
     let kinds = [Kind::Added, Kind::Modified, Kind::Removed, Kind::Renamed];
     let parts: Vec<String> = kinds
         .into_iter()
@@ -111,6 +116,11 @@ fn summary(found: &[Difference]) -> String {
     let to_send = found.iter().filter(|difference| difference.kind != Kind::Local && !difference.staged).count() as u64;
     if to_send > 0 {
         let _ = write!(text, "; {} to send", count(to_send, "change"));
+    }
+    let others = found.iter().filter(|difference| difference.others).map(|difference| difference.path.clone());
+    let others = TakenAlong::of(others);
+    if !others.is_none() {
+        let _ = write!(text, "; {}", takes_along(&others));
     }
     if of(Kind::Local) > 0 {
         let _ = write!(text, "; {} of which Oxen cannot store all", count(of(Kind::Local), "path"));

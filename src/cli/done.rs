@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::report::{Difference, TakenAlong};
+
 /// `oxenfs mount --json`.
 #[derive(Debug, Serialize)]
 pub struct Mounted {
@@ -89,6 +91,9 @@ pub struct Committed {
     pub commit: Option<String>,
     /// Files that were staged for it.
     pub staged_files: u64,
+    /// What it holds that others staged.
+    #[serde(skip_serializing_if = "TakenAlong::is_none")]
+    pub others: TakenAlong,
 }
 
 /// `oxenfs unmount --json`.
@@ -126,6 +131,22 @@ pub struct Imported {
 pub struct Created {
     /// The repository's URL.
     pub url: String,
+}
+
+/// `oxenfs restore --json`.
+#[derive(Debug, Serialize)]
+pub struct Restored {
+    /// What changed.
+    pub restored: Vec<Difference>,
+    /// Whether that was an undo.
+    pub undo: bool,
+}
+
+/// `oxenfs workspaces delete --json` and `oxenfs workspaces prune --json`.
+#[derive(Debug, Serialize)]
+pub struct Deleted {
+    /// The workspaces that were deleted.
+    pub deleted: Vec<String>,
 }
 
 /// `oxenfs log-level --json`.

@@ -11,7 +11,7 @@ pub use crate::log::quoted;
 use crate::mount::MountError;
 use crate::mount::daemon::Report;
 use crate::mount::preflight::{PreflightError, UnmountError};
-use crate::mount::state_dir::{Known, StateError};
+use crate::mount::state_dir::{Identity, Known, StateError};
 use crate::store::journal::JournalError;
 use crate::workspace::WorkspaceError;
 
@@ -216,6 +216,7 @@ impl From<WorkspaceError> for Failure {
             E::Forbidden { .. } => "use a token that may write there: set OXEN_API_KEY".into(),
             E::NotFound { .. } => "check the names: oxenfs branches REPO, oxenfs workspaces REPO".into(),
             E::Protocol { .. } => "check the address: --server http://HOST:PORT".into(),
+            E::Another { .. } => "once the repository of before is back there, mount again, and what waits here is sent; to mount what is there now, with nothing of this: --state-dir DIR".into(),
             E::Conflict { .. }
             | E::NoSpace { .. }
             | E::Refused { .. }
@@ -236,6 +237,24 @@ impl From<MountError> for Failure {
             MountError::Place(error) => error.into(),
             MountError::NoRepository { .. } => {
                 Self::new(error).hint("add --create to make it, or check the name: NAMESPACE/NAME")
+            }
+            MountError::NoBranch { ref identity, ref other, .. } => {
+                let hint = match other {
+                    // The state directory goes by the workspace: what waits in it goes along.
+                    Some(other) => {
+                        let branch = other.clone();
+                        format!(
+                            "to go on with what is here on another branch: {}",
+                            command_for(&Identity { branch, ..(**identity).clone() })
+                        )
+                    }
+                    None => format!(
+                        "make it again there, and repeat the command; what waits here is kept: oxenfs branches {} --server {}",
+                        quoted(&identity.repo),
+                        quoted(&identity.server)
+                    ),
+                };
+                Self::new(error).hint(hint)
             }
             MountError::Journal(JournalError::Newer { .. } | JournalError::Unknown { .. }) => {
                 Self::new(error).hint("use the newer oxenfs, or another --state-dir")
@@ -301,7 +320,10 @@ impl From<Failure> for Report {
 
 /// The command that mounts it again.
 pub fn mount_command(known: &Known) -> String {
-    let identity = &known.meta.identity;
+    command_for(&known.meta.identity)
+}
+
+fn command_for(identity: &Identity) -> String {
     let mut command = format!("oxenfs mount {} {}", quoted(&identity.repo), quoted(&identity.mountpoint));
     let mut option = |name, value: &str| command += &format!(" {name} {}", quoted(value));
     option("--server", &identity.server);

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use super::failure::Failure;
 use super::interrupt;
-use super::output::{bytes, count, note};
+use super::output::{bytes, count, note, takes_along};
 use super::progress::Meter;
 use super::vigil::{self, Vigil};
 use crate::control::client::{Client, ClientError, Next};
 use crate::control::{Event, Failure as Refusal, Request};
 use crate::mount::state_dir::Known;
-use crate::report::Progress;
+use crate::report::{Progress, TakenAlong};
 
 /// When waiting ends: once for all that a command waits for.
 #[derive(Debug, Clone, Copy)]
@@ -56,8 +56,9 @@ fn await_end(client: &mut Client, deadline: Deadline) {
 pub enum End {
     /// It was carried out, and so many files were staged for it.
     Done(u64),
-    /// The commit was made, and so many files were staged for it; `None`: there was nothing to commit.
-    Committed(Option<String>, u64),
+    /// The commit was made, so many files were staged for it, and it holds these of others; `None`: there was nothing to
+    /// commit.
+    Committed(Option<String>, u64, TakenAlong),
     /// It was not carried out.
     Refused(Refusal),
     /// Ctrl-C, or the deadline passed; the request is withdrawn, the daemon goes on.
@@ -133,6 +134,7 @@ pub fn follow_while_it_goes_on(
 ) -> Result<End, Failure> {
     let mut stalled: Option<(Instant, String)> = None;
     let mut moved = (Instant::now(), Progress::default());
+    let mut taken = TakenAlong::default();
     interrupt::catch();
     let mut vigil = Vigil::over(known, &stream);
     let mut client = vigil::asked(&vigil, stream, request)?;
@@ -199,7 +201,11 @@ pub fn follow_while_it_goes_on(
             Event::Committed { id } => {
                 let staged = meter.last().files_done;
                 meter.finish();
-                return Ok(End::Committed(id, staged));
+                return Ok(End::Committed(id, staged, taken));
+            }
+            Event::TakesAlong(others) => {
+                meter.aside(|| note(takes_along(&others)));
+                taken = others;
             }
             Event::Failed(refusal) => {
                 meter.clear();
@@ -213,7 +219,10 @@ pub fn follow_while_it_goes_on(
             | Event::Warmed(_)
             | Event::Importing
             | Event::Copied { .. }
-            | Event::Imported { .. } => {
+            | Event::Imported { .. }
+            | Event::Refreshed(_)
+            | Event::Resolved { .. }
+            | Event::Chunk { .. } => {
                 meter.clear();
                 return Err(ClientError::NotUnderstood.into());
             }

@@ -6,9 +6,10 @@ use serde::Serialize;
 
 use super::failure::Failure;
 use crate::config::OxenUrl;
-pub use crate::control::words::{are, bytes, changes_are, count, thousands};
+pub use crate::control::words::{are, bytes, changes_are, count, takes_along, thousands};
 pub use crate::log::printable;
 use crate::log::{printable_json, printable_lines};
+use crate::report::Counts;
 
 /// Writes data to standard output, with a newline; what else a terminal would obey is escaped.
 ///
@@ -65,6 +66,14 @@ pub fn without_credentials(repo: &str) -> String {
     match repo.rsplit_once('@') {
         Some((_, rest)) => format!("...@{}", printable(rest)),
         None => printable(repo).into_owned(),
+    }
+}
+
+/// What of the changes that the server lacks is not on this disk, behind words that say the rest is.
+pub fn all_but(counts: &Counts) -> String {
+    match counts.absent.files {
+        0 => String::new(),
+        files => format!(", but for the bytes of {}, which the server alone had", count(files, "file")),
     }
 }
 

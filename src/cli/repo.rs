@@ -1,12 +1,12 @@
-//! `oxenfs repo create`, `oxenfs branches`, `oxenfs workspaces`.
+//! `oxenfs repo create`, and which repository a command means.
 
 use std::path::{Path, PathBuf};
 
-use super::args::{CreateArgs, LookArgs};
+use super::args::CreateArgs;
 use super::done;
 use super::failure::{Doing, Failure, quoted};
-use super::output::{data, json, note, printable, warn, without_credentials};
-use super::seams::{self, NewRepo, Place, Ref};
+use super::output::{data, json, warn, without_credentials};
+use super::seams::{self, NewRepo, Place};
 use super::sync::who;
 use crate::config::{ConfigError, CreateRepo, CredentialSource, Environment, Files, OxenConfig, resolve};
 use crate::path::RepoPath;
@@ -91,38 +91,4 @@ pub fn check_credentials(credentials: &CredentialSource) -> Result<(), Failure> 
         Ok(_) | Err(ConfigError::Unreadable { .. }) => Ok(()),
         Err(error) => Err(error.into()),
     }
-}
-
-/// `oxenfs branches`.
-pub fn branches(args: LookArgs, environment: &Environment) -> Result<u8, Failure> {
-    look(args, environment, "branches", seams::branches)
-}
-
-/// `oxenfs workspaces`.
-pub fn workspaces(args: LookArgs, environment: &Environment) -> Result<u8, Failure> {
-    look(args, environment, "workspaces", seams::workspaces)
-}
-
-fn look(
-    args: LookArgs,
-    environment: &Environment,
-    noun: &str,
-    ask: fn(Place) -> Result<Vec<Ref>, Failure>,
-) -> Result<u8, Failure> {
-    let failed = || format!("cannot list the {noun} of {}", without_credentials(&args.repo));
-    let place = place(&args.repo, args.server.as_deref(), environment).doing(failed)?;
-    let refs = ask(place).doing(failed)?;
-    if args.json {
-        json(&refs, true)?;
-        return Ok(0);
-    }
-    let names: Vec<_> = refs.iter().map(|named| printable(&named.name)).collect();
-    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
-    for (Ref { commit, .. }, name) in refs.iter().zip(&names) {
-        data(&format!("{name:width$}  {}", printable(commit)))?;
-    }
-    if refs.is_empty() {
-        note(format_args!("no {noun}"));
-    }
-    Ok(0)
 }

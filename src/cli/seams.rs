@@ -4,8 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
-
 use super::failure::{Failure, quoted};
 use super::output::are;
 use crate::config::{CreateRepo, CredentialSource, MountSettings, RepoId, ServerUrl};
@@ -14,7 +12,7 @@ use crate::fs::Repair;
 use crate::mount::daemon::Notifier;
 use crate::mount::preflight::Place as MountPlace;
 use crate::mount::state_dir::StateDir;
-use crate::mount::{self, Contents, InitialFile, NewRepository, Repository, User, WorkspaceInfo};
+use crate::mount::{self, Contents, InitialFile, NewRepository, Repository, User};
 use crate::report::Difference;
 use crate::workspace::WorkspaceError;
 
@@ -101,15 +99,6 @@ impl Place {
     }
 }
 
-/// A branch or a workspace, as listings show it.
-#[derive(Debug, Serialize)]
-pub struct Ref {
-    /// Its name.
-    pub name: String,
-    /// The commit it stands on.
-    pub commit: String,
-}
-
 /// Makes a repository; returns what the server did otherwise than asked.
 ///
 /// # Errors
@@ -167,30 +156,14 @@ fn look_within(place: &Place, patience: Duration) -> Option<Look> {
     looked.ok()
 }
 
-/// The branches of a repository.
-///
-/// # Errors
-/// When the server cannot be reached or refuses.
-pub fn branches(place: Place) -> Result<Vec<Ref>, Failure> {
-    let found = ask(&place, async |repository| repository.branches().await)?;
-    Ok(found.into_iter().map(|branch| Ref { name: branch.name, commit: branch.commit_id }).collect())
-}
-
-/// The workspaces of a repository.
-///
-/// # Errors
-/// When the server cannot be reached or refuses.
-pub fn workspaces(place: Place) -> Result<Vec<Ref>, Failure> {
-    let found = ask(&place, async |repository| repository.workspaces().await)?;
-    let reference = |found: WorkspaceInfo| Ref { name: found.name.unwrap_or(found.id), commit: found.commit.id };
-    Ok(found.into_iter().map(reference).collect())
-}
-
 /// How long a command waits for a server that is silent when it is asked for something, the first time.
 const STALL: Duration = Duration::from_secs(15);
 
 /// One conversation with a server, after its version was found to be one.
-fn ask<T>(
+///
+/// # Errors
+/// When the server cannot be reached or refuses.
+pub fn ask<T>(
     place: &Place,
     conversation: impl AsyncFnOnce(&Repository) -> Result<T, WorkspaceError>,
 ) -> Result<T, Failure> {

@@ -6,12 +6,12 @@ use std::time::Duration;
 use super::args::StatusArgs;
 use super::failure::{Doing, Failure, mount_command, quoted};
 use super::find::{self, Finder, at_once, connect_now, owed, status_of};
-use super::output::{are, bytes, count, data, json, note, printable, seconds, thousands};
+use super::output::{all_but, are, bytes, count, data, json, note, printable, seconds, thousands};
 use super::seams;
 use super::watch::Watch;
-use crate::control::Status;
+use crate::control::{Ahead, Status};
 use crate::mount::state_dir::Known;
-use crate::report::{Counts, Tally};
+use crate::report::{Cached, Counts, Tally};
 
 /// Between two looks of `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
@@ -147,6 +147,9 @@ fn table(known: &Known, status: &Status) -> String {
         }
         None => row("branch", format!("{}, workspace {}", printable(&status.branch), printable(&status.workspace))),
     }
+    if let Some(ahead) = &status.ahead {
+        row("ahead", gone_on(known, status, ahead));
+    }
     if !status.server_version.is_empty() {
         row("server", format!("{}, protocol {}", printable(&status.server_version), printable(&status.dialect)));
     }
@@ -160,6 +163,7 @@ fn table(known: &Known, status: &Status) -> String {
     let counts = &status.counts;
     if status.revision.is_some() {
         // It has nothing to send, ever.
+        cache(status).into_iter().for_each(|cache| row("cache", cache));
         if !status.passthrough.is_empty() {
             row("passthrough", printable(&status.passthrough).to_string());
         }
@@ -192,6 +196,7 @@ fn table(known: &Known, status: &Status) -> String {
             limit => format!(" of {}", bytes(limit)),
         };
         row("spool", format!("{}{limit}", bytes(status.spool_bytes)));
+        cache(status).into_iter().for_each(|cache| row("cache", cache));
         if !status.passthrough.is_empty() {
             row("passthrough", printable(&status.passthrough).to_string());
         }
@@ -207,6 +212,7 @@ fn table(known: &Known, status: &Status) -> String {
             ),
         );
     }
+    conflicts(&mut text, known, status);
     if !status.errors.is_empty() {
         let _ = writeln!(text, "  errors");
         for error in &status.errors {
@@ -234,6 +240,52 @@ fn table(known: &Known, status: &Status) -> String {
         let _ = writeln!(text, "  to send it: {}", mount_command(known));
     }
     text
+}
+
+/// That the branch has commits which the mount does not stand on, and what takes them in.
+fn gone_on(known: &Known, status: &Status, ahead: &Ahead) -> String {
+    let dir = quoted(&known.meta.identity.mountpoint);
+    let (gone_on, them) = match ahead.commits {
+        Some(1) => ("the branch is 1 commit ahead".to_owned(), "it"),
+        Some(commits) => (format!("the branch is {} ahead", count(commits, "commit")), "them"),
+        None => (format!("the branch has gone on, to {}", printable(&ahead.head)), "that"),
+    };
+    match status.shared {
+        true => format!("{gone_on}: the next oxenfs commit {dir} takes {them} in"),
+        false => format!("{gone_on}: oxenfs refresh {dir} takes {them} in"),
+    }
+}
+
+/// How full the cache is, and how often it had what was wanted.
+fn cache(status: &Status) -> Option<String> {
+    let Cached { bytes: here, limit_bytes, hits, misses, wrong_files, .. } = status.cache;
+    if limit_bytes == 0 {
+        return None;
+    }
+    let mut text = format!("{} of {}", bytes(here), bytes(limit_bytes));
+    if let Some(rate) = hits.saturating_mul(100).checked_div(hits.saturating_add(misses)) {
+        let _ = write!(text, ", had {rate}% of what was wanted");
+    }
+    if wrong_files > 0 {
+        let _ = write!(text, "; {} came wrong and had to be fetched again", count(wrong_files, "file"));
+    }
+    Some(text)
+}
+
+/// What was changed here and by others, and who decides.
+fn conflicts(text: &mut String, known: &Known, status: &Status) {
+    if status.conflicts.is_empty() {
+        return;
+    }
+    let dir = quoted(&known.meta.identity.mountpoint);
+    let _ = writeln!(text, "  in conflict (oxenfs resolve {dir}/PATH --ours, --theirs or --keep-both)");
+    for one in &status.conflicts {
+        let _ = writeln!(text, "    {} {}", printable(&one.path), printable(&one.what));
+    }
+    let more = status.counts.conflicts.files.saturating_sub(status.conflicts.len() as u64);
+    if more > 0 {
+        let _ = writeln!(text, "    and {} more", thousands(more));
+    }
 }
 
 /// What programs could not read.
@@ -279,6 +331,7 @@ fn to_send(status: &Status) -> String {
     .map(|(name, tally)| format!("{} {name}", thousands(tally.files)))
     .collect();
     let mut text = format!("{}, {} ({})", count(files, "change"), bytes(content), parts.join(", "));
+    text += &all_but(counts);
     if let Some(age) = status.oldest_unstaged_secs {
         let _ = write!(text, ", oldest {}", seconds(age));
     }

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use super::args::{AuthorArgs, CommitArgs, SyncArgs};
+use super::args::{AuthorArgs, CommitArgs, OnConflict, SyncArgs};
 use super::done;
 use super::failure::{Doing, Failure, quoted};
 use super::find::{self, Finder};
 use super::follow::{Deadline, End, follow};
 use super::output::{data, json, note, printable};
 use crate::config::{Author, Environment, OxenConfig, checked_branch};
-use crate::control::Request;
+use crate::control::{Choice, Request};
 use crate::mount::state_dir::Known;
+use crate::report::TakenAlong;
 
 /// `oxenfs sync`: one request a mount, with all its paths.
 pub fn sync(args: SyncArgs, finder: &Finder) -> Result<u8, Failure> {
@@ -42,7 +43,10 @@ pub fn sync(args: SyncArgs, finder: &Finder) -> Result<u8, Failure> {
 }
 
 /// `path`, which lies at or below `root`, as the daemon names it.
-fn inside(path: &Path, root: &Path) -> Result<String, Failure> {
+///
+/// # Errors
+/// When no server can have it.
+pub fn inside(path: &Path, root: &Path) -> Result<String, Failure> {
     let below = path.strip_prefix(root).map_err(Failure::new)?;
     match below.to_str() {
         Some(text) => Ok(text.to_owned()),
@@ -53,7 +57,7 @@ fn inside(path: &Path, root: &Path) -> Result<String, Failure> {
 /// How many files were staged for it.
 fn wait(known: &Known, stream: UnixStream, paths: Vec<String>, deadline: Deadline) -> Result<u64, Failure> {
     match follow(known, stream, &Request::Sync { paths, before_commit: false }, deadline)? {
-        End::Done(staged) | End::Committed(_, staged) => Ok(staged),
+        End::Done(staged) | End::Committed(_, staged, _) => Ok(staged),
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(Failure::owed(format_args!(
             "{why}; the rest is safe on this disk, and staging goes on in the background"
@@ -70,7 +74,13 @@ pub fn commit(args: CommitArgs, finder: &Finder, environment: &Environment) -> R
     let deadline = Deadline::after(args.timeout);
     let (known, stream) = finder.running_by(&real, deadline).doing(failed)?;
     let (author, email) = who(&args.author, environment).doing(failed)?;
-    let request = Request::Commit { branch, message: args.message, author, email };
+    let on_conflict = match args.on_conflict {
+        OnConflict::Fail => None,
+        OnConflict::Ours => Some(Choice::Ours),
+        OnConflict::Theirs => Some(Choice::Theirs),
+        OnConflict::KeepBoth => Some(Choice::KeepBoth),
+    };
+    let request = Request::Commit { branch, message: args.message, author, email, on_conflict };
     let committed = commit_at(known, stream, &request, 0, deadline).doing(failed)?;
     if args.json {
         json(&committed, false)?;
@@ -93,12 +103,14 @@ pub fn commit_at(
 ) -> Result<done::Committed, Failure> {
     let dir = quoted(&known.meta.identity.mountpoint);
     match follow(known, stream, request, deadline)? {
-        End::Committed(Some(id), more) => Ok(done::Committed { commit: Some(id), staged_files: staged + more }),
-        End::Committed(None, more) | End::Done(more) => {
+        End::Committed(Some(id), more, others) => {
+            Ok(done::Committed { commit: Some(id), staged_files: staged + more, others })
+        }
+        End::Committed(None, more, _) | End::Done(more) => {
             // After a line that says how many were staged.
             let why = if staged + more > 0 { ": what was staged is what the last commit holds" } else { "" };
             note(format_args!("nothing to commit in {dir}{why}"));
-            Ok(done::Committed { commit: None, staged_files: staged + more })
+            Ok(done::Committed { commit: None, staged_files: staged + more, others: TakenAlong::default() })
         }
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(Failure::owed(format_args!(

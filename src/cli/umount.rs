@@ -13,7 +13,7 @@ use super::args::UmountArgs;
 use super::failure::{Failure, mount_command, quoted};
 use super::find::{self, Finder, connect_now, owed, status_by};
 use super::follow::{Deadline, End, Patience, follow_while_it_goes_on};
-use super::output::{changes_are, note};
+use super::output::{all_but, changes_are, note};
 use super::repo::place;
 use super::seams;
 use crate::config::{DEFAULT_DRAIN_TIMEOUT, Environment};
@@ -185,7 +185,8 @@ fn tell(dir: &Path, known: &Known, why: Option<&Failure>) {
     }
     let changes = changes_are(files, content);
     let cause = why.map_or_else(String::new, |why| format!(" ({})", why.cause));
-    note(format_args!("unmounted {}; {changes} not on the server yet, and safe on this disk{cause}", quoted(dir)));
+    let but = all_but(&status.counts);
+    note(format_args!("unmounted {}; {changes} not on the server yet, and safe on this disk{but}{cause}", quoted(dir)));
     match (goes_on, why.and_then(|why| why.hint.as_ref())) {
         (Some(pid), _) => note(format_args!("process {pid} goes on sending; oxenfs status shows how far it is")),
         (None, Some(hint)) => note(format_args!("hint: {hint}")),

@@ -123,6 +123,7 @@ fn options(args: &MountArgs, state_dir: Option<&Path>) -> Result<Vec<String>, Fa
     add("settle", &args.settle);
     add("drain-timeout", &args.drain_timeout);
     add("read-timeout", &args.read_timeout);
+    add("refresh", &args.refresh);
     add("passthrough", &args.passthrough);
     add("keep-awake", &args.keep_awake);
     add("uid", &args.uid);

@@ -8,7 +8,7 @@ use super::done;
 use super::failure::{Doing, Failure, OWED, mount_command, quoted};
 use super::find::{self, Finder, owed};
 use super::follow::{Deadline, End, follow};
-use super::output::{changes_are, count, data, json, note, printable};
+use super::output::{all_but, changes_are, count, data, json, note, printable};
 use super::seams;
 use super::sync;
 use crate::config::Environment;
@@ -48,7 +48,13 @@ pub fn unmount(args: UnmountArgs, finder: &Finder, environment: &Environment) ->
 
 fn commit_request(args: &UnmountArgs, environment: &Environment) -> Result<Request, Failure> {
     let (author, email) = sync::who(&args.author, environment)?;
-    Ok(Request::Commit { branch: None, message: args.message.clone().unwrap_or_default(), author, email })
+    Ok(Request::Commit {
+        branch: None,
+        message: args.message.clone().unwrap_or_default(),
+        author,
+        email,
+        on_conflict: None,
+    })
 }
 
 fn one(
@@ -67,7 +73,7 @@ fn one(
             &Request::Sync { paths: Vec::new(), before_commit: true },
             deadline,
         )? {
-            End::Done(staged) | End::Committed(_, staged) => staged,
+            End::Done(staged) | End::Committed(_, staged, _) => staged,
             End::Refused(refusal) => return Err(refusal.into()),
             End::GaveUp(why) => return Err(gave_up(format_args!("{why}; nothing was committed"), &args.dir)),
         };
@@ -94,7 +100,13 @@ fn one(
                 0 => String::new(),
                 files => format!(", {} staged and not committed", count(files, "change")),
             };
-            note(format_args!("unmounted {}; {}{staged}", quoted(&args.dir), is_there(&left)));
+            let (held_files, held_bytes) = (left.held.files, left.held.bytes);
+            if held_files > 0 {
+                let held = changes_are(held_files, held_bytes);
+                note(format_args!("unmounted {}; {held} held back, and on this disk alone{staged}", quoted(&args.dir)));
+            } else {
+                note(format_args!("unmounted {}; {}{staged}", quoted(&args.dir), is_there(&left)));
+            }
             if left.remote.files > 0 {
                 note(format_args!("{}: commit to keep them", super::status::on_the_server_alone(&left.remote)));
             }
@@ -103,7 +115,7 @@ fn one(
                 note(format_args!("{stays}: oxenfs status {} lists what stays", quoted(&args.dir)));
             }
             tell(args, known, committed, &left)?;
-            Ok(0)
+            Ok(if held_files > 0 { OWED } else { 0 })
         }
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(gave_up(why, &args.dir)),
@@ -163,7 +175,9 @@ fn detach(args: &UnmountArgs, known: &Known, before: &Status, commit: Option<Str
         }
         (files, content) => {
             let changes = changes_are(files, content);
-            note(format_args!("unmounted {dir}; {changes} not on the server yet, and safely queued on this disk"));
+            let queued = if after.counts.absent.files == 0 { "safely queued" } else { "queued" };
+            let but = all_but(&after.counts);
+            note(format_args!("unmounted {dir}; {changes} not on the server yet, and {queued} on this disk{but}"));
             note(format_args!("hint: mount again to send them: {}", mount_command(known)));
             Ok(OWED)
         }
@@ -203,7 +217,8 @@ fn without_daemon(args: &UnmountArgs, dir: &Path, stopped: &[&Known], finder: &F
         }
         if files > 0 {
             let changes = changes_are(files, content);
-            let cause = format!("no daemon runs, and {changes} not on the server yet, and safe on this disk");
+            let but = all_but(&status.counts);
+            let cause = format!("no daemon runs, and {changes} not on the server yet, and safe on this disk{but}");
             let hint = format!("mount again to send them: {}", mount_command(known));
             return Err(Failure::owed(cause).hint(hint));
         }

@@ -57,7 +57,7 @@ const fn key(
 }
 
 /// All of them, in the order in which they are shown.
-pub static KEYS: [Key; 21] = [
+pub static KEYS: [Key; 22] = [
     key("server", "OXEN_SERVER", Form::Text, Scope::NotServer, None, |what, text| {
         super::ServerUrl::parse(what, text).map(drop)
     }),
@@ -83,6 +83,9 @@ pub static KEYS: [Key; 21] = [
     key("settle", "OXENFS_SETTLE", Form::Number, Scope::Anywhere, Some("1s"), time),
     key("drain-timeout", "OXENFS_DRAIN_TIMEOUT", Form::Number, Scope::Anywhere, Some("20s"), time),
     key("read-timeout", "OXENFS_READ_TIMEOUT", Form::Number, Scope::Anywhere, Some("120s"), time),
+    key("refresh", "OXENFS_REFRESH", Form::Number, Scope::Anywhere, Some("look:60s"), |what, text| {
+        values::refresh(what, text).map(drop)
+    }),
     key("passthrough", "OXENFS_PASSTHROUGH", Form::Text, Scope::Anywhere, Some("auto"), |what, text| {
         values::passthrough(what, text).map(drop)
     }),

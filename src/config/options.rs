@@ -131,6 +131,7 @@ impl MountInput {
             "settle" => &mut self.settle,
             "drain-timeout" => &mut self.drain_timeout,
             "read-timeout" => &mut self.read_timeout,
+            "refresh" => &mut self.refresh,
             "passthrough" => &mut self.passthrough,
             "keep-awake" => &mut self.keep_awake,
             "uid" => &mut self.uid,

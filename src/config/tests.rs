@@ -277,6 +277,34 @@ fn a_read_timeout_of_zero_is_none() {
 }
 
 #[test]
+fn a_mount_looks_where_its_branch_is_unless_it_is_told_otherwise() {
+    let of = |text: Option<&str>| {
+        let refresh = text.map(str::to_owned);
+        settings(MountInput { refresh, ..input("ox/cats", Some("h")) }).map(|settings| settings.refresh)
+    };
+    for (text, expected) in [
+        (None, Refresh::Look(DEFAULT_LOOK)),
+        (Some("0"), Refresh::Never),
+        (Some("5m"), Refresh::Move(Duration::from_secs(300))),
+        (Some("0.25"), Refresh::Move(Duration::from_millis(250))),
+        (Some("look:30"), Refresh::Look(Duration::from_secs(30))),
+    ] {
+        assert_eq!(of(text).unwrap(), expected, "{text:?}");
+    }
+    for wrong in ["look", "look:0", "look:", "often", ""] {
+        assert!(matches!(of(Some(wrong)), Err(ConfigError::Invalid { what: "--refresh", .. })), "{wrong}");
+    }
+    // A revision stays what it is: what a file says for all mounts is passed over, and what the command says is wrong.
+    let mut said = MountInput { read_only: Some(true), ..input("ox/cats", Some("h")) };
+    assert_eq!(settings(said.clone()).unwrap().refresh, Refresh::Never);
+    said.refresh = Some("60".into());
+    assert!(matches!(settings(said), Err(ConfigError::Conflict(_))));
+    let mut listed = input("ox/cats", Some("h"));
+    listed.apply_options("refresh=look:10", false).unwrap();
+    assert_eq!(settings(listed).unwrap().refresh, Refresh::Look(Duration::from_secs(10)));
+}
+
+#[test]
 fn the_command_line_wins_over_mount_options() {
     let mut input = input("ox/cats", Some("a"));
     input.apply_options("server=b,branch=dev,branch=other", false).unwrap();

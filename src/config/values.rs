@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Address, ConfigError, FsyncPolicy, units};
+use super::{Address, ConfigError, FsyncPolicy, Refresh, units};
 
 /// The error of a value; `what` names the setting as the user wrote it.
 fn invalid(what: &'static str, text: &str, expected: &'static str) -> ConfigError {
@@ -34,6 +34,20 @@ pub(super) fn keep_awake(what: &'static str, text: &str) -> Result<Option<bool>,
         "always" => Ok(Some(true)),
         "never" => Ok(Some(false)),
         _ => Err(invalid(what, text, "auto, always or never")),
+    }
+}
+
+/// What is done about commits of others.
+pub(super) fn refresh(what: &'static str, text: &str) -> Result<Refresh, ConfigError> {
+    let (look, text_of_time) = match text.strip_prefix("look:") {
+        Some(time) => (true, time),
+        None => (false, text),
+    };
+    match (units::parse_duration(text_of_time), look) {
+        (Some(time), false) if time.is_zero() => Ok(Refresh::Never),
+        (Some(time), false) => Ok(Refresh::Move(time)),
+        (Some(time), true) if !time.is_zero() => Ok(Refresh::Look(time)),
+        _ => Err(invalid(what, text, "0, a time such as 300 or 10m, or look: and a time")),
     }
 }
 

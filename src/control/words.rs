@@ -1,5 +1,7 @@
 //! Numbers of things in sentences, the same wherever they are said.
 
+use crate::report::TakenAlong;
+
 /// `1 file`, `12,000 files`.
 pub fn count(number: u64, noun: &str) -> String {
     format!("{} {noun}{}", thousands(number), if number == 1 { "" } else { "s" })
@@ -43,6 +45,15 @@ pub fn bytes(number: u64) -> String {
 pub fn changes_are(number: u64, content_bytes: u64) -> String {
     let content = if content_bytes == 0 { String::new() } else { format!(" ({})", bytes(content_bytes)) };
     format!("{}{content} {}", count(number, "change"), if number == 1 { "is" } else { "are" })
+}
+
+/// `takes along 20 files that others staged: a, b, c and 17 more`.
+pub fn takes_along(taken: &TakenAlong) -> String {
+    const SHOWN: usize = 5;
+    let shown: Vec<&str> = taken.paths.iter().take(SHOWN).map(String::as_str).collect();
+    let more = taken.files.saturating_sub(shown.len() as u64);
+    let more = if more > 0 { format!(" and {} more", thousands(more)) } else { String::new() };
+    format!("takes along {} that others staged: {}{more}", count(taken.files, "file"), shown.join(", "))
 }
 
 #[cfg(test)]

@@ -97,6 +97,9 @@ impl State {
                 };
                 account.base.iter().chain(&staged).try_for_each(check_object)
             }
+            Change::Conflict { conflict: Some(conflict), .. } => {
+                conflict.base.iter().chain(&conflict.theirs.object()).try_for_each(check_object)
+            }
             _ => Ok(()),
         }
     }

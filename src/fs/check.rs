@@ -82,7 +82,7 @@ impl State {
     }
 
     /// Whether a path's turn comes by itself later: at the close of a file, or at the end of a commit.
-    fn is_held_back(&self, path: &RepoPath) -> bool {
+    pub(super) fn is_held_back(&self, path: &RepoPath) -> bool {
         let unclosed = matches!(self.tree.resolve(path),
             Resolved::Inode(ino) if self.handles.is_busy(ino) || self.backing.is_live(ino));
         unclosed || self.is_in_cut(path)

@@ -10,6 +10,7 @@
 //! removed keeps its place in the queue until the map's content is staged; then the queue brings it to what the tree holds.
 
 use std::collections::{HashMap, HashSet};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::hash::ContentHash;
 use crate::namespace::{Content, Ino, Resolved, SpoolId};
 use crate::path::RepoPath;
 use crate::sync;
-use crate::writeback::queue::Scope;
+use crate::writeback::queue::{Phase, Scope};
 
 #[cfg(test)]
 mod schedules;
@@ -55,12 +56,19 @@ pub(super) struct Made {
     remote: HashMap<Ino, Vec<RepoPath>>,
     /// The directories around removed files in which the tree had nothing that travels, at the instant.
     vacant: HashSet<RepoPath>,
+    /// Who waits for all of `wanted`.
+    barrier: Option<NonZeroU32>,
 }
 
 impl Made {
     /// What a path is to hold, until that is staged.
     pub fn get(&self, path: &RepoPath) -> Option<&Capture> {
         self.wanted.get(path)
+    }
+
+    /// Who waits for all of it to be staged.
+    pub fn barrier(&self) -> Option<NonZeroU32> {
+        self.barrier
     }
 
     /// The paths that are not staged yet.
@@ -225,24 +233,34 @@ impl State {
         }
     }
 
-    /// What a commit holds, if it is made now, and the inodes whose content has to be fixed first. Where there are any,
-    /// what was collected is to be dropped, when the lock is free.
-    fn collect(&mut self, fs: &Fs) -> (Made, Vec<Ino>) {
+    /// What a commit holds, if it is made now, and what has to be done first. Where there is any, what was collected is to be
+    /// dropped, when the lock is free.
+    fn collect(&mut self, fs: &Fs) -> (Made, Lacking) {
         self.stir(&|_| true, fs);
-        let paths: Vec<(RepoPath, u64, bool)> =
-            self.writeback.queue().iter().map(|(path, entry)| (path.clone(), entry.seq, entry.alone)).collect();
-        let (mut made, mut unfixed) = (Made::default(), Vec::new());
+        let paths: Vec<(RepoPath, u64, bool)> = self
+            .writeback
+            .queue()
+            .iter()
+            .filter(|(_, entry)| !entry.is_held())
+            .map(|(path, entry)| (path.clone(), entry.seq, entry.alone))
+            .collect();
+        let (mut made, mut lacking) = (Made::default(), Lacking::default());
         let mut known = HashMap::new();
         for (path, mut seq, alone) in paths {
             let want = match self.want_of(fs, &path) {
                 Ok(Some(want)) => want,
                 Ok(None) => continue,
                 Err(ino) => {
-                    unfixed.push(ino);
+                    lacking.unfixed.push(ino);
                     continue;
                 }
             };
+            let account = self.writeback.account(&path).unwrap_or_default();
             match &want {
+                Want::Absent if account.base.is_some() && self.unlisted_above(&path, &mut known).is_some() => {
+                    lacking.unlisted.push(path);
+                    continue;
+                }
                 Want::Absent => {
                     let above = std::iter::successors(path.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
                     for dir in above {
@@ -260,10 +278,9 @@ impl State {
                 }
                 Want::AsBase | Want::Sealed { .. } => {}
             }
-            let account = self.writeback.account(&path).unwrap_or_default();
             made.wanted.insert(path.clone(), Capture { path, seq, account, want, alone, upload: None });
         }
-        (made, unfixed)
+        (made, lacking)
     }
 }
 
@@ -287,7 +304,40 @@ impl Drop for Guard {
     }
 }
 
+/// While this lives, nothing is staged.
+pub struct Paused {
+    _guard: Guard,
+}
+
 impl Fs {
+    /// Has nothing staged from now on, and returns when no request is under way any more.
+    ///
+    /// # Errors
+    /// [`FsError::Exists`] while a commit is under way.
+    pub async fn pause(&self) -> Result<Paused, FsError> {
+        let Some(fs) = self.this.upgrade() else { return Err(FsError::Stale) };
+        let gathered = {
+            let mut state = self.begin();
+            let first_new = state.tree.next_ino();
+            if !state.writeback.begin_cut(Gathering { first_new, fixed: HashMap::new() }) {
+                return Err(FsError::Exists);
+            }
+            state.writeback.make_cut(Made::default())
+        };
+        drop(gathered);
+        let paused = Paused { _guard: Guard(fs) };
+        loop {
+            let moved = self.progress.notified();
+            let in_hand =
+                |state: &State| state.writeback.queue().iter().any(|(_, entry)| entry.phase != Phase::Waiting);
+            if !in_hand(&self.lock()) {
+                return Ok(paused);
+            }
+            // What is put back for later tells nobody.
+            let _ = tokio::time::timeout(RECHECK, moved).await;
+        }
+    }
+
     /// Makes the cut of a commit: fixes what every pending path is to hold.
     ///
     /// # Errors
@@ -314,9 +364,12 @@ impl Fs {
         loop {
             let waiting = match self.make_cut() {
                 Ok(waiting) => waiting,
-                Err(unfixed) => {
-                    for ino in unfixed {
+                Err(lacking) => {
+                    for ino in lacking.unfixed {
                         self.fix(ino).await?;
+                    }
+                    for path in lacking.unlisted {
+                        self.learn_above(&path).await?;
                     }
                     continue;
                 }
@@ -326,21 +379,24 @@ impl Fs {
         }
     }
 
-    /// The instant. The error has the inodes whose content has to be fixed before.
-    fn make_cut(&self) -> Result<Waiting, Vec<Ino>> {
+    /// The instant. The error has what is to be done before.
+    fn make_cut(&self) -> Result<Waiting, Lacking> {
         let fs = self.this.upgrade();
         let mut state = self.begin();
         // Spool files are let go of when the lock is free.
-        let (made, unfixed) = state.collect(self);
-        let (done, _left) = match fs.filter(|_| unfixed.is_empty()) {
+        let (made, lacking) = state.collect(self);
+        let (done, _left) = match fs.filter(|_| lacking.is_nothing()) {
             Some(fs) => {
                 let paths: Vec<RepoPath> = made.paths().cloned().collect();
                 let old = state.writeback.make_cut(made);
                 let waiting = state.barrier(fs, &paths, Scope::Fixed);
+                if let Some(made) = state.writeback.made_mut() {
+                    made.barrier = Some(waiting.id);
+                }
                 state.owe_what_came_since(self, old.as_ref());
                 (Ok(waiting), old)
             }
-            None => (Err(unfixed), Some(Cut::Made(made))),
+            None => (Err(lacking), Some(Cut::Made(made))),
         };
         drop(state);
         done
@@ -383,6 +439,21 @@ impl Fs {
         let _late = state.fixed(ino, want);
         drop(state);
         Ok(true)
+    }
+}
+
+/// What a cut lacks to be made.
+#[derive(Debug, Default)]
+struct Lacking {
+    /// The inodes whose content is not fixed.
+    unfixed: Vec<Ino>,
+    /// Removed files of the base around which a directory was never listed: whether they were its last, nobody knows.
+    unlisted: Vec<RepoPath>,
+}
+
+impl Lacking {
+    fn is_nothing(&self) -> bool {
+        self.unfixed.is_empty() && self.unlisted.is_empty()
     }
 }
 

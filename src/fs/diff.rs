@@ -104,7 +104,9 @@ impl State {
                 }
             };
             let staged = !self.owes(path, &account);
-            found.push(Difference { path: path.as_str().to_owned(), kind, from: None, bytes, staged, reason: None });
+            let conflict = self.writeback.conflict(path).map(|conflict| self.told_conflict(path, conflict).what);
+            let (path, others) = (path.as_str().to_owned(), account.theirs);
+            found.push(Difference { path, kind, from: None, bytes, staged, reason: None, conflict, others });
         }
         pair_renames(&mut found, gone, new);
         let local = self.local_paths(options, &mut Counts::default()).into_iter();
@@ -115,6 +117,8 @@ impl State {
             bytes: 0,
             staged: false,
             reason: Some(local.reason),
+            conflict: None,
+            others: false,
         }));
         (found, unsure)
     }
@@ -176,7 +180,8 @@ mod tests {
     use crate::hash::HashKind;
 
     fn difference(path: &str, kind: Kind) -> Difference {
-        Difference { path: path.into(), kind, from: None, bytes: 1, staged: true, reason: None }
+        let (from, reason, conflict, others) = (None, None, None, false);
+        Difference { path: path.into(), kind, from, bytes: 1, staged: true, reason, conflict, others }
     }
 
     #[test]

@@ -23,10 +23,13 @@ use crate::path::RepoPath;
 use crate::store::spool::{self, Found};
 use crate::sync::Mutex;
 use crate::workspace::progress::Progress;
-use crate::workspace::{EntryKind, Source, WorkspaceError};
+use crate::workspace::{EntryKind, Object, Source, Take, WorkspaceError};
 
 /// The longest pause before a server that did not answer is asked again; the first is a tenth of it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The longest content that is asked for by its hash, where its place has another by now: it is in memory meanwhile.
+const BY_HASH_BYTES: u64 = 16 << 20;
 
 type Work<T> = Pin<Box<dyn Future<Output = Result<T, FsError>> + Send>>;
 
@@ -110,7 +113,7 @@ impl Fs {
     }
 
     /// A program read what is at `path`, or could not.
-    fn note_read<T>(&self, path: Option<RepoPath>, read: &Result<T, FsError>) {
+    pub(super) fn note_read<T>(&self, path: Option<RepoPath>, read: &Result<T, FsError>) {
         match (path, read) {
             (Some(path), Ok(_)) => self.begin().unreadable.forget(&path),
             (Some(path), Err(FsError::Remote(error))) => {
@@ -332,6 +335,8 @@ impl Fs {
             self.cache.was_wanted(true);
             Ok(file)
         };
+        // Others may be bringing it along with more of its kind.
+        self.ahead.wait_for(hash).await;
         match self.cache.find(hash) {
             Found::Here(file) => return here(Arc::new(file)),
             // Costs no request, and works without the server.
@@ -348,6 +353,9 @@ impl Fs {
         }
         let source = source.ok_or(FsError::Stale)?;
         self.cache.was_wanted(false);
+        if let Some(file) = self.complete_blocks(hash, size, &source, who).await? {
+            return Ok(file);
+        }
         self.make_room(size);
         if !self.cache.has_room(size) {
             return Err(FsError::NoSpace);
@@ -358,15 +366,42 @@ impl Fs {
             let fetch = async { Ok(self.workspace.fetch(&source, size, &fetched.file).await?) };
             (already, fetch)
         });
-        let length = length.await?;
+        let length = match length.await {
+            Err(FsError::Remote(error @ WorkspaceError::NotFound { .. })) => {
+                return self.fetch_by_hash(Object { hash, size }).await.ok_or(error.into());
+            }
+            length => length?,
+        };
         let kept = self.blocking(move |fs| Ok(fs.keep_fetched(fetched, hash, (length, size))?)).await?;
         match kept {
             Ok(file) => Ok(file),
             Err(found) => {
                 let what = format!("{} has content {found} of {length} bytes, not {hash} of {size}", source.path);
-                Err(self.why_not(&source, hash, what).await.into())
+                let error = self.why_not(&source, hash, what).await;
+                let is_elsewhere = matches!(error, WorkspaceError::NotFound { .. } | WorkspaceError::Conflict { .. });
+                let by_hash = if is_elsewhere { self.fetch_by_hash(Object { hash, size }).await } else { None };
+                by_hash.ok_or(error.into())
             }
         }
+    }
+
+    /// Content that is at its place no more, by its hash, where the server gives that: what was staged, say, and went with a
+    /// workspace that somebody else emptied.
+    async fn fetch_by_hash(&self, object: Object) -> Option<Arc<File>> {
+        if object.size == 0 || object.size > BY_HASH_BYTES {
+            return None;
+        }
+        let fs = self.this.upgrade()?;
+        let take: Take = Arc::new(move |object, bytes| {
+            if let Err(error) = fs.keep_bytes(object, &bytes) {
+                tracing::debug!(%error, "what came by its hash cannot be kept");
+            }
+        });
+        if let Err(error) = self.workspace.fetch_small(&[object], &take).await {
+            tracing::debug!(%error, "the server gives no content by its hash");
+        }
+        let found = self.blocking(move |fs| Ok(fs.cache.file(object.hash))).await;
+        found.ok().flatten().map(Arc::new)
     }
 
     /// Takes in a file that was fetched, which has the `length` it should have or not, if its content is what it should

@@ -195,6 +195,11 @@ impl Handles {
         self.handles.values().any(runs)
     }
 
+    /// Whether anybody has any file open, or changes one by its name. What is mapped is open: the kernel keeps it so.
+    pub fn are_any_open(&self) -> bool {
+        self.open.values().any(|open| open.handles > 0 || open.writing > 0)
+    }
+
     /// Whether somebody has a file open.
     pub fn is_open(&self, ino: Ino) -> bool {
         self.open.get(&ino).is_some_and(|open| open.handles > 0)

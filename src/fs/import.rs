@@ -56,6 +56,11 @@ impl Spooled {
     pub fn size(&self) -> u64 {
         self.size
     }
+
+    /// Its spool file, which gets a name now; and what it takes of the disk.
+    pub(super) fn take(&mut self) -> Option<(SpoolId, u64)> {
+        self.id.take().map(|id| (id, self.room))
+    }
 }
 
 impl Drop for Spooled {

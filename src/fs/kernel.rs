@@ -116,9 +116,11 @@ impl Fs {
     /// Completes when the kernel has been told of everything that changed behind its back up to now.
     pub async fn kernel_knows(&self) {
         let (mark, passed) = oneshot::channel();
-        if let Some(watcher) = &*self.watcher.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &*self.watcher.lock().unwrap_or_else(PoisonError::into_inner) {
             // A mount that ends needs to know no more.
-            let _ = watcher.send(Told::Mark(mark));
+            Some(watcher) => _ = watcher.send(Told::Mark(mark)),
+            // Nobody is to be told.
+            None => drop(mark),
         }
         let _ = passed.await;
     }

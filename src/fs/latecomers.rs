@@ -8,7 +8,7 @@
 //!
 //! Somebody else's change of such a path in the same workspace is taken for one of ours: nothing tells them apart.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::recovery::Listings;
@@ -138,10 +138,12 @@ impl Fs {
         }
         let changes = self.workspace.changes().await?;
         let staged: HashMap<&RepoPath, &StagedChange> = changes.iter().map(|change| (&change.path, change)).collect();
+        let filled = filled_dirs(&changes);
         let mut looks = Vec::new();
         for (path, account) in accounts {
             let agrees = match (account.staged, staged.get(&path)) {
                 (Staged::Nothing, None) => true,
+                (Staged::Removed, None) => filled.contains(&path),
                 (Staged::Removed, Some(change)) => change.kind == ChangeKind::Removed,
                 (Staged::Put(_), Some(change)) if change.kind == ChangeKind::Removed => false,
                 (Staged::Put(object), Some(change)) if account.late.is_some() => {
@@ -179,7 +181,10 @@ impl Fs {
                 if !may(state) || state.writeback.account(&path) != Some(account) || !state.is_at_rest(&path) {
                     continue;
                 }
-                if !agrees {
+                if !agrees && account.theirs {
+                    // Whoever staged it took it back. Where something of ours is in the way, it stays.
+                    any |= state.take_back_of_others(&path, self).is_ok();
+                } else if !agrees {
                     state.doubt(&path, account);
                     any = true;
                 } else if account.late.is_some_and(|late| late < over) {
@@ -206,8 +211,8 @@ impl Fs {
         let state = self.lock();
         let expected = |change: &StagedChange| match (change.kind, state.writeback.account(&change.path)) {
             (ChangeKind::Removed, _) => Expected::Gone,
-            (_, Some(Account { staged: Staged::Put(object), .. })) => Expected::File(object),
-            // Somebody else's, in the same workspace.
+            (_, Some(Account { staged: Staged::Put(object), theirs: false, .. })) => Expected::File(object),
+            // Somebody else's, in the same workspace, and maybe another by now than was seen.
             _ => Expected::SomeFile,
         };
         changes.iter().map(|change| (change.path.clone(), expected(change))).collect()
@@ -256,6 +261,23 @@ impl Fs {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// The directories that staged files are in. A file's removal is not listed any more once something is staged below its
+/// path, and holds all the same; to remove it again would take along what is below, with releases before 0.64 (0.53.4 and
+/// 0.65.2, tried).
+pub(super) fn filled_dirs<'a>(changes: impl IntoIterator<Item = &'a StagedChange>) -> HashSet<RepoPath> {
+    let mut dirs = HashSet::new();
+    for change in changes.into_iter().filter(|change| change.kind != ChangeKind::Removed) {
+        let mut above = change.path.parent();
+        while let Some(dir) = above {
+            above = dir.parent();
+            if !dirs.insert(dir) {
+                break;
+            }
+        }
+    }
+    dirs
 }
 
 impl State {

@@ -1,5 +1,7 @@
 //! How the base shows through: taking in its listings, and moving to a new base.
 
+use std::collections::HashMap;
+
 use super::{Fs, State, base_attrs, unlisted_dir};
 use crate::namespace::{Body, Content, Ino, Resolved, Timestamp};
 use crate::path::{Name, RepoPath};
@@ -76,16 +78,7 @@ impl State {
         }
         if let Some(child) = self.tree.child(dir, &name) {
             // Unchanged here since an earlier base.
-            if let (Some(object), Some((Content::Remote { hash, .. }, size))) = (object, self.content(child))
-                && (*hash, size) != (object.hash, object.size)
-            {
-                let content = Content::Remote { hash: object.hash, origin: None };
-                self.note_content(child, &content);
-                if let Some(inode) = self.tree.amend(child) {
-                    inode.body = Body::File { content, size: object.size };
-                }
-                self.kernel.content_changed(child);
-            }
+            self.bring_up(dir, &name, child, entry, None, options);
             return;
         }
         if self.tree.dir(dir).is_some_and(|dir| dir.hidden.contains(&name)) {
@@ -168,6 +161,21 @@ impl State {
             Resolved::Inode(dir) => self.tree.dir(dir).is_some_and(|dir| !dir.listed).then_some(dir),
             Resolved::Absent | Resolved::AsBase => None,
         }
+    }
+
+    /// The lowest directory around a removed file that is there and not listed, if nothing that travels is known to be below:
+    /// the file may have been the last that kept it. `known` is [`Namespace::is_vacant`](crate::namespace::Namespace::is_vacant)'s.
+    pub(super) fn unlisted_above(&self, removed: &RepoPath, known: &mut HashMap<Ino, bool>) -> Option<Ino> {
+        let above = std::iter::successors(removed.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
+        for dir in above {
+            match self.tree.resolve(&dir) {
+                Resolved::Inode(ino) if self.tree.dir(ino).is_some_and(|dir| !dir.listed) => return Some(ino),
+                Resolved::Inode(ino) if self.tree.is_vacant(ino, known) => {}
+                Resolved::Absent => {}
+                Resolved::Inode(_) | Resolved::AsBase => return None,
+            }
+        }
+        None
     }
 
     /// Whether a path with an account is more than watched: changed here, staged or owed.

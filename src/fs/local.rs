@@ -44,7 +44,10 @@ impl Fs {
     /// Removes some of what nobody needs, else of what is only a copy; whether there was any.
     fn make_way(&self, bytes: u64) -> bool {
         const AT_ONCE: usize = 1000;
-        self.remove_unnamed(AT_ONCE, Duration::ZERO) || self.lost.make_way(bytes) || self.cache.make_room(bytes)
+        self.remove_unnamed(AT_ONCE, Duration::ZERO)
+            || self.lost.make_way(bytes)
+            || self.cache.make_room(bytes)
+            || self.give_up_kept()
     }
 
     /// Has the cache make way for `bytes` that are about to be written.

@@ -184,6 +184,7 @@ impl Fs {
         if next.is_none_or(|next| next <= now) {
             *next = Some(now + LOOKED_AT_EVERY);
             self.lost.expire(SystemTime::now());
+            self.expire_kept();
         }
     }
 

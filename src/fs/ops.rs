@@ -10,6 +10,7 @@ use super::passthrough::Way;
 use super::room::even;
 use super::standing::Event;
 use super::{Fs, FsError, Need, Op, State, now, set_mtime};
+use crate::hash::ContentHash;
 use crate::namespace::{Attrs, Body, Content, Dir, Ino, ROOT, SpoolId, Timestamp};
 use crate::path::{Name, RepoPath};
 use crate::store::journal::Change;
@@ -250,8 +251,19 @@ impl State {
         }
     }
 
+    /// A directory that is on record is where no base has one. What it hid was at another path.
+    pub(super) fn detach_from_base(&mut self, dir: Ino) {
+        let hidden = self.tree.dir(dir).map(|dir| dir.hidden.iter().cloned().collect::<Vec<_>>());
+        for name in hidden.unwrap_or_default() {
+            self.apply(Change::Unhide { parent: dir, name });
+        }
+        self.tree.detach_from_base(dir);
+    }
+
     fn base_may_have_file(&self, path: &RepoPath) -> bool {
         self.writeback.account(path).is_some_and(|account| account.base.is_some() || account.staged != Staged::Nothing)
+            // Perhaps with a directory of the base.
+            || self.writeback.conflict(path).is_some()
     }
 
     /// Takes an entry away, with its account and its place in the queue.
@@ -304,7 +316,14 @@ impl State {
 
     /// Moves an entry to another name, with all below it. Barriers follow the files to their new names, those of an
     /// earlier move too; returns those that were `followed` to a name that no server can have.
-    fn transplant(&mut self, from: (Ino, &Name), ino: Ino, to: (Ino, &Name), followed: Followed, fs: &Fs) -> Followed {
+    pub(super) fn transplant(
+        &mut self,
+        from: (Ino, &Name),
+        ino: Ino,
+        to: (Ino, &Name),
+        followed: Followed,
+        fs: &Fs,
+    ) -> Followed {
         let (old_parent, old_name) = from;
         // Files below, by their old paths, before anything moves.
         let below = if self.tree.dir(ino).is_some() { self.tree.walk(ino) } else { Vec::new() };
@@ -339,7 +358,7 @@ impl State {
         for (.., child) in &below {
             self.materialize(*child);
         }
-        dirs.into_iter().for_each(|dir| self.tree.detach_from_base(dir));
+        dirs.into_iter().for_each(|dir| self.detach_from_base(dir));
         self.apply(Change::Unlink { parent: old_parent, name: old_name.clone(), hide });
         self.apply(Change::Link { parent: to.0, name: to.1.clone(), ino });
         if let Some(inode) = self.tree.edit(ino) {
@@ -369,10 +388,10 @@ impl State {
 }
 
 /// Those who wait for the files of a tree that is moved, by the order in which it is walked.
-type Followed = HashMap<usize, Follow>;
+pub(super) type Followed = HashMap<usize, Follow>;
 
 /// Those who wait for a file that gets another name.
-struct Follow {
+pub(super) struct Follow {
     followers: Vec<Follower>,
     /// Its old path.
     old: Option<RepoPath>,
@@ -847,7 +866,7 @@ impl Fs {
             self.touch_times(ino)?;
         }
         loop {
-            let (content, token, way) = {
+            let (content, size, token, way) = {
                 let mut state = self.begin();
                 state.look(ino, self);
                 let (content, size) = match state.tree.get(ino).map(|inode| &inode.body) {
@@ -881,7 +900,7 @@ impl Fs {
                 if attached || unread {
                     return Ok(state.step(ino, Event::Opened, |state| state.open_handle(ino, flags)));
                 }
-                (content, state.tree.token(ino).ok_or(FsError::Stale)?, way)
+                (content, size, state.tree.token(ino).ok_or(FsError::Stale)?, way)
             };
             let lent = match &content {
                 Content::Local { .. } if way == Way::Past => match self.spool_file_to_read(token)? {
@@ -899,10 +918,28 @@ impl Fs {
                     Some(file) => (Arc::new(file), None, None),
                     None => continue,
                 },
-                (None, Content::Remote { hash, .. }) => {
-                    let file = self.cache.file(*hash).ok_or(super::Stop::Need(Need::Fetch(ino)))?;
-                    (Arc::new(file), None, None)
-                }
+                (None, Content::Remote { hash, .. }) => match self.cache.file(*hash) {
+                    Some(file) => {
+                        self.note_open(ino, false);
+                        (Arc::new(file), None, None)
+                    }
+                    None if flags.write || !self.comes_in_blocks(size) => {
+                        return Err(super::Stop::Need(Need::Fetch(ino)));
+                    }
+                    // It is read before all of it is here, if it can be.
+                    None => match self.blocks.get(*hash) {
+                        None => return Err(super::Stop::Need(Need::Blocks(ino, 0, 0))),
+                        Some(partial) if partial.is_whole() => return Err(super::Stop::Need(Need::Fetch(ino))),
+                        Some(partial) => {
+                            self.note_reader(&partial, ino);
+                            let mut state = self.begin();
+                            if state.tree.still(token) {
+                                return Ok(state.step(ino, Event::Opened, |state| state.open_handle(ino, flags)));
+                            }
+                            continue;
+                        }
+                    },
+                },
             };
             let mut state = self.begin();
             let same = state.tree.still(token);
@@ -934,14 +971,17 @@ impl Fs {
     /// # Errors
     /// [`FsError::BadHandle`]; the server's when the bytes must be fetched.
     pub fn read(&self, handle: u64, offset: u64, length: usize) -> Op<Vec<u8>> {
-        let (file, size) = {
+        let (ino, file, size, hash) = {
             let mut state = self.begin();
             let ino = state.handles.reader(handle)?;
             state.look(ino, self);
-            let (_, size) = state.content(ino).ok_or(FsError::Stale)?;
-            (self.attached(&state, ino)?, size)
+            match (state.handles.local(ino), state.content(ino).ok_or(FsError::Stale)?) {
+                (None, (Content::Remote { hash, .. }, size)) => (ino, None, size, Some(*hash)),
+                (_, (_, size)) => (ino, Some(self.attached(&state, ino)?), size, None),
+            }
         };
         let length = length.min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX));
+        let Some(file) = file else { return self.read_blocks(ino, hash, size, offset, length) };
         let mut bytes = vec![0; length];
         let mut filled = 0;
         while filled < length {
@@ -954,6 +994,25 @@ impl Fs {
         }
         bytes.truncate(filled);
         Ok(bytes)
+    }
+
+    /// [`read`](Self::read) of a file that is not here, or not all of it.
+    fn read_blocks(&self, ino: Ino, hash: Option<ContentHash>, size: u64, offset: u64, length: usize) -> Op<Vec<u8>> {
+        if length == 0 {
+            return Ok(Vec::new());
+        }
+        if !self.comes_in_blocks(size) {
+            return Err(super::Stop::Need(Need::Fetch(ino)));
+        }
+        let end = offset + length as u64;
+        if let Some(partial) = hash.and_then(|hash| self.blocks.get(hash))
+            && !partial.is_whole()
+            && let Some(bytes) = partial.read(offset, length)
+        {
+            self.read_ahead(ino, &partial, &(offset..end));
+            return Ok(bytes);
+        }
+        Err(super::Stop::Need(Need::Blocks(ino, offset, end)))
     }
 
     /// The local file behind an open one.
@@ -1074,6 +1133,9 @@ impl Fs {
                     state.kernel.content_changed(ino);
                 }
                 closed = left_open.last;
+                if closed.is_some() {
+                    self.blocks.closed(ino);
+                }
                 let borrowed = closed.as_ref().and_then(|closed| closed.borrowed?.to_give_back());
                 borrowed.into_iter().for_each(|hash| self.give_back(hash));
                 // The spool file's time counts after the daemon's end, and is of another clock yet.
@@ -1091,6 +1153,7 @@ impl Fs {
                     }
                 }
             });
+            state.take_deferred(ino, self);
             state.bury(ino);
             Ok(())
         });

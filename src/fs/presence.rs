@@ -71,6 +71,21 @@ impl Fs {
         self.look_again(&mut presence).await
     }
 
+    /// The branch that the mount follows.
+    pub(super) fn branch_name(&self) -> &str {
+        self.branch.get().map_or(MAIN, String::as_str)
+    }
+
+    /// Replaces the workspace by one on what `branch` has become, with nothing staged in it. `false`: others may use it.
+    pub(super) async fn renew_workspace(&self, branch: &str) -> Result<bool, FsError> {
+        let mut presence = self.presence.lock().await;
+        let Some(identity) = self.workspace.renew(branch).await? else { return Ok(false) };
+        tracing::info!(commit = %identity.commit, branch, "the workspace was replaced by one on what the branch has become");
+        self.remade.fetch_add(1, Ordering::AcqRel);
+        (presence.identity, presence.looked) = (Some(identity), Some(Instant::now()));
+        Ok(true)
+    }
+
     /// How often the workspace was made again since the start: a barrier during which it was has not waited for what was
     /// owed anew.
     pub fn times_remade(&self) -> u64 {
@@ -86,11 +101,12 @@ impl Fs {
             (None, _) => false,
         };
         if same {
+            let commit = there.as_ref().map(|there| there.commit.clone());
             (presence.identity, presence.looked) = (there, Some(Instant::now()));
+            commit.iter().for_each(|commit| self.follow_others(commit));
             return Ok(false);
         }
-        let branch = self.branch.get().map_or(MAIN, String::as_str);
-        let reopened = self.workspace.reopen(branch, &self.base()).await?;
+        let reopened = self.workspace.reopen(self.branch_name(), &self.base()).await?;
         tracing::warn!(
             made = reopened.made,
             commit = %reopened.identity.commit,
@@ -107,10 +123,15 @@ impl Fs {
         into_plain(self.change(|state| {
             let staged = state.writeback.ledger().iter().filter(|(_, account)| account.staged != Staged::Nothing);
             let staged: Vec<(RepoPath, Account)> = staged.map(|(path, account)| (path.clone(), account)).collect();
+            let mut lacks = false;
             for (path, account) in staged {
                 let account = Account { staged: Staged::Doubt, ..account };
                 state.apply(Change::Account { path: path.clone(), account: Some(account) });
                 state.writeback.owe(&path, Duration::ZERO);
+                lacks |= !state.is_in_cut(&path);
+            }
+            if lacks {
+                state.writeback.give_up_cut();
             }
             Ok(())
         }))?;

@@ -14,6 +14,7 @@ use super::backing::Backing;
 use super::belief::LeftBehind;
 use super::fetching::Flights;
 use super::handles::Handles;
+use super::kept::Kept;
 use super::kernel::Kernel;
 use super::lost::{LostFound, SalvagedFiles};
 use super::staging::into_plain;
@@ -21,15 +22,15 @@ use super::tree::Tree;
 use super::txn::Draft;
 use super::unreadable::Unreadable;
 use super::writeback::Writeback;
-use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, now_secs, unlisted_dir};
+use super::{Fs, FsError, Options, State, base_attrs, empty_tree, now, unlisted_dir};
 use crate::namespace::{Body, Content, Ino, Namespace, ROOT, Resolved, SpoolId};
 use crate::path::{Name, RepoPath};
-use crate::report::{Counts, LocalPath};
+use crate::report::{self, Counts, LocalPath};
 use crate::store::disk::Disk;
 use crate::store::journal::{self, Change, Damage, Journal, JournalError};
 use crate::store::spool::{Cache, Spool, foreign_in, ids_in};
 use crate::sync::Mutex;
-use crate::workspace::{Change as StagedChange, ChangeKind, CommitId, EntryKind, Object, Source, Workspace};
+use crate::workspace::{CommitId, EntryKind, Object, Source, Workspace};
 use crate::writeback::index::{Account, Staged};
 use crate::writeback::queue::Parked;
 
@@ -119,6 +120,8 @@ impl Fs {
         // What a repair gave a second name in lost+found, and the names that an earlier mount showed it by.
         let (mut named, strays) = lost.partition(&spool, strays).map_err(io(dir))?;
         state.show_salvaged(&lost, &spool, &mut named, &options).map_err(io(dir))?;
+        let kept = Kept::open(disk, dir).map_err(io(dir))?;
+        kept.batches().iter().for_each(|batch| spool.lend_room(batch.id, batch.counted));
         let fs = Arc::new_cyclic(|this| Self {
             this: this.clone(),
             options,
@@ -137,15 +140,19 @@ impl Fs {
             leaving: Mutex::new(named.into_values().collect()),
             strays: Mutex::new(strays),
             lost,
+            kept,
             expiry: Mutex::default(),
             unnamed: Mutex::default(),
             fetching: Flights::default(),
+            blocks: super::blocks::Blocks::default(),
+            ahead: super::ahead::Ahead::default(),
             neighbours: OnceLock::new(),
             read_timeout: OnceLock::new(),
             listing: Flights::default(),
             learning: tokio::sync::Semaphore::new(super::LISTINGS_AT_ONCE),
             presence: tokio::sync::Mutex::default(),
             remade: AtomicU64::new(0),
+            shared: AtomicBool::new(false),
             branch: OnceLock::new(),
             lender: OnceLock::new(),
             passthrough: OnceLock::new(),
@@ -176,83 +183,10 @@ impl Fs {
             true => self.verify_repaired().await?,
             false => Vec::new(),
         };
-        let mut conflicts = Vec::new();
-        let base = self.workspace.base().await?;
-        let known = self.base();
-        let staged: HashMap<RepoPath, StagedChange> =
-            self.workspace.changes().await?.into_iter().map(|change| (change.path.clone(), change)).collect();
-        let moved = !known.0.is_empty() && known != base;
-        if moved {
-            tracing::warn!(%known, %base, "the workspace stands on another commit than at the last mount");
-        }
-        let accounts: Vec<(RepoPath, Account)> =
-            self.lock().writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
-        let mut listings = Listings::new(self, base.clone());
-        let mut updates = Vec::new();
-        for (path, account) in &accounts {
-            let base = if moved { listings.object(path).await? } else { account.base };
-            let fell = |kind| kind == ChangeKind::Removed && self.lock().writeback.ledger().may_fall(path);
-            let now_staged = match (account.staged, staged.get(path).map(|change| change.kind)) {
-                // What came late is undone by its turn in the queue.
-                (Staged::Nothing, Some(kind)) if account.late.is_some() || fell(kind) => Staged::Doubt,
-                // A request that a killed daemon sent may still be carried out: in doubt until it is repeated.
-                (Staged::Doubt, _) => Staged::Doubt,
-                (_, None) => Staged::Nothing,
-                (Staged::Put(object), Some(ChangeKind::Added | ChangeKind::Modified)) => Staged::Put(object),
-                (Staged::Removed, Some(ChangeKind::Removed)) => Staged::Removed,
-                (Staged::Nothing, Some(_)) => {
-                    conflicts.push((path.clone(), "was also changed in this workspace by somebody else"));
-                    Staged::Doubt
-                }
-                (_, Some(_)) => Staged::Doubt,
-            };
-            let hash = |object: Option<Object>| object.map(|object| object.hash);
-            let ours = match account.staged {
-                Staged::Put(object) => Some(object.hash),
-                _ => None,
-            };
-            if moved && hash(base) != hash(account.base) && hash(base) != ours && !self.lock().agrees(path, base) {
-                conflicts.push((path.clone(), "was also changed on the branch"));
-            }
-            // The daemon before sent a request, and was killed before it had the answer on record.
-            let late = if account.staged == Staged::Doubt { Some(now_secs()) } else { account.late };
-            updates.push((path.clone(), Account { base, staged: now_staged, late }));
-        }
-        let mut foreign = Vec::new();
-        for change in staged.values().filter(|change| self.lock().writeback.account(&change.path).is_none()) {
-            let (path, base) = (change.path.clone(), listings.object(&change.path).await?);
-            let staged = match change.kind {
-                // With its directory, by a request of ours: undone as well.
-                ChangeKind::Removed if self.lock().writeback.ledger().may_fall(&path) => {
-                    updates.push((path, Account { base, staged: Staged::Doubt, late: Some(now_secs()) }));
-                    continue;
-                }
-                ChangeKind::Removed => None,
-                ChangeKind::Added | ChangeKind::Modified => Some(self.workspace.staged_object(change).await?),
-            };
-            foreign.push(Foreign { path, base, staged });
-        }
+        self.agree(true).await?;
         into_plain(self.change(|state| {
-            if *state.tree.base() != base {
-                state.apply(Change::Base { commit: base.clone() });
-            }
-            for (path, account) in updates {
-                if state.writeback.account(&path) != Some(account) {
-                    state.apply(Change::Account { path, account: Some(account) });
-                }
-            }
-            for change in &foreign {
-                state.import(change, &self.options);
-            }
-            state.queue_owed();
-            for (path, what) in conflicts {
-                if state.writeback.is_pending(&path) {
-                    let error = format!("{what}; `oxenfs sync` on it stages yours over that");
-                    state.writeback.park(&path, error, Parked::Person);
-                }
-            }
             for (path, what) in after_repair {
-                if state.writeback.is_pending(&path) {
+                if state.writeback.is_pending(&path) && state.writeback.conflict(&path).is_none() {
                     let error = format!(
                         "{what}; `oxenfs sync` on it by name stages yours over that, and to have the other, move yours \
                          elsewhere, `oxenfs unmount --detach` and mount again"
@@ -262,7 +196,6 @@ impl Fs {
             }
             Ok(())
         }))?;
-        self.note_uncommitted();
         self.wake.notify_one();
         Ok(())
     }
@@ -352,6 +285,9 @@ impl Fs {
                 let mut changes = Vec::new();
                 for path in portion {
                     changes.push(Change::Account { path: path.clone(), account: state.writeback.account(path) });
+                    if let Some(conflict) = state.writeback.conflict(path) {
+                        changes.push(Change::Conflict { path: path.clone(), conflict: Some(conflict.clone()) });
+                    }
                     if let Some(upload) = state.writeback.upload(path) {
                         changes.push(Change::Upload { path: path.clone(), upload: Some(upload.clone()) });
                     }
@@ -484,14 +420,27 @@ pub struct BaseAccess {
     pub umask: u16,
 }
 
+/// What a state directory that no daemon uses has.
+#[derive(Debug)]
+pub struct Survey {
+    /// Files and bytes per state.
+    pub counts: Counts,
+    /// What stays local.
+    pub local: Vec<LocalPath>,
+    /// The commit under the workspace.
+    pub base: CommitId,
+    /// What was changed here and by others.
+    pub conflicts: Vec<report::Conflict>,
+}
+
 /// What a state directory that no daemon uses owes the server: counts, what stays local, and the base. Changes nothing.
 ///
 /// # Errors
 /// [`JournalError`].
-pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, CommitId), JournalError> {
+pub fn survey(dir: &Path, shown: &Shown, most_conflicts: usize) -> Result<Survey, JournalError> {
     let (state, options) = recorded(dir, shown)?;
     let mut counts = Counts::default();
-    let mut staged = Vec::new();
+    let (mut staged, mut waiting) = (Vec::new(), Vec::new());
     for (path, account) in state.writeback.ledger().iter() {
         let (found, size) = match state.tree.resolve(path) {
             Resolved::AsBase => (account.base.is_some(), 0),
@@ -508,6 +457,18 @@ pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, Comm
         {
             staged.push(object);
         }
+        if state.writeback.conflict(path).is_some() {
+            counts.conflicts.files += 1;
+            counts.conflicts.bytes = counts.conflicts.bytes.saturating_add(size);
+        }
+        if owes && account.held {
+            counts.held.files += 1;
+            counts.held.bytes = counts.held.bytes.saturating_add(size);
+        }
+        let owes = owes || state.writeback.conflict(path).is_some();
+        if owes {
+            waiting.extend(state.only_staged(path, &account).filter(|object| object.size > 0));
+        }
         let tally = match (owes, found, account.staged) {
             (true, true, _) => &mut counts.dirty,
             (true, false, _) => &mut counts.removals,
@@ -517,13 +478,17 @@ pub fn survey(dir: &Path, shown: &Shown) -> Result<(Counts, Vec<LocalPath>, Comm
         tally.files += 1;
         tally.bytes = tally.bytes.saturating_add(size);
     }
-    let lacking = Cache::lacking_in(&dir.join("cache"), staged.iter().map(|object| object.hash));
-    for object in staged.iter().filter(|object| lacking.contains(&object.hash)) {
-        counts.remote.files += 1;
-        counts.remote.bytes = counts.remote.bytes.saturating_add(object.size);
+    let hashes = staged.iter().chain(&waiting).map(|object| object.hash);
+    let lacking = Cache::lacking_in(&dir.join("cache"), hashes);
+    for (objects, tally) in [(&staged, &mut counts.remote), (&waiting, &mut counts.absent)] {
+        for object in objects.iter().filter(|object| lacking.contains(&object.hash)) {
+            tally.files += 1;
+            tally.bytes = tally.bytes.saturating_add(object.size);
+        }
     }
     let local = state.local_paths(&options, &mut counts);
-    Ok((counts, local, state.tree.base().clone()))
+    let conflicts = state.told_conflicts(most_conflicts);
+    Ok(Survey { counts, local, base: state.tree.base().clone(), conflicts })
 }
 
 /// The state that is on record in a directory, and how a mount of it shows the base.
@@ -568,6 +533,7 @@ impl State {
             left_behind: LeftBehind::default(),
             salvaged: SalvagedFiles::default(),
             unreadable: Unreadable::default(),
+            waiting: Default::default(),
             #[cfg(debug_assertions)]
             unchecked: 0,
         }
@@ -611,28 +577,17 @@ impl State {
         }
         let keep = local.iter().map(|(_, id)| *id).collect();
         spool.pass_over(self.left_behind.last_spool());
+        // What is in conflict waits from the beginning.
+        let held: Vec<RepoPath> = self.writeback.conflicts().map(|(path, _)| path.clone()).collect();
+        held.iter().for_each(|path| self.writeback.owe(path, Duration::ZERO));
         self.backing.are_unseen(local.into_iter().map(|(ino, _)| ino).collect());
         keep
     }
 
-    /// Queues every path whose wanted state the workspace does not have, and closes the accounts of those that agree
-    /// with the base.
-    fn queue_owed(&mut self) {
-        let accounts: Vec<(RepoPath, Account)> =
-            self.writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
-        for (path, account) in accounts {
-            if self.owes(&path, &account) {
-                self.writeback.owe(&path, Duration::ZERO);
-            } else if account.is_settled() {
-                self.apply(Change::Account { path, account: None });
-            }
-        }
-    }
-
-    /// Shows a change that somebody else staged.
-    pub(super) fn import(&mut self, change: &Foreign, options: &Options) {
+    /// Shows a change that is not on record; `theirs`: somebody else staged it.
+    pub(super) fn import(&mut self, change: &Foreign, theirs: bool, options: &Options) {
         let staged = change.staged.map_or(Staged::Removed, Staged::Put);
-        let account = Account { base: change.base, staged, late: None };
+        let account = Account { base: change.base, staged, theirs, ..Account::default() };
         self.apply(Change::Account { path: change.path.clone(), account: Some(account) });
         self.show(&change.path, change.staged, true, options);
     }
@@ -665,7 +620,7 @@ impl State {
 
     /// The directory around a path, on record with all above it, and the path's name there. `None`: there is a file in the
     /// way, or it lies beside the mount.
-    fn dir_for(&mut self, path: &RepoPath, options: &Options) -> Option<(Ino, Name)> {
+    pub(super) fn dir_for(&mut self, path: &RepoPath, options: &Options) -> Option<(Ino, Name)> {
         let below = path.below(self.tree.root_path())?;
         let mut parts: Vec<Name> = below.components().filter_map(|part| Name::new(part.as_bytes()).ok()).collect();
         let last = parts.pop()?;

@@ -293,7 +293,7 @@ impl State {
                     Resolved::Inode(_) => false,
                 }
             {
-                self.import(&Foreign { path, base: account.base, staged: Some(object) }, options);
+                self.import(&Foreign { path, base: account.base, staged: Some(object) }, false, options);
             }
         }
         // All of it is written down anew.
@@ -347,6 +347,9 @@ impl State {
         }
         for (path, account) in self.writeback.ledger().iter() {
             put(Change::Account { path: path.clone(), account: Some(account) }, into, false)?;
+        }
+        for (path, conflict) in self.writeback.conflicts() {
+            put(Change::Conflict { path: path.clone(), conflict: Some(conflict.clone()) }, into, false)?;
         }
         for (path, upload) in self.writeback.uploads() {
             put(Change::Upload { path: path.clone(), upload: Some(upload.clone()) }, into, false)?;

@@ -169,7 +169,8 @@ impl Fs {
         let (mut blocks, mut free, mut available) = (disk.f_blocks, disk.f_bfree, disk.f_bavail);
         if let Some(limit) = self.spool.limit() {
             blocks = blocks.min(limit / block);
-            available = available.min(limit.saturating_sub(self.spool.used()) / block);
+            let used = self.spool.used().saturating_sub(self.spool.spare());
+            available = available.min(limit.saturating_sub(used) / block);
             // What only root could write on the disk is nobody's under a limit.
             free = available;
         }

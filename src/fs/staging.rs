@@ -156,7 +156,7 @@ impl Drop for Held {
 /// A barrier: the paths that somebody waits for.
 pub struct Waiting {
     fs: Arc<Fs>,
-    id: std::num::NonZeroU32,
+    pub(super) id: std::num::NonZeroU32,
 }
 
 impl Waiting {
@@ -583,7 +583,11 @@ impl Fs {
             for path in paths {
                 let account = state.writeback.account(path).unwrap_or_default();
                 if account.staged != Staged::Doubt {
-                    let account = Account { staged: Staged::Doubt, ..account };
+                    let before = match account.staged {
+                        Staged::Put(object) => Some(object),
+                        _ => account.before,
+                    };
+                    let account = Account { staged: Staged::Doubt, before, ..account };
                     state.apply(Change::Account { path: path.clone(), account: Some(account) });
                 }
             }
@@ -1005,16 +1009,32 @@ impl Fs {
         parent: &CommitId,
         deviations: &[Deviation],
     ) -> Result<usize, FsError> {
-        let owed = into_plain(self.change(|state| {
-            state.apply(Change::Rebase { commit, alone });
-            if state.writeback.intent().is_some() {
-                state.apply(Change::Intent { intent: None });
-            }
-            let owed = state.owe_deviations(parent, deviations, &self.options);
-            state.record_hidden();
-            state.record_pending_accounts();
-            Ok(owed)
-        }))?;
+        let mut owed = None;
+        while owed.is_none() {
+            // What others committed is merged as anywhere else.
+            let moved = if alone { None } else { Some(self.look_at_commit(&commit).await?) };
+            owed = into_plain(self.change(|state| {
+                let merging = moved.as_ref().map(|moved| (moved, state.plan(moved, |_, account| account.rebased())));
+                if merging.as_ref().is_some_and(|(_, plan)| plan.is_outdated()) {
+                    return Ok(None);
+                }
+                state.apply(Change::Rebase { commit: commit.clone(), alone });
+                if state.writeback.intent().is_some() {
+                    state.apply(Change::Intent { intent: None });
+                }
+                let owed = state.owe_deviations(parent, deviations, &self.options);
+                if let Some((moved, mut plan)) = merging {
+                    for deviation in deviations {
+                        plan.keep(&deviation.path, state.writeback.account(&deviation.path).unwrap_or_default());
+                    }
+                    state.carry_out(&plan, moved, &self.options);
+                }
+                state.record_hidden();
+                state.record_pending_accounts();
+                Ok(Some(owed))
+            }))?;
+        }
+        let owed = owed.unwrap_or_default();
         self.note_uncommitted();
         self.flush().await?;
         self.wake.notify_one();
@@ -1043,9 +1063,9 @@ impl Fs {
         self.cache.note_all_staged(staged.into_iter());
     }
 
-    /// Whether nothing is owed to the server.
+    /// Whether nothing is owed to the server, but what is held back.
     pub fn is_drained(&self) -> bool {
-        self.lock().writeback.queue().len() == 0
+        self.lock().writeback.queue().iter().all(|(_, entry)| entry.is_held())
     }
 
     /// Whether all that is owed waits for somebody to act.
@@ -1075,6 +1095,7 @@ impl Fs {
         let mut counts = Counts::default();
         let mut errors = Vec::new();
         let mut oldest: Option<Tick> = None;
+        let mut waiting = Vec::new();
         let add = |tally: &mut Tally, bytes| {
             tally.files += 1;
             tally.bytes = tally.bytes.saturating_add(bytes);
@@ -1086,6 +1107,7 @@ impl Fs {
                 _ => None,
             };
             let tally = match (entry.is_parked(), size, entry.phase) {
+                _ if entry.is_held() => &mut counts.dirty,
                 (true, ..) => &mut counts.failed,
                 (_, None, _) => &mut counts.removals,
                 (_, _, Phase::Waiting) => &mut counts.dirty,
@@ -1094,6 +1116,11 @@ impl Fs {
                 (_, _, Phase::Sending) => &mut counts.uploading,
             };
             add(tally, size.unwrap_or(0));
+            if entry.is_held() {
+                add(&mut counts.held, size.unwrap_or(0));
+            }
+            let account = state.writeback.account(path).unwrap_or_default();
+            waiting.extend(state.only_staged(path, &account));
             if entry.is_in_conflict() {
                 add(&mut counts.conflicts, size.unwrap_or(0));
             }
@@ -1126,8 +1153,10 @@ impl Fs {
         let oldest = oldest.map(|oldest| state.writeback.queue().instant(oldest).elapsed().as_secs());
         drop(state);
         // What is empty is never lost.
-        for object in staged.iter().filter(|object| object.size > 0 && self.cache.lacks(object.hash)) {
-            add(&mut counts.remote, object.size);
+        for (objects, tally) in [(staged, &mut counts.remote), (waiting, &mut counts.absent)] {
+            for object in objects.iter().filter(|object| object.size > 0 && self.cache.lacks(object.hash)) {
+                add(tally, object.size);
+            }
         }
         (counts, oldest, errors, local)
     }
@@ -1208,7 +1237,7 @@ impl State {
     fn confirm(&mut self, capture: &Capture, step: Step) -> Option<Adopted> {
         let path = &capture.path;
         let account = self.writeback.account(path).unwrap_or_default();
-        let account = Account { staged: account.after(step), ..account };
+        let account = Account { staged: account.after(step), theirs: false, held: false, ..account };
         self.apply(Change::Account { path: path.clone(), account: Some(account) });
         if self.writeback.upload(path).is_some() {
             self.apply(Change::Upload { path: path.clone(), upload: None });

@@ -169,6 +169,11 @@ impl Tree {
                     dir.hidden.insert(name.clone());
                 }
             }
+            Change::Unhide { parent, name } => {
+                if let Some(dir) = self.names.dir_mut(*parent) {
+                    dir.hidden.remove(name);
+                }
+            }
             Change::Drop { ino } => self.names.drop_inode(*ino),
             _ => {}
         }

@@ -55,7 +55,7 @@ impl Fs {
                 Some(Content::Local { spool, .. }) => self.spool.path_of(spool).exists(),
                 None => false,
             };
-            found.push((path, Account { base, staged, late: None }, is_here));
+            found.push((path, Account { base, staged, ..Account::default() }, is_here));
         }
         let mut conflicts = Vec::new();
         super::staging::into_plain(self.change(|state| {

@@ -1,7 +1,7 @@
 //! What is owed to the server: per path what base and workspace hold, what is pending and when it is due, how far
 //! uploads came, and the cut of a commit.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,11 @@ use crate::count;
 use crate::namespace::Ino;
 use crate::path::RepoPath;
 use crate::store::journal::{CommitIntent, PathUpload};
-use crate::writeback::index::{Account, Ledger};
+use crate::writeback::index::{Account, Conflict, Ledger};
 use crate::writeback::queue::{Follower, Parked, Pending, Phase, Queue, Scope};
 
+/// Why a path in conflict is not staged.
+const HELD_BACK: &str = "was changed here and by others; `oxenfs resolve` decides: --ours, --theirs or --keep-both";
 /// How soon a copy that could not be made is tried again.
 const COPY_RETRY: Duration = Duration::from_secs(1);
 /// Copies made at once.
@@ -24,6 +26,8 @@ const COPIES_AT_ONCE: usize = 2;
 #[derive(Default)]
 pub(super) struct Writeback {
     ledger: Ledger,
+    /// Paths that were changed here and by others.
+    conflicts: BTreeMap<RepoPath, Conflict>,
     queue: Queue,
     uploads: HashMap<RepoPath, PathUpload>,
     /// A commit that was asked for, and of which it is not known what became.
@@ -52,6 +56,24 @@ impl Writeback {
     /// Sets what they have at a path. For changes that are, or will be, on record.
     pub fn set_account(&mut self, path: RepoPath, account: Option<Account>) {
         self.ledger.set(path, account);
+    }
+
+    /// What others made of a path that was changed here too, until that is decided.
+    pub fn conflict(&self, path: &RepoPath) -> Option<&Conflict> {
+        self.conflicts.get(path)
+    }
+
+    /// All such paths, in tree order.
+    pub fn conflicts(&self) -> impl Iterator<Item = (&RepoPath, &Conflict)> {
+        self.conflicts.iter()
+    }
+
+    /// Notes or, with `None`, ends a conflict. As [`set_account`](Self::set_account).
+    pub fn set_conflict(&mut self, path: &RepoPath, conflict: Option<&Conflict>) {
+        match conflict {
+            Some(conflict) => _ = self.conflicts.insert(path.clone(), conflict.clone()),
+            None => _ = self.conflicts.remove(path),
+        }
     }
 
     /// What was staged is in the base.
@@ -108,6 +130,11 @@ impl Writeback {
     /// Something is owed for a path, which has an account: it is due when it has rested for `settle`.
     pub fn owe(&mut self, path: &RepoPath, settle: Duration) {
         self.queue.touch(path, settle);
+        let held = || self.queue.get(path).and_then(Pending::parked) == Some(Parked::HeldBack);
+        // A conflict holds it back, whatever becomes of it here.
+        if self.conflicts.contains_key(path) && !held() {
+            self.queue.park(path, HELD_BACK.to_owned(), Parked::HeldBack);
+        }
     }
 
     /// Nothing is owed for a path any more.
@@ -134,6 +161,11 @@ impl Writeback {
     /// A path is given up until it changes or somebody asks for it; its bytes stay.
     pub fn park(&mut self, path: &RepoPath, error: String, parked: Parked) {
         self.queue.park(path, error, parked);
+    }
+
+    /// Nothing holds a path back any more: it is due now.
+    pub fn let_go(&mut self, path: &RepoPath) {
+        self.queue.unpark(path);
     }
 
     /// The same because of another that waits for somebody: it is [let in](Self::let_in) when anything is staged.
@@ -273,6 +305,14 @@ impl Writeback {
         self.cut.replace(Cut::Made(made))
     }
 
+    /// What the cut lacks is owed by now, and what it holds may not be staged before that: nobody waits for the rest of it.
+    /// A commit sees so when it [looks at what is staged](crate::fs::Fs::audit_for_commit), and makes another cut.
+    pub fn give_up_cut(&mut self) {
+        if let Some(barrier) = self.made().and_then(Made::barrier) {
+            self.queue.give_up(barrier);
+        }
+    }
+
     /// The commit is over. The caller drops what this returns when the lock is free.
     pub fn end_cut(&mut self) -> Option<Cut> {
         self.cut.take()
@@ -322,6 +362,20 @@ impl Writeback {
         for (path, _) in self.queue.iter() {
             if self.ledger.get(path).is_none() {
                 broken("owed.account", format!("{path} is pending, and what the base has there is forgotten"));
+            }
+        }
+        for (path, conflict) in &self.conflicts {
+            if self.queue.get(path).and_then(Pending::parked) != Some(Parked::HeldBack) {
+                broken("conflict.held", format!("{path} is in conflict, and nothing holds it back"));
+            }
+            let base = self.ledger.get(path).map(|account| account.base);
+            if base != Some(conflict.theirs.object()) {
+                broken("conflict.theirs", format!("{path} is in conflict with {:?}: {base:?}", conflict.theirs));
+            }
+        }
+        for (path, entry) in self.queue.iter() {
+            if entry.parked() == Some(Parked::HeldBack) && !self.conflicts.contains_key(path) {
+                broken("conflict.held", format!("{path} is held back without a conflict"));
             }
         }
     }

@@ -10,6 +10,8 @@ use crate::writeback::queue::Phase;
 
 /// What `user.oxenfs.*` begins with: made by the mount, neither set nor listed, or a copy would carry it along.
 const OURS: &[u8] = b"user.oxenfs.";
+/// How much of a file's content is here.
+const CACHED: &[u8] = b"user.oxenfs.cached";
 /// The longest name, value and list of names that the kernel passes on, in bytes (`XATTR_NAME_MAX`, `XATTR_SIZE_MAX`,
 /// `XATTR_LIST_MAX` in `linux/limits.h`).
 const NAME_MAX: usize = 255;
@@ -70,6 +72,15 @@ impl Fs {
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Op<Vec<u8>> {
         // Before the lock: the kernel asks for `security.capability` when it first writes to a file.
         let class = class(name)?;
+        if name == CACHED
+            && let Some((here, size)) = self.cached_bytes(ino)
+        {
+            return Ok(match here {
+                here if here == size => b"yes".to_vec(),
+                0 => b"no".to_vec(),
+                here => format!("{here} of {size} bytes").into_bytes(),
+            });
+        }
         let state = self.lock();
         let inode = state.tree.get(ino).ok_or(FsError::Stale)?;
         match class {
@@ -200,6 +211,8 @@ impl State {
                 Content::Local { hash, .. } => hash.map(|hash| hash.to_string().into_bytes()),
             },
             b"error" => entries().find_map(|entry| entry.error()).map(|error| printable(error).as_bytes().to_vec()),
+            // Where the server has it, that was told already.
+            b"cached" => Some(b"yes".to_vec()),
             b"attempts" => Some(entries().map(|entry| entry.attempts()).max().unwrap_or(0).to_string().into_bytes()),
             _ => None,
         }

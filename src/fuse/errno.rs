@@ -49,6 +49,7 @@ fn remote(error: &WorkspaceError) -> Errno {
         | WorkspaceError::Refused { .. }
         | WorkspaceError::Unconfirmed { .. }
         | WorkspaceError::Overlooked
+        | WorkspaceError::Another { .. }
         | WorkspaceError::Protocol { .. } => Errno::EIO,
     }
 }

@@ -4,17 +4,21 @@ pub mod finish;
 
 use std::io;
 
-use super::Daemon;
 use super::follow::{Listener, flush_mapped, follow, unstaged};
-use crate::control::Failure;
-use crate::fs::{CommitCut, FsError};
+use super::{Daemon, resolve as conflicts};
+use crate::control::{Choice, Event, Failure};
+use crate::fs::{CommitCut, FsError, Stays};
+use crate::log;
 use crate::path::RepoPath;
+use crate::report::TakenAlong;
 use crate::workspace::verify::{Expected, StagedSet};
 use crate::workspace::{CommitId, CommitRequest, Outcome, WorkspaceError};
 use finish::{Finished, Unpublished};
 
 /// How many conflicting paths an error names.
 const SHOWN_CONFLICTS: usize = 5;
+/// How often a commit is begun anew because the base moved.
+const ROUNDS: u32 = 5;
 /// How often what is staged is staged again because the server does not list it.
 const STAGINGS: u32 = 5;
 const NEXT_HINT: &str = "the next commit, or the next mount, looks for it and tells";
@@ -23,12 +27,55 @@ const CONFLICT_HINT: &str =
     "mount the branch in a fresh workspace (--workspace NAME), copy your versions there, commit that";
 
 /// Commits what was written up to now; writers go on, and what they write waits for the next commit. `None`: there
-/// was nothing to commit. The outer error is that of the connection to the command.
+/// was nothing to commit. Where others changed the same paths it fails, or decides as `on_conflict` says. The outer error
+/// is that of the connection to the command.
 pub(super) async fn commit(
     daemon: &Daemon,
     request: &CommitRequest,
+    on_conflict: Option<Choice>,
     listener: &mut Listener,
 ) -> io::Result<Result<Option<CommitId>, Failure>> {
+    for _ in 0..ROUNDS {
+        if let Err(failure) = decide(daemon, on_conflict).await {
+            return Ok(Err(failure));
+        }
+        match try_commit(daemon, request, listener).await? {
+            Ok(Round::Over(id)) => return Ok(Ok(id)),
+            Ok(Round::Again) => {}
+            // Found while it was staged.
+            Err(failure) => match (conflicts::unresolved(daemon), on_conflict) {
+                (Some(unresolved), None) => return Ok(Err(unresolved)),
+                (Some(_), Some(_)) => {}
+                (None, _) => return Ok(Err(failure)),
+            },
+        }
+    }
+    let message = format!("others committed the same paths {ROUNDS} times meanwhile");
+    Ok(Err(failed(daemon, message, Some("repeat the command"))))
+}
+
+/// Fails where something is in conflict, or decides all of it.
+async fn decide(daemon: &Daemon, on_conflict: Option<Choice>) -> Result<(), Failure> {
+    match (conflicts::unresolved(daemon), on_conflict) {
+        (None, _) => Ok(()),
+        (Some(unresolved), None) => Err(unresolved),
+        (Some(_), Some(choice)) => conflicts::resolve_all(daemon, choice).await,
+    }
+}
+
+/// What became of an attempt.
+enum Round {
+    /// It is over.
+    Over(Option<CommitId>),
+    /// The base moved: what is staged is staged anew, unless there are conflicts.
+    Again,
+}
+
+async fn try_commit(
+    daemon: &Daemon,
+    request: &CommitRequest,
+    listener: &mut Listener,
+) -> io::Result<Result<Round, Failure>> {
     let StagedCut { mut cut, mut staged, waiting } = match stage_cut(daemon, listener).await? {
         Ok(staged) => staged,
         Err(failure) => return Ok(Err(failure)),
@@ -41,24 +88,59 @@ pub(super) async fn commit(
     if before.is_some() {
         staged = match daemon.fs.audit_for_commit().await {
             Ok(staged) => staged.unwrap_or_default(),
-            Err(error) => return Ok(Err(failed(daemon, error.to_string(), None))),
+            Err(error) => return Ok(Err(failed_by(daemon, &error))),
         };
     }
     match daemon.fs.stands_on_base().await {
         Ok(true) => {}
+        // Somebody else committed or moved this workspace.
         Ok(false) => {
-            let message = "somebody else committed or moved this workspace".to_owned();
-            let hint =
-                "unmount and mount again, which looks for conflicts; or use a workspace of your own: --workspace";
-            return Ok(Err(failed(daemon, message, Some(hint))));
+            drop(cut);
+            return Ok(follow_branch(daemon).await.map(|_| Round::Again));
         }
-        Err(error) => return Ok(Err(failed(daemon, error.to_string(), None))),
+        Err(error) => return Ok(Err(failed_by(daemon, &error))),
     }
+    let is_own_branch = request.branch == daemon.branch;
     if daemon.fs.staged_paths().is_empty() && waiting.is_empty() {
-        return Ok(Ok(before));
+        drop(cut);
+        if is_own_branch && before.is_none() {
+            // From now on it stands on what the branch has become.
+            if let Err(failure) = follow_branch(daemon).await {
+                tracing::warn!(error = failure.message, "nothing to commit, and the branch could not be followed");
+            }
+            if let Some(unresolved) = conflicts::unresolved(daemon) {
+                return Ok(Err(unresolved));
+            }
+        }
+        return Ok(Ok(Round::Over(before)));
     }
-    if let Err(failure) = without_conflicts(daemon, request).await {
-        return Ok(Err(failure));
+    if is_own_branch {
+        let along = daemon.fs.staged_by_others(&staged);
+        let mut conflicts = others_conflicts(daemon, &request.branch, &along).await;
+        // A server finds more of them than there are: a directory that was removed here and changed there, though no file of
+        // it was changed by both. On the branch's head it finds none.
+        if conflicts.as_ref().is_ok_and(Vec::is_empty) {
+            conflicts = servers_conflicts(daemon, &request.branch).await;
+        }
+        match conflicts {
+            Ok(conflicts) if conflicts.is_empty() => {}
+            Ok(conflicts) => {
+                drop(cut);
+                return Ok(match follow_branch(daemon).await {
+                    // What is in conflict there is decided by whoever uses it.
+                    Ok(Some(_)) => Err(in_conflict(daemon, &conflicts, &request.branch)),
+                    Ok(None) => Ok(Round::Again),
+                    Err(failure) => Err(failure),
+                });
+            }
+            Err(failure) => return Ok(Err(failure)),
+        }
+    } else {
+        match servers_conflicts(daemon, &request.branch).await {
+            Ok(conflicts) if conflicts.is_empty() => {}
+            Ok(conflicts) => return Ok(Err(in_conflict(daemon, &conflicts, &request.branch))),
+            Err(failure) => return Ok(Err(failure)),
+        }
     }
     let way = Way { over_dirs: daemon.fs.files_over_directories(), waiting };
     if !way.is_clear() {
@@ -77,9 +159,65 @@ pub(super) async fn commit(
         }
         (cut, staged) = (rest.cut, rest.staged);
     }
+    let others = TakenAlong::of(daemon.fs.staged_by_others(&staged).iter().map(ToString::to_string));
+    if !others.is_none() {
+        listener.tell(&Event::TakesAlong(others)).await?;
+    }
     let committed = publish(daemon, request, &staged).await;
     drop(cut);
-    Ok(committed.map(Some))
+    Ok(committed.map(|id| Round::Over(Some(id))))
+}
+
+/// Whether others changed on the branch what was changed here too, or what goes `along` with it. A server may miss that, or drop one side of it: where
+/// one turned a file into a directory, say (0.65.2, tried).
+async fn others_conflicts(daemon: &Daemon, branch: &str, along: &[RepoPath]) -> Result<Vec<RepoPath>, Failure> {
+    let failed = |error: FsError| failed_by(daemon, &error);
+    let head = daemon.fs.workspace().head(branch).await.map_err(|error| failed(error.into()))?;
+    daemon.fs.conflicts_with(&head, along).await.map_err(failed)
+}
+
+/// Has the mount stand on what the branch has become: what both sides changed is in conflict then. Says why not, where its
+/// workspace stays.
+async fn follow_branch(daemon: &Daemon) -> Result<Option<Stays>, Failure> {
+    let followed = daemon.fs.follow_branch().await.map_err(|error| failed_by(daemon, &error))?;
+    conflicts::tell_conflicts(daemon);
+    Ok(followed.stays)
+}
+
+/// The failure of a commit that would undo what others committed, in a workspace that stays where it is.
+fn in_conflict(daemon: &Daemon, conflicts: &[RepoPath], branch: &str) -> Failure {
+    for path in conflicts {
+        daemon.activity.conflict(path, branch);
+    }
+    let shown: Vec<String> = conflicts.iter().take(SHOWN_CONFLICTS).map(ToString::to_string).collect();
+    let more = conflicts.len().saturating_sub(SHOWN_CONFLICTS);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let message = format!("{} changed here and on {branch}: {}{more}", many(conflicts.len()), shown.join(", "));
+    failed(daemon, message, Some(CONFLICT_HINT))
+}
+
+/// The failure of a commit that the server, the record or the disk said no to.
+fn failed_by(daemon: &Daemon, error: &FsError) -> Failure {
+    let dir = log::quoted(&daemon.mountpoint);
+    let hint = match error {
+        FsError::Remote(WorkspaceError::NotFound { .. }) => {
+            let (repo, server) = (log::quoted(&daemon.repo), log::quoted(&daemon.server));
+            format!(
+                "look what is there: oxenfs branches {repo} --server {server}; to commit to another branch: oxenfs commit {dir} --branch NAME -m TEXT"
+            )
+        }
+        FsError::Remote(WorkspaceError::Another { .. }) => {
+            "once the repository of before is back there, repeat the command; what waits here is kept".to_owned()
+        }
+        FsError::Remote(WorkspaceError::Unauthorized { .. } | WorkspaceError::Forbidden { .. }) => {
+            "use a token that may write there, and repeat the command".to_owned()
+        }
+        FsError::Remote(error) if error.is_transient() => {
+            "nothing is lost: repeat the command when the server answers".to_owned()
+        }
+        _ => format!("oxenfs status {dir} shows how it is; nothing is lost"),
+    };
+    failed(daemon, error.to_string(), Some(&hint))
 }
 
 fn failed(daemon: &Daemon, message: String, hint: Option<&str>) -> Failure {
@@ -107,7 +245,7 @@ async fn stage_cut(daemon: &Daemon, listener: &mut Listener) -> io::Result<Resul
                 let hint = Some("repeat the command when it is done");
                 return Ok(Err(failed(daemon, "another commit is under way".into(), hint)));
             }
-            Err(error) => return Ok(Err(failed(daemon, error.to_string(), None))),
+            Err(error) => return Ok(Err(failed_by(daemon, &error))),
         };
         let progress = follow(daemon, &cut.waiting, listener).await?;
         let waiting = match (unstaged(daemon, &progress), daemon.fs.waits_for_commit_alone()) {
@@ -118,7 +256,7 @@ async fn stage_cut(daemon: &Daemon, listener: &mut Listener) -> io::Result<Resul
         match daemon.fs.audit_for_commit().await {
             Ok(Some(staged)) => return Ok(Ok(StagedCut { cut, staged, waiting })),
             Ok(None) => {}
-            Err(error) => return Ok(Err(failed(daemon, error.to_string(), None))),
+            Err(error) => return Ok(Err(failed_by(daemon, &error))),
         }
     }
     let hint = "somebody else empties this workspace, or the server loses what is staged: use a workspace of your own, --workspace NAME";
@@ -133,26 +271,13 @@ async fn resume(daemon: &Daemon, request: &CommitRequest) -> Result<Option<Commi
         Ok(None) => Ok(None),
         Ok(Some((earlier, Finished::Whole(id)))) => Ok((earlier == *request).then_some(id)),
         Ok(Some((_, Finished::Broken { what, owed }))) => Err(Failure { message: what, hint: None, owed }),
-        Err(error) => Err(failed(daemon, error.to_string(), None)),
+        Err(error) => Err(failed_by(daemon, &error)),
     }
 }
 
-async fn without_conflicts(daemon: &Daemon, request: &CommitRequest) -> Result<(), Failure> {
-    match daemon.fs.workspace().conflicts(&request.branch).await {
-        Ok(conflicts) if conflicts.is_empty() => Ok(()),
-        Ok(conflicts) => {
-            for path in &conflicts {
-                daemon.activity.conflict(path, &request.branch);
-            }
-            let shown: Vec<String> = conflicts.iter().take(SHOWN_CONFLICTS).map(ToString::to_string).collect();
-            let more = conflicts.len().saturating_sub(SHOWN_CONFLICTS);
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            let message =
-                format!("{} changed here and on {}: {}{more}", many(conflicts.len()), request.branch, shown.join(", "));
-            Err(failed(daemon, message, Some(CONFLICT_HINT)))
-        }
-        Err(error) => Err(failed(daemon, error.to_string(), None)),
-    }
+/// What the server finds that others changed on a branch too.
+async fn servers_conflicts(daemon: &Daemon, branch: &str) -> Result<Vec<RepoPath>, Failure> {
+    daemon.fs.workspace().conflicts(branch).await.map_err(|error| failed_by(daemon, &error.into()))
 }
 
 /// What no server takes in one commit: first one is made in which the old goes, then one with the new.
@@ -214,7 +339,7 @@ async fn publish(daemon: &Daemon, request: &CommitRequest, staged: &StagedSet) -
     match finish::publish(&daemon.fs, request, staged).await {
         Ok(Finished::Whole(id)) => Ok(id),
         Ok(Finished::Broken { what, owed }) => Err(Failure { message: what, hint: None, owed }),
-        Err(Unpublished::Unasked(FsError::Remote(error))) => Err(failed(daemon, error.to_string(), None)),
+        Err(Unpublished::Unasked(FsError::Remote(error))) => Err(failed_by(daemon, &error.into())),
         Err(Unpublished::Unasked(error)) => Err(Failure { message: error.to_string(), hint: None, owed: true }),
         Err(Unpublished::Refused(error)) => Err(not_committed(daemon, &error)),
         Err(Unpublished::Unseen { commit, error }) => {
@@ -236,7 +361,10 @@ fn not_committed(daemon: &Daemon, error: &WorkspaceError) -> Failure {
         WorkspaceError::Refused { status: 422, .. } => Some(REMOUNT_HINT),
         _ => None,
     };
-    failed(daemon, error.to_string(), hint)
+    match hint {
+        Some(_) => failed(daemon, error.to_string(), hint),
+        None => failed_by(daemon, &error.clone().into()),
+    }
 }
 
 fn many(files: usize) -> String {

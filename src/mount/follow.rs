@@ -20,6 +20,9 @@ pub(super) const TELL_EVERY: Duration = Duration::from_millis(200);
 /// wait for a copy of its whole file.
 pub(super) const WRITE_BACK_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How many differences an event has: a few hundred kilobytes.
+pub(super) const DIFFERENCES_AT_A_TIME: usize = 1000;
+
 /// Where events go.
 pub(super) struct Listener {
     pub(super) stream: OwnedWriteHalf,
@@ -31,6 +34,13 @@ impl Listener {
         line.push('\n');
         // The command may have no token, or another: it could not know what to hide.
         self.stream.write_all(log::hide(&line).as_bytes()).await
+    }
+
+    /// The same for what the user's own files hold, which goes as it is.
+    pub(super) async fn tell_data(&mut self, event: &Event) -> io::Result<()> {
+        let mut line = serde_json::to_string(event)?;
+        line.push('\n');
+        self.stream.write_all(line.as_bytes()).await
     }
 }
 

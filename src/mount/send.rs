@@ -18,6 +18,7 @@ use super::{
 use crate::activity::Activity;
 use crate::config::MountSettings;
 use crate::control::Status;
+use crate::sync::Mutex;
 
 /// Sends what is owed, for `bound` at most, and returns how it stands then. SIGTERM and SIGINT end it early, and so does a
 /// mount that takes over; what was not sent stays on record.
@@ -72,6 +73,7 @@ async fn send(settings: &MountSettings, state: &mut StateDir, bound: Option<Dura
         drain_timeout: settings.drain_timeout,
         phase,
         imports: AtomicUsize::new(0),
+        outlook: Mutex::default(),
     });
     let control = serve::listen(state.bind_control()?, daemon.clone()).map_err(MountError::Setup)?;
     let stager = tokio::spawn(Stager::new(fs.clone(), meter, Delays::default()).run());

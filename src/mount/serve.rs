@@ -11,15 +11,16 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
-use super::follow::{Listener, TELL_EVERY, flush_mapped, follow, unstaged};
+use super::follow::{DIFFERENCES_AT_A_TIME, Listener, TELL_EVERY, flush_mapped, follow, unstaged};
 use super::import::{self, Peer};
 use super::preflight::{How, UnmountError};
-use super::{Daemon, Phase, commit, detach};
+use super::{Daemon, Phase, commit, detach, resolve};
 use crate::activity::Happening;
 use crate::control::{Event, Failure, Request};
 use crate::fs::{FsError, Stop};
 use crate::log;
 use crate::path::{Name, RepoPath};
+use crate::report::Difference;
 use crate::workspace::CommitRequest;
 
 /// How long a command waits for what an earlier mount left to be looked at.
@@ -27,8 +28,8 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(5);
 /// The longest request: a list of paths.
 const REQUEST_BYTES: u64 = 16 << 20;
 
-/// How many differences an event has: a few hundred kilobytes.
-const DIFFERENCES_AT_A_TIME: usize = 1000;
+/// How long `diff` waits to hear what others staged.
+const OTHERS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Accepts commands until aborted.
 pub(super) fn listen(listener: UnixListener, daemon: Arc<Daemon>) -> io::Result<JoinHandle<()>> {
@@ -109,7 +110,12 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
         match request {
             // Nothing is owed, ever, and nobody asks the server.
             Request::Sync { .. } => return listener.tell(&Event::Done).await,
-            Request::Commit { .. } => {
+            Request::Refresh => {
+                let message = format!("it shows {revision} as it was when it was mounted");
+                let hint = Some("mount it again to see what it has become".to_owned());
+                return listener.tell(&Event::Failed(Failure { message, hint, owed: false })).await;
+            }
+            Request::Commit { .. } | Request::Restore { .. } => {
                 let message = format!("it shows {revision}, read-only: there is nothing to commit");
                 let hint = Some("to change a branch, mount it without --read-only and --revision".to_owned());
                 return listener.tell(&Event::Failed(Failure { message, hint, owed: false })).await;
@@ -130,7 +136,8 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
         Request::LogLevel { level } => listener.tell(&log_level(level.as_deref())).await,
         Request::Diff => {
             let fs = daemon.fs.clone();
-            let differences = tokio::task::spawn_blocking(move || fs.differences()).await?;
+            let mut differences = tokio::task::spawn_blocking(move || fs.differences()).await?;
+            differences.extend(others(daemon).await);
             for some in differences.chunks(DIFFERENCES_AT_A_TIME) {
                 listener.tell(&Event::Differences { changes: some.to_vec() }).await?;
             }
@@ -140,6 +147,11 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
         Request::Import { .. } => Ok(()),
         Request::Sync { paths, before_commit } => {
             let done = sync(&paths, before_commit, daemon, listener).await?;
+            listener.tell(&done).await
+        }
+        Request::Restore { paths, source, staged, undo, apply } => {
+            let wanted = super::restore::Wanted { paths: &paths, source: source.as_deref(), staged, undo };
+            let done = super::restore::restore(&wanted, apply, daemon, listener).await?;
             listener.tell(&done).await
         }
         Request::Warm { paths, how } => {
@@ -167,13 +179,27 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
             drop(taking);
             told
         }
-        Request::Commit { branch, message, author, email } => {
+        Request::Refresh => {
+            let done = resolve::refresh(daemon).await;
+            listener.tell(&done).await
+        }
+        Request::Resolve { paths, choice } => {
+            let done = resolve::resolve(daemon, &paths, choice).await;
+            listener.tell(&done).await
+        }
+        Request::Show { path, version } => {
+            let done = resolve::show(daemon, &path, version, listener).await?;
+            listener.tell(&done).await
+        }
+        Request::Commit { branch, message, author, email, on_conflict } => {
             let branch = branch.unwrap_or_else(|| daemon.branch.clone());
             let request = CommitRequest { branch, message, author, email };
             let base = daemon.fs.base();
-            let done = match commit::commit(daemon, &request, listener).await? {
+            let last_kept = daemon.fs.last_kept();
+            let done = match commit::commit(daemon, &request, on_conflict, listener).await? {
                 Ok(id) => {
                     if let Some(id) = &id {
+                        daemon.fs.forget_kept(last_kept).await;
                         tracing::info!(%id, branch = request.branch, %base, "committed");
                         daemon.activity.committed(id, &request.branch);
                     }
@@ -187,6 +213,21 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
             };
             listener.tell(&done).await
         }
+    }
+}
+
+/// What others staged in a workspace that is shared, as far as the server tells soon enough.
+async fn others(daemon: &Daemon) -> Vec<Difference> {
+    if !daemon.fs.is_shared() {
+        return Vec::new();
+    }
+    match tokio::time::timeout(OTHERS_PATIENCE, daemon.fs.changes_of_others()).await {
+        Ok(Ok(changes)) => changes,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "it is not known what others staged");
+            Vec::new()
+        }
+        Err(_) => Vec::new(),
     }
 }
 

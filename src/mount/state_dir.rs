@@ -35,6 +35,7 @@ use crate::fs::{BaseAccess, Shown};
 use crate::hash::{ContentHash, HashKind};
 use crate::path::{PathError, RepoPath};
 use crate::store::disk::Disk;
+use crate::workspace::which::KnownRepository;
 
 const META: &str = "meta.json";
 const LOCK: &str = "lock";
@@ -95,6 +96,9 @@ pub struct Meta {
     /// What tells this directory from all others; in none that stages in a workspace which others may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own: Option<Own>,
+    /// What tells the repository from another of the same name; not in what early versions wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<KnownRepository>,
     /// The formats of what the directory holds; not in what early versions wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub formats: Option<Formats>,
@@ -419,9 +423,11 @@ impl StateDir {
             Err(error) => return Err(error),
         };
         write_readme(&path)?;
-        let (access, own, rest) = before.map(|meta| (meta.access, meta.own, meta.rest)).unwrap_or_default();
+        let (access, own, repository, rest) =
+            before.map(|meta| (meta.access, meta.own, meta.repository, meta.rest)).unwrap_or_default();
         let formats = Some(Formats::default());
-        let meta = Meta { identity: identity.clone(), pid: 0, version: String::new(), access, own, formats, rest };
+        let (identity, version) = (identity.clone(), String::new());
+        let meta = Meta { identity, pid: 0, version, access, own, repository, formats, rest };
         let mut state = Self { path, dir, lock, meta, is_new };
         state.claim()?;
         Ok(state)
@@ -450,6 +456,23 @@ impl StateDir {
     /// When it cannot be written.
     pub fn note_access(&mut self, access: BaseAccess) -> Result<(), StateError> {
         if self.meta.access.replace(access) == Some(access) { Ok(()) } else { self.write_meta() }
+    }
+
+    /// What is known of the repository that it is for.
+    pub fn repository(&self) -> Option<&KnownRepository> {
+        self.meta.repository.as_ref()
+    }
+
+    /// Writes down what tells the repository from another of the same name.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_repository(&mut self, known: KnownRepository) -> Result<(), StateError> {
+        if known.is_nothing() || self.meta.repository.as_ref() == Some(&known) {
+            return Ok(());
+        }
+        self.meta.repository = Some(known);
+        self.write_meta()
     }
 
     /// Whether it was given a workspace of its own.

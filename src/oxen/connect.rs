@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Claim, Endpoint, NewRepository, Repository, RepositoryInfo, S3Storage, Storage};
 use crate::activity::Activity;
 use crate::config::{self, CredentialSource, MountSettings, RepoId, ServerUrl};
+use crate::workspace::which::KnownRepository;
 use crate::workspace::{Workspace, WorkspaceError};
 
 /// The longest silence before another connection is tried, and the share of what programs wait in all.
@@ -33,16 +34,36 @@ fn endpoint(server: &ServerUrl, repo: &RepoId, credentials: CredentialSource) ->
     }
 }
 
+/// What became of a mount's way to its server.
+pub enum Opened {
+    /// It is there.
+    Connected(Connected),
+    /// There is no such repository, and none was to be made.
+    NoRepository,
+    /// The repository has no such branch, but these.
+    NoBranch(Vec<String>),
+}
+
+/// A mount's server.
+pub struct Connected {
+    /// The workspace, or the revision that is shown in place of one.
+    pub workspace: Arc<dyn Workspace>,
+    /// The repository was made.
+    pub created: bool,
+    /// What tells the repository from others.
+    pub repository: KnownRepository,
+}
+
 /// Connects a mount: the repository, made if `settings` say so and it is absent, and its workspace, or the revision that
-/// is shown in place of one. `None`: there is no such repository and none was to be made. The flag says whether it was
-/// made.
+/// is shown in place of one. Where a repository is `known`, nothing is asked of another, now or later.
 ///
 /// # Errors
-/// The server's.
+/// [`WorkspaceError::Another`]; the server's.
 pub async fn connect(
     settings: &MountSettings,
+    known: KnownRepository,
     activity: Arc<Activity>,
-) -> Result<Option<(Arc<dyn Workspace>, bool)>, WorkspaceError> {
+) -> Result<Opened, WorkspaceError> {
     let stall = settings.read_timeout.map(|limit| (limit / STALLS).min(LONGEST_STALL));
     let endpoint = endpoint(&settings.server, &settings.repo, settings.credentials.clone());
     let read_only = settings.is_read_only();
@@ -50,15 +71,22 @@ pub async fn connect(
     repository.server_version().await?;
     if let Some(revision) = &settings.revision {
         if repository.get().await?.is_none() {
-            return Ok(None);
+            return Ok(Opened::NoRepository);
         }
-        return Ok(Some((Arc::new(repository.open_revision(revision).await?), false)));
+        let workspace = Arc::new(repository.open_revision(revision).await?);
+        return Ok(Opened::Connected(Connected { workspace, created: false, repository: known }));
     }
+    let rest = known.rest.clone();
+    repository.expect(known.clone());
     let mut created = false;
     let found = match (repository.get().await?, &settings.create) {
         (Some(found), _) => found,
-        (None, None) => return Ok(None),
+        (None, None) => return Ok(Opened::NoRepository),
         (None, Some(wanted)) => {
+            if !known.is_nothing() {
+                tracing::warn!(?known, "the repository is gone; it is made anew, as was asked for");
+                repository.expect(KnownRepository::default());
+            }
             match create(&repository, wanted.into()).await {
                 Ok(made) => {
                     created = true;
@@ -71,14 +99,15 @@ pub async fn connect(
         }
     };
     if !found.is_empty && !created && repository.branch(&settings.branch).await?.is_none() {
-        return Err(WorkspaceError::NotFound {
-            what: format!("branch {} of {}", settings.branch, settings.repo),
-            request: None,
-        });
+        let branches = repository.branches().await?;
+        return Ok(Opened::NoBranch(branches.into_iter().map(|branch| branch.name).collect()));
     }
     let claim = if settings.own_workspace { Claim::Own } else { Claim::Shared };
     let workspace = repository.open_workspace(&settings.workspace, &settings.branch, claim).await?;
-    Ok(Some((Arc::new(workspace), created)))
+    let commit = workspace.base().await?;
+    let known = KnownRepository { uuid: found.repo_uuid, rest, ..KnownRepository::with_commit(commit) };
+    repository.know(known.clone());
+    Ok(Opened::Connected(Connected { workspace: Arc::new(workspace), created, repository: known }))
 }
 
 /// Makes a repository, and sees that its content is kept where it should be.

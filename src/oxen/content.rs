@@ -114,6 +114,63 @@ impl OxenWorkspace {
         retry(Patience::Several, || self.read_stream(source, range.clone())).await
     }
 
+    pub(super) fn may_give_parts(&self, source: &Source) -> bool {
+        matches!(source.revision, Revision::Commit(_)) && !self.no_ranges.load(Ordering::Relaxed)
+    }
+
+    pub(super) async fn read_part_of(
+        &self,
+        source: &Source,
+        range: Range<u64>,
+    ) -> Result<Option<Bytes>, WorkspaceError> {
+        let (Revision::Commit(commit), true) = (&source.revision, self.may_give_parts(source)) else {
+            return Ok(None);
+        };
+        // One answer is handed on as it came.
+        let (mut parts, mut again) = (Vec::new(), false);
+        let mut start = range.start;
+        while start < range.end {
+            let len = (range.end - start).min(wire::RANGE_BYTES);
+            match self.read_chunk(&commit.0, &source.path, start, len).await {
+                Ok(part) if part.len() as u64 == len => parts.push(part),
+                Err(WorkspaceError::NotFound { .. } | WorkspaceError::Refused { .. })
+                | Err(WorkspaceError::Server { status: 501, .. }) => {
+                    // The file is not there, or the route is not.
+                    if self.meta(&commit.0, &source.path).await?.is_some() {
+                        tracing::info!("the server gives no parts of files; they are fetched whole");
+                        self.no_ranges.store(true, Ordering::Relaxed);
+                    }
+                    return Ok(None);
+                }
+                // A range that passes the end is answered 500 (0.65.2, tried), and so is much else.
+                Err(error @ WorkspaceError::Server { status: 500, .. }) => {
+                    if !self.is_so_long(&commit.0, &source.path, range.end).await? {
+                        return Ok(None);
+                    }
+                    if again {
+                        return Err(error);
+                    }
+                    again = true;
+                    continue;
+                }
+                // It is not as long as it should be, which whoever fetches all of it finds out.
+                Ok(_) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+            start += len;
+        }
+        if let [part] = &*parts {
+            return Ok(Some(part.clone()));
+        }
+        Ok(Some(parts.concat().into()))
+    }
+
+    /// Whether a committed file has so many bytes, by what the server says of it.
+    async fn is_so_long(&self, commit: &str, at: &RepoPath, bytes: u64) -> Result<bool, WorkspaceError> {
+        let kind = self.meta(commit, at).await?.map(|meta| meta.kind);
+        Ok(matches!(kind, Some(EntryKind::File(object)) if object.size >= bytes))
+    }
+
     /// Through `chunk/`, which serves committed content only (0.65.2, tried).
     async fn read_chunks(&self, commit: &str, at: &RepoPath, range: Range<u64>) -> Result<Bytes, WorkspaceError> {
         let mut end = range.end;

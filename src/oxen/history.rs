@@ -42,12 +42,26 @@ impl OxenWorkspace {
     }
 
     pub(super) async fn open_again(&self, branch: &str, base: &CommitId) -> Result<Reopened, WorkspaceError> {
+        // Where it is gone, all of the server may be another.
+        self.repo.http.recognition().doubt();
         let made = self.identity_now().await?.is_none() && self.make_again(branch, base).await?;
         // Of a workspace that was found by its name, the answer has the id that was sent (0.65.2, tried).
         let identity =
             self.identity_now().await?.ok_or_else(|| WorkspaceError::NotFound { what: self.what(), request: None })?;
         *self.id.write().unwrap_or_else(PoisonError::into_inner) = identity.id.clone();
         Ok(Reopened { identity, made })
+    }
+
+    pub(super) async fn open_anew(&self, branch: &str) -> Result<Option<WorkspaceIdentity>, WorkspaceError> {
+        if self.shared || self.commit.is_some() {
+            return Ok(None);
+        }
+        self.repo.delete_workspace(&self.id()).await?;
+        self.make_on(branch).await?;
+        let identity =
+            self.identity_now().await?.ok_or_else(|| WorkspaceError::NotFound { what: self.what(), request: None })?;
+        *self.id.write().unwrap_or_else(PoisonError::into_inner) = identity.id.clone();
+        Ok(Some(identity))
     }
 
     /// Makes the workspace on `base`; says whether it was not there before.

@@ -16,12 +16,14 @@ use serde::de::DeserializeOwned;
 
 use super::Endpoint;
 use super::body::Body;
+use super::recognition::Recognition;
 use super::retry::{Patience, attempt_number, retry};
 use super::wire;
 use crate::activity::Activity;
 use crate::config::Secret;
 use crate::path::RepoPath;
 use crate::workspace::progress::{LEAST_BYTES_PER_SEC, received};
+use crate::workspace::which::{KnownRepository, said_of_other};
 use crate::workspace::{RequestId, WorkspaceError};
 
 /// The token as it is now; asked again after the server refused one.
@@ -370,6 +372,7 @@ pub(super) struct Http {
     stall: Duration,
     read_only: bool,
     unanswered: AtomicU64,
+    recognition: Recognition,
     activity: Arc<Activity>,
 }
 
@@ -427,6 +430,7 @@ impl Http {
             stall: endpoint.stall.unwrap_or(STALL),
             read_only: endpoint.read_only,
             unanswered: AtomicU64::new(0),
+            recognition: Recognition::default(),
             activity: endpoint.activity.clone(),
         })
     }
@@ -444,6 +448,11 @@ impl Http {
     /// Scheme and authority.
     pub(super) fn server(&self) -> &str {
         &self.server
+    }
+
+    /// Which repository is meant.
+    pub(super) fn recognition(&self) -> &Recognition {
+        &self.recognition
     }
 
     /// How many requests that change something may have arrived and were not answered by the server.
@@ -467,6 +476,79 @@ impl Http {
             let message = format!("a read-only mount sends no {}", request.method);
             return Err(WorkspaceError::Refused { status: 0, message, request: None });
         }
+        if self.recognition.in_doubt(!request.changes_nothing()).is_some() {
+            self.recognize(request).await?;
+        }
+        self.send_unseen(request).await
+    }
+
+    /// Looks whether the repository that a request is about is the one that is meant.
+    ///
+    /// # Errors
+    /// [`WorkspaceError::Another`]; as [`send`](Self::send) when nobody tells.
+    async fn recognize(&self, request: &Request) -> Result<(), WorkspaceError> {
+        let _turn = self.recognition.turn().await;
+        let Some(known) = self.recognition.in_doubt(!request.changes_nothing()) else { return Ok(()) };
+        let Some(question) = request.question() else { return Ok(()) };
+        let answer = match self.send_unseen(&question).await {
+            Ok(answer) => answer.json::<wire::RepositoryAnswer>().await?,
+            // So is what the request is about.
+            Err(WorkspaceError::NotFound { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let uuid = answer.repository.repo_uuid;
+        if !known.is_called(uuid.as_deref()) {
+            let is_same = match &known.commit {
+                Some(commit) => self.has_commit(&question.path, &commit.0).await?,
+                None => known.uuid.is_none() || uuid.is_none(),
+            };
+            if !is_same {
+                return Err(self.another(&question.path, &known, uuid.as_deref()));
+            }
+            if known.uuid.is_some() && uuid.is_some() {
+                tracing::warn!(
+                    ?known,
+                    ?uuid,
+                    "the repository has another id, and the commit that is known: taken for the same"
+                );
+            }
+        }
+        self.recognition.recognized();
+        Ok(())
+    }
+
+    /// The failure of one who finds another repository in the place of `known`.
+    fn another(&self, repository: &str, known: &KnownRepository, uuid: Option<&str>) -> WorkspaceError {
+        let mut names =
+            repository.rsplit('/').map(|name| percent_encoding::percent_decode_str(name).decode_utf8_lossy());
+        let (name, namespace) = (names.next().unwrap_or_default(), names.next().unwrap_or_default());
+        let repo = format!("{namespace}/{name}");
+        WorkspaceError::Another {
+            server: self.server.to_string(),
+            repo,
+            known: known.said(),
+            found: said_of_other(uuid),
+        }
+    }
+
+    /// Whether the repository at this path has a commit: it is found as such, or by its root, or a branch stands on it, as
+    /// the route for commits is not everywhere, and a root without files is 404.
+    async fn has_commit(&self, repository: &str, commit: &str) -> Result<bool, WorkspaceError> {
+        for place in ["commits/", "dir/"] {
+            let place = format!("{repository}/{place}{}", segment(commit));
+            match self.send_unseen(&Request::get(place, "")).await {
+                Ok(_) => return Ok(true),
+                Err(WorkspaceError::NotFound { .. } | WorkspaceError::Refused { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let branches = self.send_unseen(&Request::get(format!("{repository}/branches"), "")).await?;
+        let branches = branches.json::<wire::BranchesAnswer>().await?.branches;
+        Ok(branches.iter().any(|branch| branch.commit_id == commit))
+    }
+
+    /// [`send`](Self::send), whichever repository it is.
+    async fn send_unseen(&self, request: &Request) -> Result<Answer, WorkspaceError> {
         let token = self.token();
         let mut result = self.attempt(request, token.as_ref()).await;
         if matches!(result, Err(WorkspaceError::Unreachable { .. }))
@@ -570,10 +652,12 @@ impl Http {
         }
         let response = match tokio::time::timeout(deadline, builder.send()).await {
             Err(_) => {
+                self.recognition.doubt();
                 self.goes_unanswered(request);
                 return Err(WorkspaceError::TimedOut { after: deadline, request: Some(id) });
             }
             Ok(Err(error)) => {
+                self.recognition.doubt();
                 if !error.is_connect() {
                     self.goes_unanswered(request);
                 }
@@ -583,7 +667,9 @@ impl Http {
             Ok(Ok(response)) => response,
         };
         let status = response.status();
+        self.recognition.heard();
         if matches!(status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT) {
+            self.recognition.doubt();
             self.goes_unanswered(request);
         }
         if !status.is_success() && request.answered_by != Some(status) {

@@ -18,6 +18,7 @@ use super::wire::{self, Branch, Commit, Each, WorkspaceInfo};
 use super::{Endpoint, OxenWorkspace};
 use crate::hash::HashKind;
 use crate::path::RepoPath;
+use crate::workspace::which::KnownRepository;
 use crate::workspace::{CommitId, ServerInfo, WorkspaceError};
 
 /// Whose a workspace is.
@@ -95,6 +96,24 @@ pub struct NewRepository {
     pub user: Option<User>,
     /// The first commit's files; none leave it empty.
     pub files: Vec<InitialFile>,
+}
+
+/// How many files are staged in a workspace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct StagedCounts {
+    /// New ones.
+    pub added: u64,
+    /// With other content.
+    pub modified: u64,
+    /// Removed ones.
+    pub removed: u64,
+}
+
+impl StagedCounts {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.added.saturating_add(self.modified).saturating_add(self.removed)
+    }
 }
 
 /// A repository, as the server describes it.
@@ -178,6 +197,16 @@ impl Repository {
             name: endpoint.repo.clone(),
             compress: endpoint.compress,
         })
+    }
+
+    /// This one is meant: nothing is asked of another of the same name, from the next request on.
+    pub fn expect(&self, known: KnownRepository) {
+        self.http.recognition().expect(known);
+    }
+
+    /// This one is meant, and was seen.
+    pub(super) fn know(&self, known: KnownRepository) {
+        self.http.recognition().know(known);
     }
 
     /// `rest` below the repository, already encoded.
@@ -466,6 +495,7 @@ impl Repository {
         let mut workspace = self.on(base, dialect, version, hash_kind);
         (workspace.id, workspace.name) = (RwLock::new(found.id.as_str().into()), name.to_owned());
         workspace.created = answer.status_message == "resource_created";
+        workspace.shared = claim == Claim::Shared;
         Ok(workspace)
     }
 
@@ -509,6 +539,7 @@ impl Repository {
             id: RwLock::new("".into()),
             name: String::new(),
             created: false,
+            shared: false,
             dialect,
             info,
             compress: self.compress.unwrap_or(!self.http.is_loopback()),
@@ -591,12 +622,30 @@ impl Repository {
         }
     }
 
+    /// How much is staged in a workspace.
+    ///
+    /// # Errors
+    /// As the server answers.
+    pub async fn staged_counts(&self, workspace: &str) -> Result<StagedCounts, WorkspaceError> {
+        let staged = self.first_changes(workspace).await?;
+        let of = |list: wire::ChangesPage| list.total_entries.max(list.entries.len() as u64);
+        Ok(StagedCounts {
+            added: of(staged.added_files),
+            modified: of(staged.modified_files),
+            removed: of(staged.removed_files),
+        })
+    }
+
     async fn has_changes(&self, workspace: &str) -> Result<bool, WorkspaceError> {
-        let url = self.url(&format!("workspaces/{}/changes?page=1&page_size=1", segment(workspace)));
-        let request = Request::get(url, format!("workspace {workspace}"));
-        let staged = self.http.json_with::<wire::ChangesAnswer>(Patience::Several, &request).await?.staged;
+        let staged = self.first_changes(workspace).await?;
         let lists = [staged.added_files, staged.modified_files, staged.removed_files];
         Ok(lists.iter().any(|list| list.total_entries > 0 || !list.entries.is_empty()))
+    }
+
+    async fn first_changes(&self, workspace: &str) -> Result<wire::Staged, WorkspaceError> {
+        let url = self.url(&format!("workspaces/{}/changes?page=1&page_size=1", segment(workspace)));
+        let request = Request::get(url, format!("workspace {workspace}"));
+        Ok(self.http.json_with::<wire::ChangesAnswer>(Patience::Several, &request).await?.staged)
     }
 
     /// The function that made the hashes of a commit's files; `None` when none is found near the root.

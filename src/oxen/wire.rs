@@ -67,6 +67,11 @@ pub struct Commit {
 }
 
 impl Commit {
+    /// When it was made, in seconds since the epoch; `None` when the server does not say.
+    pub fn made_secs(&self) -> Option<i64> {
+        epoch_secs(&self.timestamp)
+    }
+
     /// Its id, as the seam has it.
     pub fn commit_id(&self) -> CommitId {
         CommitId(self.id.as_str().into())
@@ -170,6 +175,26 @@ pub struct WorkspaceInfo {
     /// When it was made, in RFC 3339.
     #[serde(default)]
     pub created_at: Option<String>,
+}
+
+/// What `GET` of a repository says of its identity: `repo_uuid` (0.65.2, tried).
+#[derive(Debug, Deserialize)]
+pub(super) struct RepositoryAnswer {
+    pub repository: RepositoryMark,
+}
+
+/// See [`RepositoryAnswer`].
+#[derive(Debug, Deserialize)]
+pub(super) struct RepositoryMark {
+    #[serde(default)]
+    pub repo_uuid: Option<String>,
+}
+
+impl WorkspaceInfo {
+    /// When it was made, or the commit that it stands on if that is younger, in seconds since the epoch.
+    pub fn touched_secs(&self) -> Option<i64> {
+        self.created_at.as_deref().and_then(epoch_secs).max(self.commit.made_secs())
+    }
 }
 
 /// `PUT workspaces`, `GET workspaces/{id}`. `status_message` is `resource_created` or `resource_found` (tried).

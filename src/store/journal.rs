@@ -45,7 +45,7 @@ use serde::{Deserialize, Serialize};
 use crate::namespace::{Ino, InodeRecord};
 use crate::path::{Name, RepoPath, bytes_as_text};
 use crate::workspace::{CommitId, CommitRequest, Upload};
-use crate::writeback::index::Account;
+use crate::writeback::index::{Account, Conflict};
 
 pub use format::FORMAT;
 pub use log::{Compaction, Journal, Ticket};
@@ -126,6 +126,16 @@ pub enum Change {
         #[serde(rename = "n")]
         name: Name,
     },
+    /// A base name shows that was hidden.
+    #[serde(rename = "unhide")]
+    Unhide {
+        /// Directory.
+        #[serde(rename = "p")]
+        parent: Ino,
+        /// Entry.
+        #[serde(rename = "n")]
+        name: Name,
+    },
     /// An inode is gone.
     #[serde(rename = "drop")]
     Drop {
@@ -142,6 +152,16 @@ pub enum Change {
         /// Its state.
         #[serde(rename = "a")]
         account: Option<Account>,
+    },
+    /// A path was changed here and by others; `None` when that was decided.
+    #[serde(rename = "conflict")]
+    Conflict {
+        /// Which.
+        #[serde(rename = "p")]
+        path: RepoPath,
+        /// What both began with, and what others made of it.
+        #[serde(rename = "x")]
+        conflict: Option<Conflict>,
     },
     /// How far the upload of a path's content is; `None` when it is over.
     #[serde(rename = "upload")]

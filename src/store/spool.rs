@@ -24,8 +24,10 @@ use crate::count;
 use crate::hash::ContentHash;
 use crate::id::{Ino, SpoolId};
 use crate::store::disk::{Act, Disk};
+use crate::store::parts::Parts;
 
 pub mod holes;
+mod spares;
 
 use holes::{counted_of, may_have, next_data};
 pub use holes::{room, room_of};
@@ -55,6 +57,8 @@ pub struct Spool {
     /// Files of which a flush failed. What of them is on stable storage nobody knows: the kernel tells of pages that it
     /// could not write once, and then takes them for written (`fsync(2)`, errors of `EIO` and `ENOSPC`).
     unsure: Mutex<HashSet<SpoolId>>,
+    /// What counts as used and may go.
+    spares: spares::Spares,
 }
 
 impl Spool {
@@ -77,8 +81,16 @@ impl Spool {
         let own = made.iter().any(|made| *made);
         let unflushed = made.into_iter().chain([own]).map(Mutex::new).collect();
         let (next, used) = (AtomicU64::new(1), AtomicU64::new(0));
-        let spool =
-            Self { disk: disk.clone(), dir: dir.to_owned(), next, used, limit, unflushed, unsure: Mutex::default() };
+        let spool = Self {
+            disk: disk.clone(),
+            dir: dir.to_owned(),
+            next,
+            used,
+            limit,
+            unflushed,
+            unsure: Mutex::default(),
+            spares: spares::Spares::default(),
+        };
         let highest = spool.ids()?.into_iter().map(|id| id.0).max().unwrap_or(0);
         spool.next.store(highest + 1, Ordering::Relaxed);
         Ok(spool)
@@ -282,6 +294,58 @@ impl Spool {
     /// # Errors
     /// [`io::ErrorKind::StorageFull`] when that passes the limit; nothing is counted then.
     pub fn reserve(&self, bytes: u64) -> io::Result<()> {
+        match self.reserve_free(bytes) {
+            Err(_) if self.take_spares(bytes) => self.reserve_free(bytes),
+            reserved => reserved,
+        }
+    }
+
+    /// Has spare bytes make way for `bytes`, if all of them are enough.
+    fn take_spares(&self, bytes: u64) -> bool {
+        let Some(limit) = self.limit else { return false };
+        let lacking = self.used().saturating_add(bytes).saturating_sub(limit);
+        let freed = self.spares.take(lacking);
+        self.release(freed);
+        freed > 0
+    }
+
+    /// Whether anything may be put into it.
+    pub fn is_full(&self) -> bool {
+        let full = || self.limit.is_some_and(|limit| self.used() >= limit);
+        full() && (!self.take_spares(1) || full())
+    }
+
+    /// Counts `bytes` that are there as used, for something that may go where room is short; `id` is the caller's.
+    pub fn lend_room(&self, id: u64, bytes: u64) {
+        self.charge(bytes);
+        self.spares.add(id, bytes);
+    }
+
+    /// It goes, or is to stay: it counts no more. `false`: room was short, and it goes.
+    pub fn end_loan(&self, id: u64) -> bool {
+        let bytes = self.spares.withdraw(id);
+        self.release(bytes.unwrap_or(0));
+        bytes.is_some()
+    }
+
+    /// The oldest of what may go is to go; whether there was any.
+    pub fn give_oldest(&self) -> bool {
+        let bytes = self.spares.take_oldest();
+        self.release(bytes.unwrap_or(0));
+        bytes.is_some()
+    }
+
+    /// What is to go because room was short, by the numbers that it was given; each is told once.
+    pub fn to_go(&self) -> Vec<u64> {
+        self.spares.take_taken()
+    }
+
+    /// Bytes in use by what may go.
+    pub fn spare(&self) -> u64 {
+        self.spares.bytes()
+    }
+
+    fn reserve_free(&self, bytes: u64) -> io::Result<()> {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
             let after = used.saturating_add(bytes);
             (bytes == 0 || self.limit.is_none_or(|limit| after <= limit)).then_some(after)
@@ -339,6 +403,8 @@ pub struct Cache {
     lent: Mutex<HashMap<Key, Lent>>,
     /// Locked by whoever gives a name, takes one away, or lends what has one: what is lent keeps the name that it has.
     naming: Mutex<()>,
+    /// Files of which a part is here.
+    parts: Parts,
     temporary: AtomicU64,
     /// How often content was wanted that is here, and how often such that is not.
     hits: AtomicU64,
@@ -386,6 +452,7 @@ impl Cache {
             arriving: Mutex::default(),
             lent: Mutex::default(),
             naming: Mutex::default(),
+            parts: Parts::new(disk, dir),
             temporary: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -425,6 +492,7 @@ impl Cache {
             known.put_oldest(key, size);
         }
         drop(known);
+        self.parts.learn()?;
         self.learned.store(true, Ordering::Release);
         self.evict();
         Ok(())
@@ -457,7 +525,33 @@ impl Cache {
     /// Bytes of what is known to be here, and their limit. What is lent is not among them.
     pub fn used_and_limit(&self) -> (u64, u64) {
         let known = self.lock();
-        (known.committed_bytes + known.staged_bytes, self.limit)
+        (known.committed_bytes + known.staged_bytes + self.parts.used(), self.limit)
+    }
+
+    /// Files of which a part is here.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// All of a file that was here in part has come, and has its hash: it is content like any other from now on.
+    ///
+    /// # Errors
+    /// As [`name`](Self::name) has them: it is fetched again.
+    pub fn take_part(&self, hash: ContentHash, size: u64) -> io::Result<()> {
+        self.parts.hand_over(hash, |path| {
+            self.name(hash, path)?;
+            // At no moment is it neither here in part nor whole.
+            self.know(hash, self.counted(hash, size));
+            Ok(())
+        })?;
+        self.evict();
+        Ok(())
+    }
+
+    /// Whether the content is here, checked or not. Does not count as a use.
+    pub fn has_some(&self, hash: ContentHash) -> bool {
+        let known = self.lock().has(&Key::of(hash));
+        known || self.arriving().contains_key(&hash) || self.lent().contains_key(&Key::of(hash))
     }
 
     /// The content, if it is here from before the machine was last started and its bytes are still its own: it is used
@@ -519,7 +613,7 @@ impl Cache {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
         self.unknow(hash);
-        let mut removed = false;
+        let mut removed = self.parts.remove(hash);
         for dir in self.older.iter().chain([&self.current]) {
             match self.disk.remove(&dir.join(key.name())) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -837,10 +931,17 @@ impl Cache {
         hashes.filter(|hash| !boots.iter().any(|boot| boot.join(Key::of(*hash).name()).exists())).collect()
     }
 
-    /// Removes the least recently used files over the limit, first those that are committed. Never the newest of these,
-    /// which its reader is about to open.
+    /// Removes the least recently used files over the limit, first parts of such that nobody reads, then those that are
+    /// committed; never the newest of these, which its reader is about to open. At last, blocks of what somebody reads.
     pub fn evict(&self) {
-        while self.evict_one(|known| known.over(self.limit)) {}
+        loop {
+            let left = self.limit.saturating_sub(self.parts.used());
+            let whole = |known: &KnownFiles| known.over(left);
+            let is_over = self.used_and_limit().0 > self.limit;
+            if !is_over || !(self.parts.make_way(false) || self.evict_one(whole) || self.parts.make_way(true)) {
+                return;
+            }
+        }
     }
 
     /// Removes the file that `choice` names, and says whether there was one.
@@ -868,7 +969,7 @@ impl Cache {
     pub fn make_room(&self, bytes: u64) -> bool {
         let lacking = || rustix::fs::statvfs(&self.dir).is_ok_and(|disk| is_lacking(&disk, bytes));
         let mut removed = false;
-        while lacking() && self.evict_one(KnownFiles::first) {
+        while lacking() && (self.parts.make_way(false) || self.evict_one(KnownFiles::first)) {
             removed = true;
         }
         removed

@@ -75,7 +75,9 @@ pub type Witness = Arc<dyn Fn(&'static str) + Send + Sync>;
 pub struct Memory {
     info: ServerInfo,
     part_bytes: u64,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
+    /// Which of the repository's workspaces it is for.
+    workspace: usize,
     unanswered: AtomicU64,
     fault: Mutex<Box<dyn FnMut(&'static str) -> Fault + Send>>,
     commit_faults: Mutex<VecDeque<Vec<CommitFault>>>,
@@ -88,27 +90,46 @@ struct State {
     infos: HashMap<String, CommitInfo>,
     /// The commit that the branch stands on.
     head: String,
-    /// The commit that the workspace stands on.
-    base: String,
-    /// Which of all workspaces there were it is; `None` when it was deleted.
-    incarnation: Option<u64>,
-    incarnations: u64,
     /// Contents that were removed though something refers to them.
     pruned: HashSet<ContentHash>,
-    staged: BTreeMap<RepoPath, Option<Bytes>>,
     store: HashMap<ContentHash, Bytes>,
+    incarnations: u64,
     /// Parts received, by upload and number.
     uploads: HashMap<String, BTreeMap<u32, Bytes>>,
     /// Uploads begun since the start: none gets the name of one that is over.
     uploads_begun: u64,
     sent_bytes: u64,
-    /// Requests that have come and had no effect yet, by number.
-    arrived: BTreeMap<u64, Effect>,
     arrivals: u64,
-    /// Requests that nobody waits for any more, and how many others are served before.
-    late: Vec<(u32, Effect)>,
     /// Late requests that have had their effect.
     come: u64,
+    /// The workspace that a request is about, and its number.
+    own: Stage,
+    own_number: usize,
+    /// All others, by number.
+    others: HashMap<usize, Stage>,
+}
+
+/// A workspace.
+#[derive(Clone)]
+struct Stage {
+    /// The commit that it stands on.
+    base: String,
+    /// Which of all workspaces there were it is; `None` when it was deleted.
+    incarnation: Option<u64>,
+    /// Others may use it.
+    shared: bool,
+    staged: BTreeMap<RepoPath, Option<Bytes>>,
+    /// Requests that have come and had no effect yet, by number.
+    arrived: BTreeMap<u64, Effect>,
+    /// Requests that nobody waits for any more, and how many others are served before.
+    late: Vec<(u32, Effect)>,
+}
+
+impl Stage {
+    fn on(base: String, incarnation: u64) -> Self {
+        let (staged, arrived, late) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        Self { base, incarnation: Some(incarnation), shared: false, staged, arrived, late }
+    }
 }
 
 impl Memory {
@@ -119,43 +140,51 @@ impl Memory {
             commits: HashMap::from([("c0".to_owned(), Tree::new())]),
             infos: HashMap::from([("c0".to_owned(), commit_info("c0", &[], "Initial commit"))]),
             head: "c0".to_owned(),
-            base: "c0".to_owned(),
-            incarnation: Some(1),
-            incarnations: 1,
             pruned: HashSet::new(),
-            staged: BTreeMap::new(),
             store: HashMap::new(),
+            incarnations: 1,
             uploads: HashMap::new(),
             uploads_begun: 0,
             sent_bytes: 0,
-            arrived: BTreeMap::new(),
             arrivals: 0,
-            late: Vec::new(),
             come: 0,
+            own: Stage::on("c0".to_owned(), 1),
+            own_number: 0,
+            others: HashMap::new(),
         };
-        Self::with(info, state)
+        Self::with(info, Arc::new(Mutex::new(state)), 0)
     }
 
-    fn with(info: ServerInfo, state: State) -> Self {
+    /// Another workspace of the same repository, on what the branch has become.
+    pub fn beside(&self) -> Self {
+        let mut state = self.lock();
+        state.incarnations += 1;
+        let (stage, number) = (Stage::on(state.head.clone(), state.incarnations), state.others.len() + 1);
+        state.others.insert(number, stage);
+        drop(state);
+        Self::with(self.info.clone(), self.state.clone(), number)
+    }
+
+    fn with(info: ServerInfo, state: Arc<Mutex<State>>, workspace: usize) -> Self {
         let fault: Box<dyn FnMut(&'static str) -> Fault + Send> = Box::new(|_| Fault::None);
         let (unanswered, fault, witness) = (AtomicU64::new(0), Mutex::new(fault), Mutex::default());
-        let (state, commit_faults) = (Mutex::new(state), Mutex::default());
-        Self { info, part_bytes: PART_BYTES, state, unanswered, fault, commit_faults, witness }
+        let commit_faults = Mutex::default();
+        Self { info, part_bytes: PART_BYTES, state, workspace, unanswered, fault, commit_faults, witness }
     }
 
     /// Another server that holds what this one holds now, and whose client is gone: what is on its way comes late.
     pub fn fork(&self) -> Self {
         let mut state = self.lock().clone();
-        let arrived = std::mem::take(&mut state.arrived).into_values();
+        let arrived = std::mem::take(&mut state.own.arrived).into_values();
         arrived.for_each(|effect| self.give_up(&mut state, effect));
-        Self::with(self.info.clone(), state)
+        Self::with(self.info.clone(), Arc::new(Mutex::new(state)), self.workspace)
     }
 
     /// Nobody waits for a request any more: it comes late. Not where bytes always travel: what it takes away is to be had
     /// from the cache alone then, which tests keep small.
     fn give_up(&self, state: &mut State, effect: Effect) {
         if self.info.by_hash != ByHash::Never {
-            state.late.push((fastrand::u32(0..LATEST), effect));
+            state.own.late.push((fastrand::u32(0..LATEST), effect));
         }
     }
 
@@ -163,16 +192,16 @@ impl Memory {
     /// other requests.
     pub fn part_late(&self) {
         let mut state = self.lock();
-        let late = std::mem::take(&mut state.late);
+        let late = std::mem::take(&mut state.own.late);
         let (soon, later): (Vec<_>, Vec<_>) = late.into_iter().partition(|(left, _)| *left < LATEST / 2);
         soon.into_iter().for_each(|(_, effect)| state.come_late(effect));
-        state.late = later.into_iter().map(|(left, effect)| (left + LATEST, effect)).collect();
+        state.own.late = later.into_iter().map(|(left, effect)| (left + LATEST, effect)).collect();
     }
 
     /// Carries out all late requests; returns how many have come since the start.
     pub fn end_late(&self) -> u64 {
         let mut state = self.lock();
-        let late = std::mem::take(&mut state.late);
+        let late = std::mem::take(&mut state.own.late);
         late.into_iter().for_each(|(_, effect)| state.come_late(effect));
         state.come
     }
@@ -195,14 +224,23 @@ impl Memory {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = state.own_number;
+        if other != self.workspace
+            && let Some(own) = state.others.remove(&self.workspace)
+        {
+            let before = std::mem::replace(&mut state.own, own);
+            state.others.insert(other, before);
+            state.own_number = self.workspace;
+        }
+        state
     }
 
     /// Replaces the base by a commit of `tree`, which the branch stands on too.
     pub fn set_base(&self, tree: Tree) {
         let mut state = self.lock();
         tree.values().for_each(|content| state.keep(content.clone()));
-        state.base = state.make_commit(tree, "set");
+        state.own.base = state.make_commit(tree, "set");
     }
 
     /// Commits `tree` to the branch as another client does, from a workspace of its own.
@@ -212,16 +250,38 @@ impl Memory {
         CommitId(state.make_commit(tree, "theirs").into())
     }
 
+    /// Moves the workspace to what the branch has become, with what is staged in it; no released server does that, but
+    /// whoever deletes a workspace and stages in it anew.
+    pub fn move_workspace(&self) {
+        let mut state = self.lock();
+        state.own.base = state.head.clone();
+    }
+
+    /// Others may use the workspace from now on.
+    pub fn share_workspace(&self) {
+        self.lock().own.shared = true;
+    }
+
+    /// Whether others may use the workspace.
+    pub fn is_shared(&self) -> bool {
+        self.lock().own.shared
+    }
+
+    /// Drops what somebody else staged at a path, as he may.
+    pub fn unstage_foreign(&self, path: &RepoPath) {
+        self.lock().own.staged.remove(path);
+    }
+
     /// Deletes the workspace with all that is staged in it, as another client may.
     pub fn delete_workspace(&self) {
         let mut state = self.lock();
-        state.staged.clear();
-        state.incarnation = None;
+        state.own.staged.clear();
+        state.own.incarnation = None;
     }
 
     /// Drops all that is staged, as another client may.
     pub fn empty_workspace(&self) {
-        self.lock().staged.clear();
+        self.lock().own.staged.clear();
     }
 
     /// Removes all content that no commit refers to, as an operator's clean-up does.
@@ -232,6 +292,20 @@ impl Memory {
         let gone: Vec<ContentHash> = state.store.keys().filter(|hash| !committed.contains(hash)).copied().collect();
         state.store.retain(|hash, _| committed.contains(hash));
         state.pruned.extend(gone);
+    }
+
+    /// Has what is staged and in no commit in the workspace alone from now on, as servers may that keep it there: nothing
+    /// of it can be staged by its hash.
+    pub fn keep_in_workspace(&self) {
+        let mut state = self.lock();
+        let committed: HashSet<ContentHash> =
+            state.commits.values().flat_map(Tree::values).map(|content| object(content).hash).collect();
+        state.store.retain(|hash, _| committed.contains(hash));
+    }
+
+    /// The server has some content nowhere but where it is staged or committed.
+    pub fn lose(&self, content: &[u8]) {
+        self.lock().store.remove(&ContentHash::of(HashKind::Xxh3, content));
     }
 
     /// What the next commit does besides; those set before come first.
@@ -251,7 +325,7 @@ impl Memory {
         if let Some(content) = &content {
             state.keep(content.clone());
         }
-        state.staged.insert(path, content);
+        state.own.staged.insert(path, content);
     }
 
     /// Asked before every request, with the method's name.
@@ -276,10 +350,15 @@ impl Memory {
         state.commits.get(&state.head).cloned().unwrap_or_default()
     }
 
+    /// A commit's tree.
+    pub fn tree_of(&self, commit: &CommitId) -> Tree {
+        self.lock().commits.get(&*commit.0).cloned().unwrap_or_default()
+    }
+
     /// The base commit's tree.
     pub fn base_tree(&self) -> Tree {
         let state = self.lock();
-        state.commits.get(&state.base).cloned().unwrap_or_default()
+        state.commits.get(&state.own.base).cloned().unwrap_or_default()
     }
 
     /// A request that changes the workspace.
@@ -290,7 +369,7 @@ impl Memory {
                 let mut state = self.lock();
                 state.arrivals += 1;
                 let number = state.arrivals;
-                state.arrived.insert(number, effect);
+                state.own.arrived.insert(number, effect);
                 Underway { memory: self, number }
             };
             self.tell(name);
@@ -299,9 +378,9 @@ impl Memory {
             let answer = {
                 let mut state = self.lock();
                 state.serve_late();
-                let effect = state.arrived.remove(&underway.number);
+                let effect = state.own.arrived.remove(&underway.number);
                 match (fault, effect) {
-                    (Fault::None, Some(_)) if state.incarnation.is_none() => Err(no_workspace()),
+                    (Fault::None, Some(_)) if state.own.incarnation.is_none() => Err(no_workspace()),
                     (Fault::None, Some(effect)) => Ok(state.carry_out(effect)),
                     (Fault::AnswerLost, Some(effect)) => {
                         state.carry_out(effect);
@@ -357,7 +436,7 @@ struct Underway<'a> {
 impl Drop for Underway<'_> {
     fn drop(&mut self) {
         let mut state = self.memory.lock();
-        if let Some(effect) = state.arrived.remove(&self.number) {
+        if let Some(effect) = state.own.arrived.remove(&self.number) {
             self.memory.give_up(&mut state, effect);
         }
     }
@@ -388,10 +467,10 @@ fn lost() -> WorkspaceError {
 impl State {
     /// One request more has been served: late ones may be due.
     fn serve_late(&mut self) {
-        let late = std::mem::take(&mut self.late);
+        let late = std::mem::take(&mut self.own.late);
         for (left, effect) in late {
             match left.checked_sub(1) {
-                Some(left) => self.late.push((left, effect)),
+                Some(left) => self.own.late.push((left, effect)),
                 None => self.come_late(effect),
             }
         }
@@ -419,24 +498,24 @@ impl State {
     }
 
     fn identity(&self) -> Option<WorkspaceIdentity> {
-        let made = self.incarnation?;
+        let made = self.own.incarnation?;
         Some(WorkspaceIdentity {
             id: "memory".into(),
-            commit: CommitId(self.base.as_str().into()),
+            commit: CommitId(self.own.base.as_str().into()),
             created_at: Some(format!("2026-11-29T00:00:{made:02}Z").into()),
         })
     }
 
     /// Commits what is staged over the branch's head.
     fn commit(&mut self, request: &CommitRequest, faults: Vec<CommitFault>) -> Result<Committed, WorkspaceError> {
-        if self.incarnation.is_none() {
+        if self.own.incarnation.is_none() {
             return Err(no_workspace());
         }
         let mut tree = self.commits.get(&self.head).cloned().unwrap_or_default();
         let left_out = |path: &RepoPath| {
             faults.iter().any(|fault| matches!(fault, CommitFault::LeavesOut(out) if path.is_in(out)))
         };
-        for (path, content) in self.staged.iter().filter(|(path, _)| !left_out(path)) {
+        for (path, content) in self.own.staged.iter().filter(|(path, _)| !left_out(path)) {
             match content {
                 Some(content) => tree.insert(path.clone(), content.clone()),
                 None => tree.remove(path),
@@ -453,8 +532,8 @@ impl State {
             info.author.clone_from(&request.author);
             info.email.clone_from(&request.email);
         }
-        self.base.clone_from(&id);
-        self.staged.clear();
+        self.own.base.clone_from(&id);
+        self.own.staged.clear();
         for fault in faults {
             if let CommitFault::Names(named) = fault {
                 id = named;
@@ -506,7 +585,7 @@ impl State {
 
     /// Does what a request says; one outcome for each of its paths.
     fn carry_out(&mut self, effect: Effect) -> Vec<Outcome> {
-        if self.incarnation.is_none() {
+        if self.own.incarnation.is_none() {
             return Vec::new();
         }
         let done = |sent_bytes| Outcome::Done { sent_bytes };
@@ -547,13 +626,13 @@ impl State {
                 for path in &paths {
                     // A directory goes with all below it; what is only staged is unstaged.
                     let gone: Vec<RepoPath> = self.base().keys().filter(|file| file.is_in(path)).cloned().collect();
-                    self.staged.retain(|file, _| !file.is_in(path));
-                    self.staged.extend(gone.into_iter().map(|file| (file, None)));
+                    self.own.staged.retain(|file, _| !file.is_in(path));
+                    self.own.staged.extend(gone.into_iter().map(|file| (file, None)));
                 }
                 paths.iter().map(|_| done(0)).collect()
             }
             Effect::Unstage(paths) => {
-                paths.iter().for_each(|path| drop(self.staged.remove(path)));
+                paths.iter().for_each(|path| drop(self.own.staged.remove(path)));
                 paths.iter().map(|_| done(0)).collect()
             }
         }
@@ -561,12 +640,12 @@ impl State {
 
     fn base(&self) -> &Tree {
         static EMPTY: Tree = Tree::new();
-        self.commits.get(&self.base).unwrap_or(&EMPTY)
+        self.commits.get(&self.own.base).unwrap_or(&EMPTY)
     }
 
     fn view(&self) -> Tree {
         let mut view = self.base().clone();
-        for (path, content) in &self.staged {
+        for (path, content) in &self.own.staged {
             match content {
                 Some(content) => view.insert(path.clone(), content.clone()),
                 None => view.remove(path),
@@ -581,7 +660,7 @@ impl State {
         if base.as_ref() == Some(&content) {
             return;
         }
-        self.staged.insert(path.clone(), Some(content));
+        self.own.staged.insert(path.clone(), Some(content));
     }
 
     fn content(&self, source: &Source) -> Result<Bytes, WorkspaceError> {
@@ -636,14 +715,27 @@ impl Workspace for Memory {
 
     fn reopen<'a>(&'a self, _branch: &'a str, base: &'a CommitId) -> Fut<'a, Reopened> {
         self.request("reopen", move |state| {
-            let made = state.incarnation.is_none();
+            let made = state.own.incarnation.is_none();
             if made {
                 state.incarnations += 1;
-                state.incarnation = Some(state.incarnations);
+                state.own.incarnation = Some(state.incarnations);
                 let is_known = state.commits.contains_key(&*base.0);
-                state.base = if is_known { base.0.to_string() } else { state.head.clone() };
+                state.own.base = if is_known { base.0.to_string() } else { state.head.clone() };
             }
             Ok(Reopened { identity: state.identity().ok_or_else(no_workspace)?, made })
+        })
+    }
+
+    fn renew<'a>(&'a self, _branch: &'a str) -> Fut<'a, Option<WorkspaceIdentity>> {
+        self.request("renew", |state| {
+            if state.own.shared {
+                return Ok(None);
+            }
+            state.own.staged.clear();
+            state.incarnations += 1;
+            state.own.incarnation = Some(state.incarnations);
+            state.own.base.clone_from(&state.head);
+            Ok(state.identity())
         })
     }
 
@@ -703,7 +795,7 @@ impl Workspace for Memory {
 
     fn changes(&self) -> Fut<'_, Vec<Change>> {
         self.request("changes", |state| {
-            if state.incarnation.is_none() {
+            if state.own.incarnation.is_none() {
                 return Err(no_workspace());
             }
             let change = |(path, content): (&RepoPath, &Option<Bytes>)| {
@@ -714,12 +806,12 @@ impl Workspace for Memory {
                 };
                 Change { path: path.clone(), kind }
             };
-            Ok(state.staged.iter().map(change).collect())
+            Ok(state.own.staged.iter().map(change).collect())
         })
     }
 
     fn staged_object<'a>(&'a self, change: &'a Change) -> Fut<'a, Object> {
-        self.request("staged_object", move |state| match state.staged.get(&change.path) {
+        self.request("staged_object", move |state| match state.own.staged.get(&change.path) {
             Some(Some(content)) => Ok(object(content)),
             _ => Err(WorkspaceError::NotFound { what: change.path.to_string(), request: None }),
         })
@@ -738,6 +830,19 @@ impl Workspace for Memory {
             let content = state.content(source)?;
             let end = (range.end as usize).min(content.len());
             Ok(content.slice((range.start as usize).min(end)..end))
+        })
+    }
+
+    fn gives_parts(&self, source: &Source) -> bool {
+        matches!(source.revision, Revision::Commit(_))
+    }
+
+    fn read_part<'a>(&'a self, source: &'a Source, range: Range<u64>) -> Fut<'a, Option<Bytes>> {
+        self.request("read_part", move |state| {
+            let content = state.content(source)?;
+            let (start, end) = (range.start as usize, range.end as usize);
+            let is_there = end <= content.len() && matches!(source.revision, Revision::Commit(_));
+            Ok(is_there.then(|| content.slice(start..end)))
         })
     }
 
@@ -847,9 +952,9 @@ impl Workspace for Memory {
             let source = Source { revision: Revision::Workspace, path: from.clone() };
             let content = state.content(&source)?;
             if state.base().contains_key(from) {
-                state.staged.insert(from.clone(), None);
+                state.own.staged.insert(from.clone(), None);
             } else {
-                state.staged.remove(from);
+                state.own.staged.remove(from);
             }
             state.put(to, content);
             Ok(())

@@ -13,7 +13,7 @@ use crate::count;
 use crate::hash::ContentHash;
 use crate::path::RepoPath;
 use crate::table::Dense;
-use crate::workspace::Object;
+use crate::workspace::{CommitId, Object};
 
 /// What the workspace has staged for a path.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,52 @@ pub struct Account {
     /// after others that it has answered.
     #[serde(default, rename = "l", skip_serializing_if = "Option::is_none")]
     pub late: Option<u64>,
+    /// Somebody else staged it.
+    #[serde(default, rename = "t", skip_serializing_if = "std::ops::Not::not")]
+    pub theirs: bool,
+    /// What was staged there before, since the base moved last: somebody else may have committed it meanwhile.
+    #[serde(default, rename = "o", skip_serializing_if = "Option::is_none")]
+    pub before: Option<Object>,
+    /// It is not to be staged until it is written again.
+    #[serde(default, rename = "h", skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
+}
+
+/// What others made of a path that was changed here too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Theirs {
+    /// Nothing: they removed it.
+    Gone,
+    /// This content.
+    File(Object),
+    /// A directory.
+    Dir,
+}
+
+impl Theirs {
+    /// Their content, if it is a file.
+    pub fn object(self) -> Option<Object> {
+        match self {
+            Self::File(object) => Some(object),
+            Self::Gone | Self::Dir => None,
+        }
+    }
+}
+
+/// A path that was changed here and by others, until somebody decides. What it is here is in the tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Conflict {
+    /// The file that both began with, if there was one.
+    #[serde(default, rename = "b", skip_serializing_if = "Option::is_none")]
+    pub base: Option<Object>,
+    /// The commit that has it.
+    #[serde(rename = "c")]
+    pub commit: CommitId,
+    /// What the branch has.
+    #[serde(rename = "t")]
+    pub theirs: Theirs,
 }
 
 /// What brings a path to its wanted state.
@@ -100,6 +146,16 @@ impl Account {
         self.staged == Staged::Nothing && self.late.is_none()
     }
 
+    /// The account once what is staged has become the base.
+    pub fn rebased(self) -> Self {
+        let base = match self.staged {
+            Staged::Nothing | Staged::Doubt => return self,
+            Staged::Put(object) => Some(object),
+            Staged::Removed => None,
+        };
+        Self { base, staged: Staged::Nothing, theirs: false, before: None, ..self }
+    }
+
     /// What is staged once `step` is confirmed.
     pub fn after(&self, step: Step) -> Staged {
         match step {
@@ -137,7 +193,10 @@ impl Slot {
             ContentHash::Sha256(_) => None,
         };
         let slot = match *account {
-            Account { late: Some(_), .. } => None,
+            Account { late: Some(_), .. }
+            | Account { theirs: true, .. }
+            | Account { held: true, .. }
+            | Account { before: Some(_), .. } => None,
             Account { base: None, staged: Staged::Nothing, .. } => Some(Self::New),
             Account { base: None, staged: Staged::Doubt, .. } => Some(Self::Doubt),
             Account { base: None, staged: Staged::Put(object), .. } => {
@@ -296,7 +355,7 @@ impl Ledger {
                         Staged::Put(object) => Some(object),
                         Staged::Removed => None,
                     };
-                    account.staged = Staged::Nothing;
+                    (account.staged, account.theirs, account.before) = (Staged::Nothing, false, None);
                     *slot = Slot::of(account);
                     if !matches!(slot, Slot::Other) {
                         self.others.remove(path);
@@ -362,7 +421,7 @@ mod tests {
     }
 
     fn account(base: Option<&str>, staged: Staged) -> Account {
-        Account { base: base.map(object), staged, late: None }
+        Account { base: base.map(object), staged, ..Account::default() }
     }
 
     #[test]
@@ -401,7 +460,7 @@ mod tests {
         ) {
             let base = base.as_deref().map(object);
             let mut server = Staged::Nothing;
-            let mut ours = Account { base, staged: Staged::Nothing, late: None };
+            let mut ours = Account { base, ..Account::default() };
             for (wish, answer_lost) in wishes {
                 let wish = wish.as_deref().map(object);
                 let step = ours.step(wish);
@@ -456,6 +515,9 @@ mod tests {
                             _ => Staged::Doubt,
                         },
                         late: late.then_some(1),
+                        theirs: false,
+                        held: false,
+                        before: None,
                     })),
                 }
                 for dir in paths.iter().chain([&RepoPath::root()]) {

@@ -93,8 +93,12 @@ pub(crate) enum Parked {
     Person,
     /// Somebody who names it: the server has another version, and nothing else lets one replace the other.
     Conflict,
+    /// Somebody who decides between two versions: a record says which. To ask for it to be staged is not to decide.
+    HeldBack,
     /// A commit, which makes way for it first.
     Commit,
+    /// Somebody who writes it again, or names it: it was held back on purpose, and nobody waits for it.
+    Held,
 }
 
 /// Somebody waits for a path.
@@ -139,7 +143,12 @@ impl Pending {
 
     /// Whether it stays as it is until somebody acts, here or elsewhere.
     pub fn waits_for_somebody(&self) -> bool {
-        matches!(self.parked(), Some(Parked::Person | Parked::Conflict))
+        matches!(self.parked(), Some(Parked::Person | Parked::Conflict | Parked::HeldBack | Parked::Held))
+    }
+
+    /// Whether it is held back on purpose.
+    pub fn is_held(&self) -> bool {
+        self.parked() == Some(Parked::Held)
     }
 
     fn failed(&mut self, error: String, parked: Option<Parked>) {
@@ -148,9 +157,9 @@ impl Pending {
         (rare.error, rare.parked) = (Some(error), parked);
     }
 
-    /// Whether it waits for somebody who names it.
+    /// Whether it waits for somebody who names it, or who decides.
     pub fn is_in_conflict(&self) -> bool {
-        self.parked() == Some(Parked::Conflict)
+        matches!(self.parked(), Some(Parked::Conflict | Parked::HeldBack))
     }
 
     /// It has changed: the failures of before tell nothing about it. A conflict remains one.
@@ -618,6 +627,17 @@ impl Queue {
         self.unschedule(number);
     }
 
+    /// A path is parked no longer: it is due now.
+    pub fn unpark(&mut self, path: &RepoPath) {
+        let now = self.now();
+        let Some((number, entry)) = self.find(path).filter(|(_, entry)| entry.is_parked()) else { return };
+        if let Some(rare) = &mut entry.rare {
+            (rare.attempts, rare.error, rare.parked) = (0, None, None);
+        }
+        entry.tidy();
+        self.schedule(number, now);
+    }
+
     /// Makes every one of these paths that is pending due now, parked ones too, and counts them until they are done or
     /// parked. What waits for somebody who names it counts as failed, unless the `scope` names it. `bytes` tells a path's
     /// content length; inodes from `first_new` on are made after it.
@@ -647,10 +667,14 @@ impl Queue {
             let Some((number, entry)) = self.find(path) else {
                 continue;
             };
+            let named = matches!(&barrier.scope, Scope::Below(named) if named.contains(path));
+            if entry.is_held() && !named {
+                continue;
+            }
             let size = bytes(path);
             barrier.progress.files_total += 1;
             barrier.progress.bytes_total = barrier.progress.bytes_total.saturating_add(size);
-            if entry.is_in_conflict() && !matches!(&barrier.scope, Scope::Below(named) if named.contains(path)) {
+            if entry.is_in_conflict() && !(named && entry.parked() == Some(Parked::Conflict)) {
                 barrier.progress.files_failed += 1;
                 continue;
             }
@@ -741,7 +765,7 @@ impl Queue {
         let Some((_, entry)) = entries.get_mut(number.into()) else { return };
         for follower in followers {
             let Some(barrier) = barriers.get_mut(&follower.barrier) else { continue };
-            if entry.waiting().any(|id| id == follower.barrier) {
+            if entry.is_held() || entry.waiting().any(|id| id == follower.barrier) {
                 continue;
             }
             barrier.progress.files_total += 1;
@@ -822,8 +846,15 @@ impl Queue {
 
     /// Nobody waits for this barrier any more.
     pub fn drop_barrier(&mut self, id: NonZeroU32) {
+        self.give_up(id);
+        self.barriers.remove(&id);
+    }
+
+    /// A barrier waits for nothing more: it is reached.
+    pub fn give_up(&mut self, id: NonZeroU32) {
+        let remaining = self.barriers.get_mut(&id).map(|barrier| std::mem::take(&mut barrier.remaining));
         // One that is reached is in no entry any more: it is not looked for in all that is pending.
-        if self.barriers.remove(&id).is_none_or(|barrier| barrier.remaining == 0) {
+        if remaining.is_none_or(|remaining| remaining == 0) {
             return;
         }
         for (_, entry) in self.entries.values_mut() {

@@ -496,6 +496,7 @@ fn commit_prints_its_id_and_nothing_else_on_standard_output() {
         message: "Label batch 7".into(),
         author: "Ann".into(),
         email: "ann@lab".into(),
+        on_conflict: None,
     };
     assert_eq!(daemon.requests.recv().unwrap(), expected);
     let nothing = commit("none");
@@ -566,7 +567,7 @@ fn a_timeout_holds_for_all_that_a_command_waits_for() {
         match request {
             Request::Status => mounted(request),
             Request::Sync { .. } => {
-                std::thread::sleep(std::time::Duration::from_millis(600));
+                std::thread::sleep(std::time::Duration::from_secs(3));
                 (vec![Event::Done], Then::HangUp)
             }
             _ => (vec![], Then::Wait),
@@ -577,7 +578,7 @@ fn a_timeout_holds_for_all_that_a_command_waits_for() {
     let unknown = "nothing was lost, staging goes on in the background, and the commit may or may not have been made";
     for (command, timeout, says) in [
         (&["unmount", dir, "--commit"][..], "300ms", "nothing was committed; the rest is safe on this disk"),
-        (&["unmount", dir, "--commit"], "900ms", unknown),
+        (&["unmount", dir, "--commit"], "5s", unknown),
         (&["commit", dir], "300ms", unknown),
     ] {
         let own = User::new();
@@ -590,7 +591,8 @@ fn a_timeout_holds_for_all_that_a_command_waits_for() {
         assert_eq!((said.exit, said.out.as_str()), (3, ""), "{said:?}");
         assert!(said.err.contains(&format!("timed out; {says}")), "{said:?}");
         assert!(said.err.contains("\nhint: "), "{said:?}");
-        assert!(took < std::time::Duration::from_millis(1400), "{command:?} took {took:?}");
+        // Each step alone would have had three seconds more.
+        assert!(took < std::time::Duration::from_millis(7900), "{command:?} took {took:?}");
     }
     // One that does not even say how it is.
     let silent = user.dir("silent");

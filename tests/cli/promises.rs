@@ -103,7 +103,8 @@ fn every_link_of_the_documents_leads_somewhere() {
 
 /// Every name of the form `group.of-words` in quotes, in `text`.
 fn names(text: &str, quote: char) -> BTreeSet<&str> {
-    let groups = ["tree", "index", "queue", "handles", "record", "backing", "cache", "staging", "owed", "file"];
+    let groups =
+        ["conflict", "tree", "index", "queue", "handles", "record", "backing", "cache", "staging", "owed", "file"];
     let word = |word: &str| !word.is_empty() && word.chars().all(|char| char.is_ascii_lowercase() || char == '-');
     let is_name = |text: &&str| text.split_once('.').is_some_and(|(group, name)| groups.contains(&group) && word(name));
     text.split(quote).filter(is_name).collect()

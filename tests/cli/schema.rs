@@ -4,9 +4,9 @@ use serde_json::Value;
 
 use oxenfs::activity::Happening;
 use oxenfs::control::Measures;
-use oxenfs::control::{Event, Request, Status};
+use oxenfs::control::{Ahead, Event, Refreshed, Request, Resolved, Status};
 use oxenfs::report::Unreadable;
-use oxenfs::report::{Counts, Difference, FileError, Kind, LocalPath, SparseFile, Tally};
+use oxenfs::report::{Conflict, Counts, Difference, FileError, Kind, LocalPath, SparseFile, Tally};
 
 use crate::daemon::{Daemon, Then, stopped};
 use crate::{User, text};
@@ -93,6 +93,8 @@ fn full_status() -> Status {
         stalled_reason: Some("unreachable".into()),
         eta_secs: Some(1),
         disk: Some("full".into()),
+        ahead: Some(Ahead { head: "c0ffee".into(), commits: Some(3) }),
+        conflicts: vec![Conflict { path: path(), what: "w".into(), renamed_to: Some(path()) }],
         errors: vec![FileError { path: path(), error: "e".into(), attempts: 1, parked: true }],
         local: vec![LocalPath { path: path(), reason: "r".into() }],
         sparse: vec![SparseFile { path: path(), bytes: 1, allocated_bytes: 0 }],
@@ -103,7 +105,8 @@ fn full_status() -> Status {
 
 fn difference(kind: Kind) -> Difference {
     let (from, reason) = (Some("b".to_owned()), Some("r".to_owned()));
-    Difference { path: "a".into(), kind, from, bytes: 1, staged: false, reason }
+    let others = kind == Kind::Modified;
+    Difference { path: "a".into(), kind, from, bytes: 1, staged: others, reason, conflict: Some("c".into()), others }
 }
 
 fn answers(request: &Request) -> (Vec<Event>, Then) {
@@ -114,12 +117,20 @@ fn answers(request: &Request) -> (Vec<Event>, Then) {
             let kinds = [Kind::Added, Kind::Modified, Kind::Removed, Kind::Renamed, Kind::Local];
             vec![Event::Differences { changes: kinds.map(difference).into() }, Event::Done]
         }
+        Request::Refresh => vec![Event::Refreshed(Refreshed { stays: Some("why".into()), ..Refreshed::default() })],
+        Request::Resolve { .. } => {
+            let resolved = vec![Resolved { path: "a".into(), beside: Some("b".into()) }];
+            vec![Event::Resolved { resolved, left: 1 }]
+        }
+        Request::Restore { .. } => vec![Event::Differences { changes: vec![difference(Kind::Added)] }, Event::Done],
         Request::LogLevel { .. } => vec![Event::LogLevel { level: "info".into() }],
         Request::Commit { .. } => vec![Event::Committed { id: Some("c0ffee".into()) }],
         Request::Events => {
             let staged = Happening::Staged { path: "a".into(), bytes: 1, hash: "h".into() };
             let following = Happening::Following { mountpoint: "/mnt".into(), owed_files: 1, stalled: None };
-            [following, staged].into_iter().map(|what| Event::Happened { what: what.now() }).collect()
+            let ahead = Happening::BranchAhead { branch: "main".into(), head: "h".into(), commits: None };
+            let refreshed = Happening::Refreshed { base: "b".into(), conflicts: 1 };
+            [following, staged, ahead, refreshed].into_iter().map(|what| Event::Happened { what: what.now() }).collect()
         }
         _ => vec![Event::Done],
     };
@@ -139,6 +150,9 @@ fn what_commands_print_as_json_has_the_form_that_is_documented() {
         ("config show", vec!["config", "show", "ox/cats", "--json"]),
         ("log-level", vec!["log-level", text(&dir), "--json"]),
         ("sync", vec!["sync", text(&dir), "--json"]),
+        ("refresh", vec!["refresh", text(&dir), "--json"]),
+        ("resolve", vec!["resolve", text(&dir), "--ours", "--json"]),
+        ("restore", vec!["restore", text(&dir), "--yes", "--json"]),
         ("commit", [&["commit", text(&dir), "-m", "x", "--json"], &who[..]].concat()),
         ("unmount", vec!["unmount", text(&dir), "--json"]),
     ] {
@@ -150,7 +164,7 @@ fn what_commands_print_as_json_has_the_form_that_is_documented() {
     assert_has_form("status", &listed[0]);
     let events = user.run(["events", text(&dir)]);
     let told: Vec<Value> = events.out.lines().map(parsed).collect();
-    assert_eq!(told.len(), 3, "{events:?}");
+    assert_eq!(told.len(), 5, "{events:?}");
     for event in &told {
         assert_has_form("events", event);
     }
@@ -190,7 +204,7 @@ fn every_command_that_prints_json_has_a_form_and_the_test_knows_when_one_does_no
         let words: Vec<&str> = [&[name], below].concat();
         let help = user.run([&words[..], &["--help"]].concat()).out;
         if help.contains("--json") {
-            let form = if name == "workspaces" { "branches".to_owned() } else { words.join(" ") };
+            let form = words.join(" ");
             assert!(schema["$defs"].get(&form).is_some(), "{form} has no form in docs/output.schema.json");
         }
     }

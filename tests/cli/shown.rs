@@ -1,6 +1,6 @@
 //! Text of others, whoever they are, is shown as text: no command of a terminal, no forged line, no turned order.
 
-use oxenfs::control::{Event, Failure, Request, Status};
+use oxenfs::control::{Ahead, Event, Failure, Request, Status};
 
 use oxenfs::mount::state_dir::{Identity, StateDir, prepare_root};
 use oxenfs::report::{Counts, Difference, FileError, Kind, LocalPath, Tally};
@@ -50,6 +50,7 @@ fn willing(request: &Request) -> (Vec<Event>, Then) {
         server_version: hostile(),
         dialect: hostile(),
         base: hostile(),
+        ahead: Some(Ahead { head: hostile(), commits: None }),
         counts: Counts { failed: one, local: one, ..Counts::default() },
         disk: Some(hostile()),
         passthrough: hostile(),
@@ -58,7 +59,16 @@ fn willing(request: &Request) -> (Vec<Event>, Then) {
         local: vec![LocalPath { path: hostile(), reason: hostile() }],
         ..Status::default()
     };
-    let change = |kind, from, reason| Difference { path: hostile(), kind, from, bytes: 1, staged: true, reason };
+    let change = |kind, from, reason| Difference {
+        path: hostile(),
+        kind,
+        from,
+        bytes: 1,
+        staged: true,
+        reason,
+        conflict: Some(hostile()),
+        others: false,
+    };
     let events = match request {
         Request::Status => vec![Event::Status(Box::new(status))],
         Request::LogLevel { .. } => vec![Event::LogLevel { level: hostile() }],

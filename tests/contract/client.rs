@@ -27,6 +27,7 @@ contract! {
     everywhere: [
         what_is_committed_is_listed_and_read,
         ranges_are_clamped_to_the_file,
+        parts_of_committed_files_come_whole_or_not_at_all,
         what_is_missing_is_told_apart,
         opening_twice_finds_the_same_workspace,
         repositories_and_branches_are_made_and_found,
@@ -35,6 +36,7 @@ contract! {
         a_file_removed_and_restored_is_as_before,
         a_file_moved_away_and_back_is_as_before,
         a_file_becomes_a_directory_and_a_directory_a_file,
+        what_is_staged_in_a_files_place_after_its_removal_is_committed,
         a_file_that_a_commit_would_lose_is_not_committed,
         paths_that_nobody_has_are_removed_and_unstaged_all_the_same,
         what_is_only_staged_is_removed_without_what_is_around_it,
@@ -298,6 +300,26 @@ async fn ranges_are_clamped_to_the_file(target: &Target) {
     check(Revision::Commit(committed.id)).await;
 }
 
+async fn parts_of_committed_files_come_whole_or_not_at_all(target: &Target) {
+    let workspace = open(target).await;
+    let bytes = noise(2, 9 << 20);
+    bring(&workspace, "data/noise.bin", Some(&bytes)).await;
+    let staged = Source { revision: Revision::Workspace, path: path("data/noise.bin") };
+    assert!(!workspace.gives_parts(&staged));
+    assert_eq!(workspace.read_part(&staged, 0..10).await.expect("an answer"), None);
+    let committed = commit(&workspace, "noise").await;
+    let source = Source { revision: Revision::Commit(committed.id), ..staged };
+    for range in [0..10, (9 << 20) - 1..9 << 20, 5 << 20..(5 << 20) + (128 << 10), 1000..9 << 20] {
+        let part = workspace.read_part(&source, range.clone()).await.expect("a part").expect("it gives parts");
+        assert!(part == bytes[range.start as usize..range.end as usize], "{range:?}");
+    }
+    // Past the end, and of a file that is not there.
+    assert_eq!(workspace.read_part(&source, (9 << 20) - 5..(9 << 20) + 1).await.expect("an answer"), None);
+    let missing = Source { path: path("data/none"), ..source.clone() };
+    assert_eq!(workspace.read_part(&missing, 0..1).await.expect("an answer"), None);
+    assert!(workspace.gives_parts(&source), "of others it gives them still");
+}
+
 async fn what_is_missing_is_told_apart(target: &Target) {
     let workspace = open(target).await;
     let base = workspace.base().await.expect("the base");
@@ -482,6 +504,26 @@ async fn a_file_becomes_a_directory_and_a_directory_a_file(target: &Target) {
     bring(&workspace, "data/sub", Some(b"a file now")).await;
     let committed = commit(&workspace, "kinds").await;
     expected.insert("data/sub".into(), b"a file now".into());
+    same(tree(&workspace, &committed.id).await, &expected);
+}
+
+/// As where others put a file in the place of a directory that has changes here, which win.
+async fn what_is_staged_in_a_files_place_after_its_removal_is_committed(target: &Target) {
+    let workspace = open(target).await;
+    for _ in 0..2 {
+        bring(&workspace, "README.md/inside.txt", Some(b"inside")).await;
+        bring(&workspace, "README.md", None).await;
+    }
+    bring(&workspace, "README.md/inside.txt", Some(b"inside")).await;
+    let changes = workspace.changes().await.expect("a list");
+    let staged: Vec<(String, ChangeKind)> =
+        changes.into_iter().map(|change| (change.path.to_string(), change.kind)).collect();
+    // What is staged below tells the removal.
+    assert_eq!(staged, [("README.md/inside.txt".to_owned(), ChangeKind::Added)]);
+    let committed = commit(&workspace, "kinds").await;
+    let mut expected = base_tree();
+    expected.remove("README.md");
+    expected.insert("README.md/inside.txt".into(), b"inside".into());
     same(tree(&workspace, &committed.id).await, &expected);
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::dataset::noise;
-use crate::mounted::{TestMount, shell};
+use crate::mounted::{TestMount, shell, wait_until};
 use crate::passthrough::{assert_committed, passing, passing_through};
 use crate::proxy::Proxy;
 
@@ -111,6 +111,17 @@ fn what_is_cached_is_read_past_the_daemon_and_so_is_what_was_just_fetched() {
     test.unmount();
     test.forget();
     test.mount(&[]).ok();
+    // What comes in blocks is read by requests until all of it was compared with its hash, and past the daemon by who
+    // opens it then.
+    let first = reader(&test, "file");
+    assert!(whole(&first) == content);
+    drop(first);
+    wait_until("the file to be whole", || {
+        let mut told = [0; 20];
+        let length = rustix::fs::getxattr(test.at("file"), "user.oxenfs.cached", &mut told[..]).unwrap();
+        &told[..length] == b"yes"
+    });
+    test.status();
     assert_read_past(&test, &reader(&test, "file"), &content);
     test.unmount_and_compare();
 }

@@ -344,8 +344,29 @@ fn a_damaged_record_is_repaired_on_a_full_disk_and_every_file_comes_back() {
 fn a_small_disk_leaves_nothing_behind() {
     let disk = SmallDisk::new(8);
     let dir = disk.dir();
-    let mounted = |dir: &Path| fs::read_to_string("/proc/self/mountinfo").unwrap().contains(dir.to_str().unwrap());
+    let mounted = |dir: &Path| crate::mounted::kernel_mounts().contains(dir.to_str().unwrap());
     assert!(mounted(&dir));
     drop(disk);
     assert!(!mounted(&dir) && !dir.exists());
+}
+
+#[test]
+#[ignore = "needs root, to mount a small disk: scripts/test has it"]
+fn a_large_file_is_read_whose_blocks_find_no_room() {
+    let (disk, server) = (SmallDisk::new(48), Scripted::new());
+    let content = noise(9, 12 << 20);
+    let mut test = TestMount::committed_by(&server.url(), &Tree::from([("large".to_owned(), content.clone())]));
+    test.state = disk.dir().join("state");
+    test.mount(&["--read-only"]).ok();
+    disk.fill();
+    let file = fs::File::open(test.at("large")).unwrap();
+    let mut bytes = vec![0; 1 << 20];
+    for at in (0..12).rev().chain(0..12) {
+        file.read_exact_at(&mut bytes, at << 20).unwrap();
+        assert!(bytes == content[(at as usize) << 20..][..1 << 20], "{at}");
+    }
+    disk.free();
+    drop(file);
+    assert!(fs::read(test.at("large")).unwrap() == content);
+    test.unmount();
 }

@@ -24,10 +24,14 @@ pub fn get(server: &str, path: &str) -> std::io::Result<(u16, Vec<u8>)> {
 }
 
 fn get_once(server: &str, path: &str) -> std::io::Result<(u16, Vec<u8>)> {
+    answer(server, "GET", path, "", "")
+}
+
+fn answer(server: &str, method: &str, path: &str, head: &str, body: &str) -> std::io::Result<(u16, Vec<u8>)> {
     let host = server.strip_prefix("http://").expect("the tests speak plain HTTP").trim_end_matches('/');
     let mut stream = TcpStream::connect(host)?;
     stream.set_read_timeout(Some(Duration::from_secs(120)))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {host}\r\nUser-Agent: test\r\n\r\n")?;
+    write!(stream, "{method} {path} HTTP/1.0\r\nHost: {host}\r\nUser-Agent: test\r\n{head}\r\n{body}")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     let malformed = || std::io::Error::new(std::io::ErrorKind::InvalidData, "not an HTTP answer");
@@ -40,8 +44,30 @@ fn get_once(server: &str, path: &str) -> std::io::Result<(u16, Vec<u8>)> {
         .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
         .and_then(|(_, length)| length.trim().parse::<usize>().ok());
     let body = answer.split_off(head + 4);
-    assert!(length.is_none_or(|length| length == body.len()), "GET {path}: the answer was cut off");
+    assert!(length.is_none_or(|length| length == body.len()), "{method} {path}: the answer was cut off");
     Ok((status, body))
+}
+
+/// The status and the body of what a request with a body of JSON, or none, is answered.
+pub fn ask(server: &str, method: &str, path: &str, body: &Value) -> std::io::Result<(u16, Vec<u8>)> {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    answer(
+        server,
+        method,
+        path,
+        &format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()),
+        &body,
+    )
+}
+
+/// The status and the body of what a request is answered that stages one file of a workspace.
+pub fn add_file(server: &str, files: &str, dir: &str, name: &str, text: &str) -> std::io::Result<(u16, Vec<u8>)> {
+    const BOUNDARY: &str = "a-line-that-no-file-has";
+    let body = format!(
+        "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\n{text}\r\n--{BOUNDARY}--\r\n"
+    );
+    let head = format!("Content-Type: multipart/form-data; boundary={BOUNDARY}\r\nContent-Length: {}\r\n", body.len());
+    answer(server, "POST", &format!("{files}/{}", escaped(dir)), &head, &body)
 }
 
 /// A path with every byte escaped that is not plain.
@@ -61,10 +87,10 @@ fn join(above: &str, name: &str) -> String {
     if above.is_empty() { name.to_owned() } else { format!("{above}/{name}") }
 }
 
-fn listing(server: &str, repo: &str, dir: &str) -> Vec<Value> {
+fn listing(server: &str, repo: &str, branch: &str, dir: &str) -> Vec<Value> {
     let mut entries = Vec::new();
     for page in 1.. {
-        let path = format!("/api/repos/{repo}/dir/main/{}?page={page}&page_size=10000", escaped(dir));
+        let path = format!("/api/repos/{repo}/dir/{branch}/{}?page={page}&page_size=10000", escaped(dir));
         let (status, body) = get(server, &path).unwrap();
         assert_eq!(status, 200, "GET {path}: {}", String::from_utf8_lossy(&body));
         let body: Value = serde_json::from_slice(&body).unwrap();
@@ -80,7 +106,7 @@ fn listing(server: &str, repo: &str, dir: &str) -> Vec<Value> {
 pub fn committed_paths(server: &str, repo: &str) -> BTreeSet<String> {
     let (mut paths, mut dirs) = (BTreeSet::new(), vec![String::new()]);
     while let Some(dir) = dirs.pop() {
-        for entry in listing(server, repo, &dir) {
+        for entry in listing(server, repo, "main", &dir) {
             let path = join(&dir, entry["filename"].as_str().expect("filename"));
             match entry["is_dir"] == true {
                 true => dirs.push(path),
@@ -91,12 +117,17 @@ pub fn committed_paths(server: &str, repo: &str) -> BTreeSet<String> {
     paths
 }
 
-/// All of branch main. The sizes in the listing are compared with the contents.
+/// All of branch main.
 pub fn committed_tree(server: &str, repo: &str) -> Tree {
+    tree_of(server, repo, "main")
+}
+
+/// All of a branch. The sizes in the listing are compared with the contents.
+pub fn tree_of(server: &str, repo: &str, branch: &str) -> Tree {
     let mut tree = Tree::new();
     let mut dirs = vec![String::new()];
     while let Some(dir) = dirs.pop() {
-        let entries = listing(server, repo, &dir);
+        let entries = listing(server, repo, branch, &dir);
         if entries.is_empty() && !dir.is_empty() {
             tree.insert(format!("{dir}/"), Vec::new());
         }
@@ -106,7 +137,8 @@ pub fn committed_tree(server: &str, repo: &str) -> Tree {
                 dirs.push(path);
                 continue;
             }
-            let content = committed_file(server, repo, &path).unwrap_or_else(|| panic!("{path} is listed, and absent"));
+            let content =
+                file_of(server, repo, branch, &path).unwrap_or_else(|| panic!("{path} is listed, and absent"));
             assert_eq!(entry["size"], content.len(), "the listed size of {path}");
             tree.insert(path, content);
         }
@@ -116,7 +148,11 @@ pub fn committed_tree(server: &str, repo: &str) -> Tree {
 
 /// One file of branch main.
 pub fn committed_file(server: &str, repo: &str, path: &str) -> Option<Vec<u8>> {
-    let (status, body) = get(server, &format!("/api/repos/{repo}/file/main/{}", escaped(path))).unwrap();
+    file_of(server, repo, "main", path)
+}
+
+fn file_of(server: &str, repo: &str, branch: &str, path: &str) -> Option<Vec<u8>> {
+    let (status, body) = get(server, &format!("/api/repos/{repo}/file/{branch}/{}", escaped(path))).unwrap();
     match status {
         200 => Some(body),
         404 => None,

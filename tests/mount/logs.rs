@@ -2,14 +2,20 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use crate::mounted::{Said, TestMount, run, wait_until};
 use crate::scripted::Scripted;
 
 /// All that this mount has logged.
 fn log(test: &TestMount) -> String {
+    log_in(&test.state)
+}
+
+/// All that the mounts with this state have logged.
+pub fn log_in(state: &Path) -> String {
     let mut text = String::new();
-    for dir in fs::read_dir(&test.state).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()) {
+    for dir in fs::read_dir(state).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()) {
         for older in ["log.3", "log.2", "log.1", "log"] {
             text += &fs::read_to_string(dir.join(older)).unwrap_or_default();
         }

@@ -4,7 +4,9 @@
 //! The server is the one that `scripts/oxen-server install` built, or the one at `OXENFS_TEST_SERVER_URL`. The tests
 //! look at it over HTTP alone, with a client of their own. `OXENFS_TEST_FULL=1` makes the datasets large.
 
+mod ahead;
 mod bad_ways;
+mod blocks;
 mod borrowed;
 mod clocks;
 mod commits;
@@ -25,6 +27,7 @@ mod import;
 mod listings;
 mod logs;
 mod mapped;
+mod matrix;
 mod memory;
 mod metadata;
 mod mounted;
@@ -34,6 +37,7 @@ mod programs;
 mod proxy;
 mod ranges;
 mod refusals;
+mod restores;
 mod revisions;
 mod run;
 mod scripted;
@@ -46,8 +50,10 @@ mod soak;
 mod sparse;
 mod suites;
 mod tables;
+mod team;
 mod together;
 mod tools;
+mod transcripts;
 mod trust;
 mod twin;
 mod umounts;
@@ -57,4 +63,6 @@ mod waits;
 mod wanted_states;
 mod warm;
 mod watched;
+mod which;
 mod words;
+mod workspaces;

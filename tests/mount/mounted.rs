@@ -56,7 +56,7 @@ pub struct TestMount {
     pub state: PathBuf,
     /// `NAMESPACE/NAME`.
     pub repo: String,
-    server: String,
+    pub server: String,
     /// The binary.
     binary: PathBuf,
     /// Who mounts and runs commands, where that is not who tests.
@@ -380,8 +380,7 @@ impl TestMount {
 
     /// Whether the kernel has a mount at the mount point.
     pub fn is_mounted(&self) -> bool {
-        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        table.lines().any(|line| line.split(' ').nth(4) == self.dir.to_str())
+        kernel_mounts().lines().any(|line| line.split(' ').nth(4) == self.dir.to_str())
     }
 
     /// The oxenfs processes of this test: their command line names its directory.
@@ -405,6 +404,11 @@ impl TestMount {
         assert!(!self.is_mounted(), "still mounted");
         wait_until("the daemon to end", || self.daemons().is_empty());
     }
+}
+
+/// The kernel's table of mounts. Tests run side by side, and some have names that are not text.
+pub fn kernel_mounts() -> String {
+    String::from_utf8_lossy(&std::fs::read("/proc/self/mountinfo").unwrap()).into_owned()
 }
 
 /// The states of a process's threads, as `/proc` has them (`proc_pid_stat(5)`); none of one that is gone.
@@ -437,7 +441,7 @@ impl Drop for TestMount {
         }
         let mut mounted = vec![self.dir.clone()];
         mounted.extend(std::fs::read_dir(self.temp.path()).into_iter().flatten().flatten().map(|entry| entry.path()));
-        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let table = kernel_mounts();
         mounted.retain(|dir| table.lines().any(|line| line.split(' ').nth(4) == dir.to_str()));
         mounted.dedup();
         for dir in mounted {

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -42,6 +43,24 @@ impl Scripted {
         server
     }
 
+    /// Where this content is stored.
+    pub fn stored(&self, content: &[u8]) -> PathBuf {
+        let mut dirs = vec![self.data.path().to_owned()];
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    dirs.push(path);
+                } else if std::fs::metadata(&path).unwrap().len() == content.len() as u64
+                    && std::fs::read(&path).unwrap() == content
+                {
+                    return path;
+                }
+            }
+        }
+        panic!("it is not stored");
+    }
+
     /// All content has been stored at the same time, as happens to what comes together.
     pub fn store_together(&self) {
         let mut dirs = vec![self.data.path().to_owned()];
@@ -74,6 +93,21 @@ impl Scripted {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.starts_with("http://"), "the embedded server said {line:?}");
         self.child = Some(child);
+    }
+
+    /// Another server comes to its address, with nothing on it. What there was is kept.
+    pub fn replace(&mut self) -> tempfile::TempDir {
+        let empty = tempfile::Builder::new().prefix("oxenfs-test-scripted").tempdir().unwrap();
+        self.put_back(empty)
+    }
+
+    /// The server with this data comes to its address.
+    pub fn put_back(&mut self, data: tempfile::TempDir) -> tempfile::TempDir {
+        self.stop();
+        let before = std::mem::replace(&mut self.data, data);
+        let token = self.token.take();
+        self.start(token.as_deref());
+        before
     }
 
     /// Ends it as a power cut would.

@@ -13,13 +13,13 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::dataset::noise;
-use crate::mounted::{Said, TestMount, wait_until};
+use crate::mounted::{Said, TestMount, kernel_mounts, wait_until};
 use crate::scripted::Scripted;
 use crate::server;
 
 /// What is mounted below a directory.
 fn mounts_below(dir: &std::path::Path) -> Vec<String> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let table = kernel_mounts();
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
     points.filter(|point| point.starts_with(dir.to_str().unwrap())).map(str::to_owned).collect()
 }

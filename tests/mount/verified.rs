@@ -247,7 +247,7 @@ fn theirs(server: &Scripted, test: &TestMount, path: &str, number: u32) {
 }
 
 #[test]
-fn a_workspace_that_was_deleted_while_the_branch_went_on_is_made_again_where_it_stood() {
+fn a_workspace_that_was_deleted_while_the_branch_went_on_is_made_again_and_collisions_are_found() {
     let (server, test) = with_base();
     let workspace = format!("workspaces/{}", workspace(&test));
     fs::write(test.at("ours"), "ours").unwrap();
@@ -269,11 +269,18 @@ fn a_workspace_that_was_deleted_while_the_branch_went_on_is_made_again_where_it_
     assert_eq!(server.committed(&test.repo)["both"], b"precious");
     assert_eq!(fs::read(test.at("both")).unwrap(), b"ours again");
     assert_eq!(ask(&server, &test, "branches")["branches"].as_array().unwrap().len(), 1);
+    // It is on record, and nothing passes it by, until somebody decides.
+    let said = test.oxenfs(["unmount", test.dir.to_str().unwrap()]);
+    assert!(said.exit == 3 && said.err.contains("oxenfs resolve"), "{said:#?}");
+    test.oxenfs(["resolve", "--ours", test.at("both").to_str().unwrap()]).ok();
+    commit(&test).ok();
+    assert_eq!(server.committed(&test.repo)["both"], b"ours again");
+    assert_committed(&server, &test);
     test.unmount();
 }
 
 #[test]
-fn a_workspace_that_others_made_on_a_later_commit_loses_nothing_to_who_does_as_the_hint_says() {
+fn a_workspace_that_others_made_on_a_later_commit_is_followed_and_nothing_is_lost() {
     let (server, test) = with_base();
     let name = workspace(&test);
     fs::write(test.at("ours"), noise(5, 100_000)).unwrap();
@@ -282,17 +289,10 @@ fn a_workspace_that_others_made_on_a_later_commit_loses_nothing_to_who_does_as_t
     theirs(&server, &test, "theirs", 1);
     other(&server, &test, "DELETE", &format!("workspaces/{name}"), &Value::Null);
     other(&server, &test, "PUT", "workspaces", &json!({"workspace_id": name, "name": name, "branch_name": "main"}));
-    let before = head(&server, &test);
-    let said = commit(&test);
-    assert!(said.exit == 3 || said.exit == 1, "{said:#?}");
-    assert!(said.out.is_empty() && said.err.contains("hint: unmount and mount again"), "{said:#?}");
-    assert_eq!(head(&server, &test), before);
-    test.unmount();
-    test.mount(&[]).ok();
-    assert_eq!(fs::read(test.at("ours")).unwrap(), noise(5, 100_000));
-    assert_eq!(fs::read(test.at("theirs")).unwrap(), b"precious");
-    assert!(!test.at("d/base.txt").exists());
     commit(&test).ok();
+    assert_eq!(fs::read(test.at("ours")).unwrap(), noise(5, 100_000));
+    wait_until("what others committed to show", || fs::read(test.at("theirs")).is_ok_and(|there| there == b"precious"));
+    assert!(!test.at("d/base.txt").exists());
     let committed = server.committed(&test.repo);
     assert!(committed["ours"] == noise(5, 100_000) && !committed.contains_key("d/base.txt"));
     assert_committed(&server, &test);

@@ -26,8 +26,8 @@ impl Program {
         Self(piped.spawn().unwrap())
     }
 
-    /// The same, when it waits for the daemon: a signal has it wait on, in state D (`request_wait_answer` in fs/fuse/dev.c
-    /// of Linux).
+    /// The same, when it waits for the daemon: for an answer, where a signal has it wait on in state D
+    /// (`request_wait_answer` in fs/fuse/dev.c of Linux), or for a page that the kernel has asked for (mm/filemap.c).
     #[track_caller]
     fn waiting(test: &TestMount, script: &str) -> Self {
         let program = Self::start(test, script);
@@ -36,7 +36,8 @@ impl Program {
     }
 
     fn waits(&self) -> bool {
-        fs::read_to_string(format!("/proc/{}/wchan", self.0.id())).is_ok_and(|place| place == "request_wait_answer")
+        let place = fs::read_to_string(format!("/proc/{}/wchan", self.0.id())).unwrap_or_default();
+        place == "request_wait_answer" || place.starts_with("folio_wait")
     }
 
     /// Whether it ends by itself, and what it prints, errors last.
@@ -232,10 +233,10 @@ fn a_server_that_is_started_anew_costs_a_reader_nothing_but_time() {
     let mut server = Scripted::new();
     let files = vec![("away".into(), noise(5, 5000)), ("amid".into(), noise(6, 3 << 20))];
     let test = remounted(&server, &files, &[], &[]);
-    server.arm("GET", "/file/", Some(1), json!({"throttle": {"bytes_per_second": 4 << 20}}));
-    server.arm("GET", "/file/", Some(1), json!({"truncate": {"bytes": 2 << 20}}));
-    let amid = Program::waiting(&test, "cmp amid amid");
-    wait_until("it to be asked for", || server.log().iter().any(|(_, path, _)| path.ends_with("amid")));
+    server.arm("GET", "/chunk/", Some(1), json!({"throttle": {"bytes_per_second": 32 << 10}}));
+    server.arm("GET", "/chunk/", Some(1), json!({"truncate": {"bytes": 64 << 10}}));
+    let amid = Program::waiting(&test, "cksum amid");
+    wait_until("it to be asked for", || server.log().iter().any(|(_, path, _)| path.contains("/amid")));
     server.stop();
     let away = Program::waiting(&test, "cmp away away");
     // Longer than a request is repeated for.
@@ -279,6 +280,8 @@ fn many_readers_of_slow_files_hold_no_other_up() {
     let slow: Vec<&str> = slow.iter().map(String::as_str).collect();
     let files = some(&[&["quick", "quick-dir/x", "slow-dir/x"], &slow[..]].concat());
     let test = remounted(&server, &files, &[], &[("/slow-", hang())]);
+    // Or they would come with others, by their hashes.
+    server.arm("QUERY", "/versions", None, json!({"status": {"code": 405}}));
     let mut waiting: Vec<Program> = slow.iter().map(|path| Program::waiting(&test, &format!("cat {path}"))).collect();
     waiting.extend((0..80).map(|_| Program::start(&test, "cat slow-0")));
     waiting.extend((0..20).map(|_| Program::start(&test, "ls slow-dir")));

@@ -239,6 +239,31 @@ fn a_directory_emptied_a_little_at_a_time_leaves_no_empty_one_either() {
     }
 }
 
+/// As where somebody deleted the workspace, or a machine was cloned.
+#[test]
+fn what_is_removed_and_staged_again_by_a_mount_that_never_looked_there_leaves_no_empty_directory_either() {
+    let url = crate::server::url();
+    let files = ["keep", "E/a", "E/b/c/c", "F/g/h/i"].map(|path| (path.to_owned(), path.as_bytes().to_vec()));
+    for synced in [false, true] {
+        let test = TestMount::committed_by(url, files.iter().map(|(path, bytes)| (path, bytes)));
+        test.mount(&[]).ok();
+        shell(&test.dir, "rm E/a E/b/c/c F/g/h/i");
+        test.sync();
+        let workspace = test.status()["workspace"].as_str().unwrap().to_owned();
+        test.signal(rustix::process::Signal::KILL);
+        test.detach();
+        let at = format!("/api/repos/{}/workspaces/{workspace}", test.repo);
+        assert_eq!(crate::http::ask(url, "DELETE", &at, &serde_json::Value::Null).unwrap().0, 200);
+        test.mount(&["--settle", "3600"]).ok();
+        if synced {
+            test.sync();
+        }
+        test.commit();
+        assert_eq!(test.committed().into_keys().collect::<Vec<_>>(), ["keep"], "synced: {synced}");
+        test.unmount();
+    }
+}
+
 #[test]
 fn removing_everything_leaves_an_empty_branch() {
     let twins = Twins::new();

@@ -107,7 +107,7 @@ fn the_command_tells_of_all_mounts_and_a_socket_is_for_its_owner_alone() {
 }
 
 /// Lines that a command prints, as they come.
-fn lines(output: impl Read + Send + 'static) -> Receiver<Value> {
+pub fn lines(output: impl Read + Send + 'static) -> Receiver<Value> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {

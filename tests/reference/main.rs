@@ -13,6 +13,7 @@ mod records;
 mod regressions;
 mod scale;
 mod sweep;
+mod together;
 mod workload;
 mod world;
 

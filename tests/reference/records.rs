@@ -180,7 +180,7 @@ fn what_cannot_have_been_is_not_believed_though_its_checksum_is_right() {
         drop(log);
         std::fs::rename(journal.join("mark"), temp.path().join("journal.mark")).unwrap();
         let shown = Mounted { root_path: RepoPath::root(), access: None };
-        for refused in [start(temp.path()).err(), survey(temp.path(), &shown).err()] {
+        for refused in [start(temp.path()).err(), survey(temp.path(), &shown, 1).err()] {
             match refused {
                 Some(JournalError::Damaged(damage)) => assert!(damage.what.contains(why), "{changes:?}: {damage}"),
                 other => panic!("{changes:?}: {other:?}"),
@@ -188,7 +188,7 @@ fn what_cannot_have_been_is_not_believed_though_its_checksum_is_right() {
         }
         // And what is left of it without that can be had.
         repair(&Disk::default(), temp.path(), &shown, true).unwrap();
-        survey(temp.path(), &shown).unwrap_or_else(|error| panic!("{changes:?}: {error}"));
+        survey(temp.path(), &shown, 1).unwrap_or_else(|error| panic!("{changes:?}: {error}"));
     }
 }
 
@@ -592,6 +592,8 @@ fn bytes_that_the_server_has_no_more_are_given_up() {
         drop(fs);
         let old = RepoPath::parse("old").unwrap();
         memory.stage_foreign(old.clone(), Some("theirs".into()));
+        // Or it would be had by its hash.
+        memory.lose("long".repeat(1000).as_bytes());
         std::fs::remove_dir_all(dir.path().join("cache")).unwrap();
         let world = opened(&dir, &memory).await.unwrap().with_patience(Duration::ZERO);
         for _ in 0..2 {
@@ -625,6 +627,7 @@ fn a_read_does_not_wait_for_what_a_conflict_keeps_out() {
         world.killed().await;
         repair_cut(dir.path(), &earlier);
         let _ = std::fs::remove_dir_all(dir.path().join("cache"));
+        memory.prune();
         let world = opened(&dir, &memory).await.unwrap().with_patience(Duration::ZERO);
         for _ in 0..5 {
             let begun = std::time::Instant::now();

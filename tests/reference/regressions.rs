@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use oxenfs::fs::{
-    Arrival, Arrived, Frees, Fs, Lender, Limits, Need, OpenFlags, Options, Passthrough, RangeChange, RenameMode,
-    SetAttr, Stop, Want,
+    Arrival, Arrived, Choice, Frees, Fs, Lender, Limits, Need, OpenFlags, Options, Passthrough, RangeChange,
+    RenameMode, SetAttr, Stop, Want,
 };
 use oxenfs::hash::{ContentHash, HashKind};
 use oxenfs::namespace::{Attrs, BodyRecord, Ino, ROOT, Timestamp};
@@ -20,7 +20,7 @@ use oxenfs::store::disk::{Act, Disk, Witness};
 use oxenfs::store::journal::{Change, Journal};
 use oxenfs::workspace::memory::{Fault, Memory, Tree};
 use oxenfs::workspace::{ByHash, Object, Workspace};
-use oxenfs::writeback::index::Step;
+use oxenfs::writeback::index::{Step, Theirs};
 
 use crate::world::{Op, World, commit_request};
 
@@ -635,6 +635,9 @@ pub async fn listed(disk: &Disk, dir: &Path, memory: &Arc<Memory>) -> Arc<Fs> {
     let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0 };
     let limits = Limits { spool: None, cache: 1 << 20 };
     let fs = Fs::recover_on(disk, dir, RepoPath::root(), options, limits, memory.clone()).unwrap();
+    if memory.is_shared() {
+        fs.share();
+    }
     fs.reconcile().await.unwrap();
     fs.run(Need::List(ROOT), |_| Ok(())).await.unwrap();
     fs
@@ -921,6 +924,8 @@ fn a_path_that_waits_for_bytes_that_somebody_else_replaced_says_so() {
         world.lose_cache().await;
         for name in ["x", "y"] {
             world.memory.stage_foreign(RepoPath::parse(name).unwrap(), Some("theirs".into()));
+            // Or it would be had by its hash.
+            world.memory.lose(name.repeat(400).as_bytes());
         }
         world.unseen_step(&Op::Rename { from: path("x"), to: path("y"), mode: 2 }).await;
         let told = || format!("{:?}", world.report()).contains("has its bytes here yet");
@@ -968,6 +973,11 @@ fn what_others_removed_is_not_what_a_change_differs_from() {
     runtime.block_on(async {
         let (fs, _memory, _dir) = changed_beside_others(None).await;
         fs.run(Need::List(ROOT), |_| Ok(())).await.unwrap();
+        // Nobody stages it over that before it is decided; then it is new.
+        assert_eq!(fs.due(10).0.len(), 0);
+        let path = RepoPath::parse("file").unwrap();
+        assert_eq!(fs.conflict(&path).map(|conflict| conflict.theirs), Some(Theirs::Gone));
+        fs.resolve(&path, Choice::Ours, "ann@lab 2026-11-30").await.unwrap();
         let bases: Vec<Option<Object>> = fs.due(10).0.iter().map(|capture| capture.account.base).collect();
         assert_eq!(bases, [None]);
     });
@@ -1024,8 +1034,13 @@ fn what_others_changed_meanwhile_is_not_taken_for_what_a_file_was_given_back() {
         new_file(&fs, "file", 0, b"ours");
         let delay = Duration::from_millis(1);
         let stager = tokio::spawn(Stager::new(fs.clone(), Arc::default(), Delays { first: delay, last: delay }).run());
-        let settled = async { fs.barrier().unwrap().settled().await.unwrap() };
-        assert_eq!(crate::world::in_time("staging", settled).await.files_failed, 0);
+        let settled = async || fs.barrier().unwrap().settled().await.unwrap();
+        // Both sides changed it.
+        assert_eq!(crate::world::in_time("staging", settled()).await.files_failed, 1);
+        assert_eq!(memory.view(), only_file(Some("theirs")));
+        let path = RepoPath::parse("file").unwrap();
+        fs.resolve(&path, Choice::Ours, "ann@lab 2026-11-30").await.unwrap();
+        assert_eq!(crate::world::in_time("staging", settled()).await.files_failed, 0);
         assert_eq!(memory.view(), only_file(Some("ours")));
         stager.abort();
     });

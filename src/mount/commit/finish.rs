@@ -21,6 +21,7 @@ const BEHIND: usize = 256;
 const SHOWN: usize = 5;
 
 /// What became of a commit.
+#[derive(Debug)]
 pub enum Finished {
     /// The branch has it, whole, and so is all its content; the mount stands on it. A repair is the last of them.
     Whole(CommitId),
@@ -139,9 +140,12 @@ async fn finish(
     let mut verdict = verify::examine(workspace, staged, &parent, &commit.id, Costs::default()).await?;
     // Others' commits may have been merged in: then the new base is more than the old one with our changes.
     // And another client may have staged in this workspace, before or after all that is staged was listed.
-    let ours = fs.staged_set();
-    let theirs = staged.keys().any(|path| !ours.contains_key(path));
-    let mut alone = commit.parents == [base.clone()] && verdict.extra.is_empty() && !theirs;
+    let others: HashSet<RepoPath> = fs.staged_by_others(staged).into_iter().collect();
+    let mut alone = commit.parents == [base.clone()] && verdict.extra.is_empty() && others.is_empty();
+    // What they staged there last is theirs to know, and who has a mount looks for it himself.
+    for deviation in verdict.deviations.extract_if(.., |deviation| others.contains(&deviation.path)) {
+        tracing::warn!(path = %deviation.path, commit = %commit.id, "others staged this when the commit was asked for, and it is not in it");
+    }
     for path in &verdict.extra {
         tracing::warn!(%path, commit = %commit.id, "another client staged this in the same workspace just before the commit");
     }

@@ -260,9 +260,10 @@ fn fields_of(kind: &str) -> Option<&'static [&'static str]> {
         "noxattr" => &["k", "i", "n"],
         "link" => &["k", "p", "n", "i"],
         "unlink" => &["k", "p", "n", "h"],
-        "hide" => &["k", "p", "n"],
+        "hide" | "unhide" => &["k", "p", "n"],
         "drop" => &["k", "i"],
         "account" => &["k", "p", "a"],
+        "conflict" => &["k", "p", "x"],
         "upload" => &["k", "p", "u"],
         "base" => &["k", "c"],
         "rebase" => &["k", "c", "o"],
@@ -274,7 +275,7 @@ fn fields_of(kind: &str) -> Option<&'static [&'static str]> {
 }
 
 /// Objects within a change that may have fields which are not known here: the way to each, and its fields that are.
-const NESTED: [(&[&str], &[&str]); 13] = [
+const NESTED: [(&[&str], &[&str]); 16] = [
     (&["at"], &["m", "u", "g", "a", "t", "c"]),
     (&["b", "remote"], &["object", "origin"]),
     (&["b", "remote", "object"], &["hash", "size"]),
@@ -284,6 +285,9 @@ const NESTED: [(&[&str], &[&str]); 13] = [
     (&["a"], &["b", "s", "l"]),
     (&["a", "b"], &["hash", "size"]),
     (&["a", "s", "put"], &["hash", "size"]),
+    (&["x"], &["b", "c", "t"]),
+    (&["x", "b"], &["hash", "size"]),
+    (&["x", "t", "file"], &["hash", "size"]),
     (&["u"], &["h", "s"]),
     (&["u", "s"], &["id", "part_bytes", "parts"]),
     (&["t"], &["h", "r", "d"]),
@@ -358,6 +362,7 @@ enum Key {
     Link(Ino, Name),
     Hidden(Ino, Name),
     Account(RepoPath),
+    Conflict(RepoPath),
     Upload(RepoPath),
     Intent,
 }
@@ -373,7 +378,9 @@ impl Key {
             Change::Link { parent, name, .. } => (Self::Link(*parent, name.clone()), true),
             Change::Unlink { parent, name, .. } => (Self::Link(*parent, name.clone()), false),
             Change::Hide { parent, name } => (Self::Hidden(*parent, name.clone()), true),
+            Change::Unhide { parent, name } => (Self::Hidden(*parent, name.clone()), false),
             Change::Account { path, account } => (Self::Account(path.clone()), account.is_some()),
+            Change::Conflict { path, conflict } => (Self::Conflict(path.clone()), conflict.is_some()),
             Change::Upload { path, upload } => (Self::Upload(path.clone()), upload.is_some()),
             Change::Intent { intent } => (Self::Intent, intent.is_some()),
             _ => return None,
