@@ -264,8 +264,8 @@ impl Fs {
 }
 
 /// The directories that staged files are in. A file's removal is not listed any more once something is staged below its
-/// path, and holds all the same; to remove it again would take along what is below, with releases before 0.64 (0.53.4 and
-/// 0.65.2, tried).
+/// path, and holds all the same (0.65.2, tried). To remove it again takes along what is below where the server speaks as
+/// before 0.64: there a removal unstages what was only staged at and below its path.
 pub(super) fn filled_dirs<'a>(changes: impl IntoIterator<Item = &'a StagedChange>) -> HashSet<RepoPath> {
     let mut dirs = HashSet::new();
     for change in changes.into_iter().filter(|change| change.kind != ChangeKind::Removed) {

@@ -169,21 +169,25 @@ fn left_of(tree: &Tree, pair: &str) -> Cell {
     said.collect()
 }
 
-/// All files of a mount; of one that cannot be read, why.
-fn shown_in(root: &Path) -> Tree {
-    let (mut tree, mut dirs) = (Tree::new(), vec![root.to_owned()]);
+/// All files below a directory, relative to it.
+pub fn paths_in(root: &Path) -> Vec<String> {
+    let (mut paths, mut dirs) = (Vec::new(), vec![root.to_owned()]);
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(&dir).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_dir() {
-                dirs.push(path);
-                continue;
+            match path.is_dir() {
+                true => dirs.push(path),
+                false => paths.push(path.strip_prefix(root).unwrap().to_str().unwrap().to_owned()),
             }
-            let content = fs::read(&path).unwrap_or_else(|error| error.to_string().into_bytes());
-            tree.insert(path.strip_prefix(root).unwrap().to_str().unwrap().to_owned(), content);
         }
     }
-    tree
+    paths
+}
+
+/// All files of a mount; of one that cannot be read, why.
+fn shown_in(root: &Path) -> Tree {
+    let content = |path: &str| fs::read(root.join(path)).unwrap_or_else(|error| error.to_string().into_bytes());
+    paths_in(root).into_iter().map(|path| (path.clone(), content(&path))).collect()
 }
 
 fn starred(name: &str) -> String {

@@ -380,7 +380,7 @@ impl TestMount {
 
     /// Whether the kernel has a mount at the mount point.
     pub fn is_mounted(&self) -> bool {
-        kernel_mounts().lines().any(|line| line.split(' ').nth(4) == self.dir.to_str())
+        is_mounted(&self.dir)
     }
 
     /// The oxenfs processes of this test: their command line names its directory.
@@ -409,6 +409,11 @@ impl TestMount {
 /// The kernel's table of mounts. Tests run side by side, and some have names that are not text.
 pub fn kernel_mounts() -> String {
     String::from_utf8_lossy(&std::fs::read("/proc/self/mountinfo").unwrap()).into_owned()
+}
+
+/// Whether the kernel has a mount at a directory.
+pub fn is_mounted(dir: &Path) -> bool {
+    kernel_mounts().lines().any(|line| line.split(' ').nth(4) == dir.to_str())
 }
 
 /// The states of a process's threads, as `/proc` has them (`proc_pid_stat(5)`); none of one that is gone.
@@ -441,8 +446,7 @@ impl Drop for TestMount {
         }
         let mut mounted = vec![self.dir.clone()];
         mounted.extend(std::fs::read_dir(self.temp.path()).into_iter().flatten().flatten().map(|entry| entry.path()));
-        let table = kernel_mounts();
-        mounted.retain(|dir| table.lines().any(|line| line.split(' ').nth(4) == dir.to_str()));
+        mounted.retain(|dir| is_mounted(dir));
         mounted.dedup();
         for dir in mounted {
             let _ = Command::new("fusermount3").args(["-u", "-z", "-q"]).arg(dir).status();

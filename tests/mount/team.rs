@@ -14,7 +14,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::http;
-use crate::mounted::{Said, TestMount, run, wait_until};
+use crate::matrix::paths_in;
+use crate::mounted::{Said, TestMount, is_mounted, run, wait_until};
 use crate::scripted::Scripted;
 use crate::server;
 
@@ -112,19 +113,8 @@ impl Member {
 }
 
 fn files_in(root: &Path) -> Files {
-    let (mut files, mut dirs) = (Files::new(), vec![root.to_owned()]);
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(&dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                dirs.push(path);
-                continue;
-            }
-            let at = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-            files.insert(at, fs::read_to_string(&path).unwrap());
-        }
-    }
-    files
+    let text = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+    paths_in(root).into_iter().map(|path| (path.clone(), text(&path))).collect()
 }
 
 fn is_below(path: &str, dir: &str) -> bool {
@@ -173,10 +163,6 @@ impl Drop for Team {
             }
         }
     }
-}
-
-fn is_mounted(dir: &Path) -> bool {
-    crate::mounted::kernel_mounts().lines().any(|line| line.split(' ').nth(4) == dir.to_str())
 }
 
 impl Team {
