@@ -100,7 +100,7 @@ pub use neighbours::Where;
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat};
 pub use passthrough::{Passthrough, Reach};
 pub use ranges::{RangeChange, Seek};
-pub use rebase::Taken;
+pub use rebase::{Meets, Taken};
 pub use recovery::{BaseAccess, Foreign, Limits, Shown, Survey, survey};
 pub use repair::{Label, Repair, Rescued, repair};
 pub use restore::{NotRestored, Target};

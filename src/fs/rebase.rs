@@ -87,6 +87,17 @@ impl Moved {
     }
 }
 
+/// How what was changed here meets a commit of others.
+#[derive(Debug, Default)]
+pub struct Meets {
+    /// The paths that both changed.
+    pub conflicts: Vec<RepoPath>,
+    /// A directory in which both removed something, and nothing may be left. Each side's removals leave something in it, or
+    /// the same ones are there twice, so a server that merges them keeps the directory, empty (0.65.2, tried). What is to
+    /// be removed can be told on the commit of others alone.
+    pub empties: Option<RepoPath>,
+}
+
 /// What becomes of a path with an account.
 #[derive(Debug, Clone)]
 pub(super) struct Judged {
@@ -274,9 +285,17 @@ impl Fs {
     /// # Errors
     /// The server's.
     pub async fn conflicts_with(&self, head: &CommitId, along: &[RepoPath]) -> Result<Vec<RepoPath>, FsError> {
+        Ok(self.meets(head, along).await?.conflicts)
+    }
+
+    /// How what was changed here meets what others committed since the base: [`Fs::conflicts_with`], and more.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn meets(&self, head: &CommitId, along: &[RepoPath]) -> Result<Meets, FsError> {
         let base = self.base();
         if *head == base {
-            return Ok(Vec::new());
+            return Ok(Meets::default());
         }
         let moved = self.look_at_commit_for(head, along).await?;
         let mut listings = Listings::new(self, base);
@@ -299,7 +318,7 @@ impl Fs {
         found.extend(plan.conflicts().cloned());
         found.sort();
         found.dedup();
-        Ok(found)
+        Ok(Meets { conflicts: found, empties: state.empties_with(&moved) })
     }
 }
 
@@ -312,6 +331,16 @@ impl Moved {
 }
 
 impl State {
+    /// A directory in which something is removed here, and that others changed so that nothing may be left in it.
+    fn empties_with(&self, moved: &Moved) -> Option<RepoPath> {
+        let staged = self.writeback.ledger().iter();
+        let removed: BTreeSet<RepoPath> =
+            staged.filter(|(_, account)| account.staged == Staged::Removed).map(|(path, _)| path.clone()).collect();
+        let above = removed.iter().flat_map(|path| std::iter::successors(path.parent(), RepoPath::parent));
+        let dirs: BTreeSet<RepoPath> = above.filter(|dir| !dir.is_root() && moved.dirs.contains_key(dir)).collect();
+        dirs.into_iter().find(|dir| !moved.has_more_than(dir, &removed))
+    }
+
     /// The directories that a move of the base has to be looked at in: those of the tree of which anything is known, and
     /// those around accounts.
     fn known_dirs(&self) -> HashSet<RepoPath> {

@@ -7,7 +7,7 @@ use std::io;
 use super::follow::{Listener, flush_mapped, follow, unstaged};
 use super::{Daemon, resolve as conflicts};
 use crate::control::{Choice, Event, Failure};
-use crate::fs::{CommitCut, FsError, Stays};
+use crate::fs::{CommitCut, FsError, Meets, Stays};
 use crate::log;
 use crate::path::RepoPath;
 use crate::report::TakenAlong;
@@ -35,13 +35,15 @@ pub(super) async fn commit(
     on_conflict: Option<Choice>,
     listener: &mut Listener,
 ) -> io::Result<Result<Option<CommitId>, Failure>> {
+    let mut stays = None;
     for _ in 0..ROUNDS {
         if let Err(failure) = decide(daemon, on_conflict).await {
             return Ok(Err(failure));
         }
-        match try_commit(daemon, request, listener).await? {
+        match try_commit(daemon, request, stays, listener).await? {
             Ok(Round::Over(id)) => return Ok(Ok(id)),
             Ok(Round::Again) => {}
+            Ok(Round::Stays(why)) => stays = Some(why),
             // Found while it was staged.
             Err(failure) => match (conflicts::unresolved(daemon), on_conflict) {
                 (Some(unresolved), None) => return Ok(Err(unresolved)),
@@ -69,11 +71,14 @@ enum Round {
     Over(Option<CommitId>),
     /// The base moved: what is staged is staged anew, unless there are conflicts.
     Again,
+    /// The base could not move, which is not needed but would be better.
+    Stays(Stays),
 }
 
 async fn try_commit(
     daemon: &Daemon,
     request: &CommitRequest,
+    stays: Option<Stays>,
     listener: &mut Listener,
 ) -> io::Result<Result<Round, Failure>> {
     let StagedCut { mut cut, mut staged, waiting } = match stage_cut(daemon, listener).await? {
@@ -116,24 +121,32 @@ async fn try_commit(
     }
     if is_own_branch {
         let along = daemon.fs.staged_by_others(&staged);
-        let mut conflicts = others_conflicts(daemon, &request.branch, &along).await;
+        let met = match others_changes(daemon, &request.branch, &along).await {
+            Ok(met) => met,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        let mut conflicts = met.conflicts;
         // A server finds more of them than there are: a directory that was removed here and changed there, though no file of
         // it was changed by both. On the branch's head it finds none.
-        if conflicts.as_ref().is_ok_and(Vec::is_empty) {
-            conflicts = servers_conflicts(daemon, &request.branch).await;
+        if conflicts.is_empty() {
+            conflicts = match servers_conflicts(daemon, &request.branch).await {
+                Ok(conflicts) => conflicts,
+                Err(failure) => return Ok(Err(failure)),
+            };
         }
-        match conflicts {
-            Ok(conflicts) if conflicts.is_empty() => {}
-            Ok(conflicts) => {
-                drop(cut);
-                return Ok(match follow_branch(daemon).await {
-                    // What is in conflict there is decided by whoever uses it.
-                    Ok(Some(_)) => Err(in_conflict(daemon, &conflicts, &request.branch)),
-                    Ok(None) => Ok(Round::Again),
-                    Err(failure) => Err(failure),
-                });
+        // Where it cannot move, an empty directory is better than no commit.
+        if !conflicts.is_empty() || (met.empties.is_some() && stays.is_none()) {
+            if let Some(dir) = &met.empties {
+                tracing::info!(%dir, "others removed something here too: the base moves first");
             }
-            Err(failure) => return Ok(Err(failure)),
+            drop(cut);
+            return Ok(match follow_branch(daemon).await {
+                Ok(None) => Ok(Round::Again),
+                // What is in conflict there is decided by whoever uses it.
+                Ok(Some(_)) if !conflicts.is_empty() => Err(in_conflict(daemon, &conflicts, &request.branch)),
+                Ok(Some(why)) => Ok(Round::Stays(why)),
+                Err(failure) => Err(failure),
+            });
         }
     } else {
         match servers_conflicts(daemon, &request.branch).await {
@@ -168,12 +181,12 @@ async fn try_commit(
     Ok(committed.map(|id| Round::Over(Some(id))))
 }
 
-/// Whether others changed on the branch what was changed here too, or what goes `along` with it. A server may miss that, or drop one side of it: where
-/// one turned a file into a directory, say (0.65.2, tried).
-async fn others_conflicts(daemon: &Daemon, branch: &str, along: &[RepoPath]) -> Result<Vec<RepoPath>, Failure> {
+/// What others changed on the branch of what was changed here too, or goes `along` with it. A server may miss that, or drop
+/// one side of it: where one turned a file into a directory, say (0.65.2, tried).
+async fn others_changes(daemon: &Daemon, branch: &str, along: &[RepoPath]) -> Result<Meets, Failure> {
     let failed = |error: FsError| failed_by(daemon, &error);
     let head = daemon.fs.workspace().head(branch).await.map_err(|error| failed(error.into()))?;
-    daemon.fs.conflicts_with(&head, along).await.map_err(failed)
+    daemon.fs.meets(&head, along).await.map_err(failed)
 }
 
 /// Has the mount stand on what the branch has become: what both sides changed is in conflict then. Says why not, where its

@@ -553,7 +553,27 @@ impl Repository {
     }
 
     /// The workspace called `name`, made with this id where there is none: one string for both, and either finds it.
+    ///
+    /// A deletion beside other requests may leave remains on the server's disk, which are found by nothing and keep their
+    /// id taken (0.65.2: the error of the removal is logged alone, read). The workspace gets another id then, and is found
+    /// by its name as before.
     pub(super) async fn get_or_create_workspace(
+        &self,
+        id: &str,
+        name: &str,
+        branch: &str,
+    ) -> Result<wire::WorkspaceAnswer, WorkspaceError> {
+        match self.get_or_create_with_id(id, name, branch).await {
+            Err(WorkspaceError::Server { message, .. }) if message.contains("already exists") => {
+                tracing::warn!(name, message, "remains of a workspace are in the way; it is made under another id");
+                let other = format!("{id}-{:08x}", fastrand::u32(..));
+                self.get_or_create_with_id(&other, name, branch).await
+            }
+            result => result,
+        }
+    }
+
+    async fn get_or_create_with_id(
         &self,
         id: &str,
         name: &str,

@@ -81,6 +81,7 @@ contract! {
         a_chunk_that_an_earlier_client_left_with_other_bytes_is_made_good,
     ];
     only_embedded_0_65: [
+        remains_of_a_workspace_do_not_keep_its_name_from_being_used,
         a_path_that_is_not_echoed_is_not_done,
         a_batch_whose_answer_is_lost_is_sent_again,
         a_busy_server_says_for_how_long,
@@ -368,6 +369,22 @@ async fn opening_twice_finds_the_same_workspace(target: &Target) {
     assert!(repository.delete_workspace("mine").await.expect("an answer"));
     assert!(!repository.delete_workspace("mine").await.expect("an answer"));
     assert!(repository.workspace("mine").await.expect("an answer").is_none());
+}
+
+/// As a deletion leaves them that was under way beside other requests.
+async fn remains_of_a_workspace_do_not_keep_its_name_from_being_used(target: &Target) {
+    let body = r#"{"status":"error","status_message":"Workspace mine already exists"}"#;
+    let (method, path) = (Some("PUT".to_owned()), "/workspaces".to_owned());
+    arm(target, Fault { method, path, nth: 1, times: Some(4), action: status(500, None, Some(body)) });
+    let first = named(target, "mine").await;
+    assert!(first.is_new());
+    assert_ne!(&*first.id(), "mine");
+    bring(&first, "new.txt", Some(b"new")).await;
+    let second = named(target, "mine").await;
+    assert!(!second.is_new());
+    assert_eq!(first.id(), second.id());
+    assert_eq!(changes(&second).await, BTreeMap::from([("new.txt".to_owned(), ChangeKind::Added)]));
+    assert!(second.repository().delete_workspace("mine").await.expect("an answer"));
 }
 
 async fn repositories_and_branches_are_made_and_found(target: &Target) {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::logs::log_in;
-use crate::mounted::{TestMount, run, wait_until};
+use crate::mounted::{TestMount, run, shell, wait_until};
 use crate::scripted::Scripted;
 use crate::watched::lines;
 
@@ -312,6 +312,25 @@ fn a_commit_with_a_policy_decides_all_conflicts() {
         test.commit();
         second.oxenfs(["refresh", second.dir()]).ok();
     }
+    second.run("unmount");
+    test.unmount();
+}
+
+#[test]
+fn what_is_removed_here_and_there_leaves_no_empty_directory() {
+    let files = ["keep", "same/a/b", "halves/a", "halves/b", "more/a", "more/b"];
+    let files = files.map(|path| (path.to_owned(), path.as_bytes().to_vec()));
+    let test = TestMount::committed_by(crate::server::url(), files.iter().map(|(path, bytes)| (path, bytes)));
+    test.mount(&[]).ok();
+    let second = Second::new(&test);
+    second.mount(&[]);
+    shell(&second.dir, "rm same/a/b halves/a more/a");
+    second.run("sync");
+    shell(&test.dir, "rm -r same halves/b; echo changed > more/b");
+    test.commit();
+    second.commit().ok();
+    assert_eq!(test.committed().into_keys().collect::<Vec<_>>(), ["keep", "more/b"]);
+    assert_eq!(test.committed_file("more/b").unwrap(), b"changed\n");
     second.run("unmount");
     test.unmount();
 }

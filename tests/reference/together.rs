@@ -14,6 +14,7 @@ use oxenfs::stager::{Delays, Meter, Stager};
 use oxenfs::store::disk::Disk;
 use oxenfs::workspace::memory::{Fault, Memory};
 use oxenfs::workspace::{ByHash, Workspace};
+use tokio_util::task::AbortOnDropHandle;
 
 mod team;
 
@@ -27,7 +28,8 @@ struct Mount {
     fs: Arc<Fs>,
     memory: Arc<Memory>,
     dir: tempfile::TempDir,
-    stager: Option<tokio::task::JoinHandle<()>>,
+    /// Ended with the mount: a task that goes on would keep all of the mount, its open files among it.
+    stager: Option<AbortOnDropHandle<()>>,
 }
 
 const LABEL: &str = "ann@lab 2026-11-30";
@@ -46,7 +48,8 @@ impl Mount {
     async fn start(dir: tempfile::TempDir, memory: Arc<Memory>) -> Self {
         let fs = crate::regressions::listed(&Disk::default(), dir.path(), &memory).await;
         let delays = Delays { first: Duration::from_millis(1), last: Duration::from_millis(4) };
-        let stager = Some(tokio::spawn(Stager::new(fs.clone(), Arc::new(Meter::default()), delays).run()));
+        let stager = tokio::spawn(Stager::new(fs.clone(), Arc::new(Meter::default()), delays).run());
+        let stager = Some(AbortOnDropHandle::new(stager));
         Self { fs, memory, dir, stager }
     }
 
