@@ -19,6 +19,7 @@ static URL: OnceLock<Result<String, String>> = OnceLock::new();
 
 /// Scheme, host and port of the server to test against; started with the first call.
 pub fn url() -> &'static str {
+    note();
     let url = URL.get_or_init(|| match std::env::var("OXENFS_TEST_SERVER_URL") {
         Ok(url) if !url.is_empty() => Ok(url.trim_end_matches('/').to_owned()),
         _ => start(),
@@ -27,6 +28,15 @@ pub fn url() -> &'static str {
         Ok(url) => url,
         Err(why) => panic!("{why}"),
     }
+}
+
+/// Which tests ask for this server, in the file at `OXENFS_TEST_ASKED`, one a line: the others bring their own, and are the
+/// same whichever this is. A test's thread has its name, unless one runs after the other.
+fn note() {
+    let Some(file) = std::env::var_os("OXENFS_TEST_ASKED") else { return };
+    let line = format!("{}\n", std::thread::current().name().unwrap_or("main"));
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(file).unwrap();
+    std::io::Write::write_all(&mut file, line.as_bytes()).unwrap();
 }
 
 /// A port of this host that nobody listens on.
