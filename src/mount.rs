@@ -12,6 +12,7 @@ pub mod state_dir;
 mod branch;
 pub mod commit;
 mod follow;
+pub mod gather;
 mod import;
 mod notify;
 mod resolve;

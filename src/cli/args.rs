@@ -89,6 +89,13 @@ pub enum Command {
     Branches(LookArgs),
     /// List a repository's workspaces, or delete some: workspaces delete, workspaces prune
     Workspaces(WorkspacesArgs),
+
+    /// Commit what several workers staged, each in a workspace of its own, as one
+    ///
+    /// All of it is committed, or nothing. What two of them made different things of, or the branch has changed since, is
+    /// named first. The workspaces stay.
+    #[command(after_help = GATHER_AFTER)]
+    Gather(GatherArgs),
     /// Serve the Oxen API from a local directory, for trying and for tests
     DevServer(DevServerArgs),
     /// Print a manual page, as man(1) reads it: oxenfs man mount | man -l -
@@ -1057,4 +1064,84 @@ mod tests {
         super::HelperArgs::command().debug_assert();
         super::UmountArgs::command().debug_assert();
     }
+}
+
+/// What `oxenfs gather --help` ends with.
+const GATHER_AFTER: &str = "Examples:
+  oxenfs gather ox/cats --from job-7-0 --from job-7-1 -m \"Batch 7\"
+  oxenfs gather ox/cats --list workers.txt -m \"Batch 7\" --delete-workspaces
+
+Exit codes: 0 all of it is in the branch; 1 nothing was committed; 2 wrong usage.";
+
+/// `oxenfs gather`.
+#[derive(Debug, Args)]
+pub struct GatherArgs {
+    /// NAMESPACE/NAME, or a whole URL
+    pub repo: String,
+
+    /// A worker's workspace; repeated, in the order in which --on-collision counts them
+    #[arg(long, value_name = "NAME", required_unless_present = "list")]
+    pub from: Vec<String>,
+
+    /// A file that names workspaces, one a line; - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub list: Option<PathBuf>,
+
+    /// The commit's message
+    #[arg(short, long, value_name = "TEXT")]
+    pub message: String,
+
+    /// Who commits.
+    #[command(flatten)]
+    pub author: AuthorArgs,
+
+    /// The branch to commit to
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub branch: String,
+
+    /// What becomes of a path of which two workers made different things: nothing is committed, or the one has it that is
+    /// named first, or last
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub on_collision: OnCollision,
+
+    /// What becomes of a path that the branch changed since the worker began: nothing is committed, the worker's goes over
+    /// it, or the branch's stays
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub on_conflict: OnBranchConflict,
+
+    /// Delete the workers' workspaces when the commit was found whole, but for those in which something was staged meanwhile
+    #[arg(long)]
+    pub delete_workspaces: bool,
+
+    /// The server [default: $OXEN_SERVER, else the default host of the Oxen configuration]
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+
+    /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What is gathered of a path of which two workers made different things.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnCollision {
+    /// Nothing of all.
+    #[default]
+    Fail,
+    /// What the worker has that is named first.
+    First,
+    /// What the worker has that is named last.
+    Last,
+}
+
+/// What is gathered of a path that the branch changed too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnBranchConflict {
+    /// Nothing of all.
+    #[default]
+    Fail,
+    /// The worker's goes over the branch's.
+    Ours,
+    /// The branch's stays.
+    Theirs,
 }

@@ -155,3 +155,42 @@ pub struct Level {
     /// What is logged from now on, as `--log` takes it.
     pub level: String,
 }
+
+/// `oxenfs gather --json`.
+#[derive(Debug, Serialize)]
+pub struct Gathered {
+    /// The commit; `null`: the branch has all of it.
+    pub commit: Option<String>,
+    /// Where it is.
+    pub branch: String,
+    /// The workspaces, and how many changes each had.
+    pub workspaces: Vec<Worker>,
+    /// Files that were added or changed.
+    pub put_files: u64,
+    /// Files that were removed.
+    pub removed_files: u64,
+    /// Bytes of content that travelled.
+    pub sent_bytes: u64,
+    /// Workspaces that were deleted.
+    pub deleted: Vec<String>,
+    /// Those that were to be and are there.
+    pub kept: Vec<Kept>,
+}
+
+/// A workspace that was gathered.
+#[derive(Debug, Serialize)]
+pub struct Worker {
+    /// Its name.
+    pub name: String,
+    /// What was staged in it.
+    pub changes: u64,
+}
+
+/// A workspace that was not deleted.
+#[derive(Debug, Serialize)]
+pub struct Kept {
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub why: String,
+}

@@ -50,7 +50,7 @@ struct Workspace {
 }
 
 /// Who asks, and what of the repository is mounted here.
-struct Here<'a> {
+pub(super) struct Here<'a> {
     environment: &'a Environment,
     /// Mount points of mounts that live, by workspace.
     mounted: Vec<(String, PathBuf)>,
@@ -59,7 +59,7 @@ struct Here<'a> {
 }
 
 impl<'a> Here<'a> {
-    fn new(place: &Place, state_dir: Option<&Path>, environment: &'a Environment) -> Result<Self, Failure> {
+    pub fn new(place: &Place, state_dir: Option<&Path>, environment: &'a Environment) -> Result<Self, Failure> {
         let finder = Finder::new(state_dir, environment)?;
         let (server, repo) = (place.server.to_string(), place.repo.to_string());
         let same = finder.all().iter().filter(|known| {
@@ -92,7 +92,7 @@ impl<'a> Here<'a> {
             })
     }
 
-    fn mounts_of(&self, name: &str) -> Vec<String> {
+    pub fn mounts_of(&self, name: &str) -> Vec<String> {
         let mounts = self.mounted.iter().filter(|(workspace, _)| workspace == name);
         mounts.map(|(_, dir)| dir.display().to_string()).collect()
     }

@@ -22,6 +22,7 @@ mod disks;
 mod exits;
 mod faults;
 mod gateway;
+mod gather;
 mod http;
 mod import;
 mod listings;
