@@ -15,6 +15,7 @@ mod events;
 mod failure;
 mod find;
 mod follow;
+mod history;
 mod import;
 mod interrupt;
 mod log_level;
@@ -135,6 +136,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Config(args::ConfigCommand::Show(args)) => config::show(args, state_dir.as_deref(), environment),
         Command::Repo(args::RepoCommand::Create(args)) => repo::create(args, environment),
         Command::Branches(args) => workspaces::branches(args, environment),
+        Command::Log(args) => history::log(args, &find()?, environment),
         Command::Workspaces(args) => workspaces::workspaces(args, state_dir.as_deref(), environment),
         Command::Events(args) => events::events(args, &find()?),
         Command::Metrics(args) => metrics::metrics(args, state_dir, environment),

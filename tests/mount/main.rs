@@ -22,6 +22,7 @@ mod disks;
 mod exits;
 mod faults;
 mod gateway;
+mod history;
 mod http;
 mod import;
 mod listings;
