@@ -16,6 +16,7 @@ mod failure;
 mod find;
 mod follow;
 mod gather;
+mod history;
 mod import;
 mod interrupt;
 mod log_level;
@@ -137,6 +138,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Repo(args::RepoCommand::Create(args)) => repo::create(args, environment),
         Command::Branches(args) => workspaces::branches(args, environment),
         Command::Gather(args) => gather::gather(args, state_dir.as_deref(), environment),
+        Command::Log(args) => history::log(args, &find()?, environment),
         Command::Workspaces(args) => workspaces::workspaces(args, state_dir.as_deref(), environment),
         Command::Events(args) => events::events(args, &find()?),
         Command::Metrics(args) => metrics::metrics(args, state_dir, environment),

@@ -40,8 +40,8 @@ use crate::metrics;
 use crate::oxen;
 /// The server's side, for commands that need no mount.
 pub use crate::oxen::{
-    Contents, InitialFile, NewRepository, Repository, StagedCounts, User, WorkspaceInfo, create as create_repository,
-    repository,
+    Commit, Contents, History, InitialFile, NewRepository, Repository, StagedCounts, User, WorkspaceInfo,
+    create as create_repository, repository,
 };
 use crate::report::Difference;
 use crate::stager::{Delays, Meter, Stager};

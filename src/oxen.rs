@@ -20,6 +20,7 @@
 //! | `upload` | large files |
 //! | `commit` | conflicts and commits |
 //! | `history` | commits that exist, and where two of them differ |
+//! | `log` | what was committed, newest first |
 //! | `stored` | which contents the server has |
 
 mod archive;
@@ -31,6 +32,7 @@ mod dialect;
 mod history;
 mod http;
 mod listing;
+mod log;
 mod marks;
 mod multipart;
 mod names;
@@ -55,6 +57,7 @@ use futures_util::FutureExt;
 
 pub use self::connect::{Connected, Opened, connect, create, repository};
 pub use self::http::Credentials;
+pub use self::log::History;
 pub use self::repository::{
     Claim, Contents, InitialFile, NewRepository, Repository, RepositoryInfo, S3Storage, StagedCounts, Storage, User,
 };

@@ -85,6 +85,8 @@ pub enum Command {
     /// Work with repositories on a server
     #[command(subcommand)]
     Repo(RepoCommand),
+    /// Show what was committed to a branch, or what changed a file or directory of it, newest first
+    Log(LogArgs),
     /// List a repository's branches
     Branches(LookArgs),
     /// List a repository's workspaces, or delete some: workspaces delete, workspaces prune
@@ -917,6 +919,31 @@ pub struct ShowArgs {
     pub server: Option<String>,
 
     /// As a JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `oxenfs log`.
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// A mount, or a file or directory in one; or a repository: NAMESPACE/NAME, a whole URL, or
+    /// oxen://NAMESPACE:NAME[@REVISION][/PATH]
+    #[arg(value_name = "DIR|PATH|REPO")]
+    pub target: PathBuf,
+
+    /// Show so many commits at most
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub number: u32,
+
+    /// The branch, or a commit [default: what the mount shows; of a repository, main]
+    #[arg(long, alias = "revision", value_name = "NAME")]
+    pub branch: Option<String>,
+
+    /// The server of a repository [default: $OXEN_SERVER, else the default host of the Oxen configuration]
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+
+    /// As JSON
     #[arg(long)]
     pub json: bool,
 }

@@ -141,7 +141,10 @@ fn written(done: io::Result<()>) -> Result<(), Failure> {
 }
 
 /// A path whose last part need not be there, and is not followed: it may have been removed here.
-fn real_entry(path: &Path) -> Result<PathBuf, Failure> {
+///
+/// # Errors
+/// As [`find::real`].
+pub fn real_entry(path: &Path) -> Result<PathBuf, Failure> {
     match (path.parent(), path.file_name()) {
         (Some(dir), Some(name)) => {
             let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };

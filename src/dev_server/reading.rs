@@ -120,6 +120,33 @@ pub(super) async fn meta(
     .await
 }
 
+/// `GET commits/history/{resource}`: the commits before one, newest first, or those of them that changed a path.
+pub(super) async fn history(
+    State(app): State<Arc<App>>,
+    Path(repo): Path<Repo>,
+    Path(parameters): Path<BTreeMap<String, String>>,
+    Query(listing): Query<Listing>,
+) -> Answer {
+    on_disk(move || {
+        let repository = repo.find(&app)?;
+        let (revision, path) = repository.resolve(&resource(&parameters))?;
+        let commits = repository.history(&revision.commit, &path)?;
+        let page = Page::new(listing.page, listing.page_size, commits.len());
+        let mut fields = page.fields();
+        // That of a path is not counted there (0.65.2, tried).
+        if app.dialect == Dialect::V0_65 && !path.is_root() {
+            let pages = fields.remove("total_pages").and_then(|pages| pages.as_u64());
+            fields.remove("total_entries");
+            let number = fields.get("page_number").and_then(Value::as_u64);
+            fields.insert("has_more".to_owned(), (number < pages).into());
+        }
+        let commits: Vec<_> = page.of(&commits).iter().map(|commit| json!(**commit)).collect();
+        fields.insert("commits".to_owned(), commits.into());
+        success("resource_found", fields)
+    })
+    .await
+}
+
 /// `GET compare/entries/{old}..{new}`: where two commits differ, directories first; a directory that vanished is listed,
 /// and all that was in it.
 pub(super) async fn compare_entries(

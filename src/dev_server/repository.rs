@@ -381,6 +381,34 @@ impl Repository {
         Err(missing())
     }
 
+    /// The commits from `commit` back, newest first; with a path that is not the root, those that changed what is there.
+    pub(super) fn history(&self, commit: &Commit, path: &RepoPath) -> Result<Vec<Arc<CommitView>>, Refusal> {
+        let parent = |commit: &Commit| {
+            let id = commit.view.parent_ids.first()?;
+            self.state().commits.get(id).cloned()
+        };
+        let line = std::iter::successors(Some(commit.clone()), parent);
+        if path.is_root() {
+            return Ok(line.map(|commit| commit.view).collect());
+        }
+        let (mut found, mut newer) = (Vec::new(), None::<(Commit, Node)>);
+        for commit in line {
+            let node = self.trees.find(&commit.root, path)?;
+            if let Some((newer, was)) = newer.take()
+                && node.as_ref() != Some(&was)
+            {
+                found.push(newer.view);
+            }
+            let Some(node) = node else { break };
+            newer = Some((commit, node));
+        }
+        found.extend(newer.map(|(first, _)| first.view));
+        if found.is_empty() {
+            return Err(Refusal::no_path(path));
+        }
+        Ok(found)
+    }
+
     /// The commit with this id, when it is one of this repository.
     pub(super) fn commit_view(&self, id: &str) -> Option<Arc<CommitView>> {
         self.state().commits.get(id).map(|commit| Arc::clone(&commit.view))

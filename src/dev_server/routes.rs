@@ -82,6 +82,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         Dialect::V0_50 | Dialect::V0_58 | Dialect::V0_65 => below
             .route("/workspaces", workspaces.put(staging::workspace_or_new).post(staging::workspace_or_new))
             .route("/compare/entries/{*range}", get(reading::compare_entries))
+            .route("/commits/history/{*resource}", get(reading::history))
             .route("/versions/{hash}/create", post(uploads::create))
             .route("/versions/{hash}/chunks", put(uploads::chunk))
             .route("/versions/{hash}/complete", post(uploads::complete)),

@@ -84,6 +84,29 @@ pub(super) struct CommitAnswer {
     pub commit: Commit,
 }
 
+/// `GET commits/history/{commit}[/{path}]?page=&page_size=` (tried, 0.65.2; read, 0.65.2: the history of a commit tells
+/// how many pages there are, that of a path whether there are more). Releases before it told the pages of both (guess).
+#[derive(Debug, Deserialize)]
+pub(super) struct HistoryAnswer {
+    #[serde(default)]
+    pub commits: Vec<Commit>,
+    #[serde(default)]
+    total_pages: Option<u64>,
+    #[serde(default)]
+    has_more: Option<bool>,
+}
+
+impl HistoryAnswer {
+    /// Whether no page follows this one, the `page`th of `page_size`.
+    pub fn is_last(&self, page: u64, page_size: usize) -> bool {
+        match (self.has_more, self.total_pages) {
+            (Some(has_more), _) => !has_more,
+            (None, Some(pages)) => page >= pages,
+            (None, None) => self.commits.len() < page_size,
+        }
+    }
+}
+
 /// `GET compare/entries/{old}..{new}?page=&page_size=` (tried, 0.65.2: everything below the root, directories too).
 #[derive(Debug, Deserialize)]
 pub(super) struct CompareAnswer {

@@ -72,6 +72,7 @@ fn a_mistake_in_a_file_is_told_with_its_line_by_every_command_that_goes_by_it() 
         (vec!["config", "show"], "cannot show the settings"),
         (vec!["mount", "ox/cats", text(&dir)], "cannot mount ox/cats"),
         (vec!["branches", "ox/cats"], "cannot list the branches of ox/cats"),
+        (vec!["log", "ox/cats"], "cannot show the history of ox/cats"),
     ] {
         let seen = user.run(&arguments);
         assert_eq!((seen.exit, seen.out.as_str()), (1, ""), "{arguments:?}");

@@ -1,5 +1,8 @@
 //! What the commands print as JSON has the forms of docs/output.schema.json.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
 use serde_json::Value;
 
 use oxenfs::activity::Happening;
@@ -170,6 +173,55 @@ fn what_commands_print_as_json_has_the_form_that_is_documented() {
     }
     let committed = user.run([&["commit", text(&dir), "-m", "x", "--json"], &who[..]].concat());
     assert_eq!(committed.out, "{\"commit\":\"c0ffee\",\"staged_files\":0}\n");
+}
+
+/// An embedded server with a repository that has one commit.
+struct Server {
+    child: std::process::Child,
+    url: String,
+}
+
+impl Server {
+    fn with_a_commit(user: &User) -> Self {
+        let data = user.dir("data");
+        let mut command = user.command(["dev-server", text(&data), "--listen", "127.0.0.1:0"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut url = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut url).unwrap();
+        let server = Self { child, url: url.trim().to_owned() };
+        let file = user.path("README.md");
+        std::fs::write(&file, "content").unwrap();
+        let who = ["--author", "Ann", "--email", "ann@example.com"];
+        let create = ["repo", "create", "ox/cats", "--server", &server.url, "--file", text(&file)];
+        let seen = user.run([&create[..], &who[..]].concat());
+        assert_eq!(seen.exit, 0, "{seen:?}");
+        server
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn what_a_server_is_asked_has_the_form_that_is_documented() {
+    let user = User::new();
+    let server = Server::with_a_commit(&user);
+    for (name, arguments) in [
+        ("log", vec!["log", "ox/cats"]),
+        ("log", vec!["log", "oxen://ox:cats@main/README.md"]),
+        ("branches", vec!["branches", "ox/cats"]),
+        ("workspaces", vec!["workspaces", "ox/cats"]),
+    ] {
+        let seen = user.run([&arguments[..], &["--server", &server.url, "--json"]].concat());
+        assert_eq!(seen.exit, 0, "{name}: {seen:?}");
+        let value = parsed(&seen.out);
+        assert_has_form(name, &value);
+        assert_eq!(value.as_array().unwrap().len(), usize::from(name != "workspaces"), "{name}: {seen:?}");
+    }
 }
 
 #[test]

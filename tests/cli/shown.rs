@@ -203,6 +203,8 @@ fn what_was_typed_is_shown_as_text() {
         vec!["repo", "create", "ox/cats", "--server", "127.0.0.1:1", "--storage", h],
         vec!["branches", h],
         vec!["workspaces", h],
+        vec!["log", h],
+        vec!["log", "ox/cats", "--branch", h, "--server", "127.0.0.1:1"],
         vec!["dev-server", dir, "--token-env", h],
         vec!["dev-server", dir, "--dialect", h],
         vec!["dev-server", dir, "--listen", h],

@@ -23,6 +23,7 @@ mod exits;
 mod faults;
 mod gateway;
 mod gather;
+mod history;
 mod http;
 mod import;
 mod listings;

@@ -82,6 +82,11 @@ fn what_a_server_says_is_shown_as_text() {
         hostile.run(&[command, &repo, "--server", &url, "--json"]);
         hostile.server.disarm();
     }
+    let commits = json!({"commits": [{"id": HOSTILE, "author": HOSTILE, "email": HOSTILE, "timestamp": HOSTILE, "message": HOSTILE, "parent_ids": [HOSTILE, HOSTILE]}]});
+    hostile.answers("GET", "/commits/history", 200, &commits);
+    hostile.run(&["log", &repo, "--server", &url]);
+    hostile.run(&["log", &dir, "--json"]);
+    hostile.server.disarm();
     // Names on the mount, of files that are refused, staged, committed, in conflict.
     let name = HOSTILE.to_owned();
     let author = ["--author", HOSTILE, "--email", "a@x"];

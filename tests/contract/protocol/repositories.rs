@@ -17,6 +17,7 @@ contract! {
         a_deleted_workspace_is_gone,
     ];
     released: [
+        a_history_is_told_newest_first_and_in_pages,
         documented_routes_do_not_exist,
     ];
     only_documented: [
@@ -69,6 +70,45 @@ async fn what_is_not_there_is_404(target: &Target) {
     target.add_form("no", "", &form(&[("a", "b")])).await.refused(404);
     target.remove("no", &["a"]).await.refused(404);
     target.commit("no").await.refused(404);
+}
+
+async fn a_history_is_told_newest_first_and_in_pages(target: &Target) {
+    let workspace = target.workspace("history").await;
+    let mut made = vec![target.head("main").await];
+    for (path, content) in [("log/a", "1"), ("log/b", "1"), ("log/a", "2")] {
+        target.add(&workspace, path, content).await;
+        target.commit(&workspace).await.ok();
+        made.push(target.head("main").await);
+    }
+    made.reverse();
+    let ids = |answer: &Value| -> Vec<String> {
+        let commits = answer["commits"].as_array().expect("commits");
+        commits.iter().map(|commit| commit["id"].as_str().expect("an id").to_owned()).collect()
+    };
+    let page = async |resource: &str, page: u32, size: u32| {
+        target.get_json(&format!("commits/history/{resource}?page={page}&page_size={size}")).await
+    };
+    for revision in ["main", &made[0]] {
+        let all = page(revision, 1, 1000).await;
+        assert_eq!(ids(&all)[..4], made[..]);
+        assert_eq!(all["total_pages"], 1);
+        assert_eq!(all["commits"][0]["message"], "change");
+    }
+    let second = page("main", 2, 2).await;
+    assert_eq!(ids(&second)[..2], made[2..]);
+    assert_eq!(ids(&page(&made[1], 1, 1000).await)[..3], made[1..]);
+    // Of a path: those that changed it, in the branch or a commit.
+    assert_eq!(ids(&page("main/log/a", 1, 1000).await), [&*made[0], &*made[2]]);
+    assert_eq!(ids(&page("main/log", 1, 1000).await), made[..3]);
+    assert_eq!(ids(&page(&format!("{}/log/a", made[1]), 1, 1000).await), [&*made[2]]);
+    let (first, last) = (page("main/log/a", 1, 1).await, page("main/log/a", 2, 1).await);
+    assert_eq!((ids(&first), ids(&last)), (vec![made[0].clone()], vec![made[2].clone()]));
+    if target.dialect == Dialect::V0_65 {
+        assert_eq!([&first["has_more"], &last["has_more"]], [true, false]);
+    }
+    for missing in ["main/log/no", "no", "no/log/a"] {
+        target.get(&format!("commits/history/{missing}")).await.refused(404);
+    }
 }
 
 async fn a_repository_is_made_once(target: &Target) {
