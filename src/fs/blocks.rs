@@ -524,6 +524,9 @@ impl Fs {
         blocks: Range<u32>,
         who: Who,
     ) -> Result<(), FsError> {
+        if self.is_nowhere_else(partial.hash) {
+            return self.fetch_blocks(partial, source, blocks, who).await;
+        }
         let (taker, all) = (partial.clone(), blocks.clone());
         let absent = self.blocking(move |fs| Ok(fs.take_blocks(&taker, all))).await?;
         for run in absent {
@@ -534,9 +537,13 @@ impl Fs {
 
     /// Takes what other mounts have of some blocks. Returns those that none has.
     fn take_blocks(&self, partial: &Partial, blocks: Range<u32>) -> Vec<Range<u32>> {
+        let others = self.parts_of_neighbours(partial.hash, partial.sparse.size());
+        if others.is_empty() {
+            return vec![blocks];
+        }
         let mut absent = Vec::new();
         for block in blocks {
-            match self.block_of_neighbours(partial.hash, partial.sparse.size(), block) {
+            match others.iter().find_map(|part| part.block(block)) {
                 Some(bytes) => self.keep_blocks(partial, block, &bytes.into()),
                 None => absent.push(block),
             }
@@ -650,7 +657,7 @@ impl Fs {
             return Ok(None);
         }
         let some_is_here = self.blocks.get(hash).is_some() || self.cache.parts().bytes_of(hash) > 0;
-        if !some_is_here && !self.blocking(move |fs| Ok(fs.is_here_in_part_elsewhere(hash, size))).await? {
+        if !some_is_here && self.blocking(move |fs| Ok(fs.parts_of_neighbours(hash, size).is_empty())).await? {
             return Ok(None);
         }
         let (Some(fs), Some(partial)) = (self.this.upgrade(), self.partial(hash, size).await?) else { return Ok(None) };

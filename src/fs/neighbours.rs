@@ -59,8 +59,11 @@ pub enum Of {
 pub(super) struct Neighbours {
     look: Where,
     seen: Mutex<Option<(Instant, Arc<[Seen]>)>>,
-    parts: Mutex<LruCache<ContentHash, (Instant, Arc<[Foreign]>)>>,
+    parts: Mutex<LruCache<ContentHash, Lenders>>,
 }
+
+/// What others have of a large file, and when that was looked at.
+type Lenders = (Instant, Arc<[Foreign]>);
 
 struct Seen {
     neighbour: Neighbour,
@@ -106,7 +109,7 @@ impl Neighbours {
         found
     }
 
-    fn parts(&self) -> MutexGuard<'_, LruCache<ContentHash, (Instant, Arc<[Foreign]>)>> {
+    fn parts(&self) -> MutexGuard<'_, LruCache<ContentHash, Lenders>> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -204,13 +207,16 @@ impl Fs {
         }
     }
 
-    /// Whether another mount has blocks of a large file.
-    pub(super) fn is_here_in_part_elsewhere(&self, hash: ContentHash, size: u64) -> bool {
-        self.neighbours.get().is_some_and(|neighbours| !neighbours.parts_of(hash, size).is_empty())
+    /// Whether it was looked just now who has blocks of a large file, and nobody had. Does not look at the disk.
+    pub(super) fn is_nowhere_else(&self, hash: ContentHash) -> bool {
+        self.neighbours.get().is_none_or(|neighbours| {
+            let none = |(looked, parts): &Lenders| looked.elapsed() < LOOK_EVERY && parts.is_empty();
+            neighbours.parts().peek(&hash).is_some_and(none)
+        })
     }
 
-    /// A block of a large file that another mount has.
-    pub(super) fn block_of_neighbours(&self, hash: ContentHash, size: u64, block: u32) -> Option<Vec<u8>> {
-        self.neighbours.get()?.parts_of(hash, size).iter().find_map(|part| part.block(block))
+    /// What other mounts have of a large file.
+    pub(super) fn parts_of_neighbours(&self, hash: ContentHash, size: u64) -> Arc<[Foreign]> {
+        self.neighbours.get().map_or_else(|| Vec::new().into(), |neighbours| neighbours.parts_of(hash, size))
     }
 }
