@@ -96,7 +96,7 @@ pub use live::Lender;
 pub use local::quarter_of_descriptors;
 pub use lost::{LOST, LostFound};
 pub use mapped::Unflushed;
-pub use neighbours::Where;
+pub use neighbours::{Neighbour, Of, Where};
 pub use ops::{DirEntry, OpenFlags, RenameMode, SetAttr, SetIds, SetTime, Stat};
 pub use passthrough::{Passthrough, Reach};
 pub use ranges::{RangeChange, Seek};

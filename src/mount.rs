@@ -32,7 +32,7 @@ use tokio::sync::watch;
 use crate::activity::{self, Activity};
 use crate::config::{Address, FsyncPolicy, MountSettings};
 use crate::control::{Measures, Status};
-use crate::fs::{BaseAccess, Fs, FsError, Limits, Options, Outlook, Repair, Stale, Survey, Where};
+use crate::fs::{BaseAccess, Fs, FsError, Limits, Neighbour, Of, Options, Outlook, Repair, Stale, Survey, Where};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
 use crate::log::{Said, Trouble};
@@ -53,7 +53,7 @@ use commit::finish::Finished;
 use daemon::{Notifier, Ready};
 use notify::Manager;
 use preflight::{How, Place, PreflightError, unmount};
-use state_dir::{Identity, StateDir, StateError};
+use state_dir::{Identity, Known, StateDir, StateError};
 
 /// How long a daemon that is told to end (SIGTERM) waits for a server that does not answer.
 const TERM_STALL: Duration = Duration::from_secs(5);
@@ -498,17 +498,25 @@ async fn let_watch(listener: metrics::serve::Listener, daemon: Arc<Daemon>) {
     }
 }
 
-/// Where caches of other mounts of the same repository are, whose state directories lie beside `own`.
+/// Where caches of other mounts are, whose state directories lie beside `own`.
 fn neighbours(settings: &MountSettings, own: PathBuf) -> Where {
     let (server, repo) = (settings.server.to_string(), settings.repo.to_string());
     let root = settings.state_root.clone();
+    let owner = |repo: &str| repo.split_once('/').map(|(owner, _)| owner.to_owned());
+    let ours = owner(&repo);
     Box::new(move || {
         let listing = StateDir::list(&root).unwrap_or_default();
-        let same = listing.known.into_iter().filter(|known| {
+        let others = listing.known.into_iter().filter(|known| known.path != own);
+        let neighbour = |known: Known| {
             let identity = &known.meta.identity;
-            known.path != own && (&identity.server, &identity.repo) == (&server, &repo)
-        });
-        same.map(|known| known.path.join("cache")).collect()
+            let of = match identity.server == server {
+                true if identity.repo == repo => Of::Repository,
+                true if ours.is_some() && owner(&identity.repo) == ours => Of::Owner,
+                _ => Of::Others,
+            };
+            Neighbour { cache: known.path.join("cache"), of, only_reads: identity.revision.is_some() }
+        };
+        others.map(neighbour).collect()
     })
 }
 

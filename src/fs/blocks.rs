@@ -267,7 +267,7 @@ impl Partial {
         let work = {
             let (partial, fs, source, blocks) = (self.clone(), fs.clone(), source.clone(), blocks.clone());
             async move {
-                let done = fs.fetch_blocks(&partial, &source, blocks, who).await;
+                let done = fs.bring_some(&partial, &source, blocks, who).await;
                 partial.underway().flights.retain(|flight| flight.id != id);
                 if partial.sparse.is_complete() {
                     drop(partial.check(&fs));
@@ -367,6 +367,7 @@ impl Fs {
     pub(super) fn tidy_parts(&self) {
         self.blocks.tidy();
         self.cache.parts().tidy();
+        self.tidy_neighbours();
     }
 
     /// How much of a file is here, in bytes; `None`: it is none that the server has.
@@ -515,6 +516,41 @@ impl Fs {
         }
     }
 
+    /// Has some blocks here: those that another mount has from there, the others from the server.
+    async fn bring_some(
+        &self,
+        partial: &Arc<Partial>,
+        source: &Source,
+        blocks: Range<u32>,
+        who: Who,
+    ) -> Result<(), FsError> {
+        if self.is_nowhere_else(partial.hash) {
+            return self.fetch_blocks(partial, source, blocks, who).await;
+        }
+        let (taker, all) = (partial.clone(), blocks.clone());
+        let absent = self.blocking(move |fs| Ok(fs.take_blocks(&taker, all))).await?;
+        for run in absent {
+            self.fetch_blocks(partial, source, run, who).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes what other mounts have of some blocks. Returns those that none has.
+    fn take_blocks(&self, partial: &Partial, blocks: Range<u32>) -> Vec<Range<u32>> {
+        let others = self.parts_of_neighbours(partial.hash, partial.sparse.size());
+        if others.is_empty() {
+            return vec![blocks];
+        }
+        let mut absent = Vec::new();
+        for block in blocks {
+            match others.iter().find_map(|part| part.block(block)) {
+                Some(bytes) => self.keep_blocks(partial, block, &bytes.into()),
+                None => absent.push(block),
+            }
+        }
+        runs_of(absent)
+    }
+
     async fn fetch_blocks(
         &self,
         partial: &Arc<Partial>,
@@ -615,10 +651,13 @@ impl Fs {
         source: &Source,
         who: Who,
     ) -> Result<Option<Arc<File>>, FsError> {
-        let none_is_here = self.blocks.get(hash).is_none() && self.cache.parts().bytes_of(hash) == 0;
         // All of what does not fit would have to be here at a time.
         let fits = self.comes_in_blocks(size) && size <= self.cache.limit();
-        if none_is_here || !fits || !self.workspace.gives_parts(source) {
+        if !fits || !self.workspace.gives_parts(source) {
+            return Ok(None);
+        }
+        let some_is_here = self.blocks.get(hash).is_some() || self.cache.parts().bytes_of(hash) > 0;
+        if !some_is_here && self.blocking(move |fs| Ok(fs.parts_of_neighbours(hash, size).is_empty())).await? {
             return Ok(None);
         }
         let (Some(fs), Some(partial)) = (self.this.upgrade(), self.partial(hash, size).await?) else { return Ok(None) };

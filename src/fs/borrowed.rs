@@ -15,7 +15,7 @@ use super::{Fs, FsError, State, set_mtime};
 use crate::hash::ContentHash;
 use crate::namespace::{Content, Ino, SpoolId};
 use crate::store::disk::Act;
-use crate::store::spool::{self, copy_content};
+use crate::store::spool::{self, Lending, copy_content};
 
 /// How soon it is looked again whether somebody else has done with a file what he was about to: a few calls of the kernel,
 /// or a flush.
@@ -100,10 +100,11 @@ impl Fs {
     /// Borrows content of the cache for the readers of a file. `None` when it is not there, or anybody else has it.
     pub(super) fn borrow(&self, ino: Ino, hash: ContentHash) -> Option<(Arc<File>, Arc<Loan>, Borrowed)> {
         let alone = |file: &File| is_alone(file).unwrap_or(false);
-        let file = match self.cache.lend(hash, ino, alone) {
+        let then = if self.options.read_only { Lending::IsRead } else { Lending::MayBeWritten };
+        let file = match self.cache.lend(hash, ino, then, alone) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 std::thread::sleep(AGAIN);
-                self.cache.lend(hash, ino, alone)
+                self.cache.lend(hash, ino, then, alone)
             }
             lent => lent,
         };

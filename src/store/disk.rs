@@ -9,6 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::fs::{AtFlags, CWD};
+
 use crate::sync;
 
 /// One change of the local filesystem, or one flush.
@@ -125,6 +127,14 @@ impl Disk {
     /// The filesystem's.
     pub fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.act(Act::Link(from, to), || fs::hard_link(from, to))
+    }
+
+    /// The same for a file that is open, of which `from` is the descriptor's place in `/proc`.
+    ///
+    /// # Errors
+    /// The filesystem's.
+    pub fn link_open(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.act(Act::Link(from, to), || Ok(rustix::fs::linkat(CWD, from, CWD, to, AtFlags::SYMLINK_FOLLOW)?))
     }
 
     /// Removes a file.

@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -43,6 +43,8 @@ const NEW: &str = "new";
 const FORMAT: u32 = 1;
 /// Length of an entry of a map: the number of a block, and its checksum.
 const ENTRY_BYTES: usize = 4 + 8;
+/// More than all of a map that is no entry takes.
+const HEADER_MOST_BYTES: u64 = 4096;
 
 /// All files of which a part is here.
 pub struct Parts {
@@ -686,6 +688,58 @@ impl Sparse {
         }
         Ok(if damaged { Whole::Damaged } else { Whole::Wrong })
     }
+}
+
+/// What another mount has of a file, of which its map tells: it may be older than the file, or of a daemon that was killed,
+/// so that a block counts when it has its checksum. Changes nothing.
+#[derive(Clone)]
+pub struct Foreign {
+    data: Arc<File>,
+    /// By the blocks' numbers.
+    sums: Arc<[(u32, u64)]>,
+    size: u64,
+    /// What tells its map from the next one.
+    map: (u64, u64, i64, i64),
+}
+
+impl Foreign {
+    /// Where a cache keeps what is here of a file, and its map.
+    pub fn places(cache: &Path, hash: ContentHash) -> (PathBuf, PathBuf) {
+        let data = cache.join(PARTS).join(hash.to_string());
+        let map = map_of(&data);
+        (data, map)
+    }
+
+    /// What its map tells of `data`; `None` when that is damaged, or of another file.
+    pub fn open(data: File, map: File, hash: ContentHash, size: u64) -> Option<Self> {
+        let found = map.metadata().ok()?;
+        let mut bytes = Vec::new();
+        // It cannot be longer than one of all blocks.
+        let longest = HEADER_MOST_BYTES + size.div_ceil(BLOCK_BYTES) * ENTRY_BYTES as u64;
+        (&map).take(longest).read_to_end(&mut bytes).ok()?;
+        let mut sums = parse(&bytes, hash, size)?;
+        sums.sort_unstable();
+        Some(Self { data: Arc::new(data), sums: sums.into(), size, map: version_of(&found) })
+    }
+
+    /// Whether this is what that map tells.
+    pub fn is_by(&self, map: &File) -> bool {
+        map.metadata().is_ok_and(|found| version_of(&found) == self.map)
+    }
+
+    /// A block, if it is there and what had come.
+    pub fn block(&self, block: u32) -> Option<Vec<u8>> {
+        let known = self.sums.binary_search_by_key(&block, |(block, _)| *block).ok()?;
+        let (_, sum) = self.sums.get(known)?;
+        let at = u64::from(block) * BLOCK_BYTES;
+        let mut bytes = vec![0; self.size.checked_sub(at)?.min(BLOCK_BYTES) as usize];
+        self.data.read_exact_at(&mut bytes, at).ok()?;
+        (checksum(&bytes) == *sum).then_some(bytes)
+    }
+}
+
+fn version_of(file: &fs::Metadata) -> (u64, u64, i64, i64) {
+    (file.dev(), file.ino(), file.ctime(), file.ctime_nsec())
 }
 
 /// A map as it is on the disk.

@@ -12,6 +12,7 @@
 use std::collections::{HashMap, HashSet, hash_map};
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -668,12 +669,18 @@ impl Cache {
 
     /// Lends content that has its name to one inode, for reading, if it is nobody else's: `alone` tells of an open file
     /// whether no other descriptor or mapping of it is anywhere. Nobody else gets it until it is
-    /// [given back](Self::give_back).
+    /// [given back](Self::give_back). Where it is never written to, others may have it by names of their own.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] when somebody has it, [`io::ErrorKind::ResourceBusy`] when it is lent or has another
     /// name as well; the filesystem's.
-    pub fn lend(&self, hash: ContentHash, to: Ino, alone: impl Fn(&File) -> bool) -> io::Result<Arc<File>> {
+    pub fn lend(
+        &self,
+        hash: ContentHash,
+        to: Ino,
+        then: Lending,
+        alone: impl Fn(&File) -> bool,
+    ) -> io::Result<Arc<File>> {
         let _naming = self.naming();
         let file = Arc::new(File::open(self.path(hash))?);
         let found = file.metadata()?;
@@ -681,7 +688,7 @@ impl Cache {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
         // By another name a backup may have it.
-        if found.nlink() != 1 {
+        if then == Lending::MayBeWritten && found.nlink() != 1 {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
         match self.lent().entry(Key::of(hash)) {
@@ -692,7 +699,7 @@ impl Cache {
             }
         }
         // From here on whoever opens it finds that it is lent.
-        if !alone(&file) {
+        if then == Lending::MayBeWritten && !alone(&file) {
             self.lent().remove(&Key::of(hash));
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -849,6 +856,18 @@ impl Cache {
         open.read(true).write(true).create_new(true).mode(0o600);
         let file = self.disk.act(Act::Create(&path), || open.open(&path))?;
         Ok(Fetching { disk: self.disk.clone(), path: Some(path), file: Arc::new(file) })
+    }
+
+    /// A file that is somewhere else already, and to which nobody writes, as one that was fetched.
+    ///
+    /// # Errors
+    /// The filesystem's: it is on another, or has no name any more.
+    pub fn begin_with(&self, file: &File) -> io::Result<Fetching> {
+        let number = self.temporary.fetch_add(1, Ordering::Relaxed);
+        let path = self.dir.join(format!("{FETCHING}/{number}"));
+        let from = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        self.disk.link_open(&from, &path)?;
+        Ok(Fetching { disk: self.disk.clone(), path: Some(path.clone()), file: Arc::new(File::open(path)?) })
     }
 
     /// Takes in a fetched file whose hash has been checked. It gets its name when it is [settled](Self::settle), or
@@ -1228,6 +1247,15 @@ struct Lent {
     size: u64,
     /// The spool file it is, once it has departed.
     spool: Option<SpoolId>,
+}
+
+/// What may become of a file of the cache that is lent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lending {
+    /// It becomes its borrower's own when somebody comes who writes.
+    MayBeWritten,
+    /// It is only read: the mount takes no changes.
+    IsRead,
 }
 
 /// Where content is in the cache.
@@ -1709,14 +1737,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::open(dir.path(), 10).unwrap();
         let hash = fetched(&cache, "lent");
-        let refused = cache.lend(hash, Ino(2), |_| false);
+        let refused = cache.lend(hash, Ino(2), Lending::MayBeWritten, |_| false);
         assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::WouldBlock);
         assert!(cache.file(hash).is_some(), "it was not lent");
-        let lent = cache.lend(hash, Ino(2), |_| true).unwrap();
+        let lent = cache.lend(hash, Ino(2), Lending::MayBeWritten, |_| true).unwrap();
         assert_eq!(content(&mut lent.try_clone().unwrap()), "lent");
         assert!(cache.file(hash).is_none());
         assert!(matches!(cache.find(hash), Found::Lent(Ino(2), _)));
-        assert_eq!(cache.lend(hash, Ino(3), |_| true).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        assert_eq!(
+            cache.lend(hash, Ino(3), Lending::MayBeWritten, |_| true).unwrap_err().kind(),
+            io::ErrorKind::ResourceBusy
+        );
         // Neither evicted, nor replaced by another copy; that one may be had.
         fetched(&cache, &"x".repeat(50));
         fetched(&cache, &"y".repeat(50));
@@ -1728,7 +1759,7 @@ mod tests {
         cache.settle(cache.arrived(|_| true));
         assert_eq!(content(&mut cache.file(hash).unwrap()), "lent");
         // A daemon that is killed while it has lent leaves it where it is.
-        assert!(cache.lend(hash, Ino(2), |_| true).is_ok());
+        assert!(cache.lend(hash, Ino(2), Lending::MayBeWritten, |_| true).is_ok());
         assert!(Cache::open(dir.path(), 10).unwrap().file(hash).is_some());
     }
 
@@ -1739,7 +1770,7 @@ mod tests {
         let cache = Cache::open(&dir.path().join("cache"), 100).unwrap();
         let hash = fetched(&cache, "lent");
         assert!(cache.depart(&spool, hash).is_err(), "it is not lent");
-        let lent = cache.lend(hash, Ino(2), |_| true).unwrap();
+        let lent = cache.lend(hash, Ino(2), Lending::MayBeWritten, |_| true).unwrap();
         let id = cache.depart(&spool, hash).unwrap();
         assert!(matches!(cache.find(hash), Found::Lent(..)));
         cache.return_from(&spool, hash);
@@ -1748,14 +1779,14 @@ mod tests {
         assert!(cache.file(hash).is_some());
         drop(lent);
         // Once it is the spool's, content of that name is fetched anew.
-        let lent = cache.lend(hash, Ino(2), |_| true).unwrap();
+        let lent = cache.lend(hash, Ino(2), Lending::MayBeWritten, |_| true).unwrap();
         let id = cache.depart(&spool, hash).unwrap();
         cache.part_with(hash);
         assert!(matches!(cache.find(hash), Found::Nowhere));
         assert_eq!(identity(&lent.metadata().unwrap()), identity(&spool.file(id).unwrap().metadata().unwrap()));
         assert_eq!(fetched(&cache, "lent"), hash);
         // What a person put in its place is not what programs have.
-        let lent = cache.lend(hash, Ino(2), |_| true).unwrap();
+        let lent = cache.lend(hash, Ino(2), Lending::MayBeWritten, |_| true).unwrap();
         fs::remove_file(cache.path(hash)).unwrap();
         fs::write(cache.path(hash), "another").unwrap();
         assert_eq!(cache.depart(&spool, hash).unwrap_err().raw_os_error(), Some(libc::ESTALE));
@@ -1819,7 +1850,7 @@ mod tests {
         };
         let path = put();
         assert!(cache.file(hash).is_some());
-        assert!(cache.lend(hash, Ino(1), |_| true).is_ok());
+        assert!(cache.lend(hash, Ino(1), Lending::MayBeWritten, |_| true).is_ok());
         cache.give_back(hash);
         let alter = |change: &dyn Fn(&File)| change(&OpenOptions::new().write(true).open(&path).unwrap());
         let alterations: [&dyn Fn(&File); 3] =
@@ -1830,7 +1861,7 @@ mod tests {
             put();
             alter(alteration);
             assert!(cache.file(hash).is_none());
-            assert!(cache.lend(hash, Ino(1), |_| true).is_err());
+            assert!(cache.lend(hash, Ino(1), Lending::MayBeWritten, |_| true).is_err());
             assert!(cache.check(hash).is_none() && !path.exists(), "gone, to be fetched again");
         }
         // Written over with what it was, it is as good as before once that was looked at.

@@ -8,6 +8,7 @@ mod ahead;
 mod bad_ways;
 mod blocks;
 mod borrowed;
+mod caches;
 mod clocks;
 mod commits;
 mod configured;

@@ -435,7 +435,7 @@ fn is_stopped(pid: i32) -> bool {
 
 /// Whether a process has closed its files: its command line is gone before (`do_exit` in kernel/exit.c of Linux), and
 /// whoever reaps it may take a while.
-fn is_over(pid: i32) -> bool {
+pub fn is_over(pid: i32) -> bool {
     thread_states(pid).into_iter().all(|state| matches!(state, Some('Z' | 'X')))
 }
 
