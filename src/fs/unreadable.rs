@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::layers::shown;
 use super::{Fs, State};
-use crate::namespace::{Ino, Resolved};
+use crate::namespace::{Body, Content, Ino, Resolved};
 use crate::path::{Name, RepoPath};
 use crate::report::Unreadable as Shown;
 use crate::workspace::Flawed;
@@ -76,7 +76,9 @@ impl Fs {
     /// What the server has and programs cannot read, and why: entries of listed directories, and what somebody asked for
     /// in vain the last time; at most a hundred of each.
     pub fn unreadable(&self) -> Vec<Shown> {
+        let here = self.here_again();
         let mut state = self.begin();
+        here.iter().for_each(|path| state.unreadable.forget(path));
         let State { tree, unreadable, .. } = &mut *state;
         // What was removed meanwhile nobody misses.
         unreadable.failed.retain(|path, _| !matches!(tree.resolve(path), Resolved::Absent));
@@ -95,5 +97,25 @@ impl Fs {
         let mut shown: Vec<_> = failed.chain(flawed).map(|(path, reason)| Shown { path, reason }).collect();
         shown.sort_by(|one, other| one.path.cmp(&other.path));
         shown
+    }
+
+    /// What could not be read and is here by now: it came ahead of a program, or for another one, and is read without a
+    /// question.
+    fn here_again(&self) -> Vec<RepoPath> {
+        let (mut here, mut files) = (Vec::new(), Vec::new());
+        {
+            let state = self.lock();
+            for path in state.unreadable.failed.keys() {
+                let Resolved::Inode(ino) = state.tree.resolve(path) else { continue };
+                match state.tree.get(ino).map(|inode| &inode.body) {
+                    Some(Body::Dir(dir)) if dir.listed => here.push(path.clone()),
+                    Some(Body::File { content: Content::Remote { hash, .. }, .. }) => files.push((path.clone(), *hash)),
+                    _ => {}
+                }
+            }
+        }
+        let held = files.into_iter().filter(|(_, hash)| self.cache.holds(*hash));
+        here.extend(held.map(|(path, _)| path));
+        here
     }
 }

@@ -31,10 +31,13 @@ pub fn url() -> &'static str {
 }
 
 /// Which tests ask for this server, in the file at `OXENFS_TEST_ASKED`, one a line: the others bring their own, and are the
-/// same whichever this is. A test's thread has its name, unless one runs after the other.
+/// same whichever this is. A test's thread has its name, unless one runs after the other: they are all `main` then. What a
+/// test does in threads of its own it asks for itself first.
 fn note() {
     let Some(file) = std::env::var_os("OXENFS_TEST_ASKED") else { return };
-    let line = format!("{}\n", std::thread::current().name().unwrap_or("main"));
+    let thread = std::thread::current();
+    let Some(name) = thread.name() else { return };
+    let line = format!("{name}\n");
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(file).unwrap();
     std::io::Write::write_all(&mut file, line.as_bytes()).unwrap();
 }

@@ -229,6 +229,26 @@ fn a_reader_is_told_when_nothing_comes_and_the_next_one_asks_anew() {
 }
 
 #[test]
+fn what_could_not_be_read_is_no_longer_told_when_it_came_for_another() {
+    let server = Scripted::new();
+    let files = some(&["silent", "hang"]);
+    let test = remounted(&server, &files, &["--read-timeout", "2"], &[("/silent", silence()), ("/hang", hang())]);
+    for (path, _) in &files {
+        let (succeeded, text) = Program::start(&test, &format!("cat {path}")).ended_within(SOON);
+        assert!(!succeeded, "{text}");
+    }
+    let told = || test.status()["unreadable"].as_array().unwrap().len();
+    assert_eq!(told(), 2);
+    server.disarm();
+    test.oxenfs(["warm", test.at("silent").to_str().unwrap()]).ok();
+    assert_eq!(told(), 1, "{:#}", test.status());
+    test.oxenfs(["warm", test.at("hang").to_str().unwrap()]).ok();
+    assert_eq!(told(), 0, "{:#}", test.status());
+    assert_reads(&test, &files);
+    test.unmount();
+}
+
+#[test]
 fn a_server_that_is_started_anew_costs_a_reader_nothing_but_time() {
     let mut server = Scripted::new();
     let files = vec![("away".into(), noise(5, 5000)), ("amid".into(), noise(6, 3 << 20))];
