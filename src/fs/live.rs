@@ -246,6 +246,16 @@ impl State {
         }
     }
 
+    /// A file that nobody changes any more, while somebody reads it or one of its names has its turn: what its other names
+    /// hold on the server is a copy of it, which the file does not know of. They are owed as [`owe`](Self::owe) has it.
+    pub(super) fn owe_other_names(&mut self, ino: Ino, fs: &Fs) {
+        if matches!(self.content(ino), Some((Content::Local { .. }, _))) {
+            let mut paths = self.tree.file_paths(ino);
+            paths.retain(|path| !self.writeback.is_pending(path));
+            self.touch(&paths, fs.options.settle);
+        }
+    }
+
     /// A file that was live, and that nobody has open, is what the server has: returns its spool file, which the cache may
     /// take over. Else it is owed.
     pub(super) fn come_to_rest(&mut self, ino: Ino, staged: Option<ContentHash>, fs: &Fs) -> Option<Adopted> {

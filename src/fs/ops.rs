@@ -1148,8 +1148,10 @@ impl Fs {
                 // One that may change without a request is asked after however it was open here.
                 if past || live {
                     let asked = state.ask_after(ino, self);
-                    if let (Asked::Still(staged), None) = (asked, state.handles.way(ino)) {
-                        rested = state.come_to_rest(ino, staged, self);
+                    match (asked, state.handles.way(ino)) {
+                        (Asked::Still(staged), None) => rested = state.come_to_rest(ino, staged, self),
+                        (Asked::Still(_), Some(_)) if live => state.owe_other_names(ino, self),
+                        _ => {}
                     }
                 }
             });

@@ -240,6 +240,7 @@ impl State {
                 && self.backing.is_live(ino)
                 && matches!(self.ask_after(ino, fs), Asked::Still(_))
             {
+                self.owe_other_names(ino, fs);
                 continue;
             }
             let written = self.handles.is_written(ino);

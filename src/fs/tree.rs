@@ -226,18 +226,21 @@ impl Tree {
         self.names.iter().map(|(ino, _)| ino).filter(|ino| Some(*ino) != lost).collect()
     }
 
-    /// Makes sure that a base file at `path`, which the tree does not have there, does not show through.
+    /// Makes sure that a base file at `path`, which the tree does not have there, does not show through: not either when
+    /// what stands in the place of a directory above it goes.
     pub fn hide(&mut self, path: &RepoPath) {
         let Some(below) = path.below(self.names.root_path()) else {
             return;
         };
         let mut at = ROOT;
-        for part in below.components() {
+        let mut parts = below.components().peekable();
+        while let Some(part) = parts.next() {
             let Ok(name) = Name::new(part.as_bytes()) else { return };
             match self.names.child(at, &name) {
                 Some(child) if self.names.dir(child).is_some() => at = child,
-                Some(_) => return,
-                None => {
+                // Its own account tells what the base has there.
+                Some(_) if parts.peek().is_none() => return,
+                _ => {
                     if let Some(dir) = self.names.dir_mut(at) {
                         dir.hidden.insert(name);
                     }

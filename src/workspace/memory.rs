@@ -456,6 +456,17 @@ fn commit_info(id: &str, parents: &[&str], message: &str) -> CommitInfo {
     }
 }
 
+/// What is staged at a path comes into a tree. A file that something is staged below makes way for it, as with released
+/// servers.
+fn bring(tree: &mut Tree, path: &RepoPath, content: Option<&Bytes>) {
+    let Some(content) = content else {
+        tree.remove(path);
+        return;
+    };
+    std::iter::successors(path.parent(), RepoPath::parent).for_each(|above| _ = tree.remove(&above));
+    tree.insert(path.clone(), content.clone());
+}
+
 fn refused(status: u16) -> WorkspaceError {
     WorkspaceError::Refused { status, message: "no".to_owned(), request: None }
 }
@@ -516,10 +527,7 @@ impl State {
             faults.iter().any(|fault| matches!(fault, CommitFault::LeavesOut(out) if path.is_in(out)))
         };
         for (path, content) in self.own.staged.iter().filter(|(path, _)| !left_out(path)) {
-            match content {
-                Some(content) => tree.insert(path.clone(), content.clone()),
-                None => tree.remove(path),
-            };
+            bring(&mut tree, path, content.as_ref());
         }
         for fault in &faults {
             if let CommitFault::Drops(dropped) = fault {
@@ -646,10 +654,7 @@ impl State {
     fn view(&self) -> Tree {
         let mut view = self.base().clone();
         for (path, content) in &self.own.staged {
-            match content {
-                Some(content) => view.insert(path.clone(), content.clone()),
-                None => view.remove(path),
-            };
+            bring(&mut view, path, content.as_ref());
         }
         view
     }

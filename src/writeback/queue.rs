@@ -112,6 +112,14 @@ struct Wait {
 }
 
 impl Barrier {
+    /// It does not wait for this any more, and never did as far as its progress goes.
+    fn uncount(&mut self, wait: &Wait) {
+        count::take(&mut self.remaining, 1, "queue.barriers");
+        count::take(&mut self.progress.files_total, 1, "queue.progress");
+        // Lengths may be what a server made up: their sum need not fit.
+        self.progress.bytes_total = self.progress.bytes_total.saturating_sub(wait.bytes);
+    }
+
     /// Whether it goes along with one more rename of an inode.
     fn follows(&mut self, ino: Ino) -> bool {
         let names = self.followed.entry(ino).or_default();
@@ -203,6 +211,13 @@ impl Pending {
         let taken = self.rare.as_mut().map(|rare| rare.waits.extract_if(.., |wait| reached(wait)).collect::<Vec<_>>());
         self.tidy();
         taken.into_iter().flatten().chain(own).collect()
+    }
+
+    /// A barrier that waits for it waits for its state of now.
+    fn wait_for_now(&mut self, barrier: NonZeroU32) {
+        let seq = self.seq;
+        let waits = self.rare.iter_mut().flat_map(|rare| &mut rare.waits);
+        waits.filter(|wait| wait.barrier == barrier).for_each(|wait| wait.seq = seq);
     }
 
     /// Waits for any state from `seq` on.
@@ -745,10 +760,7 @@ impl Queue {
         let waits = entry.take_waits(|wait| ids.contains(&wait.barrier));
         for wait in &waits {
             if let Some(barrier) = barriers.get_mut(&wait.barrier) {
-                count::take(&mut barrier.remaining, 1, "queue.barriers");
-                count::take(&mut barrier.progress.files_total, 1, "queue.progress");
-                // Lengths may be what a server made up: their sum need not fit.
-                barrier.progress.bytes_total = barrier.progress.bytes_total.saturating_sub(wait.bytes);
+                barrier.uncount(wait);
             }
         }
         // Where they do not join again there is nothing to wait for.
@@ -765,7 +777,16 @@ impl Queue {
         let Some((_, entry)) = entries.get_mut(number.into()) else { return };
         for follower in followers {
             let Some(barrier) = barriers.get_mut(&follower.barrier) else { continue };
-            if entry.is_held() || entry.waiting().any(|id| id == follower.barrier) {
+            if entry.is_held() {
+                continue;
+            }
+            let wants = follower.seq.filter(|_| replaced);
+            if entry.waiting().any(|id| id == follower.barrier) {
+                // For what was to be there before, such as no file, and that may be on its way.
+                if wants.is_none() {
+                    entry.wait_for_now(follower.barrier);
+                    entry.force();
+                }
                 continue;
             }
             barrier.progress.files_total += 1;
@@ -775,7 +796,7 @@ impl Queue {
                 continue;
             }
             barrier.remaining += 1;
-            match follower.seq.filter(|_| replaced) {
+            match wants {
                 Some(seq) => entry.wait_since(follower.barrier, seq, bytes),
                 None => entry.wait(follower.barrier, bytes),
             }
@@ -852,13 +873,16 @@ impl Queue {
 
     /// A barrier waits for nothing more: it is reached.
     pub fn give_up(&mut self, id: NonZeroU32) {
-        let remaining = self.barriers.get_mut(&id).map(|barrier| std::mem::take(&mut barrier.remaining));
         // One that is reached is in no entry any more: it is not looked for in all that is pending.
-        if remaining.is_none_or(|remaining| remaining == 0) {
+        if self.barriers.get(&id).is_none_or(|barrier| barrier.remaining == 0) {
             return;
         }
-        for (_, entry) in self.entries.values_mut() {
-            entry.take_waits(|wait| wait.barrier == id);
+        let Self { entries, barriers, .. } = self;
+        let Some(barrier) = barriers.get_mut(&id) else { return };
+        for (_, entry) in entries.values_mut() {
+            for wait in entry.take_waits(|wait| wait.barrier == id) {
+                barrier.uncount(&wait);
+            }
         }
     }
 }
@@ -1121,6 +1145,10 @@ mod tests {
         let (mut queue, _) = fill();
         queue.turns.clear();
         assert_eq!(broken(&queue), ["queue.turns"]);
+        let (mut queue, id) = fill();
+        queue.give_up(id);
+        assert_eq!(broken(&queue), [""; 0]);
+        assert_eq!(queue.barrier_progress(id), (Progress::default(), true));
         let (mut queue, id) = fill();
         queue.barriers.get_mut(&id).unwrap().remaining += 1;
         assert_eq!(broken(&queue), ["queue.barriers", "queue.progress"]);

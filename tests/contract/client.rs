@@ -37,6 +37,7 @@ contract! {
         a_file_moved_away_and_back_is_as_before,
         a_file_becomes_a_directory_and_a_directory_a_file,
         what_is_staged_in_a_files_place_after_its_removal_is_committed,
+        what_is_staged_below_a_file_takes_its_place,
         a_file_that_a_commit_would_lose_is_not_committed,
         paths_that_nobody_has_are_removed_and_unstaged_all_the_same,
         what_is_only_staged_is_removed_without_what_is_around_it,
@@ -541,6 +542,17 @@ async fn what_is_staged_in_a_files_place_after_its_removal_is_committed(target: 
     let mut expected = base_tree();
     expected.remove("README.md");
     expected.insert("README.md/inside.txt".into(), b"inside".into());
+    same(tree(&workspace, &committed.id).await, &expected);
+}
+
+/// Its removal need not be staged: nothing tells whether it is, once something is staged below.
+async fn what_is_staged_below_a_file_takes_its_place(target: &Target) {
+    let workspace = open(target).await;
+    bring(&workspace, "README.md/deep/inside.txt", Some(b"inside")).await;
+    let committed = commit(&workspace, "kinds").await;
+    let mut expected = base_tree();
+    expected.remove("README.md");
+    expected.insert("README.md/deep/inside.txt".into(), b"inside".into());
     same(tree(&workspace, &committed.id).await, &expected);
 }
 

@@ -1207,3 +1207,18 @@ fn a_sparse_file_counts_what_it_takes_through_every_change_and_after_a_crash() {
     fs.unlink(ROOT, &name).unwrap();
     assert_eq!(fs.spool().used(), 0);
 }
+
+#[test]
+fn a_file_in_the_place_of_a_directory_that_was_removed_amid_a_commit_hides_it_also_when_it_is_gone() {
+    let file = Op::Write { path: path("dir"), at: 0, text: "in its place".into() };
+    let amid = Op::CommitAmid { staging: vec![Op::RemoveAll(path("dir"))], answering: vec![file] };
+    check(&[amid], &[Op::Unlink(path("dir")), Op::Drain, Op::Crash]);
+}
+
+#[test]
+fn files_that_change_places_with_directories_again_are_waited_for_where_they_are() {
+    let exchange = || Op::Rename { from: path("dir"), to: path("base"), mode: 2 };
+    let back = || Op::SyncAmid(vec![exchange()]);
+    check(&[exchange(), back()], &[]);
+    check(&[exchange(), Op::Drain, exchange(), back()], &[]);
+}
