@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::lost::LostFound;
 use super::recovery::{COMPACTION_FRAME, Foreign, Place, lost_record};
@@ -25,6 +25,8 @@ pub enum Label {
     Replaced,
     /// The record says that the file that it was is gone.
     Deleted,
+    /// It lay in the place of a part of the record, and nothing in it is of one.
+    Foreign,
 }
 
 impl Label {
@@ -34,6 +36,7 @@ impl Label {
             Self::New => "new",
             Self::Replaced => "replaced",
             Self::Deleted => "deleted",
+            Self::Foreign => "foreign",
         }
     }
 }
@@ -49,7 +52,8 @@ pub struct Rescued {
     pub path: Option<String>,
     /// Its length.
     pub bytes: u64,
-    spool: SpoolId,
+    /// Where it lies.
+    at: PathBuf,
 }
 
 /// What a repair does, or did.
@@ -98,6 +102,7 @@ pub fn repair(disk: &Disk, dir: &Path, shown: &Shown, apply: bool) -> Result<Rep
     salvaged.damage.append(&mut salvage.refused);
     let damage = salvaged.damage.clone();
     let mut repair = salvage.order(&place)?;
+    repair.rescued.extend(salvaged.strangers.iter().filter_map(|at| foreign(at)));
     repair.damage = damage;
     if !apply || repair.damage.is_empty() {
         if repair.damage.is_empty() {
@@ -106,7 +111,7 @@ pub fn repair(disk: &Disk, dir: &Path, shown: &Shown, apply: bool) -> Result<Rep
         return Ok(repair);
     }
     let lost = LostFound::new(disk, dir);
-    let link = |rescued: &Rescued| lost.link(&spool::path_in(&place.spool, rescued.spool), &rescued.name);
+    let link = |rescued: &Rescued| lost.link(&rescued.at, &rescued.name);
     for rescued in &repair.rescued {
         match link(rescued) {
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
@@ -215,17 +220,19 @@ impl Salvage {
         let accounts: Vec<_> =
             self.state.writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
         repair.owed = accounts.iter().filter(|(path, account)| self.state.owes(path, account)).count() as u64;
+        let mut ids = ids;
+        ids.sort_unstable();
         for spool in ids.into_iter().filter(|id| !used.contains_key(id)) {
-            let Ok(file) = fs::symlink_metadata(spool::path_in(&place.spool, spool)) else { continue };
+            let at = spool::path_in(&place.spool, spool);
+            let Ok(file) = fs::symlink_metadata(&at) else { continue };
             if file.is_file() {
-                repair.rescued.push(self.rescued(spool, file.len()));
+                repair.rescued.push(self.rescued(spool, at, file.len()));
             }
         }
-        repair.rescued.sort_by_key(|rescued| rescued.spool);
         Ok(repair)
     }
 
-    fn rescued(&self, spool: SpoolId, bytes: u64) -> Rescued {
+    fn rescued(&self, spool: SpoolId, at: PathBuf, bytes: u64) -> Rescued {
         let ino = self.named.get(&spool);
         let path = ino.and_then(|ino| self.paths.get(ino)).cloned();
         let label = match ino {
@@ -241,8 +248,15 @@ impl Salvage {
                 name.pop();
             }
         }
-        Rescued { name, label, path, bytes, spool }
+        Rescued { name, label, path, bytes, at }
     }
+}
+
+/// A file that lies where a part of the record should. Where two names were exchanged on the disk, a file's bytes do.
+fn foreign(at: &Path) -> Option<Rescued> {
+    let bytes = fs::symlink_metadata(at).ok().filter(fs::Metadata::is_file)?.len();
+    let name = format!("{}.{}", Label::Foreign.word(), at.file_name()?.to_string_lossy());
+    Some(Rescued { name, label: Label::Foreign, path: None, bytes, at: at.to_owned() })
 }
 
 impl State {

@@ -7,7 +7,7 @@ use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use oxenfs::fs::{Fs, Limits, Need, OpenFlags, Options, RenameMode, Shown as Mounted, Stop, repair, survey};
+use oxenfs::fs::{Fs, Label, Limits, Need, OpenFlags, Options, RenameMode, Shown as Mounted, Stop, repair, survey};
 use oxenfs::namespace::{Attrs, BodyRecord, Ino, InodeRecord, ROOT, SpoolId, Timestamp};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::store::disk::Disk;
@@ -303,6 +303,30 @@ fn a_record_that_is_gone_is_missed() {
         assert_eq!(repaired.rescued.len(), 3, "{gone}: {repaired:?}");
         drop(start(dir.path()).unwrap());
     }
+}
+
+#[test]
+fn a_file_that_changed_places_with_the_record_comes_back() {
+    let dir = golden("format-2");
+    let segment = dir.path().join("journal/journal.00000001");
+    let spool = std::fs::read_dir(dir.path().join("spool")).unwrap();
+    let files =
+        spool.flat_map(|part| std::fs::read_dir(part.unwrap().path()).unwrap()).map(|file| file.unwrap().path());
+    let spooled = files.max_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap();
+    let bytes = std::fs::read(&spooled).unwrap();
+    let aside = dir.path().join("aside");
+    for (from, to) in [(&segment, &aside), (&spooled, &segment), (&aside, &spooled)] {
+        std::fs::rename(from, to).unwrap();
+    }
+    assert!(matches!(start(dir.path()).err(), Some(JournalError::Damaged(_))));
+    let shown = Mounted { root_path: RepoPath::root(), access: None };
+    for apply in [false, true] {
+        let found = repair(&Disk::default(), dir.path(), &shown, apply).unwrap();
+        let foreign = found.rescued.iter().find(|file| file.label == Label::Foreign).unwrap();
+        assert_eq!((&*foreign.name, foreign.bytes), ("foreign.journal.00000001", bytes.len() as u64));
+    }
+    assert_eq!(std::fs::read(dir.path().join("lost+found/foreign.journal.00000001")).unwrap(), bytes);
+    drop(start(dir.path()).unwrap());
 }
 
 #[test]

@@ -391,21 +391,29 @@ pub(super) fn zeros_from(bytes: &[u8]) -> usize {
     bytes[..end].iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
 }
 
-/// What a salvage finds: the changes of every whole frame of every segment in order, with whether it follows the one
-/// before, and all damage on the way.
-pub(super) fn salvage(
-    dir: &Path,
-    take: &mut dyn FnMut(bool, Change),
-) -> Result<(Vec<Damage>, Chain, Kept), JournalError> {
+/// What a salvage finds beside the changes.
+pub(super) struct Whole {
+    pub damage: Vec<Damage>,
+    pub chain: Chain,
+    pub kept: Kept,
+    /// Files in the place of a segment in which nothing is of a record, neither the first line nor any frame.
+    pub strangers: Vec<PathBuf>,
+}
+
+/// Hands over the changes of every whole frame of every segment in order, with whether it follows the one before.
+pub(super) fn salvage(dir: &Path, take: &mut dyn FnMut(bool, Change)) -> Result<Whole, JournalError> {
     let segments = segments(dir).map_err(|source| JournalError::Io { path: dir.to_owned(), source })?;
     let (mut damage, mut chain, mut kept) = (Vec::new(), Chain::START, Kept::default());
+    let mut strangers = Vec::new();
     // From the last one on that is complete as far as it can be read, unless it is not whole itself.
     let first = first_that_counts(dir, &segments).ok().flatten().unwrap_or(0);
     for &number in &segments[first.min(segments.len())..] {
+        let mut is_ours = true;
         let mut segment = match Segment::open(dir, number) {
             Ok(segment) => segment,
             Err(JournalError::Damaged(found)) => {
                 damage.push(*found);
+                is_ours = false;
                 match Segment::open_past_header(dir, number)? {
                     Some(segment) => segment,
                     None => continue,
@@ -425,6 +433,7 @@ pub(super) fn salvage(
                     _ => break,
                 },
                 Some(Frame::Good(frame)) => {
+                    is_ours = true;
                     follows &= chain.fits(&frame) || chain.next == 1;
                     // A frame that comes twice is older than what came since.
                     if frame.chain.is_none_or(|(number, _)| number >= chain.next) {
@@ -444,8 +453,11 @@ pub(super) fn salvage(
                 }
             }
         }
+        if !is_ours && segment.length > 0 {
+            strangers.push(segment.path);
+        }
     }
-    Ok((damage, chain, kept))
+    Ok(Whole { damage, chain, kept, strangers })
 }
 
 impl Segment {

@@ -21,6 +21,8 @@ const DAMAGED: &str = "damaged";
 pub struct Salvaged {
     /// Every place that is damaged.
     pub damage: Vec<Damage>,
+    /// Files in the place of a segment in which nothing is of a record: perhaps somebody's bytes.
+    pub strangers: Vec<PathBuf>,
     chain: Chain,
     kept: Kept,
 }
@@ -38,7 +40,7 @@ pub fn salvage(
     believe: &mut Replay<'_>,
 ) -> Result<Salvaged, JournalError> {
     let marked = mark::read(mark).map_err(|source| JournalError::Io { path: mark.to_owned(), source })?;
-    let (mut damage, mut chain, kept) = recover::salvage(dir, take)?;
+    let recover::Whole { mut damage, mut chain, kept, strangers } = recover::salvage(dir, take)?;
     if damage.is_empty() {
         // What is missing at the end, and what only the checks of a mount see.
         match recover::replay(dir, &marked, Disk::default().boot(), believe) {
@@ -51,7 +53,7 @@ pub fn salvage(
         // The numbers of frames that are gone are not given again.
         chain.next = chain.next.max(mark.flushed + 1).max(mark.written + 1);
     }
-    Ok(Salvaged { damage, chain, kept })
+    Ok(Salvaged { damage, strangers, chain, kept })
 }
 
 /// A whole record that is about to take the place of another.
