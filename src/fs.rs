@@ -18,6 +18,7 @@ mod conflicts;
 mod costs;
 mod cut;
 mod diff;
+mod eviction;
 mod fetching;
 mod following;
 mod handles;
@@ -88,6 +89,7 @@ pub use crate::writeback::queue::Phase;
 pub use conflicts::{Choice, Version};
 pub use cut::{CommitCut, Paused};
 pub use diff::recorded_differences;
+pub use eviction::KEPT_NODES;
 pub use following::{Followed, Outlook, Stays};
 pub use import::{Arrival, Arrived, Spooled};
 pub use kernel::Stale;
@@ -326,6 +328,8 @@ pub struct Fs {
     read_timeout: OnceLock<Option<Duration>>,
     /// Listings under way.
     listing: Flights<(Ino, Who), ()>,
+    /// When nodes are dropped that the kernel has forgotten.
+    eviction: eviction::Eviction,
     /// Directories that are listed at a time for what is to be staged.
     learning: tokio::sync::Semaphore,
     /// The workspace, as it was when it was last looked at.
@@ -797,6 +801,7 @@ impl Fs {
         };
         self.put_strays_aside(most, Duration::ZERO);
         self.clear_kept();
+        self.evict_forgotten();
         self.expire_strays();
         self.remove_unnamed(most, pause);
         Ok(())

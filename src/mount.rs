@@ -32,7 +32,9 @@ use tokio::sync::watch;
 use crate::activity::{self, Activity};
 use crate::config::{Address, FsyncPolicy, MountSettings};
 use crate::control::{Measures, Status};
-use crate::fs::{BaseAccess, Fs, FsError, Limits, Neighbour, Of, Options, Outlook, Repair, Stale, Survey, Where};
+use crate::fs::{
+    BaseAccess, Fs, FsError, KEPT_NODES, Limits, Neighbour, Of, Options, Outlook, Repair, Stale, Survey, Where,
+};
 use crate::fuse;
 use crate::fuse::device::{MountOptions, attach, widen_read_ahead};
 use crate::log::{Said, Trouble};
@@ -69,8 +71,6 @@ const FIRST_LOOK: Duration = Duration::from_secs(5);
 const LAST_LOOK: Duration = Duration::from_secs(60);
 /// How often it is looked whether others committed a workspace that is shared.
 const OTHERS_LOOK: Duration = Duration::from_secs(5);
-/// Files and directories that are listed before anybody asks: 30 MB of memory at most.
-const LISTED_AHEAD: usize = 100_000;
 /// Conflicts that a status shows.
 const SHOWN_CONFLICTS: usize = 100;
 /// How often the journal's length is looked at.
@@ -727,7 +727,7 @@ async fn look_at_others(fs: Arc<Fs>) {
 
 /// Lists the base ahead, so that writing goes on everywhere if the server goes away.
 async fn list_ahead(fs: Arc<Fs>) {
-    while let Err(error) = fs.list_ahead(LISTED_AHEAD).await {
+    while let Err(error) = fs.list_ahead(KEPT_NODES).await {
         tracing::debug!(%error, "listing ahead pauses");
         tokio::time::sleep(LAST_LOOK).await;
     }

@@ -52,6 +52,12 @@ impl<K, T> Default for Flights<K, T> {
 }
 
 impl<K: Hash + Eq, T: Clone> Flights<K, T> {
+    /// Whether none is under way.
+    pub fn are_over(&self) -> bool {
+        let flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        flights.values().all(|flight| flight.upgrade().is_none_or(|work| work.peek().is_some()))
+    }
+
     /// What is under way, or what `begin` begins where nothing is. It goes on as long as somebody waits for it.
     fn join(&self, key: K, begin: impl FnOnce(Arc<Progress>) -> Work<T>) -> Shared<Work<T>> {
         let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -12,6 +12,7 @@ use crate::writeback::index::{Account, Staged};
 impl Fs {
     /// Takes in the base's entries of a directory, unless the base or the directory moved meanwhile.
     pub(super) fn absorb(&self, dir: Ino, base: &CommitId, path: &RepoPath, listing: Listing) {
+        self.eviction.note_listed();
         let absorbed = self.change(|state| {
             let here = state.tree.dir(dir);
             if here.is_none_or(|here| here.listed)

@@ -414,7 +414,9 @@ impl Fs {
     pub fn forget(&self, ino: Ino, count: u64) {
         // What cannot be put on record now is with the next change.
         let _ = self.change(|state| {
-            state.tree.forgotten(ino, count);
+            if state.tree.forgotten(ino, count) {
+                self.eviction.note_forgotten();
+            }
             state.bury(ino);
             Ok(())
         });

@@ -149,6 +149,7 @@ impl Fs {
             neighbours: OnceLock::new(),
             read_timeout: OnceLock::new(),
             listing: Flights::default(),
+            eviction: super::eviction::Eviction::default(),
             learning: tokio::sync::Semaphore::new(super::LISTINGS_AT_ONCE),
             presence: tokio::sync::Mutex::default(),
             remade: AtomicU64::new(0),

@@ -275,6 +275,13 @@ impl Tree {
         }
     }
 
+    /// Not all of a directory's entries in the base are here any more: they are listed when they are needed.
+    pub fn set_unlisted(&mut self, dir: Ino) {
+        if let Some(dir) = self.names.dir_mut(dir) {
+            dir.listed = false;
+        }
+    }
+
     /// A directory at the root shows what a repair salvaged: no base has it, and it is made anew by every mount.
     pub fn set_lost(&mut self, dir: Ino) {
         if let Some(dir) = self.names.dir_mut(dir) {
@@ -304,10 +311,10 @@ impl Tree {
     }
 
     /// The kernel has forgotten an inode's number so often.
-    pub fn forgotten(&mut self, ino: Ino, times: u64) {
-        if let Some(inode) = self.names.get_mut(ino) {
-            count::take(&mut inode.lookups, times, "handles.lookups");
-        }
+    pub fn forgotten(&mut self, ino: Ino, times: u64) -> bool {
+        let Some(inode) = self.names.get_mut(ino) else { return false };
+        count::take(&mut inode.lookups, times, "handles.lookups");
+        inode.lookups == 0
     }
 
     /// A handle of an inode was opened.

@@ -66,6 +66,11 @@ impl Unreadable {
         self.flawed.get(&dir)?.named.get(name).map(String::as_str)
     }
 
+    /// Whether the server lists entries of a directory that cannot be used.
+    pub fn is_flawed(&self, dir: Ino) -> bool {
+        self.flawed.contains_key(&dir)
+    }
+
     /// Whether a directory has entries with a name that cannot be used.
     pub fn has_flawed(&self, dir: Ino) -> bool {
         self.flawed.get(&dir).is_some_and(|here| !here.named.is_empty())

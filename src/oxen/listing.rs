@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::PoisonError;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
+
 use super::OxenWorkspace;
 use super::http::{Request, TOO_LONG, path, segment};
 use super::names::is_aside;
@@ -104,11 +107,16 @@ impl OxenWorkspace {
     ) -> Result<Option<ListedDir>, WorkspaceError> {
         let (mut entries, mut flawed) = ListedDir::default();
         let mut begun = BTreeSet::new();
-        let what = format!("directory {dir} of commit {commit}");
-        for page in 1..=wire::MOST_PAGES {
+        let what = &*format!("directory {dir} of commit {commit}");
+        let ask = |page: u64| async move {
             let place = format!("dir/{}/{}?page={page}&page_size={page_size}", segment(&commit.0), path(dir));
-            let request = Request::get(self.repo.url(&place), what.as_str()).answer_bytes(wire::PAGE_BYTES);
-            let Some(answer): Option<wire::DirPage> = self.repo.http.find(&request).await? else { return Ok(None) };
+            let request = Request::get(self.repo.url(&place), what).answer_bytes(wire::PAGE_BYTES);
+            Ok::<_, WorkspaceError>((page, self.repo.http.find::<wire::DirPage>(&request).await?))
+        };
+        let mut asked = FuturesOrdered::from_iter([ask(1)]);
+        let mut next = 2;
+        while let Some(answer) = asked.next().await {
+            let (page, Some(answer)) = answer? else { return Ok(None) };
             let last = answer.entries.is_empty() || page >= answer.total_pages;
             if let Some(Each::Sound(first)) = answer.entries.first()
                 && !begun.insert(first.filename.clone())
@@ -131,8 +139,13 @@ impl OxenWorkspace {
             if entries.len() + flawed.len() > wire::MOST_LISTED {
                 break;
             }
+            // The first page tells how many there are.
+            while asked.len() < wire::PAGES_AT_ONCE && next <= answer.total_pages.min(wire::MOST_PAGES) {
+                asked.push_back(ask(next));
+                next += 1;
+            }
         }
-        Err(too_much(&what))
+        Err(too_much(what))
     }
 
     /// That `commit` exists: a directory is missing in it, or it is missing itself, and the answer is the same 404.

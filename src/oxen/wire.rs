@@ -23,6 +23,9 @@ pub(super) const PAGE_CHANGES: u32 = 100_000;
 pub(super) const PAGE_BYTES: usize = 64 << 20;
 /// Items of one page: twice as many as any page that is asked for has.
 pub(super) const MOST_ITEMS: usize = 200_000;
+/// Pages of a directory's listing that are asked for at once: the time to the server and back, and that of reading a page,
+/// come once for so many; each is held in memory.
+pub(super) const PAGES_AT_ONCE: usize = 4;
 /// Pages of one list, and items of all of them: ten times as many files as a directory is made for.
 pub(super) const MOST_PAGES: u64 = 10_000;
 pub(super) const MOST_LISTED: usize = 1_000_000;

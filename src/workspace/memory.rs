@@ -632,6 +632,11 @@ impl State {
             }
             Effect::Remove(paths) => {
                 for path in &paths {
+                    // What is staged below a file of the base stays, as with releases from 0.64 on.
+                    if self.base().contains_key(path) {
+                        self.own.staged.insert(path.clone(), None);
+                        continue;
+                    }
                     // A directory goes with all below it; what is only staged is unstaged.
                     let gone: Vec<RepoPath> = self.base().keys().filter(|file| file.is_in(path)).cloned().collect();
                     self.own.staged.retain(|file, _| !file.is_in(path));

@@ -95,6 +95,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => changes().prop_map(Op::SyncAmid),
         2 => Just(Op::Crash),
         1 => Just(Op::Compact),
+        2 => Just(Op::Evict),
         3 => (0u32..4, prop_oneof![Just(Fault::Lost), Just(Fault::AnswerLost), Just(Fault::Late)])
             .prop_map(|(after, fault)| Op::Fault { after, fault }),
         1 => (path(), proptest::option::of("[a-c]{1,3}")).prop_map(|(path, text)| Op::Foreign { path, text }),

@@ -1222,3 +1222,36 @@ fn files_that_change_places_with_directories_again_are_waited_for_where_they_are
     check(&[exchange(), back()], &[]);
     check(&[exchange(), Op::Drain, exchange(), back()], &[]);
 }
+
+#[test]
+fn what_the_kernel_has_forgotten_is_dropped_and_listed_again() {
+    let runtime = crate::world::runtime(1);
+    runtime.block_on(async {
+        let mut world = World::new(ByHash::Batch, false).await;
+        let change = [write("dir/new", "n"), Op::Unlink(path("dir/a")), rename("dir/base", "dir/moved")];
+        for op in change {
+            world.step(&op).await;
+        }
+        let before = world.fs().nodes();
+        let dropped = world.fs().evict();
+        assert!(dropped > 0, "of {before}");
+        assert_eq!(world.fs().nodes(), before - dropped);
+        assert_eq!(world.fs().evict(), 0);
+        // Equal, and listed again on the way.
+        world.step(&Op::Evict).await;
+        assert_eq!(world.fs().nodes(), before);
+        for op in [
+            Op::Evict,
+            Op::Drain,
+            Op::Evict,
+            Op::Commit,
+            Op::Evict,
+            Op::Crash,
+            Op::Evict,
+            Op::RemoveAll(path("dir")),
+            Op::Evict,
+        ] {
+            world.step(&op).await;
+        }
+    });
+}

@@ -120,6 +120,8 @@ pub enum Op {
     /// The daemon ends without a word, and is started again.
     Crash,
     Compact,
+    /// What the kernel has forgotten is dropped.
+    Evict,
     /// The request after `after` more is lost, or only its answer, or it comes late.
     Fault {
         after: u32,
@@ -177,6 +179,7 @@ impl Op {
                 | Self::Rebase
                 | Self::Crash
                 | Self::Compact
+                | Self::Evict
                 | Self::Fault { .. }
                 | Self::Vanish(_)
                 | Self::Foreign { .. }
@@ -896,7 +899,8 @@ impl World {
             | Op::Cut
             | Op::Publish
             | Op::Rebase
-            | Op::Compact => self.keep(op).await,
+            | Op::Compact
+            | Op::Evict => self.keep(op).await,
             Op::CommitAmid { staging, answering } => {
                 let committed = tokio::time::timeout(UNDRAINED, Box::pin(self.commit_amid(staging, answering))).await;
                 committed.unwrap_or_else(|_| panic!("never committed: {:?}", self.fs.report()));
@@ -935,6 +939,7 @@ impl World {
             Op::Publish => self.answer_commit().await,
             Op::Rebase => self.end_commit().await,
             Op::Compact => self.fs.compact(true).unwrap(),
+            Op::Evict => _ = self.fs.evict(),
             Op::Vanish(Vanish::Deleted) => self.memory.delete_workspace(),
             Op::Vanish(Vanish::Emptied) => self.memory.empty_workspace(),
             Op::Vanish(Vanish::Pruned) => self.memory.prune(),
