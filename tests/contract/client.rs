@@ -38,6 +38,7 @@ contract! {
         a_file_becomes_a_directory_and_a_directory_a_file,
         what_is_staged_in_a_files_place_after_its_removal_is_committed,
         what_is_staged_below_a_file_takes_its_place,
+        a_directory_that_is_removed_again_is_gone,
         a_file_that_a_commit_would_lose_is_not_committed,
         paths_that_nobody_has_are_removed_and_unstaged_all_the_same,
         what_is_only_staged_is_removed_without_what_is_around_it,
@@ -554,6 +555,18 @@ async fn what_is_staged_below_a_file_takes_its_place(target: &Target) {
     expected.remove("README.md");
     expected.insert("README.md/deep/inside.txt".into(), b"inside".into());
     same(tree(&workspace, &committed.id).await, &expected);
+}
+
+/// As where the answer to the first request was lost.
+async fn a_directory_that_is_removed_again_is_gone(target: &Target) {
+    let workspace = open(target).await;
+    let both = ["data/sub/c.txt", "data/sub"].map(path);
+    for again in [&both[..], &both[..], &both[..1]] {
+        done(workspace.remove(again).await.expect("an answer"));
+    }
+    let committed = commit(&workspace, "gone").await;
+    let listed = workspace.list(&committed.id, &path("data")).await.expect("a listing");
+    assert!(listed.entries.iter().all(|entry| entry.name != "sub"), "{listed:?}");
 }
 
 /// A real server keeps the emptied directory and drops the file.

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -113,8 +114,19 @@ impl Member {
 }
 
 fn files_in(root: &Path) -> Files {
-    let text = |path: &str| fs::read_to_string(root.join(path)).unwrap();
-    paths_in(root).into_iter().map(|path| (path.clone(), text(&path))).collect()
+    // What others did in a workspace that is shared may come between the list and the files.
+    let read = || {
+        let text = |path: String| fs::read_to_string(root.join(&path)).map(|text| (path, text));
+        paths_in(root).into_iter().map(text).collect::<Result<Files, _>>()
+    };
+    let mut found = read();
+    for _ in 0..TRIES {
+        match &found {
+            Err(error) if error.kind() == ErrorKind::NotFound => found = read(),
+            _ => break,
+        }
+    }
+    found.unwrap()
 }
 
 fn is_below(path: &str, dir: &str) -> bool {
