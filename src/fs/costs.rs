@@ -1,10 +1,12 @@
 //! What is done to a whole directory looks at each account a few times, however many there are: counted, not timed.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 
 use super::recovery::{Shown, recorded};
 use super::{Fs, Limits, Need, OpenFlags, Options, RenameMode, State};
@@ -13,6 +15,7 @@ use crate::path::{Name, RepoPath};
 use crate::workspace::ByHash;
 use crate::workspace::memory::Memory;
 use crate::writeback::index::looks;
+use crate::writeback::queue::Phase;
 
 const FILES: usize = 1000;
 /// Looks at one account.
@@ -120,4 +123,22 @@ fn removing_a_staged_directory_looks_at_few_accounts_for_each_file() {
     });
     let all = paths.iter().collect::<HashSet<_>>();
     assert_few_looks("its removal as a whole", || assert!(world.fs.emptied_dirs(&all).is_empty()));
+}
+
+#[test]
+fn what_is_sent_while_staging_comes_to_a_pause_takes_an_emptied_directory_along() {
+    let world = World::on(&["dir/sub/base", "dir/other"]);
+    let dir = world.fs.lookup(ROOT, &name_of("dir")).unwrap().ino;
+    let sub = world.fs.lookup(dir, &name_of("sub")).unwrap().ino;
+    world.fs.unlink(sub, &name_of("base")).unwrap();
+    let removed = path_of("dir/sub/base");
+    let emptied = || world.fs.emptied_dirs(&HashSet::from([&removed]));
+    let expected = BTreeSet::from([path_of("dir/sub")]);
+    assert_eq!(emptied(), expected);
+    let _entered = world.runtime.enter();
+    let mut pause = pin!(world.fs.pause());
+    // Decided before, and on its way.
+    world.fs.set_phase(&removed, Phase::Ready);
+    assert!(pause.as_mut().now_or_never().is_none());
+    assert_eq!(emptied(), expected);
 }

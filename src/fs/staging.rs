@@ -849,8 +849,10 @@ impl Fs {
             let above = std::iter::successors(file.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
             for dir in above {
                 let is_clear = *clear.entry(dir.clone()).or_insert_with(|| {
-                    // A commit removes what was vacant at its cut, whatever came into the tree since.
-                    let vacant = match state.made_cut() {
+                    // A commit removes what was vacant at its cut, whatever came into the tree since. What is sent yet that
+                    // was decided before is none of it, nor is anything where staging only pauses.
+                    let vacant = match state.made_cut().filter(|made| files.iter().any(|file| made.get(file).is_some()))
+                    {
                         Some(made) => made.is_vacant(&dir),
                         None => state.is_vacant(&dir, &mut known),
                     };
