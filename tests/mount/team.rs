@@ -5,6 +5,7 @@
 //! `OXENFS_TEAM` is how many operations, `OXENFS_TEST_SEED` where the seeds begin, `OXENFS_TEAM_DIALECT` which server
 //! (`scripts/together` has them all): without it that of all tests, of which nothing is lost on the way.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
@@ -114,19 +115,20 @@ impl Member {
 }
 
 fn files_in(root: &Path) -> Files {
-    // What others did in a workspace that is shared may come between the list and the files.
     let read = || {
         let text = |path: String| fs::read_to_string(root.join(&path)).map(|text| (path, text));
         paths_in(root).into_iter().map(text).collect::<Result<Files, _>>()
     };
-    let mut found = read();
-    for _ in 0..TRIES {
-        match &found {
-            Err(error) if error.kind() == ErrorKind::NotFound => found = read(),
-            _ => break,
+    // What others took back in a workspace that is shared is listed until it is looked at the next time.
+    let found = RefCell::new(read());
+    let is_amid = || found.borrow().as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
+    wait_until("what others took back to go", || {
+        if is_amid() {
+            found.replace(read());
         }
-    }
-    found.unwrap()
+        !is_amid()
+    });
+    found.into_inner().unwrap()
 }
 
 fn is_below(path: &str, dir: &str) -> bool {
