@@ -33,8 +33,8 @@ use crate::report::Cached;
 use crate::store::parts::{BLOCK_BYTES, Sparse, Whole};
 use crate::store::spool::Found;
 use crate::sync::{Mutex, MutexGuard};
-use crate::workspace::Source;
 use crate::workspace::progress::Progress;
+use crate::workspace::{Source, WorkspaceError};
 
 /// A file of up to this length comes whole, with one request: a request for a part of it costs as much.
 const WHOLE_BYTES: u64 = 1 << 20;
@@ -501,7 +501,13 @@ impl Fs {
 
     /// Fetches all of a file, which those who have it open read from then on.
     pub(super) async fn bring(&self, ino: Ino) -> Result<(), FsError> {
-        if let Some((hash, file)) = self.fetch(ino, false).await? {
+        let fetched = match self.fetch(ino, false).await {
+            Err(FsError::Remote(
+                WorkspaceError::NotFound { .. } | WorkspaceError::Conflict { .. } | WorkspaceError::Protocol { .. },
+            )) if self.look_again_at_others(ino).await => self.fetch(ino, false).await,
+            fetched => fetched,
+        };
+        if let Some((hash, file)) = fetched? {
             self.attach_whole(ino, hash, &file);
         }
         Ok(())

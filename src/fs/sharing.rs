@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use super::{Fs, FsError, State};
+use crate::namespace::Ino;
 use crate::path::RepoPath;
 use crate::report::{Difference, Kind};
 use crate::workspace::verify::StagedSet;
@@ -81,6 +82,17 @@ impl Fs {
                 Err(error) => tracing::warn!(%error, "what somebody else committed is not taken in yet"),
             }
         });
+    }
+
+    /// What others staged in a workspace that is shared may be something else by now than when it was last looked at: looks
+    /// again, where a file is theirs. Whether it did.
+    pub(super) async fn look_again_at_others(&self, ino: Ino) -> bool {
+        let is_theirs = {
+            let state = self.lock();
+            let theirs = |path: &RepoPath| state.writeback.account(path).is_some_and(|account| account.theirs);
+            state.tree.paths_of(ino).any(|path| theirs(&path))
+        };
+        is_theirs && self.take_in_others().await.is_ok()
     }
 
     async fn take_in_others(&self) -> Result<(), FsError> {

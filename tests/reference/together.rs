@@ -1015,6 +1015,33 @@ fn what_others_took_back_of_a_shared_workspace_does_not_become_ours() {
     });
 }
 
+/// What others staged in a shared workspace is replaced by them between a look and a reader.
+#[test]
+fn what_others_replaced_in_a_shared_workspace_is_read_as_it_is_by_now() {
+    runtime(1).block_on(async {
+        let memory = Arc::new(Memory::new(ByHash::Batch));
+        memory.set_base([(repo_path("a"), "a".into())].into());
+        memory.share_workspace();
+        let mount = Mount::start(temporary_dir(), memory.clone()).await;
+        memory.stage_foreign(repo_path("a"), Some("their first".into()));
+        memory.stage_foreign(repo_path("b"), Some("of them".into()));
+        mount.refresh().await;
+        memory.stage_foreign(repo_path("a"), Some("their second, which is longer".into()));
+        memory.stage_foreign(repo_path("b"), Some("shorter".into()));
+        // Servers that give content by its hash have what they looked at.
+        memory.lose(b"their first");
+        memory.lose(b"of them");
+        // At which the kernel looks the name up again.
+        let flags = OpenFlags { read: true, write: false, truncate: false, execute: false };
+        let before = mount.find("a").await.unwrap();
+        assert!(matches!(mount.go(|fs| fs.open(before, flags)).await, Err(FsError::Stale)));
+        let expected = tree(&[("a", "their second, which is longer"), ("b", "shorter")]);
+        assert_eq!(mount.view().await, expected);
+        assert_eq!(mount.drain().await, 0);
+        assert_eq!(texts(mount.memory.view()), expected);
+    });
+}
+
 /// What a mount shows of others in a shared workspace is what it saw last, and not what a commit is to hold.
 #[test]
 fn a_commit_takes_along_what_others_stage_at_that_moment_and_nobody_undoes_it() {
