@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 mod team;
 
 use crate::tell;
-use crate::world::{attrs, commit_request, in_time, runtime, temporary_dir};
+use crate::world::{STUCK, attrs, commit_request, in_time, runtime, temporary_dir};
 
 type Files = BTreeMap<String, String>;
 
@@ -263,7 +263,9 @@ impl Mount {
 
     /// How many paths could not be staged.
     async fn drain(&self) -> u64 {
-        in_time("a barrier", self.fs.barrier().unwrap().reached()).await.files_failed
+        let waiting = self.fs.barrier().unwrap();
+        let reached = tokio::time::timeout(STUCK, waiting.reached()).await;
+        reached.unwrap_or_else(|_| panic!("a barrier is never reached: {:?}", self.fs.report())).files_failed
     }
 
     async fn refresh(&self) -> oxenfs::fs::Followed {
