@@ -262,6 +262,10 @@ impl Workspace for OxenWorkspace {
         self.list_commit(commit, dir).boxed()
     }
 
+    fn was_listed(&self, listing: &Listing) {
+        self.note_committed(&listing.entries);
+    }
+
     fn changes(&self) -> Fut<'_, Vec<Change>> {
         async {
             match &self.commit {

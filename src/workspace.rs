@@ -381,6 +381,9 @@ pub trait Workspace: Send + Sync + 'static {
     /// files does not exist on the server).
     fn list<'a>(&'a self, commit: &'a CommitId, dir: &'a RepoPath) -> Fut<'a, Listing>;
 
+    /// What [`list`](Workspace::list) answered once, to this or an earlier client of the same repository, and was kept.
+    fn was_listed(&self, _listing: &Listing) {}
+
     /// All staged changes, unordered.
     fn changes(&self) -> Fut<'_, Vec<Change>>;
 

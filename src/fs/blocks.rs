@@ -363,8 +363,9 @@ impl Fs {
         size > WHOLE_BYTES
     }
 
-    /// Writes down which blocks came, and closes what nobody reads. May wait for the disk.
+    /// Writes down which blocks came and what was listed, and closes what nobody reads. May wait for the disk.
     pub(super) fn tidy_parts(&self) {
+        self.cache.write_out_listings();
         self.blocks.tidy();
         self.cache.parts().tidy();
         self.tidy_neighbours();

@@ -347,7 +347,7 @@ impl Fs {
     async fn files_below(&self, commit: &CommitId, dir: &RepoPath) -> Result<Vec<(RepoPath, Object)>, FsError> {
         let (mut found, mut left) = (Vec::new(), vec![dir.clone()]);
         while let Some(dir) = left.pop() {
-            for entry in self.workspace.list(commit, &dir).await? {
+            for entry in self.listing_of(commit, &dir).await? {
                 let Ok(path) = RepoPath::parse(&entry.name).map(|name| dir.concat(&name)) else { continue };
                 match entry.kind {
                     EntryKind::File(object) => found.push((path, object)),

@@ -16,6 +16,7 @@ use std::time::Duration;
 use futures_util::future::{Shared, WeakShared};
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 
+use super::layers::shown;
 use super::{Fs, FsError, LISTINGS_AT_ONCE, STAGED_AGAIN_WITHIN};
 use crate::hash::ContentHash;
 use crate::namespace::{Content, Ino};
@@ -23,7 +24,7 @@ use crate::path::RepoPath;
 use crate::store::spool::{self, Found};
 use crate::sync::Mutex;
 use crate::workspace::progress::Progress;
-use crate::workspace::{EntryKind, Object, Source, Take, WorkspaceError};
+use crate::workspace::{CommitId, EntryKind, Listing, Object, Source, Take, WorkspaceError};
 
 /// The longest pause before a server that did not answer is asked again; the first is a tenth of it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -162,13 +163,54 @@ impl Fs {
                 Err(_) => return Err(FsError::Stale),
             }
         };
-        let entries = self.patiently(who, progress, &path, || {
-            let list = async { Ok(self.workspace.list(&base, &path).await?) };
-            (0, list)
-        });
-        let entries = entries.await?;
-        self.absorb(dir, &base, &path, entries);
+        let listing = match self.kept_listing(&base, &path).await {
+            Some(kept) => kept,
+            None => {
+                let ask = || (0, async { Ok(self.ask_listing(&base, &path).await?) });
+                self.patiently(who, progress, &path, ask).await?
+            }
+        };
+        self.absorb(dir, &base, &path, listing);
         Ok(())
+    }
+
+    /// The entries of a directory of a commit. The server is asked once: what it told is kept.
+    pub(super) async fn listing_of(&self, commit: &CommitId, dir: &RepoPath) -> Result<Listing, WorkspaceError> {
+        match self.kept_listing(commit, dir).await {
+            Some(kept) => Ok(kept),
+            None => self.ask_listing(commit, dir).await,
+        }
+    }
+
+    /// A listing that was kept here, or by another mount of the repository.
+    async fn kept_listing(&self, commit: &CommitId, dir: &RepoPath) -> Option<Listing> {
+        if !self.cache.listings().may_have(commit, dir) && self.neighbours.get().is_none() {
+            return None;
+        }
+        let (commit, dir) = (commit.clone(), dir.clone());
+        let found = self.blocking(move |fs| {
+            let here = fs.cache.listings().get(&commit, &dir);
+            Ok(here.or_else(|| fs.listing_of_neighbours(&commit, &dir)))
+        });
+        let kept = found.await.ok().flatten()?;
+        self.workspace.was_listed(&kept);
+        Some(kept)
+    }
+
+    /// Asks the server for a listing, and keeps what it tells.
+    async fn ask_listing(&self, commit: &CommitId, dir: &RepoPath) -> Result<Listing, WorkspaceError> {
+        let listing = self.workspace.list(commit, dir).await?;
+        // What the server may mend is asked for again.
+        if listing.entries.iter().all(|entry| shown(&entry.name).is_some()) {
+            self.cache.listings().offer(commit, dir, &listing);
+        }
+        if self.cache.listings().is_waiting()
+            && let Some(fs) = self.this.upgrade()
+        {
+            // Nobody waits for that.
+            drop(tokio::task::spawn_blocking(move || fs.cache.write_listings()));
+        }
+        Ok(listing)
     }
 
     pub(super) async fn list_all(&self, dir: Ino) -> Result<(), FsError> {
@@ -234,7 +276,8 @@ impl Fs {
             (state.tree.base().clone(), path)
         };
         let Some(dir) = path.parent() else { return false };
-        let listing = match self.workspace.list(&base, &dir).await {
+        // What was kept says what it said before.
+        let listing = match self.ask_listing(&base, &dir).await {
             Ok(listing) => listing,
             Err(error) => {
                 tracing::debug!(%path, %error, "its length cannot be asked for again");

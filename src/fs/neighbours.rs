@@ -19,9 +19,11 @@ use lru::LruCache;
 
 use super::Fs;
 use crate::hash::{ContentHash, HashKind};
+use crate::path::RepoPath;
+use crate::store::listings;
 use crate::store::parts::Foreign;
 use crate::store::spool::{boots_in, name_of};
-use crate::workspace::Object;
+use crate::workspace::{CommitId, Listing, Object};
 
 /// How often it is looked which other mounts there are, and which blocks they have of a file.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -198,6 +200,19 @@ impl Fs {
         // What is on another filesystem, or was removed just now, is copied.
         let linked = self.cache.begin_with(from).ok()?;
         self.keep_fetched(linked, hash, (size, size)).ok()?.ok()
+    }
+
+    /// What a commit has in a directory, where another mount of the repository was told so. It is kept here too.
+    pub(super) fn listing_of_neighbours(&self, commit: &CommitId, dir: &RepoPath) -> Option<Listing> {
+        let seen = self.neighbours.get()?.seen();
+        let mut same = seen.iter().filter(|seen| seen.neighbour.of == Of::Repository);
+        let (listing, file) = same.find_map(|seen| {
+            let file = open_any_of_ours(&listings::Foreign::place(&seen.neighbour.cache, commit, dir))?;
+            listings::Foreign::open(&file, commit, dir)
+        })?;
+        self.cache.listings().offer_foreign(commit, dir, file);
+        self.cache.write_listings();
+        Some(listing)
     }
 
     /// Closes what nobody needs of other mounts.

@@ -222,7 +222,7 @@ impl Fs {
                 }
             }
             let listed = changed.into_iter().map(|dir| async move {
-                let listing = self.workspace.list(to, &dir).await?;
+                let listing = self.listing_of(to, &dir).await?;
                 Ok::<_, WorkspaceError>((dir, There::of(listing)))
             });
             let listed: Vec<(RepoPath, There)> =

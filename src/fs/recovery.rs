@@ -335,7 +335,7 @@ impl<'a> Listings<'a> {
     pub async fn object(&mut self, path: &RepoPath) -> Result<Option<Object>, FsError> {
         let Some(dir) = path.parent() else { return Ok(None) };
         if !self.known.contains_key(&dir) {
-            let entries = self.fs.workspace.list(&self.commit, &dir).await?;
+            let entries = self.fs.listing_of(&self.commit, &dir).await?;
             let files = entries.into_iter().filter_map(|entry| match entry.kind {
                 EntryKind::File(object) => Some((entry.name, object)),
                 EntryKind::Dir => None,

@@ -554,7 +554,7 @@ impl Fs {
         match path.parent() {
             None => todo.push(path.clone()),
             Some(parent) => {
-                let listing = self.workspace.list(commit, &parent).await?;
+                let listing = self.listing_of(commit, &parent).await?;
                 for entry in listing.into_iter().filter(|entry| entry.name == path.file_name()) {
                     match entry.kind {
                         EntryKind::File(object) => drop(found.insert(path.clone(), object)),
@@ -564,7 +564,7 @@ impl Fs {
             }
         }
         while let Some(dir) = todo.pop() {
-            for entry in self.workspace.list(commit, &dir).await? {
+            for entry in self.listing_of(commit, &dir).await? {
                 let Ok(name) = Name::new(entry.name.as_bytes()) else { continue };
                 let Ok(path) = dir.join(&name) else { continue };
                 match entry.kind {

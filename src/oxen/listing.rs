@@ -88,14 +88,19 @@ impl OxenWorkspace {
         for Flawed { name, why } in &flawed {
             tracing::warn!(%dir, name, why, "an entry of the server's cannot be used");
         }
-        let mut files = entries.iter().filter_map(|(entry, _)| match entry.kind {
+        self.note_committed(entries.iter().map(|(entry, _)| entry));
+        Ok((entries, flawed))
+    }
+
+    /// A commit has these.
+    pub(super) fn note_committed<'a>(&self, entries: impl IntoIterator<Item = &'a Entry>) {
+        let mut files = entries.into_iter().filter_map(|entry| match entry.kind {
             EntryKind::File(object) => Some(object.hash),
             EntryKind::Dir => None,
         });
         if let Some(hash) = files.next() {
             self.stored.is_committed(hash);
         }
-        Ok((entries, flawed))
     }
 
     /// All pages; `None` where the directory is not there.

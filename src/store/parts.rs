@@ -162,26 +162,36 @@ impl Parts {
     }
 
     /// Whether parts of files can be kept here: where there are no holes, a file of which a block is here takes as much
-    /// room as all of it.
+    /// room as all of it. A full disk does not tell: what comes is in memory alone then.
     fn has_holes(&self) -> bool {
-        *self.has_holes.get_or_init(|| {
-            let probe = self.dir.join(NEW);
-            let tried = self.disk.make_dirs(&self.dir).and_then(|()| {
-                let mut open = OpenOptions::new();
-                open.read(true).write(true).create(true).truncate(true).mode(0o600);
-                let file = self.disk.act(Act::Create(&probe), || open.open(&probe))?;
-                self.disk.resize(&file, BLOCK_BYTES)?;
-                self.disk.write_at(&file, &[1], BLOCK_BYTES - 1)?;
-                Ok(room_of(&file.metadata()?) < BLOCK_BYTES)
-            });
-            let _ = self.disk.remove(&probe);
-            match tried {
-                Ok(true) => return true,
-                Ok(false) => tracing::info!("files are fetched whole: the cache's filesystem has no holes"),
-                Err(error) => tracing::warn!(%error, "files are fetched whole: no part of one can be kept"),
+        if let Some(has) = self.has_holes.get() {
+            return *has;
+        }
+        let probe = self.dir.join(NEW);
+        let tried = self.disk.make_dirs(&self.dir).and_then(|()| {
+            let mut open = OpenOptions::new();
+            open.read(true).write(true).create(true).truncate(true).mode(0o600);
+            let file = self.disk.act(Act::Create(&probe), || open.open(&probe))?;
+            self.disk.resize(&file, BLOCK_BYTES)?;
+            self.disk.write_at(&file, &[1], BLOCK_BYTES - 1)?;
+            Ok(room_of(&file.metadata()?) < BLOCK_BYTES)
+        });
+        let _ = self.disk.remove(&probe);
+        let has = match tried {
+            Ok(true) => true,
+            Ok(false) => {
+                tracing::info!("files are fetched whole: the cache's filesystem has no holes");
+                false
             }
-            false
-        })
+            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                return true;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "files are fetched whole: no part of one can be kept");
+                false
+            }
+        };
+        *self.has_holes.get_or_init(|| has)
     }
 
     /// What is here of a file, of which there may be nothing yet. `None`: it is to be had whole or not at all.
@@ -962,5 +972,31 @@ mod tests {
         assert_eq!(sparse.put(0, &bytes, true).unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(sparse.read(5, 10).unwrap(), content()[5..15]);
         assert_eq!((parts.used(), sparse.absent(0..2)), (0, vec![1]));
+    }
+
+    #[test]
+    fn a_disk_that_is_full_from_the_first_on_is_no_reason_to_fetch_files_whole() {
+        #[derive(Default)]
+        struct Full(std::sync::atomic::AtomicBool);
+        impl crate::store::disk::Witness for Full {
+            fn around(&self, _: &Act<'_>, work: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
+                match self.0.load(Ordering::Relaxed) {
+                    true => Err(io::ErrorKind::StorageFull.into()),
+                    false => work(),
+                }
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let full = Arc::new(Full(true.into()));
+        let parts = Parts::new(&Disk::witnessed(full.clone()), dir.path());
+        let hash = ContentHash::of(HashKind::Xxh3, &content());
+        let bytes = Bytes::copy_from_slice(&content()[..BLOCK_BYTES as usize]);
+        let sparse = parts.get(hash, SIZE).unwrap();
+        assert_eq!(sparse.put(0, &bytes, true).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(sparse.read(5, 10).unwrap(), content()[5..15]);
+        full.0.store(false, Ordering::Relaxed);
+        let sparse = parts.get(hash, SIZE).unwrap();
+        sparse.put(0, &bytes, true).unwrap();
+        assert_eq!(parts.used(), BLOCK_BYTES);
     }
 }

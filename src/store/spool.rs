@@ -25,6 +25,7 @@ use crate::count;
 use crate::hash::ContentHash;
 use crate::id::{Ino, SpoolId};
 use crate::store::disk::{Act, Disk};
+use crate::store::listings::Listings;
 use crate::store::parts::Parts;
 
 pub mod holes;
@@ -406,6 +407,8 @@ pub struct Cache {
     naming: Mutex<()>,
     /// Files of which a part is here.
     parts: Parts,
+    /// What commits have in their directories.
+    listings: Listings,
     temporary: AtomicU64,
     /// How often content was wanted that is here, and how often such that is not.
     hits: AtomicU64,
@@ -454,6 +457,7 @@ impl Cache {
             lent: Mutex::default(),
             naming: Mutex::default(),
             parts: Parts::new(disk, dir),
+            listings: Listings::new(disk, dir, &fetching, limit),
             temporary: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -494,6 +498,7 @@ impl Cache {
         }
         drop(known);
         self.parts.learn()?;
+        self.listings.learn()?;
         self.learned.store(true, Ordering::Release);
         self.evict();
         Ok(())
@@ -532,6 +537,21 @@ impl Cache {
     /// Files of which a part is here.
     pub fn parts(&self) -> &Parts {
         &self.parts
+    }
+
+    /// What commits have in their directories.
+    pub fn listings(&self) -> &Listings {
+        &self.listings
+    }
+
+    /// Writes the listings that wait, unless the disk has too little room; returns at once where somebody is at it.
+    pub fn write_listings(&self) {
+        self.listings.write(|| self.has_some_free());
+    }
+
+    /// The same, and waits for whoever is at it.
+    pub fn write_out_listings(&self) {
+        self.listings.write_out(|| self.has_some_free());
     }
 
     /// All of a file that was here in part has come, and has its hash: it is content like any other from now on.
@@ -987,8 +1007,14 @@ impl Cache {
     /// removed any. What is only a copy makes way for what is not.
     pub fn make_room(&self, bytes: u64) -> bool {
         let lacking = || rustix::fs::statvfs(&self.dir).is_ok_and(|disk| is_lacking(&disk, bytes));
+        let committed = |known: &KnownFiles| known.first().filter(|class| *class == Class::Committed);
         let mut removed = false;
-        while lacking() && (self.parts.make_way(false) || self.evict_one(KnownFiles::first)) {
+        while lacking()
+            && (self.parts.make_way(false)
+                || self.evict_one(committed)
+                || self.listings.make_way()
+                || self.evict_one(KnownFiles::first))
+        {
             removed = true;
         }
         removed

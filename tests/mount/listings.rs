@@ -1,4 +1,4 @@
-//! Listings that the kernel keeps: they are of use, and never out of date.
+//! Listings that the kernel keeps, and the mount on the disk: they are of use, and never out of date.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -13,7 +13,11 @@ use std::time::Duration;
 use rustix::fs::{Dir, RawDir};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::mounted::{TestMount, wait_until};
+use serde_json::Value;
+
+use crate::http::Tree;
+use crate::mounted::{TestMount, local_tree, shell, wait_until};
+use crate::scripted::Scripted;
 
 /// More than some answers hold.
 const FILES: usize = 2000;
@@ -181,4 +185,67 @@ fn a_listing_that_begins_after_a_change_has_it_whoever_else_reads() {
     seen.extend(rest(&second));
     assert!(new.iter().all(|name| seen.contains(name)));
     assert!(!gone.iter().any(|name| seen.contains(name)));
+}
+
+/// How many listings of directories the server was asked for, but for the short ones in which a client that only reads
+/// looks for the kind of hash.
+fn asked(server: &Scripted) -> usize {
+    let is_listing = |path: &str| path.contains("/dir/") && !path.ends_with("page_size=20");
+    server.log().iter().filter(|(method, path, _)| method == "GET" && is_listing(path)).count()
+}
+
+fn forget_traffic(server: &Scripted) {
+    assert_eq!(server.ask("DELETE", "/_traffic", &Value::Null).0, 200);
+}
+
+#[test]
+fn what_was_listed_is_not_asked_for_by_a_later_mount_nor_by_another_beside_it() {
+    let mut server = Scripted::new();
+    let files: Tree = (0..40).map(|at| (format!("d {}/e/{at}", at % 7), vec![b'x'; at])).collect();
+    let test = TestMount::committed_by(&server.url(), &files);
+    let listed = |dir: &Path| shell(dir, "find . -mindepth 1 -printf '%P %y %s %m %T@\\n' | sort");
+    forget_traffic(&server);
+    test.mount(&["--read-only"]).ok();
+    let first = listed(&test.dir);
+    assert!(asked(&server) >= 15, "{:#?}", server.log());
+    let commit = test.status()["base"].as_str().unwrap().to_owned();
+    test.unmount();
+    forget_traffic(&server);
+    // Again, and after a kill.
+    for ends in ["unmount", "kill"] {
+        test.mount(&["--read-only"]).ok();
+        assert_eq!(listed(&test.dir), first);
+        assert_eq!(asked(&server), 0, "{ends}: {:#?}", server.log());
+        match ends {
+            "kill" => {
+                test.signal(Signal::KILL);
+                test.detach();
+            }
+            _ => test.unmount(),
+        }
+    }
+    test.mount(&["--read-only"]).ok();
+    assert_eq!(listed(&test.dir), first);
+    // Beside it, of a revision, and one that takes changes.
+    let other = test.beside("other");
+    for options in [&["--revision", &commit][..], &[]] {
+        test.mount_with(&test.state, &other, options).ok();
+        assert_eq!(listed(&other), first, "{options:?}");
+        assert_eq!(asked(&server), 0, "{options:?}: {:#?}", server.log());
+        test.oxenfs([OsStr::new("unmount"), other.as_os_str()]).ok();
+    }
+    test.unmount();
+    // Who is by himself now, and has been told by the other.
+    test.mount_with(&test.state, &other, &["--revision", &commit]).ok();
+    server.stop();
+    assert_eq!(listed(&other), first);
+    server.start(None);
+    test.oxenfs([OsStr::new("unmount"), other.as_os_str()]).ok();
+    // What somebody commits is asked for, and shows.
+    test.mount(&[]).ok();
+    fs::write(test.at("d 1/e/new"), "new").unwrap();
+    test.unmount_commit();
+    test.mount(&["--read-only"]).ok();
+    assert_eq!(local_tree(&test.dir).len(), files.len() + 1);
+    test.unmount();
 }

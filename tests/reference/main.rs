@@ -6,6 +6,7 @@ mod commits;
 mod course;
 mod damage;
 mod disks;
+mod listings;
 mod loading;
 mod model;
 mod power;
