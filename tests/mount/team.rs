@@ -124,7 +124,7 @@ fn files_in(root: &Path) -> Files {
     let is_amid = || found.borrow().as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound);
     wait_until("what others took back to go", || {
         if is_amid() {
-            found.replace(read());
+            *found.borrow_mut() = read();
         }
         !is_amid()
     });
