@@ -563,12 +563,15 @@ impl Stager {
                 Turn::KeptOut(other) => {
                     count::take(&mut self.in_hand, 1, "staging.in-hand");
                     self.fs.step_kept_out(&item.capture, &other);
+                    // Where it has changed since, it has its turn again, of which nobody was told.
+                    self.look_again(Instant::now());
                     continue;
                 }
                 Turn::Kept(Kept { why, passes }) => {
                     count::take(&mut self.in_hand, 1, "staging.in-hand");
                     let delay = passes.then(|| self.delays.after(self.fs.attempts(&item.capture.path), None));
                     self.step_failed(&item.capture, &why, delay);
+                    self.look_again(Instant::now());
                     continue;
                 }
             }
