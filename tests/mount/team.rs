@@ -518,8 +518,11 @@ impl Team {
             return false;
         }
         let paths: BTreeSet<&String> = base.keys().chain(head.keys()).chain(view.keys()).collect();
+        // What the original had staged when it was copied is a copy's too: when the original has committed it, the copy's
+        // next change of it is one of what the branch has.
+        let is_copy = name.starts_with("clone-");
         match (is_own, policy) {
-            (true, "fail") => {
+            (true, "fail") if !is_copy => {
                 let mut merged = Files::new();
                 for path in paths {
                     let side = if base.get(path) == head.get(path) { &view } else { &head };
