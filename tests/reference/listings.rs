@@ -15,7 +15,7 @@ use oxenfs::path::RepoPath;
 use oxenfs::workspace::ByHash;
 use oxenfs::workspace::memory::{Fault, Memory, Tree};
 
-use crate::world::temporary_dir;
+use crate::world::{entries_of, temporary_dir};
 
 /// Every file, by its path, with its length.
 type Shown = BTreeMap<String, u64>;
@@ -80,18 +80,7 @@ async fn go<T>(fs: &Fs, op: impl Fn(&Fs) -> Op<T>) -> T {
 
 async fn entries(fs: &Fs, dir: Ino) -> Vec<(String, Ino)> {
     let handle = go(fs, |fs| fs.opendir(dir)).await.handle;
-    let found = go(fs, |fs| {
-        let mut found = Vec::new();
-        fs.readdir(handle, 0, false, |entry| {
-            let name = String::from_utf8(entry.name.to_vec()).unwrap();
-            if !matches!(name.as_str(), "." | "..") {
-                found.push((name, entry.stat.ino));
-            }
-            false
-        })?;
-        Ok(found)
-    });
-    let found = found.await;
+    let found = go(fs, |fs| entries_of(fs, handle)).await;
     fs.release(handle);
     found
 }

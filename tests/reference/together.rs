@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 mod team;
 
 use crate::tell;
-use crate::world::{STUCK, attrs, commit_request, in_time, runtime, temporary_dir};
+use crate::world::{STUCK, attrs, commit_request, entries_of, in_time, runtime, temporary_dir};
 
 type Files = BTreeMap<String, String>;
 
@@ -212,18 +212,7 @@ impl Mount {
 
     async fn list(&self, dir: Ino) -> Vec<(String, Ino)> {
         let handle = self.go(|fs| fs.opendir(dir)).await.unwrap().handle;
-        let found = self.go(|fs| {
-            let mut found = Vec::new();
-            fs.readdir(handle, 0, false, |entry| {
-                let name = String::from_utf8(entry.name.to_vec()).unwrap();
-                if !matches!(name.as_str(), "." | "..") {
-                    found.push((name, entry.stat.ino));
-                }
-                false
-            })?;
-            Ok(found)
-        });
-        let found = found.await.unwrap();
+        let found = self.go(|fs| entries_of(fs, handle)).await.unwrap();
         self.fs.release(handle);
         found
     }

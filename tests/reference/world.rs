@@ -304,6 +304,19 @@ pub async fn in_time<T>(what: &str, ending: impl Future<Output = T>) -> T {
     tokio::time::timeout(STUCK, ending).await.unwrap_or_else(|_| panic!("{what} has not ended in {STUCK:?}"))
 }
 
+/// The names in an open directory, whose names are text, and what they stand for.
+pub fn entries_of(fs: &Fs, handle: u64) -> oxenfs::fs::Op<Vec<(String, Ino)>> {
+    let mut found = Vec::new();
+    fs.readdir(handle, 0, false, |entry| {
+        let name = String::from_utf8(entry.name.to_vec()).unwrap();
+        if !matches!(name.as_str(), "." | "..") {
+            found.push((name, entry.stat.ino));
+        }
+        false
+    })?;
+    Ok(found)
+}
+
 /// In memory where there is such a place: what is tested here does not depend on the disk.
 pub fn temporary_dir() -> tempfile::TempDir {
     let shm = std::path::Path::new("/dev/shm");
