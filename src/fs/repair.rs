@@ -205,7 +205,7 @@ impl Salvage {
         let mut repair = Repair { left_out: self.left_out, ..Repair::default() };
         let used = self.state.settle_salvaged();
         self.state.show_staged(&self.dangling, &self.options);
-        let ids = match place.spool.is_dir() {
+        let mut ids = match place.spool.is_dir() {
             true => spool::ids_in(&place.spool).map_err(io)?,
             false => Vec::new(),
         };
@@ -220,7 +220,6 @@ impl Salvage {
         let accounts: Vec<_> =
             self.state.writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
         repair.owed = accounts.iter().filter(|(path, account)| self.state.owes(path, account)).count() as u64;
-        let mut ids = ids;
         ids.sort_unstable();
         for spool in ids.into_iter().filter(|id| !used.contains_key(id)) {
             let at = spool::path_in(&place.spool, spool);

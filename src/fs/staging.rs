@@ -840,6 +840,9 @@ impl Fs {
     /// keeps them, empty, unless they are removed by name (0.65.2, tried). Nothing may be put below them meanwhile.
     pub fn emptied_dirs(&self, files: &HashSet<&RepoPath>) -> BTreeSet<RepoPath> {
         let state = self.lock();
+        // A commit removes what was vacant at its cut, whatever came into the tree since. What is sent yet that was decided
+        // before is none of it, nor is anything where staging only pauses.
+        let made = state.made_cut().filter(|made| files.iter().any(|file| made.get(file).is_some()));
         let mut dirs = BTreeSet::new();
         let mut known = HashMap::new();
         // Of each directory, whether the workspace will show nothing below it; asked once, not for every file in it.
@@ -849,10 +852,7 @@ impl Fs {
             let above = std::iter::successors(file.parent(), RepoPath::parent).take_while(|dir| !dir.is_root());
             for dir in above {
                 let is_clear = *clear.entry(dir.clone()).or_insert_with(|| {
-                    // A commit removes what was vacant at its cut, whatever came into the tree since. What is sent yet that
-                    // was decided before is none of it, nor is anything where staging only pauses.
-                    let vacant = match state.made_cut().filter(|made| files.iter().any(|file| made.get(file).is_some()))
-                    {
+                    let vacant = match made {
                         Some(made) => made.is_vacant(&dir),
                         None => state.is_vacant(&dir, &mut known),
                     };

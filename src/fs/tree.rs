@@ -310,7 +310,7 @@ impl Tree {
         }
     }
 
-    /// The kernel has forgotten an inode's number so often.
+    /// The kernel has forgotten an inode's number so often. Whether it has it no more.
     pub fn forgotten(&mut self, ino: Ino, times: u64) -> bool {
         let Some(inode) = self.names.get_mut(ino) else { return false };
         count::take(&mut inode.lookups, times, "handles.lookups");

@@ -873,12 +873,9 @@ impl Queue {
 
     /// A barrier waits for nothing more: it is reached.
     pub fn give_up(&mut self, id: NonZeroU32) {
-        // One that is reached is in no entry any more: it is not looked for in all that is pending.
-        if self.barriers.get(&id).is_none_or(|barrier| barrier.remaining == 0) {
-            return;
-        }
         let Self { entries, barriers, .. } = self;
-        let Some(barrier) = barriers.get_mut(&id) else { return };
+        // One that is reached is in no entry any more: it is not looked for in all that is pending.
+        let Some(barrier) = barriers.get_mut(&id).filter(|barrier| barrier.remaining > 0) else { return };
         for (_, entry) in entries.values_mut() {
             for wait in entry.take_waits(|wait| wait.barrier == id) {
                 barrier.uncount(&wait);
