@@ -619,6 +619,11 @@ impl Stager {
     /// what only the server has must not go before it is staged under its new name.
     fn turn(&mut self, item: &Item) -> Turn {
         let path = &item.capture.path;
+        if matches!(item.step, Step::Remove | Step::Unstage)
+            && let Some(undecided) = self.fs.conflict_above(path)
+        {
+            return Turn::KeptOut(undecided);
+        }
         match self.fs.frees(path, item.step) {
             Frees::Now => {}
             Frees::Later => return Turn::Later,

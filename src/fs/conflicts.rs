@@ -75,6 +75,8 @@ impl State {
         if self.writeback.conflict(path).is_some() {
             self.apply(Change::Conflict { path: path.clone(), conflict: None });
             self.writeback.let_go(path);
+            // What was removed below it waited for that.
+            self.writeback.let_in();
         }
     }
 
@@ -232,6 +234,13 @@ impl State {
 }
 
 impl Fs {
+    /// What is in conflict around `path`: what was removed there is decided with it, as nobody knows here what others have
+    /// beside it.
+    pub fn conflict_above(&self, path: &RepoPath) -> Option<RepoPath> {
+        let state = self.lock();
+        std::iter::successors(path.parent(), RepoPath::parent).find(|dir| state.writeback.conflict(dir).is_some())
+    }
+
     /// The paths that were changed here and by others, in tree order.
     pub fn conflicts(&self) -> Vec<RepoPath> {
         self.lock().writeback.conflicts().map(|(path, _)| path.clone()).collect()
@@ -377,14 +386,12 @@ impl State {
                 self.apply(Change::Account { path: below.clone(), account: Some(account) });
                 self.owe_again(below);
             }
-            self.writeback.let_in();
             return Ok(None);
         }
         let Some((dir, name)) = self.place_for(path, conflict.theirs, fs)? else {
             // Nothing here and nothing there.
             self.end_conflict(path);
             self.settle_with_theirs(path, conflict.theirs);
-            self.writeback.let_in();
             return Ok(None);
         };
         let ours = self.tree.child(dir, &name);
@@ -402,7 +409,6 @@ impl State {
             self.end_conflict(path);
         }
         self.show_theirs(dir, &name, path, conflict.theirs, fs);
-        self.writeback.let_in();
         Ok(beside)
     }
 

@@ -459,10 +459,12 @@ impl State {
         // A file that took the place of a whole directory of the base: others changed nothing that it did not remove.
         let replaces = |(path, judged): (&RepoPath, &Judged)| {
             let over_dir = judged.theirs == Theirs::Dir && judged.ours.is_file() && judged.base.is_none();
+            // What others had in it before is not all removed.
+            let undecided = self.writeback.conflict(path).is_some_and(|conflict| conflict.theirs == Theirs::Dir);
             let was_dir = self.writeback.ledger().based_below(path).any(|below| below != path);
             let mut below = plan.judged.range(path.clone()..).skip(1).take_while(|(below, _)| below.is_in(path));
             let all_agree = was_dir && !below.any(|(_, below)| below.verdict == Verdict::Conflict);
-            (over_dir && all_agree && !moved.has_more_than(path, &plan.removed)).then(|| path.clone())
+            (over_dir && !undecided && all_agree && !moved.has_more_than(path, &plan.removed)).then(|| path.clone())
         };
         let replacing: Vec<RepoPath> = plan.judged.iter().filter_map(replaces).collect();
         for path in replacing {

@@ -740,8 +740,7 @@ impl Fs {
     /// A step of `capture` works only when somebody has acted about `other`, which is in its way: it waits as well, and is
     /// looked at again when anything has been done to what the workspace has.
     pub fn step_kept_out(&self, capture: &Capture, other: &RepoPath) {
-        let error =
-            format!("cannot be staged beside {other}, which the server has and which waits for somebody itself");
+        let error = format!("cannot be staged before {other}, which is in its way and waits for somebody itself");
         if self.has_changed_since(capture, &error) {
             return;
         }
@@ -837,7 +836,8 @@ impl Fs {
     }
 
     /// The topmost directories of the base that are left without anything once `files` are removed or unstaged: a server
-    /// keeps them, empty, unless they are removed by name (0.65.2, tried). Nothing may be put below them meanwhile.
+    /// keeps them, empty, unless they are removed by name (0.65.2, tried). Nothing may be put below them meanwhile. What others
+    /// have below a path in conflict is not known, and not to go with a directory.
     pub fn emptied_dirs(&self, files: &HashSet<&RepoPath>) -> BTreeSet<RepoPath> {
         let state = self.lock();
         // A commit removes what was vacant at its cut, whatever came into the tree since. What is sent yet that was decided
@@ -856,7 +856,8 @@ impl Fs {
                         Some(made) => made.is_vacant(&dir),
                         None => state.is_vacant(&dir, &mut known),
                     };
-                    vacant && state.writeback.ledger().shown_below(&dir).all(|path| files.contains(path))
+                    let undecided = state.writeback.is_in_conflict_below(&dir);
+                    vacant && !undecided && state.writeback.ledger().shown_below(&dir).all(|path| files.contains(path))
                 });
                 if !is_clear {
                     break;

@@ -76,6 +76,11 @@ impl Writeback {
         }
     }
 
+    /// Whether anything below a directory, or it itself, is in conflict.
+    pub fn is_in_conflict_below(&self, dir: &RepoPath) -> bool {
+        self.conflicts.range(dir.clone()..).next().is_some_and(|(path, _)| path.is_in(dir))
+    }
+
     /// What was staged is in the base.
     pub fn rebase(&mut self) {
         self.ledger.rebase();
