@@ -366,6 +366,9 @@ struct State {
     unreadable: unreadable::Unreadable,
     /// Files that others changed, and that programs have open.
     waiting: conflicts::Waiting,
+    /// The workspace stands on another commit than the tree: others committed it, or it was deleted and made again. Nothing
+    /// is sent to it before the tree has followed: what others have there is not known here.
+    elsewhere: bool,
     /// Changes since it was last checked whether all is as it should be.
     #[cfg(debug_assertions)]
     unchecked: usize,
@@ -399,8 +402,14 @@ impl State {
             Change::Conflict { path, conflict } => self.writeback.set_conflict(path, conflict.as_ref()),
             Change::Upload { path, upload } => self.writeback.set_upload(path, upload.as_ref()),
             Change::Base { commit } if self.tree.base() == commit => {}
-            Change::Base { commit } => self.tree.move_base(commit),
-            Change::Rebase { commit, alone } => self.rebase(commit, *alone),
+            Change::Base { commit } => {
+                self.elsewhere = false;
+                self.tree.move_base(commit);
+            }
+            Change::Rebase { commit, alone } => {
+                self.elsewhere = false;
+                self.rebase(commit, *alone);
+            }
             Change::Intent { intent } => self.writeback.set_intent(intent.as_ref()),
             change => self.tree.apply(change),
         }

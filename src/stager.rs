@@ -190,6 +190,7 @@ enum Done {
     Fetched(Box<Capture>, Result<Arc<std::fs::File>, FsError>),
     Listed(Box<Capture>, Result<(), FsError>),
     Rescued(Ino, Result<(), FsError>),
+    Followed(Result<(), FsError>),
     /// An item that was refused for long, and whether the server answers what else it is asked.
     Judged(Box<Item>, String, bool),
     Unrecorded {
@@ -332,6 +333,8 @@ pub struct Stager {
     removing: Vec<BTreeSet<RepoPath>>,
     /// Files whose bytes are being fetched before the server loses them, and those where that is in vain.
     rescuing: HashSet<Ino>,
+    /// Whether the tree is about to follow a workspace that was made again.
+    following: bool,
     lost: HashSet<Ino>,
     /// Why the last attempt at a file's bytes failed, until somebody is told.
     unrescued: HashMap<Ino, Kept>,
@@ -366,6 +369,7 @@ impl Stager {
             sending: HashSet::new(),
             removing: Vec::new(),
             rescuing: HashSet::new(),
+            following: false,
             lost: HashSet::new(),
             unrescued: HashMap::new(),
             refusals: HashMap::new(),
@@ -510,6 +514,9 @@ impl Stager {
             return;
         }
         self.quiet_until = None;
+        if self.fs.is_elsewhere() {
+            return self.follow();
+        }
         let mut kinds = Kind::ALL;
         // Of the two that exclude each other, the one that waits for longer.
         let waits_since = |kind| self.ready[kind].front().map_or(u64::MAX, |item: &Item| item.capture.seq);
@@ -518,6 +525,28 @@ impl Stager {
         }
         for kind in kinds {
             self.start_requests(kind);
+        }
+    }
+
+    /// The workspace stands elsewhere: the tree follows before anything is sent.
+    fn follow(&mut self) {
+        let delay = self.delays.after(self.failures, None);
+        if !self.following {
+            self.following = true;
+            let fs = self.fs.clone();
+            let follow = async move {
+                let followed = fs.follow_workspace().await;
+                if followed.is_err() {
+                    tokio::time::sleep(delay).await;
+                }
+                Done::Followed(followed)
+            };
+            self.running.push(follow.boxed());
+        }
+        let items: Vec<Item> = self.ready.0.iter_mut().flat_map(|waiting| waiting.drain(..)).collect();
+        for item in items {
+            self.drop_item(&item);
+            self.fs.put_back(&item.capture.path, delay);
         }
     }
 
@@ -721,6 +750,18 @@ impl Stager {
                     self.step_failed(&item.capture, &error, None);
                 } else {
                     self.step_failed(&item.capture, &error, Some(self.delays.after(attempts, None)));
+                }
+            }
+            Done::Followed(followed) => {
+                self.following = false;
+                match followed {
+                    Ok(()) => self.failures = 0,
+                    // The commit does it.
+                    Err(FsError::Exists) => {}
+                    Err(error) => {
+                        self.failures += 1;
+                        tracing::warn!(%error, "the workspace stands on another commit, which is not taken in yet");
+                    }
                 }
             }
             Done::Fetched(capture, Ok(file)) => self.decide(*capture, Some(file), true),

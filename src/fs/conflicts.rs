@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::merge::Side;
 use super::ops::Followed;
+use super::rebase::LOOKS;
 use super::recovery::Listings;
 use super::staging::into_plain;
 use super::{Fs, FsError, Need, Op, State, base_attrs, now, unlisted_dir};
@@ -279,8 +280,20 @@ impl Fs {
     /// Returns that version's path.
     ///
     /// # Errors
-    /// [`FsError::NotFound`] when there is none; the server's, or the local disk's: nothing is decided then.
+    /// [`FsError::NotFound`] when there is none; [`FsError::Busy`] where it becomes another all the time; the server's, or the
+    /// local disk's: nothing is decided then.
     pub async fn resolve(&self, path: &RepoPath, choice: Choice, label: &str) -> Result<Option<RepoPath>, FsError> {
+        for _ in 1..LOOKS {
+            match self.try_resolve(path, choice, label).await {
+                // The base moved meanwhile.
+                Err(FsError::Busy) => {}
+                resolved => return resolved,
+            }
+        }
+        self.try_resolve(path, choice, label).await
+    }
+
+    async fn try_resolve(&self, path: &RepoPath, choice: Choice, label: &str) -> Result<Option<RepoPath>, FsError> {
         let (conflict, ours, ino) = {
             let state = self.lock();
             let conflict = state.writeback.conflict(path).cloned().ok_or(FsError::NotFound)?;

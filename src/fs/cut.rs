@@ -58,6 +58,8 @@ pub(super) struct Made {
     vacant: HashSet<RepoPath>,
     /// Who waits for all of `wanted`.
     barrier: Option<NonZeroU32>,
+    /// No commit: staging rests for a moment.
+    is_pause: bool,
 }
 
 impl Made {
@@ -91,6 +93,17 @@ impl State {
     /// Whether a commit is being staged: then nothing else is, as the commit would hold that too.
     pub(super) fn is_cut(&self) -> bool {
         self.made_cut().is_some() && !sync::mistaken("a capture looks at the cut once")
+    }
+
+    /// A commit, or a pause, begins. `false`: there is one.
+    fn begin_cut(&mut self) -> bool {
+        let first_new = self.tree.next_ino();
+        self.writeback.begin_cut(Gathering { first_new, fixed: HashMap::new() })
+    }
+
+    /// Nothing is staged from now on. What is returned is to be dropped when the lock is free.
+    fn rest(&mut self) -> Option<Cut> {
+        self.writeback.make_cut(Made { is_pause: true, ..Made::default() })
     }
 
     /// What the cut of a commit says of a path, with what is known of the path by now.
@@ -310,22 +323,56 @@ pub struct Paused {
 }
 
 impl Fs {
-    /// Has nothing staged from now on, and returns when no request is under way any more.
+    /// Begins to gather, once staging does not rest for somebody else: a move of the base is soon over.
     ///
     /// # Errors
     /// [`FsError::Exists`] while a commit is under way.
+    async fn begin_in_turn<T>(&self, begun: impl Fn(&mut State) -> T) -> Result<T, FsError> {
+        loop {
+            let moved = self.progress.notified();
+            {
+                let mut state = self.begin();
+                if state.begin_cut() {
+                    return Ok(begun(&mut state));
+                }
+                if !state.made_cut().is_some_and(|made| made.is_pause) {
+                    return Err(FsError::Exists);
+                }
+            }
+            let _ = tokio::time::timeout(RECHECK, moved).await;
+        }
+    }
+
+    /// [`pause`](Self::pause), after anybody else's.
+    ///
+    /// # Errors
+    /// [`FsError::Exists`] while a commit is under way.
+    pub(super) async fn pause_in_turn(&self) -> Result<Paused, FsError> {
+        let Some(fs) = self.this.upgrade() else { return Err(FsError::Stale) };
+        let gathered = self.begin_in_turn(State::rest).await?;
+        drop(gathered);
+        self.at_rest(Paused { _guard: Guard(fs) }).await
+    }
+
+    /// Has nothing staged from now on, and returns when no request is under way any more.
+    ///
+    /// # Errors
+    /// [`FsError::Exists`] while a commit is under way, or somebody else's pause.
     pub async fn pause(&self) -> Result<Paused, FsError> {
         let Some(fs) = self.this.upgrade() else { return Err(FsError::Stale) };
         let gathered = {
             let mut state = self.begin();
-            let first_new = state.tree.next_ino();
-            if !state.writeback.begin_cut(Gathering { first_new, fixed: HashMap::new() }) {
+            if !state.begin_cut() {
                 return Err(FsError::Exists);
             }
-            state.writeback.make_cut(Made::default())
+            state.rest()
         };
         drop(gathered);
-        let paused = Paused { _guard: Guard(fs) };
+        self.at_rest(Paused { _guard: Guard(fs) }).await
+    }
+
+    /// Returns when no request is under way any more.
+    async fn at_rest(&self, paused: Paused) -> Result<Paused, FsError> {
         loop {
             let moved = self.progress.notified();
             let in_hand =
@@ -338,7 +385,7 @@ impl Fs {
         }
     }
 
-    /// Makes the cut of a commit: fixes what every pending path is to hold.
+    /// Makes the cut of a commit: fixes what every pending path is to hold. Waits for a move of the base that is under way.
     ///
     /// # Errors
     /// [`FsError::Exists`] when a commit is under way already; the local filesystem's when the content of an open file
@@ -347,15 +394,11 @@ impl Fs {
         let Some(fs) = self.this.upgrade() else {
             return Err(FsError::Stale);
         };
-        let (open, pending) = {
-            let mut state = self.begin();
-            let first_new = state.tree.next_ino();
-            if !state.writeback.begin_cut(Gathering { first_new, fixed: HashMap::new() }) {
-                return Err(FsError::Exists);
-            }
+        let gathers = |state: &mut State| {
             state.stir(&|_| true, self);
             (state.open_for_writing(), state.writeback.queue().len())
         };
+        let (open, pending) = self.begin_in_turn(gathers).await?;
         let guard = Guard(fs.clone());
         tracing::debug!(pending, open = open.len(), "a commit gathers what is open for writing");
         for ino in open {
@@ -392,6 +435,10 @@ impl Fs {
                 let waiting = state.barrier(fs, &paths, Scope::Fixed);
                 if let Some(made) = state.writeback.made_mut() {
                     made.barrier = Some(waiting.id);
+                }
+                // None of it is sent: the commit finds the workspace elsewhere, and follows.
+                if state.elsewhere {
+                    state.writeback.give_up_cut();
                 }
                 state.owe_what_came_since(self, old.as_ref());
                 (Ok(waiting), old)

@@ -21,6 +21,9 @@ use crate::workspace::{ByHash, Change as StagedChange, ChangeKind, CommitId, Obj
 use crate::writeback::index::{Account, Staged};
 use crate::writeback::queue::Parked;
 
+/// What is staged as removed because its directory was, and what the base has of it.
+type Fallen = Vec<(RepoPath, Option<Object>)>;
+
 /// How a mount stands to its branch after it was told to follow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Followed {
@@ -168,7 +171,7 @@ impl Fs {
     /// # Errors
     /// [`FsError::Exists`] while a commit is under way; the server's, or the journal's.
     pub async fn follow_branch(&self) -> Result<Followed, FsError> {
-        let paused = self.pause().await?;
+        let paused = self.pause_in_turn().await?;
         self.follow_paused(&paused).await
     }
 
@@ -318,8 +321,11 @@ impl Fs {
             Foreign { path, base, staged }
         });
         let mut foreign: Vec<Foreign> = foreign.collect();
-        if at_mount {
-            foreign.extend(self.foreign(&staged, &base, &mut updates).await?);
+        let mut fallen = Vec::new();
+        if at_mount || is_move {
+            let found;
+            (found, fallen) = self.foreign(&staged, &base, is_move).await?;
+            foreign.extend(found.into_iter().filter(|_| at_mount));
         }
         // What is removed makes way for what is in its place.
         foreign.sort_by(|a, b| (a.staged.is_some(), &a.path).cmp(&(b.staged.is_some(), &b.path)));
@@ -359,7 +365,14 @@ impl Fs {
             if *state.tree.base() != base {
                 state.apply(Change::Base { commit: base.clone() });
             }
+            state.elsewhere = false;
             state.carry_out(&plan, &moved, &self.options);
+            // By now the tree shows what others have in those directories.
+            for (path, base) in &fallen {
+                if state.writeback.account(path).is_none() {
+                    state.doubt(path, Account { base: *base, ..Account::default() });
+                }
+            }
             for change in &foreign {
                 // What was written here meanwhile is ours.
                 if state.writeback.account(&change.path).is_none() && state.clear_for_import(&change.path) {
@@ -406,20 +419,26 @@ impl Fs {
         (staged, false)
     }
 
-    /// What others staged in this workspace; what fell with a directory, by a request of ours, is to be staged again.
+    /// What others staged in this workspace; what fell with a directory, by a request of ours, is to be staged again: also
+    /// where a request for a workspace of before came to this one (`is_move`), on which others have more in the directory.
     async fn foreign(
         &self,
         staged: &HashMap<RepoPath, StagedChange>,
         base: &CommitId,
-        updates: &mut HashMap<RepoPath, (Staged, Option<u64>)>,
-    ) -> Result<Vec<Foreign>, FsError> {
+        is_move: bool,
+    ) -> Result<(Vec<Foreign>, Fallen), FsError> {
         let (mut foreign, mut fallen) = (Vec::new(), Vec::new());
         let mut listings = Listings::new(self, base.clone());
+        let fell = |path: &RepoPath| {
+            let state = self.lock();
+            let beside = is_move && !self.is_shared() && state.removed_around(path);
+            beside || state.writeback.ledger().may_fall(path)
+        };
         for change in staged.values().filter(|change| self.lock().writeback.account(&change.path).is_none()) {
             let (path, base) = (change.path.clone(), listings.object(&change.path).await?);
             let staged = match change.kind {
                 // With its directory, by a request of ours: undone as well.
-                ChangeKind::Removed if self.lock().writeback.ledger().may_fall(&path) => {
+                ChangeKind::Removed if fell(&path) => {
                     fallen.push((path, base));
                     continue;
                 }
@@ -428,17 +447,7 @@ impl Fs {
             };
             foreign.push(Foreign { path, base, staged });
         }
-        let noted = self.change(|state| {
-            for (path, base) in &fallen {
-                let account =
-                    Account { base: *base, staged: Staged::Doubt, late: Some(now_secs()), ..Account::default() };
-                state.apply(Change::Account { path: path.clone(), account: Some(account) });
-            }
-            Ok(())
-        });
-        into_plain(noted)?;
-        updates.extend(fallen.into_iter().map(|(path, _)| (path, (Staged::Doubt, Some(now_secs())))));
-        Ok(foreign)
+        Ok((foreign, fallen))
     }
 }
 
@@ -455,6 +464,13 @@ impl State {
     fn staged_elsewhere(&self) -> Vec<(RepoPath, Object)> {
         let accounts = self.writeback.ledger().iter();
         accounts.filter_map(|(path, account)| Some((path.clone(), self.only_staged(path, &account)?))).collect()
+    }
+
+    /// Whether a file was removed here in a directory that was around `path`, or at it.
+    fn removed_around(&self, path: &RepoPath) -> bool {
+        let mut dirs = std::iter::successors(Some(path.clone()), RepoPath::parent).take_while(|dir| !dir.is_root());
+        let is_removed = |below: &RepoPath| self.tree.resolve(below) == Resolved::Absent;
+        dirs.any(|dir| self.writeback.ledger().based_below(&dir).any(is_removed))
     }
 
     /// The content of a file that has it neither from the spool nor from a commit: it was staged.

@@ -87,6 +87,11 @@ impl Fs {
         if self.find_workspace().await? {
             return Ok(None);
         }
+        // It came back to where the tree stands: what the cut has was not sent.
+        if self.is_elsewhere() && self.stands_on_base().await? {
+            self.begin().elsewhere = false;
+            return Ok(None);
+        }
         match self.compare(|_| true).await? {
             Comparison::Differs => Ok(None),
             Comparison::Agrees(staged) => Ok(Some(staged)),
@@ -301,7 +306,7 @@ impl State {
     }
 
     /// A path is staged otherwise than it should be: it is brought to that again in its turn.
-    fn doubt(&mut self, path: &RepoPath, account: Account) {
+    pub(super) fn doubt(&mut self, path: &RepoPath, account: Account) {
         tracing::warn!(%path, "staged otherwise than confirmed: by a request that came late, or by somebody else");
         let account = Account { staged: Staged::Doubt, late: Some(now_secs()), ..account };
         self.apply(Change::Account { path: path.clone(), account: Some(account) });

@@ -106,21 +106,37 @@ impl Fs {
             commit.iter().for_each(|commit| self.follow_others(commit));
             return Ok(false);
         }
-        let reopened = self.workspace.reopen(self.branch_name(), &self.base()).await?;
+        // Also between its making and the owing nothing is sent.
+        let (base, before) = {
+            let mut state = self.begin();
+            let base = state.tree.base().clone();
+            let before = std::mem::replace(&mut state.elsewhere, !base.0.is_empty());
+            (base, before)
+        };
+        let reopened = match self.workspace.reopen(self.branch_name(), &base).await {
+            Ok(reopened) => reopened,
+            Err(error) => {
+                self.begin().elsewhere = before;
+                return Err(error.into());
+            }
+        };
         tracing::warn!(
             made = reopened.made,
             commit = %reopened.identity.commit,
             "the workspace was deleted or made anew by somebody else; what was staged is staged again"
         );
-        self.owe_staged()?;
+        self.owe_staged(&reopened.identity.commit)?;
         self.remade.fetch_add(1, Ordering::AcqRel);
         (presence.identity, presence.looked) = (Some(reopened.identity), Some(Instant::now()));
         Ok(true)
     }
 
-    /// All that is staged is owed again. A request of before may still be carried out: what is there is in doubt.
-    fn owe_staged(&self) -> Result<(), FsError> {
+    /// All that is staged is owed again, in a workspace on `commit`. A request of before may still be carried out: what is
+    /// there is in doubt.
+    fn owe_staged(&self, commit: &CommitId) -> Result<(), FsError> {
         into_plain(self.change(|state| {
+            let base = state.tree.base();
+            state.elsewhere = !base.0.is_empty() && base != commit;
             let staged = state.writeback.ledger().iter().filter(|(_, account)| account.staged != Staged::Nothing);
             let staged: Vec<(RepoPath, Account)> = staged.map(|(path, account)| (path.clone(), account)).collect();
             let mut lacks = false;
@@ -130,7 +146,7 @@ impl Fs {
                 state.writeback.owe(&path, Duration::ZERO);
                 lacks |= !state.is_in_cut(&path);
             }
-            if lacks {
+            if lacks || state.elsewhere {
                 state.writeback.give_up_cut();
             }
             Ok(())
@@ -138,6 +154,19 @@ impl Fs {
         self.wake.notify_one();
         self.progress.notify_waiters();
         Ok(())
+    }
+
+    /// Whether the workspace stands on another commit than the tree, as it was made again: nothing may be sent to it.
+    pub fn is_elsewhere(&self) -> bool {
+        self.lock().elsewhere
+    }
+
+    /// Has the tree follow a workspace that stands elsewhere.
+    ///
+    /// # Errors
+    /// [`FsError::Exists`] while a commit is under way, which does so itself; the server's, or the journal's.
+    pub async fn follow_workspace(&self) -> Result<(), FsError> {
+        self.take_in_others().await
     }
 
     // ---- a commit that was asked for

@@ -202,7 +202,8 @@ impl Fs {
     }
 
     /// To be called when what was staged for these paths was dropped. If somebody else had committed it before, it is in
-    /// the base now and shows: they are owed again, over that base.
+    /// the base now and shows: they are owed again, over that base. Whether the workspace stands on another commit than the
+    /// tree.
     ///
     /// # Errors
     /// The server's, or the journal's.
@@ -219,13 +220,17 @@ impl Fs {
         into_plain(self.change(|state| {
             for (path, base) in paths.iter().zip(found) {
                 let account = state.writeback.account(path).unwrap_or_default();
-                if account.base != base {
+                // What else is there by now others put there by themselves.
+                let is_ours = |base: Object| account.staged == Staged::Put(base) || account.before == Some(base);
+                if account.base != base && base.is_some_and(is_ours) {
                     state.apply(Change::Account { path: path.clone(), account: Some(Account { base, ..account }) });
                     state.writeback.owe(path, Duration::ZERO);
                 }
             }
-            Ok(true)
-        }))
+            Ok(())
+        }))?;
+        self.follow_others(&listings.commit);
+        Ok(true)
     }
 
     /// Writes the present state to a new journal segment and drops the old ones, when that is worth it. Goes on
@@ -535,6 +540,7 @@ impl State {
             salvaged: SalvagedFiles::default(),
             unreadable: Unreadable::default(),
             waiting: Default::default(),
+            elsewhere: false,
             #[cfg(debug_assertions)]
             unchecked: 0,
         }

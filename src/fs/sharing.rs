@@ -62,26 +62,20 @@ impl Fs {
     }
 
     /// The workspace stands on `commit`. If that is another than the record says, and no commit of our own is under way,
-    /// somebody else made it of what was staged: what of ours is in it is committed, and the mount stands on it, soon.
+    /// somebody else made it of what was staged, or made the workspace anew: what of ours is in it is committed, and before
+    /// anything else is sent the mount stands on it.
     pub(super) fn follow_others(&self, commit: &CommitId) {
-        let base = self.base();
-        {
-            let state = self.lock();
-            let ours = state.writeback.is_cutting() || state.writeback.intent().is_some();
-            if *commit == base || base.0.is_empty() || ours {
-                return;
-            }
+        let mut state = self.begin();
+        let base = state.tree.base().clone();
+        let ours = state.writeback.is_cutting() || state.writeback.intent().is_some();
+        if *commit == base || base.0.is_empty() || ours || state.elsewhere {
+            return;
         }
-        // Whoever found it may be at a request, and those are waited for.
-        let Some(fs) = self.shared() else { return };
+        state.elsewhere = true;
+        drop(state);
         tracing::info!(%base, %commit, "somebody else committed this workspace");
-        tokio::spawn(async move {
-            match fs.take_in_others().await {
-                // A commit of our own, or another look, does it.
-                Ok(()) | Err(FsError::Exists) => {}
-                Err(error) => tracing::warn!(%error, "what somebody else committed is not taken in yet"),
-            }
-        });
+        // Whoever found it may be at a request, and those are waited for.
+        self.wake.notify_one();
     }
 
     /// What others staged in a workspace that is shared may be something else by now than when it was last looked at: looks
@@ -95,7 +89,7 @@ impl Fs {
         is_theirs && self.take_in_others().await.is_ok()
     }
 
-    async fn take_in_others(&self) -> Result<(), FsError> {
+    pub(super) async fn take_in_others(&self) -> Result<(), FsError> {
         let _paused = self.pause().await?;
         self.agree(false).await?;
         self.flush().await?;

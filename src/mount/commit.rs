@@ -85,6 +85,10 @@ async fn try_commit(
         Ok(staged) => staged,
         Err(failure) => return Ok(Err(failure)),
     };
+    // The base may have moved before the cut.
+    if let Some(unresolved) = conflicts::unresolved(daemon) {
+        return Ok(Err(unresolved));
+    }
     // With the cut made, nothing else is staged: what a commit of before became can be found out.
     let before = match resume(daemon, request).await {
         Ok(before) => before,

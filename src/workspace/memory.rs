@@ -118,6 +118,8 @@ struct Stage {
     incarnation: Option<u64>,
     /// Others may use it.
     shared: bool,
+    /// Where it is made again it stands on what the branch has become.
+    follows: bool,
     staged: BTreeMap<RepoPath, Option<Bytes>>,
     /// Requests that have come and had no effect yet, by number.
     arrived: BTreeMap<u64, Effect>,
@@ -128,7 +130,7 @@ struct Stage {
 impl Stage {
     fn on(base: String, incarnation: u64) -> Self {
         let (staged, arrived, late) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        Self { base, incarnation: Some(incarnation), shared: false, staged, arrived, late }
+        Self { base, incarnation: Some(incarnation), shared: false, follows: false, staged, arrived, late }
     }
 }
 
@@ -277,6 +279,20 @@ impl Memory {
         let mut state = self.lock();
         state.own.staged.clear();
         state.own.incarnation = None;
+    }
+
+    /// Makes it anew on what the branch has become, with nothing staged in it, as another client may that deleted it.
+    pub fn remake_workspace(&self) {
+        let mut state = self.lock();
+        state.own.staged.clear();
+        state.incarnations += 1;
+        state.own.incarnation = Some(state.incarnations);
+        state.own.base = state.head.clone();
+    }
+
+    /// Where it is made again it stands on what the branch has become from now on: so do servers that make none on a commit.
+    pub fn remake_on_head(&self) {
+        self.lock().own.follows = true;
     }
 
     /// Drops all that is staged, as another client may.
@@ -729,7 +745,7 @@ impl Workspace for Memory {
             if made {
                 state.incarnations += 1;
                 state.own.incarnation = Some(state.incarnations);
-                let is_known = state.commits.contains_key(&*base.0);
+                let is_known = state.commits.contains_key(&*base.0) && !state.own.follows;
                 state.own.base = if is_known { base.0.to_string() } else { state.head.clone() };
             }
             Ok(Reopened { identity: state.identity().ok_or_else(no_workspace)?, made })

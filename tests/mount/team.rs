@@ -494,8 +494,14 @@ impl Team {
         self.note(at, &format!("commit --on-conflict {policy}"));
         let (before, head) = (self.head_commit(), self.head());
         let member = &mut self.members[at];
-        member.look();
-        let base = member.status(&self.test)["base"].as_str().unwrap().to_owned();
+        // Where its workspace was made anew it may be about to follow.
+        let base = loop {
+            let base = member.status(&self.test)["base"].as_str().unwrap().to_owned();
+            member.look();
+            if member.status(&self.test)["base"] == base.as_str() {
+                break base;
+            }
+        };
         let said = member.oxenfs(
             &self.test,
             &["commit", member.dir(), "-m", "m", "--author", &member.name, "--email", "e@x", "--on-conflict", policy],

@@ -204,47 +204,62 @@ impl Mount {
         if self.go(|fs| fs.getattr(ino)).await?.format != libc::S_IFDIR {
             return self.try_unlink(path).await;
         }
-        for (below, _) in self.list(ino).await {
+        for (below, _) in self.list(ino).await? {
             Box::pin(self.remove_all(&format!("{path}/{below}"))).await?;
         }
         self.go(|fs| fs.rmdir(dir, &name)).await
     }
 
-    async fn list(&self, dir: Ino) -> Vec<(String, Ino)> {
-        let handle = self.go(|fs| fs.opendir(dir)).await.unwrap().handle;
-        let found = self.go(|fs| entries_of(fs, handle)).await.unwrap();
+    async fn list(&self, dir: Ino) -> Result<Vec<(String, Ino)>, FsError> {
+        let handle = self.go(|fs| fs.opendir(dir)).await?.handle;
+        let found = self.go(|fs| entries_of(fs, handle)).await;
         self.fs.release(handle);
         found
     }
 
-    /// All files that the mount shows.
+    /// All files that the mount shows. It may follow somebody at that moment: what was replaced since it was listed is
+    /// looked up again, as a kernel does.
     async fn view(&self) -> Files {
+        for _ in 0..99 {
+            match self.view_at_once().await {
+                Err(FsError::Stale | FsError::NotFound | FsError::NotDir | FsError::IsDir) => {}
+                viewed => return viewed.unwrap(),
+            }
+        }
+        panic!("it changes all the time");
+    }
+
+    async fn view_at_once(&self) -> Result<Files, FsError> {
         let (mut files, mut left) = (Files::new(), vec![(String::new(), ROOT)]);
         while let Some((path, dir)) = left.pop() {
-            for (name, ino) in self.list(dir).await {
+            for (name, ino) in self.list(dir).await? {
                 let path = if path.is_empty() { name } else { format!("{path}/{name}") };
-                if self.go(|fs| fs.getattr(ino)).await.unwrap().format == libc::S_IFDIR {
+                if self.go(|fs| fs.getattr(ino)).await?.format == libc::S_IFDIR {
                     left.push((path, ino));
                 } else {
-                    let text = self.read(ino).await;
+                    let text = self.read(ino).await?;
                     files.insert(path, text);
                 }
             }
         }
-        files
+        Ok(files)
     }
 
-    async fn read(&self, ino: Ino) -> String {
+    async fn read(&self, ino: Ino) -> Result<String, FsError> {
         let flags = OpenFlags { read: true, write: false, truncate: false, execute: false };
-        let handle = self.go(|fs| fs.open(ino, flags)).await.unwrap();
-        let bytes = self.go(|fs| fs.read(handle, 0, 1 << 16)).await.unwrap();
+        let handle = self.go(|fs| fs.open(ino, flags)).await?;
+        let bytes = self.go(|fs| fs.read(handle, 0, 1 << 16)).await;
         self.fs.release(handle);
-        String::from_utf8(bytes).unwrap()
+        Ok(String::from_utf8(bytes?).unwrap())
     }
 
     async fn text(&self, path: &str) -> Option<String> {
-        match self.find(path).await {
-            Ok(ino) => Some(self.read(ino).await),
+        let read = match self.find(path).await {
+            Ok(ino) => self.read(ino).await,
+            Err(error) => Err(error),
+        };
+        match read {
+            Ok(text) => Some(text),
             Err(FsError::NotFound | FsError::NotDir) => None,
             Err(error) => panic!("{path}: {error}"),
         }
@@ -270,6 +285,10 @@ impl Mount {
             let cut = in_time("a cut", self.fs.cut()).await.unwrap();
             let failed = in_time("staging", cut.waiting.reached()).await.files_failed;
             assert!(failed == 0 || !self.conflicts().is_empty(), "{:?}", self.fs.report());
+            // The base moved before the cut.
+            if failed > 0 {
+                return Err(self.conflicts());
+            }
             let Some(staged) = self.fs.audit_for_commit().await.unwrap() else { continue };
             if !self.fs.stands_on_base().await.unwrap() {
                 drop(cut);
@@ -302,7 +321,9 @@ impl Mount {
                 return false;
             }
             let cut = in_time("a cut", self.fs.cut()).await.unwrap();
-            in_time("staging", cut.waiting.reached()).await;
+            if in_time("staging", cut.waiting.reached()).await.files_failed > 0 {
+                return false;
+            }
             let Some(staged) = self.fs.audit_for_commit().await.unwrap() else { continue };
             let head = self.memory.head("main").await.unwrap();
             if !self.fs.stands_on_base().await.unwrap() {
@@ -980,6 +1001,36 @@ fn a_file_in_conflict_with_a_directory_is_so_until_it_is_decided_however_the_bra
         assert_eq!(mount.head(), tree(&[(&beside, "ours"), ("e/a", "a"), ("e/s", "theirs"), ("x", "2")]));
         assert_eq!(mount.view().await, mount.head());
         mount.assert_sound();
+    });
+}
+
+#[test]
+fn nothing_is_sent_to_a_workspace_that_was_made_anew_elsewhere_before_the_mount_has_followed() {
+    runtime(2).block_on(async {
+        for (by_others, commits) in [(false, false), (false, true), (true, false), (true, true)] {
+            let mount = Mount::new(&[("d/a", "a"), ("x", "x")]).await;
+            assert_eq!(mount.view().await, mount.head());
+            mount.write("x", "staged before").await;
+            mount.drain().await;
+            mount.they(&[("d/new", Some("theirs")), ("f/new", Some("theirs"))]);
+            mount.memory.remake_on_head();
+            if by_others {
+                mount.memory.remake_workspace()
+            } else {
+                mount.memory.delete_workspace()
+            }
+            mount.remove_all("d").await.unwrap();
+            mount.write("f", "ours").await;
+            if !commits {
+                mount.drain().await;
+            }
+            assert_eq!(mount.commit().await, Err(vec!["f".to_owned()]));
+            mount.resolve("f", Choice::Theirs).await;
+            mount.commit().await.unwrap();
+            assert_eq!(mount.head(), tree(&[("d/new", "theirs"), ("f/new", "theirs"), ("x", "staged before")]));
+            assert_eq!(mount.view().await, mount.head());
+            mount.assert_sound();
+        }
     });
 }
 

@@ -88,6 +88,7 @@ impl Team {
         } else {
             members.push(("own last".to_owned(), Arc::new(repository.beside()), None));
         }
+        let on_head: Vec<bool> = members.iter().map(|_| rng.bool()).collect();
         let history = texts(repository.head_tree()).into_values().collect();
         let mut team = Self {
             members: Vec::new(),
@@ -97,7 +98,10 @@ impl Team {
             written: 0,
             done: vec![format!("seed {seed}, {by_hash:?}, {} members", members.len())],
         };
-        for (name, memory, place) in members {
+        for ((name, memory, place), on_head) in members.into_iter().zip(on_head) {
+            if on_head {
+                memory.remake_on_head();
+            }
             let mount = Mount::start(temporary_dir(), memory).await;
             let mut member = Member { name, mount: Some(mount), place, alive: BTreeSet::new(), view: Files::new() };
             member.look().await;
@@ -189,10 +193,14 @@ impl Team {
             // Of a workspace that is shared, that would be the end of what the other has staged. In runs by hand alone: once
             // in a thousand such seeds a commit waits for long.
             26 if self.members[at].place.is_none() && number_of("OXENFS_TEAM_SEED").is_some() => {
-                let emptied = self.rng.bool();
-                self.done.push(note(format!("its workspace is {}", if emptied { "emptied" } else { "deleted" })));
+                let what = ["emptied", "deleted", "made anew"][self.rng.usize(..3)];
+                self.done.push(note(format!("its workspace is {what}")));
                 let memory = &self.members[at].mount().memory;
-                if emptied { memory.empty_workspace() } else { memory.delete_workspace() }
+                match what {
+                    "emptied" => memory.empty_workspace(),
+                    "deleted" => memory.delete_workspace(),
+                    _ => memory.remake_workspace(),
+                }
             }
             _ => self.decide_one(at).await,
         }
@@ -244,7 +252,8 @@ impl Team {
         member.look().await;
         let mount = member.mount();
         match in_time("a decision", mount.fs.resolve(&repo_path(path), choice, LABEL)).await {
-            Ok(_) => {}
+            // Or the branch moved, and it is none any more.
+            Ok(_) | Err(FsError::NotFound) => {}
             Err(FsError::NotDir) => _ = mount.resolve(path, Choice::Ours).await,
             Err(error) => panic!("{error}"),
         }
@@ -257,9 +266,16 @@ impl Team {
     async fn commit(&mut self, at: usize) -> bool {
         let head = self.head();
         let member = &mut self.members[at];
-        member.look().await;
+        // Where its workspace was made anew it may be about to follow.
+        let base = loop {
+            let base = member.mount().fs.base();
+            member.look().await;
+            if member.mount().fs.base() == base {
+                break base;
+            }
+        };
         let mount = member.mount();
-        let (base, view) = (texts(self.repository.tree_of(&mount.fs.base())), &member.view);
+        let (base, view) = (texts(self.repository.tree_of(&base)), &member.view);
         let committed = match member.place {
             None => mount.commit().await.is_ok(),
             Some(_) => mount.commit_shared().await,
