@@ -309,9 +309,9 @@ impl Fs {
             (Choice::KeepBoth, _, Theirs::Gone) => Choice::Ours,
             (choice, ..) => choice,
         };
-        let there = match (choice, conflict.theirs) {
-            (Choice::Ours, Theirs::Dir) => self.files_below(&self.base(), path).await?,
-            _ => Vec::new(),
+        let there = match conflict.theirs {
+            Theirs::Dir => self.files_below(&self.base(), path).await?,
+            Theirs::File(_) | Theirs::Gone => Vec::new(),
         };
         let mark = match (choice, ino) {
             (Choice::KeepBoth, Some(ino)) => {
@@ -407,6 +407,13 @@ impl State {
             self.settle_with_theirs(path, conflict.theirs);
             return Ok(None);
         };
+        // What was written in a directory of that name is over what others have there.
+        for (below, object) in there {
+            if let Some(account) = self.writeback.account(below) {
+                let account = Account { base: Some(*object), ..account };
+                self.apply(Change::Account { path: below.clone(), account: Some(account) });
+            }
+        }
         let ours = self.tree.child(dir, &name);
         let mut beside = None;
         if let (Some(ours), Some((label, mark))) = (ours, aside)

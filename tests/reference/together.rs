@@ -985,6 +985,33 @@ fn a_directory_that_was_removed_leaves_in_the_commit_what_is_in_conflict_in_it()
 }
 
 #[test]
+fn what_others_have_in_a_directory_that_was_made_again_here_shows_once_it_is_decided_for_them() {
+    runtime(2).block_on(async {
+        for choice in [Choice::Theirs, Choice::KeepBoth] {
+            let mount = Mount::new(&[("e/s/a", "a"), ("x", "x")]).await;
+            mount.remove_all("e/s").await.unwrap();
+            mount.write("e/s", "ours").await;
+            mount.they(&[("e/s/a", Some("theirs")), ("e/s/b", Some("theirs"))]);
+            mount.refresh().await;
+            mount.unlink("e/s").await;
+            mount.write("e/s/a", "ours").await;
+            mount.write("e/s/b", "ours").await;
+            assert_eq!(mount.conflicts(), ["e/s"]);
+            mount.drain().await;
+            let beside = mount.resolve("e/s", choice).await;
+            let mut expected = mount.head();
+            if let Some(beside) = beside {
+                expected.extend(["a", "b"].map(|name| (format!("{beside}/{name}"), "ours".to_owned())));
+            }
+            assert_eq!(mount.view().await, expected, "{choice:?}");
+            mount.commit().await.unwrap();
+            assert_eq!((mount.head(), mount.view().await), (expected.clone(), expected), "{choice:?}");
+            mount.assert_sound();
+        }
+    });
+}
+
+#[test]
 fn a_file_in_conflict_with_a_directory_is_so_until_it_is_decided_however_the_branch_moves() {
     runtime(2).block_on(async {
         let mount = Mount::new(&[("e/a", "a"), ("x", "x")]).await;
