@@ -196,12 +196,14 @@ impl Fs {
         self.find_workspace().await?;
         let branch = self.branch_name();
         let head = self.workspace.head(branch).await?;
-        let mut stays = None;
-        if self.workspace.base().await? != head {
+        let (mut stays, mut renewed) = (None, false);
+        let stands_on = self.workspace.base().await?;
+        if stands_on != head {
             stays = self.replace_workspace(branch, &head).await?;
+            renewed = stays.is_none() && stands_on == self.base();
         }
         // What others stage in a workspace that is shared shows as well.
-        let taken = self.agree(self.is_shared()).await?;
+        let taken = self.agree(self.is_shared(), renewed).await?;
         self.flush().await?;
         self.kernel_knows().await;
         // Who waits for what was staged waits for it again.
@@ -264,13 +266,13 @@ impl Fs {
     }
 
     /// Brings the record up to the workspace as it is now: a base that moved, answers that were lost, and, before anything
-    /// is served, what others staged.
+    /// is served, what others staged. `renewed`: nobody committed the workspace, which was replaced by another.
     ///
     /// # Errors
     /// The server's, or the journal's.
-    pub(super) async fn agree(&self, at_mount: bool) -> Result<Taken, FsError> {
+    pub(super) async fn agree(&self, at_mount: bool, renewed: bool) -> Result<Taken, FsError> {
         for _ in 0..LOOKS {
-            if let Some(taken) = self.try_agree(at_mount).await? {
+            if let Some(taken) = self.try_agree(at_mount, renewed).await? {
                 self.note_uncommitted();
                 self.wake.notify_one();
                 return Ok(taken);
@@ -281,7 +283,7 @@ impl Fs {
     }
 
     /// `None`: the tree or the workspace became another meanwhile.
-    async fn try_agree(&self, at_mount: bool) -> Result<Option<Taken>, FsError> {
+    async fn try_agree(&self, at_mount: bool, renewed: bool) -> Result<Option<Taken>, FsError> {
         let base = self.workspace.base().await?;
         let staged: HashMap<RepoPath, StagedChange> =
             self.workspace.changes().await?.into_iter().map(|change| (change.path.clone(), change)).collect();
@@ -292,7 +294,8 @@ impl Fs {
             tracing::info!(%known, %base, "the base moves");
         }
         // Of a tree that stands on nothing yet there is nothing to be compared.
-        let moved = self.look_at_commit(if is_move { &base } else { &known }).await?;
+        let mut moved = self.look_at_commit(if is_move { &base } else { &known }).await?;
+        moved.may_hold_staged = !renewed;
         let accounts: Vec<(RepoPath, Account)> =
             self.lock().writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
         let (mut updates, mut doubled, mut taken_back) = (HashMap::new(), Vec::new(), Vec::new());
@@ -369,8 +372,10 @@ impl Fs {
             state.carry_out(&plan, &moved, &self.options);
             // By now the tree shows what others have in those directories.
             for (path, base) in &fallen {
-                if state.writeback.account(path).is_none() {
-                    state.doubt(path, Account { base: *base, ..Account::default() });
+                let account = state.writeback.account(path);
+                let account = account.unwrap_or(Account { base: *base, ..Account::default() });
+                if account.staged == Staged::Nothing {
+                    state.doubt(path, account);
                 }
             }
             for change in &foreign {

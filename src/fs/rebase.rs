@@ -33,6 +33,8 @@ pub(super) struct Moved {
     known: HashSet<RepoPath>,
     /// Those of them that may differ, as the commit has them.
     dirs: BTreeMap<RepoPath, There>,
+    /// It may be a commit of this workspace, made by whoever: what is staged in that is no change of others.
+    pub(super) may_hold_staged: bool,
     /// Content of files here that was hashed for the sake of a comparison.
     hashed: HashMap<RepoPath, (Token, ContentHash)>,
 }
@@ -185,7 +187,8 @@ impl Fs {
             (state.tree.base().clone(), state.known_dirs())
         };
         known.extend(paths.iter().flat_map(|path| std::iter::successors(path.parent(), RepoPath::parent)));
-        let mut moved = Moved { from, to: to.clone(), known, dirs: BTreeMap::new(), hashed: HashMap::new() };
+        let (dirs, hashed) = (BTreeMap::new(), HashMap::new());
+        let mut moved = Moved { from, to: to.clone(), known, dirs, may_hold_staged: true, hashed };
         if moved.from == *to {
             return Ok(moved);
         }
@@ -297,7 +300,9 @@ impl Fs {
         if *head == base {
             return Ok(Meets::default());
         }
-        let moved = self.look_at_commit_for(head, along).await?;
+        let mut moved = self.look_at_commit_for(head, along).await?;
+        // Not while the workspace stands on the base.
+        moved.may_hold_staged = false;
         let mut listings = Listings::new(self, base);
         let mut found = Vec::new();
         for path in along {
@@ -426,6 +431,7 @@ impl State {
             };
             let (base, commit) = match self.writeback.conflict(path) {
                 Some(conflict) => (conflict.base, conflict.commit.clone()),
+                None if !moved.may_hold_staged => (account.base, moved.from.clone()),
                 // Somebody committed what this mount had staged.
                 None => match before.staged {
                     Staged::Put(object) if theirs == Theirs::File(object) => (Some(object), moved.to.clone()),

@@ -184,7 +184,7 @@ impl Fs {
             true => self.verify_repaired().await?,
             false => Vec::new(),
         };
-        self.agree(true).await?;
+        self.agree(true, false).await?;
         into_plain(self.change(|state| {
             for (path, what) in after_repair {
                 if state.writeback.is_pending(&path) && state.writeback.conflict(&path).is_none() {

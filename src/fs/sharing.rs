@@ -91,7 +91,7 @@ impl Fs {
 
     pub(super) async fn take_in_others(&self) -> Result<(), FsError> {
         let _paused = self.pause().await?;
-        self.agree(false).await?;
+        self.agree(false, false).await?;
         self.flush().await?;
         self.kernel_knows().await;
         self.progress.notify_waiters();
