@@ -425,7 +425,8 @@ impl Fs {
     }
 
     /// What others staged in this workspace; what fell with a directory, by a request of ours, is to be staged again: also
-    /// where a request for a workspace of before came to this one (`is_move`), on which others have more in the directory.
+    /// what a request removed that was made for a workspace of before and came to this one (`is_move`), where others have
+    /// more in the directory, or a file in its place.
     async fn foreign(
         &self,
         staged: &HashMap<RepoPath, StagedChange>,
@@ -434,11 +435,7 @@ impl Fs {
     ) -> Result<(Vec<Foreign>, Fallen), FsError> {
         let (mut foreign, mut fallen) = (Vec::new(), Vec::new());
         let mut listings = Listings::new(self, base.clone());
-        let fell = |path: &RepoPath| {
-            let state = self.lock();
-            let beside = is_move && !self.is_shared() && state.removed_around(path);
-            beside || state.writeback.ledger().may_fall(path)
-        };
+        let fell = |path: &RepoPath| (is_move && !self.is_shared()) || self.lock().writeback.ledger().may_fall(path);
         for change in staged.values().filter(|change| self.lock().writeback.account(&change.path).is_none()) {
             let (path, base) = (change.path.clone(), listings.object(&change.path).await?);
             let staged = match change.kind {
@@ -469,13 +466,6 @@ impl State {
     fn staged_elsewhere(&self) -> Vec<(RepoPath, Object)> {
         let accounts = self.writeback.ledger().iter();
         accounts.filter_map(|(path, account)| Some((path.clone(), self.only_staged(path, &account)?))).collect()
-    }
-
-    /// Whether a file was removed here in a directory that was around `path`, or at it.
-    fn removed_around(&self, path: &RepoPath) -> bool {
-        let mut dirs = std::iter::successors(Some(path.clone()), RepoPath::parent).take_while(|dir| !dir.is_root());
-        let is_removed = |below: &RepoPath| self.tree.resolve(below) == Resolved::Absent;
-        dirs.any(|dir| self.writeback.ledger().based_below(&dir).any(is_removed))
     }
 
     /// The content of a file that has it neither from the spool nor from a commit: it was staged.

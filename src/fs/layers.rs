@@ -67,8 +67,11 @@ impl State {
             EntryKind::File(object) => Some(object),
             EntryKind::Dir => None,
         };
+        let child = self.tree.child(dir, &name);
+        let hidden = self.tree.dir(dir).is_some_and(|dir| dir.hidden.contains(&name));
         if let Some(account) = self.writeback.account(&path) {
-            let changed_here = self.is_at_work(&path, &account);
+            // What is neither here nor removed here is wanted as the base has it, though a request about it may be due.
+            let changed_here = (child.is_some() || hidden) && self.is_at_work(&path, &account);
             // The listing says what it differs from, or will.
             if account.base != object {
                 self.apply(Change::Account { path, account: Some(Account { base: object, ..account }) });
@@ -77,12 +80,12 @@ impl State {
                 return;
             }
         }
-        if let Some(child) = self.tree.child(dir, &name) {
+        if let Some(child) = child {
             // Unchanged here since an earlier base.
             self.bring_up(dir, &name, child, entry, None, options);
             return;
         }
-        if self.tree.dir(dir).is_some_and(|dir| dir.hidden.contains(&name)) {
+        if hidden {
             return;
         }
         let body = match object {
