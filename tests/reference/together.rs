@@ -1011,6 +1011,53 @@ fn what_others_have_in_a_directory_that_was_made_again_here_shows_once_it_is_dec
     });
 }
 
+/// What was asked of a workspace that went is in doubt, and a request about it is due: that alone removes nothing.
+#[test]
+fn what_others_have_where_something_was_removed_before_shows_though_a_request_about_it_is_due() {
+    runtime(2).block_on(async {
+        for deleted in [false, true] {
+            let mount = Mount::new(&[("d/b", "b"), ("d/s", "s"), ("x", "x")]).await;
+            mount.remove_all("d").await.unwrap();
+            mount.write("d", "ours").await;
+            mount.drain().await;
+            mount.they(&[("d/b", None), ("d/s/a", Some("theirs"))]);
+            mount.memory.remake_on_head();
+            if deleted {
+                mount.memory.delete_workspace()
+            } else {
+                mount.memory.remake_workspace()
+            }
+            assert_eq!(mount.commit().await, Err(vec!["d".to_owned()]));
+            let beside = mount.resolve("d", Choice::KeepBoth).await.unwrap();
+            let expected = tree(&[(&beside, "ours"), ("d/s/a", "theirs"), ("x", "x")]);
+            assert_eq!(mount.view().await, expected);
+            mount.commit().await.unwrap();
+            assert_eq!((mount.head(), mount.view().await), (expected.clone(), expected));
+            mount.assert_sound();
+        }
+    });
+}
+
+/// Without anybody else's doing in the workspace itself.
+#[test]
+fn what_was_staged_here_and_removed_is_in_conflict_with_the_same_of_another_client() {
+    runtime(2).block_on(async {
+        let mount = Mount::new(&[("a", "old"), ("x", "x")]).await;
+        mount.write("a", "same").await;
+        mount.drain().await;
+        mount.they(&[("a", Some("same"))]);
+        mount.unlink("a").await;
+        mount.drain().await;
+        let head = mount.head();
+        assert_eq!(mount.commit().await, Err(vec!["a".to_owned()]));
+        assert_eq!(mount.head(), head);
+        mount.resolve("a", Choice::Ours).await;
+        mount.commit().await.unwrap();
+        assert_eq!((mount.head(), mount.view().await), (tree(&[("x", "x")]), tree(&[("x", "x")])));
+        mount.assert_sound();
+    });
+}
+
 #[test]
 fn a_file_in_conflict_with_a_directory_is_so_until_it_is_decided_however_the_branch_moves() {
     runtime(2).block_on(async {
