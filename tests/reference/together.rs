@@ -154,6 +154,17 @@ impl Mount {
     }
 
     async fn open(&self, path: &str, truncate: bool) -> Result<u64, FsError> {
+        for _ in 0..9 {
+            match self.open_at_once(path, truncate).await {
+                // Replaced since it was looked up: as a kernel does.
+                Err(FsError::Stale) => {}
+                opened => return opened,
+            }
+        }
+        self.open_at_once(path, truncate).await
+    }
+
+    async fn open_at_once(&self, path: &str, truncate: bool) -> Result<u64, FsError> {
         let flags = OpenFlags { read: true, write: true, truncate, execute: false };
         self.make_above(path).await?;
         let (dir, name) = self.place(path).await?;
@@ -1034,6 +1045,26 @@ fn what_others_have_where_something_was_removed_before_shows_though_a_request_ab
             mount.commit().await.unwrap();
             assert_eq!((mount.head(), mount.view().await), (expected.clone(), expected));
             mount.assert_sound();
+        }
+    });
+}
+
+#[test]
+fn nothing_is_written_to_a_file_that_others_removed_since_it_was_looked_up() {
+    runtime(1).block_on(async {
+        for truncate in [false, true] {
+            let mount = Mount::new(&[("a", "old"), ("x", "x")]).await;
+            let name = name_of("a");
+            let found = mount.go(|fs| fs.lookup(ROOT, &name)).await.unwrap();
+            mount.they(&[("a", None)]);
+            mount.refresh().await;
+            let flags = OpenFlags { read: true, write: true, truncate, execute: false };
+            let opened = mount.go(|fs| fs.open(found.ino, flags)).await;
+            assert!(matches!(opened, Err(FsError::Stale)), "{opened:?}");
+            mount.fs.forget(found.ino, 1);
+            mount.write("a", "ours").await;
+            mount.commit().await.unwrap();
+            assert_eq!(mount.head(), tree(&[("a", "ours"), ("x", "x")]));
         }
     });
 }
