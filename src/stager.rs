@@ -755,10 +755,18 @@ impl Stager {
             Done::Followed(followed) => {
                 self.following = false;
                 match followed {
-                    Ok(()) => self.failures = 0,
+                    Ok(()) => {
+                        self.failures = 0;
+                        self.meter.goes_on();
+                    }
                     // The commit does it.
                     Err(FsError::Exists) => {}
                     Err(error) => {
+                        let why = match &error {
+                            FsError::Remote(error) => error.into(),
+                            error => Stall { shown: error.to_string(), reason: error.reason(), kind: "local_disk" },
+                        };
+                        self.meter.stall(why, self.delays.after(self.failures, None));
                         self.failures += 1;
                         tracing::warn!(%error, "the workspace stands on another commit, which is not taken in yet");
                     }
