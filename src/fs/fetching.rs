@@ -102,7 +102,7 @@ impl Fs {
             let error = tokio::select! {
                 biased;
                 asked = progress.attempt(already, asked) => match asked {
-                    Err(FsError::Remote(error)) if error.is_outage() => error,
+                    Err(FsError::Remote(error)) if error.is_outage() && !self.is_offline() => error,
                     asked => return asked,
                 },
                 () = stalled() => WorkspaceError::TimedOut { after: limit.unwrap_or_default(), request: None },

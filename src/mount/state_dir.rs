@@ -35,6 +35,7 @@ use crate::fs::{BaseAccess, Shown};
 use crate::hash::{ContentHash, HashKind};
 use crate::path::{PathError, RepoPath};
 use crate::store::disk::Disk;
+use crate::workspace::ServerInfo;
 use crate::workspace::which::KnownRepository;
 
 const META: &str = "meta.json";
@@ -99,6 +100,9 @@ pub struct Meta {
     /// What tells the repository from another of the same name; not in what early versions wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repository: Option<KnownRepository>,
+    /// What the server was when a mount last met it; not in what early versions wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_info: Option<ServerInfo>,
     /// The formats of what the directory holds; not in what early versions wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub formats: Option<Formats>,
@@ -423,11 +427,22 @@ impl StateDir {
             Err(error) => return Err(error),
         };
         write_readme(&path)?;
-        let (access, own, repository, rest) =
-            before.map(|meta| (meta.access, meta.own, meta.repository, meta.rest)).unwrap_or_default();
         let formats = Some(Formats::default());
         let (identity, version) = (identity.clone(), String::new());
-        let meta = Meta { identity, pid: 0, version, access, own, repository, formats, rest };
+        let meta = match before {
+            Some(before) => Meta { identity, pid: 0, version, formats, ..before },
+            None => Meta {
+                identity,
+                pid: 0,
+                version,
+                access: None,
+                own: None,
+                repository: None,
+                server_info: None,
+                formats,
+                rest: serde_json::Map::new(),
+            },
+        };
         let mut state = Self { path, dir, lock, meta, is_new };
         state.claim()?;
         Ok(state)
@@ -472,6 +487,23 @@ impl StateDir {
             return Ok(());
         }
         self.meta.repository = Some(known);
+        self.write_meta()
+    }
+
+    /// What the server was when a mount of this last met it; `None` where none did.
+    pub fn server_info(&self) -> Option<&ServerInfo> {
+        self.meta.server_info.as_ref()
+    }
+
+    /// Writes down what the server is, for a mount that does not reach it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_server(&mut self, info: &ServerInfo) -> Result<(), StateError> {
+        if self.meta.server_info.as_ref() == Some(info) {
+            return Ok(());
+        }
+        self.meta.server_info = Some(info.clone());
         self.write_meta()
     }
 
