@@ -184,3 +184,135 @@ fn a_state_that_never_met_the_server_and_a_server_that_refuses_are_refused() {
     assert!(said.err.contains("does not accept the credentials"), "{said:?}");
     test.assert_gone();
 }
+
+/// Commits these files, and removals, from a mount with a state of its own, as somebody else would.
+#[track_caller]
+fn commit_elsewhere(test: &TestMount, files: &[(&str, Option<&str>)]) {
+    let (dir, state) = (test.beside("elsewhere"), test.beside("elsewhere-state"));
+    test.mount_with(&state, &dir, &[]).ok();
+    for (path, content) in files {
+        match content {
+            Some(content) => fs::write(dir.join(path), content).unwrap(),
+            None => fs::remove_file(dir.join(path)).unwrap(),
+        }
+    }
+    let dir = dir.to_str().unwrap();
+    let commit = ["unmount", dir, "--commit", "-m", "elsewhere", "--author", "B", "--email", "b@x"];
+    test.oxenfs_with(&state, commit).ok();
+}
+
+#[test]
+fn what_others_committed_before_it_was_mounted_offline_is_merged_when_the_server_is_back() {
+    let mut server = Scripted::new();
+    let all = files(&[("a", "one"), ("d/b", "two"), ("d/c", "three"), ("d/gone", "four")]);
+    let test = seen_before(&server, &all, &["a", "d/b", "d/c"], &[]);
+    commit_elsewhere(
+        &test,
+        &[("a", Some("theirs")), ("d/c", Some("theirs")), ("d/new", Some("new")), ("d/gone", None)],
+    );
+    server.stop();
+    mount_offline(&test, &[]);
+    let open = fs::File::options().read(true).write(true).open(test.at("d/c")).unwrap();
+    fs::write(test.at("a"), "ours").unwrap();
+    fs::write(test.at("d/ours"), "ours").unwrap();
+    assert_eq!(fs::read(test.at("d/c")).unwrap(), b"three");
+    server.start(None);
+    let status = test.wait_status("a conflict", |status| status["conflicts"][0]["path"] == "a");
+    assert_eq!(status["offline"], false, "{status:#}");
+    drop(open);
+    wait_until("what others committed to show", || fs::read(test.at("d/c")).is_ok_and(|read| read == b"theirs"));
+    assert_eq!(fs::read(test.at("d/new")).unwrap(), b"new");
+    assert!(!test.at("d/gone").exists());
+    assert_eq!(fs::read(test.at("a")).unwrap(), b"ours");
+    test.oxenfs([OsStr::new("resolve"), test.at("a").as_os_str(), OsStr::new("--keep-both")]).ok();
+    let held = local_tree(&test.dir);
+    assert_eq!(held.len(), 6, "{held:?}");
+    test.unmount_commit();
+    assert_same(&server.committed(&test.repo), &held);
+}
+
+#[test]
+fn what_was_staged_is_staged_again_where_the_workspace_is_gone_when_the_server_is_back() {
+    let mut server = Scripted::new();
+    let all = files(&[("a", "one"), ("d/b", "two")]);
+    let test = seen_before(&server, &all, &["a"], &[]);
+    test.mount(&[]).ok();
+    fs::write(test.at("staged"), "staged").unwrap();
+    fs::remove_file(test.at("d/b")).unwrap();
+    test.sync();
+    let workspace = test.status()["workspace"].as_str().unwrap().to_owned();
+    test.unmount();
+    let place = format!("/api/repos/{}/workspaces/{workspace}", test.repo);
+    assert_eq!(server.ask("DELETE", &place, &Value::Null).0, 200);
+    server.stop();
+    mount_offline(&test, &[]);
+    assert_eq!(fs::read(test.at("staged")).unwrap(), b"staged");
+    assert_eq!(owed(&test.status()), 0);
+    fs::write(test.at("written"), "written").unwrap();
+    server.start(None);
+    wait_online(&test);
+    test.unmount_commit();
+    assert_same(&server.committed(&test.repo), &files(&[("a", "one"), ("staged", "staged"), ("written", "written")]));
+}
+
+#[test]
+fn nothing_is_sent_to_another_server_nor_before_the_token_is_accepted() {
+    let mut server = Scripted::new();
+    let test = seen_before(&server, &files(&[("a", "one")]), &["a"], &[]);
+    server.stop();
+    mount_offline(&test, &[]);
+    fs::write(test.at("b"), "two").unwrap();
+    // Nothing of that name.
+    let before = server.replace();
+    let says = |what: &str, reason: &str, word: &str| {
+        test.wait_status(what, |status| {
+            status["offline"] == true
+                && status["stalled_reason"] == reason
+                && status["stalled"].as_str().is_some_and(|why| why.contains(word))
+        })
+    };
+    says("the repository to be missed", "not_found", "does not exist");
+    // Programs are not told that what they ask for is not there.
+    assert_eq!(fs::read(test.at("a")).unwrap(), b"one");
+    assert_eq!(
+        server.ask("POST", "/api/repos", &json!({"namespace": "test", "name": test.repo.split_once('/').unwrap().1})).0,
+        200
+    );
+    says("another to be found", "another_repository", &test.repo);
+    let changing = |(method, path, _): &(String, String, u64)| {
+        method != "GET" && path.contains(&test.repo) && !path.ends_with("/api/repos")
+    };
+    assert!(!server.log().iter().any(changing), "{:#?}", server.log());
+    assert_eq!(owed(&test.status()), 1);
+    // The one that is meant, which wants a token.
+    server.put_back(before);
+    server.stop();
+    server.start(Some("secret"));
+    says("the token to be missed", "unauthorized", "does not accept the credentials");
+    assert_eq!(fs::read(test.at("b")).unwrap(), b"two");
+    server.stop();
+    server.start(None);
+    wait_online(&test);
+    test.unmount_commit();
+    assert_same(&server.committed(&test.repo), &files(&[("a", "one"), ("b", "two")]));
+}
+
+#[test]
+fn a_revision_that_was_mounted_before_is_shown_without_its_server_as_it_was() {
+    let mut server = Scripted::new();
+    let all = files(&[("a", "one"), ("d/b", "two")]);
+    let test = seen_before(&server, &all, &["a"], &["--read-only"]);
+    commit_elsewhere(&test, &[("a", Some("theirs"))]);
+    server.stop();
+    mount_offline(&test, &["--read-only"]);
+    assert_eq!(fs::read(test.at("a")).unwrap(), b"one");
+    assert_eio(fs::read(test.at("d/b")));
+    assert_eq!(fs::write(test.at("new"), "").unwrap_err().raw_os_error(), Some(libc::EROFS));
+    server.start(None);
+    test.wait_status("the server to be found", |status| status["offline"] == false);
+    assert_same(&local_tree(&test.dir), &all);
+    test.unmount();
+    test.mount(&["--read-only"]).ok();
+    assert_eq!(fs::read(test.at("a")).unwrap(), b"theirs");
+    test.unmount();
+}
