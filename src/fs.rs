@@ -341,6 +341,8 @@ pub struct Fs {
     shared: AtomicBool,
     /// The server was not met yet.
     offline: AtomicBool,
+    /// The base was listed, and has nothing at the root.
+    is_root_empty: AtomicBool,
     /// The branch that the workspace is made on, where it has to be made again.
     branch: OnceLock<String>,
     /// The kernel, where it can go past the daemon; set before anything is served.

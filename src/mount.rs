@@ -75,6 +75,8 @@ const LAST_LOOK: Duration = Duration::from_secs(60);
 const OTHERS_LOOK: Duration = Duration::from_secs(5);
 /// Conflicts that a status shows.
 const SHOWN_CONFLICTS: usize = 100;
+/// How long a mount that ends goes on listing what it committed.
+const KEEP_PATIENCE: Duration = Duration::from_secs(1);
 /// How often the journal's length is looked at.
 const COMPACTION_CHECK: Duration = Duration::from_secs(60);
 
@@ -330,7 +332,7 @@ async fn serve_mount(
         imports: AtomicUsize::new(0),
         outlook: Mutex::default(),
     });
-    let resumed = fs.owed() as u64;
+    let (resumed, began_on) = (fs.owed() as u64, fs.base());
     let mut signals = Signals::new().map_err(MountError::Setup)?;
     let listener = state.bind_control()?;
     drop(state);
@@ -399,6 +401,10 @@ async fn serve_mount(
         tracing::info!("unmounted");
     }
     telling.abort();
+    if fs.base() != began_on && !fs.is_offline() && daemon.meter.stalled().is_none() {
+        // For a mount that does not reach the server. What took longer is listed when that is there.
+        let _ = tokio::time::timeout(KEEP_PATIENCE, fs.keep_listings()).await;
+    }
     work.abort();
     housekeeping.abort();
     loading.abort();
@@ -517,6 +523,7 @@ async fn compare(
     fs.drop_intent()?;
     // So that new files can be made at the root even if the server goes away at once.
     fs.list_root().await?;
+    state.note_empty_base(fs.is_base_empty().then(|| fs.base()))?;
     if fs.spool().limit().is_some() {
         // One that does not count what is there already is none.
         fs.load().await;

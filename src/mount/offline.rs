@@ -53,7 +53,7 @@ pub(super) async fn recover(
     if fs.base().0.is_empty() || !fs.is_compared() {
         return Ok(None);
     }
-    fs.begin_offline().await?;
+    fs.begin_offline(state.is_empty_base(&fs.base())).await?;
     if fs.spool().limit().is_some() {
         fs.load().await;
     }

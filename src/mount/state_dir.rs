@@ -35,8 +35,8 @@ use crate::fs::{BaseAccess, Shown};
 use crate::hash::{ContentHash, HashKind};
 use crate::path::{PathError, RepoPath};
 use crate::store::disk::Disk;
-use crate::workspace::ServerInfo;
 use crate::workspace::which::KnownRepository;
+use crate::workspace::{CommitId, ServerInfo};
 
 const META: &str = "meta.json";
 const LOCK: &str = "lock";
@@ -103,6 +103,9 @@ pub struct Meta {
     /// What the server was when a mount last met it; not in what early versions wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_info: Option<ServerInfo>,
+    /// The commit that was seen to have nothing where the mount's root is, if the last mount began on such a one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub empty_base: Option<CommitId>,
     /// The formats of what the directory holds; not in what early versions wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub formats: Option<Formats>,
@@ -439,6 +442,7 @@ impl StateDir {
                 own: None,
                 repository: None,
                 server_info: None,
+                empty_base: None,
                 formats,
                 rest: serde_json::Map::new(),
             },
@@ -493,6 +497,23 @@ impl StateDir {
     /// What the server was when a mount of this last met it; `None` where none did.
     pub fn server_info(&self) -> Option<&ServerInfo> {
         self.meta.server_info.as_ref()
+    }
+
+    /// Whether this commit was seen to have nothing where the mount's root is.
+    pub fn is_empty_base(&self, commit: &CommitId) -> bool {
+        self.meta.empty_base.as_ref() == Some(commit)
+    }
+
+    /// Writes down the commit that the mount begins on, if that has nothing where its root is.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_empty_base(&mut self, empty: Option<CommitId>) -> Result<(), StateError> {
+        if self.meta.empty_base == empty {
+            return Ok(());
+        }
+        self.meta.empty_base = empty;
+        self.write_meta()
     }
 
     /// Writes down what the server is, for a mount that does not reach it.

@@ -316,3 +316,34 @@ fn a_revision_that_was_mounted_before_is_shown_without_its_server_as_it_was() {
     assert_eq!(fs::read(test.at("a")).unwrap(), b"theirs");
     test.unmount();
 }
+
+#[test]
+fn what_was_committed_or_only_staged_by_the_mount_before_is_there_without_the_server() {
+    let mut server = Scripted::new();
+    // Of a repository that has nothing yet.
+    let test = TestMount::through(&server.url());
+    fs::create_dir_all(test.at("d/e")).unwrap();
+    fs::write(test.at("d/e/a"), "one").unwrap();
+    test.sync();
+    test.unmount();
+    server.stop();
+    mount_offline(&test, &[]);
+    let mut expected = files(&[("d/e/a", "one")]);
+    assert_same(&local_tree(&test.dir), &expected);
+    fs::write(test.at("b"), "two").unwrap();
+    expected.insert("b".into(), b"two".to_vec());
+    server.start(None);
+    wait_online(&test);
+    test.unmount_commit();
+    assert_same(&server.committed(&test.repo), &expected);
+    // Of a commit of its own.
+    server.stop();
+    mount_offline(&test, &[]);
+    assert_same(&local_tree(&test.dir), &expected);
+    fs::write(test.at("d/e/c"), "three").unwrap();
+    fs::remove_file(test.at("d/e/a")).unwrap();
+    server.start(None);
+    wait_online(&test);
+    test.unmount_commit();
+    assert_same(&server.committed(&test.repo), &files(&[("b", "two"), ("d/e/c", "three")]));
+}

@@ -199,7 +199,7 @@ async fn one(seed: u64) {
     loop {
         deferred = Arc::new(Deferred::new(memory.info().clone(), away()));
         fs = open(dir.path(), deferred.clone());
-        fs.begin_offline().await.unwrap();
+        fs.begin_offline(false).await.unwrap();
         assert_eq!(shown(&fs).await, lengths(&expected), "seed {seed}");
         change(&fs, &mut random, &mut expected).await;
         assert_eq!(shown(&fs).await, lengths(&expected), "seed {seed}");
