@@ -1157,6 +1157,39 @@ fn a_commit_whose_workspace_went_is_cut_again_where_the_first_cut_lacks_what_is_
     });
 }
 
+/// While the workspace is made again nothing is sent, and it is not known on which commit it will stand.
+#[test]
+fn a_cut_that_was_made_while_the_workspace_was_made_again_passes_for_no_commit_of_nothing() {
+    runtime(2).block_on(async {
+        let mount = Mount::new(&[("x", "old")]).await;
+        let (arrived, mut reopening) = tokio::sync::mpsc::unbounded_channel();
+        let (go_on, waits) = std::sync::mpsc::channel::<()>();
+        let first = std::sync::Mutex::new(Some(waits));
+        mount.memory.set_witness(Arc::new(move |request| {
+            if request == "reopen"
+                && let Some(waits) = first.lock().unwrap().take()
+            {
+                arrived.send(()).unwrap();
+                waits.recv().unwrap();
+            }
+        }));
+        mount.memory.delete_workspace();
+        let fs = mount.fs.clone();
+        let look = tokio::spawn(async move { fs.find_workspace().await });
+        in_time("the workspace to be missed", reopening.recv()).await.unwrap();
+        mount.write("x", "new").await;
+        let cut = in_time("a cut", mount.fs.cut()).await.unwrap();
+        in_time("it to be given up", cut.waiting.reached()).await;
+        go_on.send(()).unwrap();
+        assert!(look.await.unwrap().unwrap());
+        assert!(mount.fs.audit_for_commit().await.unwrap().is_none());
+        drop(cut);
+        mount.commit().await.unwrap();
+        assert_eq!(mount.head(), tree(&[("x", "new")]));
+        mount.assert_sound();
+    });
+}
+
 /// What somebody else staged in a shared workspace, and took back, goes from the view of a mount that showed it.
 #[test]
 fn what_others_took_back_of_a_shared_workspace_does_not_become_ours() {
