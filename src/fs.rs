@@ -22,6 +22,8 @@ mod eviction;
 mod fetching;
 mod following;
 mod handles;
+mod ignored;
+mod ignoring;
 mod import;
 mod kept;
 mod kernel;
@@ -78,6 +80,7 @@ use crate::writeback::index::Account;
 use backing::Backing;
 use fetching::{Flights, Who};
 use handles::Handles;
+use ignored::Ignored;
 use kernel::{Kernel, Told};
 use passthrough::Way;
 use standing::Event;
@@ -360,6 +363,8 @@ struct State {
     draft: Draft,
     /// Known while the record is replayed.
     left_behind: belief::LeftBehind,
+    /// What stays here because a pattern says so.
+    ignored: Ignored,
     /// What a repair salvaged, and shows.
     salvaged: lost::SalvagedFiles,
     /// What the server has and programs cannot read.
@@ -395,13 +400,20 @@ impl State {
     /// Makes a change in memory: of one that goes on record, or is there.
     fn replay(&mut self, change: &Change) {
         match change {
-            Change::Account { path, account } => self.writeback.set_account(path.clone(), *account),
+            Change::Account { path, account } => {
+                self.writeback.set_account(path.clone(), *account);
+                self.heed_base(path);
+            }
             Change::Conflict { path, conflict } => self.writeback.set_conflict(path, conflict.as_ref()),
             Change::Upload { path, upload } => self.writeback.set_upload(path, upload.as_ref()),
             Change::Base { commit } if self.tree.base() == commit => {}
             Change::Base { commit } => self.tree.move_base(commit),
             Change::Rebase { commit, alone } => self.rebase(commit, *alone),
             Change::Intent { intent } => self.writeback.set_intent(intent.as_ref()),
+            Change::Link { parent, name, ino } => {
+                self.tree.apply(change);
+                self.judge_link(*parent, name, *ino);
+            }
             change => self.tree.apply(change),
         }
     }

@@ -211,6 +211,7 @@ impl Daemon {
             local,
             sparse: self.fs.sparse_files(),
             unreadable: self.fs.unreadable(),
+            bad_patterns: self.fs.bad_patterns(),
         }
     }
 }
@@ -312,6 +313,11 @@ async fn serve_mount(
     };
     let activity = Arc::<Activity>::default();
     let Recovered { fs, info, created } = recover(settings, state, activity.clone()).await?;
+    if !settings.is_read_only() {
+        // Before anything is staged.
+        fs.ignore_also(&settings.ignore);
+        fs.judge().await?;
+    }
     let meter = Arc::new(Meter::new(activity.clone()));
     let (phase, mut phases) = watch::channel(Phase::Mounted);
     let mut draining = phases.clone();
@@ -682,6 +688,7 @@ async fn drained(fs: &Arc<Fs>) {
         if let Err(error) = fs.flush_mapped(|_| true, follow::WRITE_BACK_PATIENCE).await {
             tracing::error!(%error, "staging what is left without it");
         }
+        fs.heed_patterns().await;
         let Some(waiting) = fs.barrier() else { return };
         let failed = waiting.reached().await.files_failed;
         match fs.audit().await {

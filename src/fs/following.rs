@@ -346,6 +346,10 @@ impl Fs {
                 },
                 None => account,
             };
+            // Once more, with what they have compared.
+            if state.free_taken(&moved) {
+                return Ok(None);
+            }
             let plan = state.plan(&moved, now);
             if plan.is_outdated() {
                 return Ok(None);

@@ -14,6 +14,7 @@ use super::backing::Backing;
 use super::belief::LeftBehind;
 use super::fetching::Flights;
 use super::handles::Handles;
+use super::ignored::Ignored;
 use super::kept::Kept;
 use super::kernel::Kernel;
 use super::lost::{LostFound, SalvagedFiles};
@@ -109,6 +110,10 @@ impl Fs {
         let cache_dir = dir.join("cache");
         let cache = Cache::open_on(disk, &cache_dir, limits.cache).map_err(io(&cache_dir))?;
         let keep = state.recover(&spool);
+        // Of one that was repaired, the server is asked about every path.
+        if !journal.is_unverified() {
+            state.keep_ignored();
+        }
         // What was dropped is, once and for all.
         journal.append(&state.take_frame());
         let mut strays = spool.strays(&keep).map_err(io(&spool_dir))?;
@@ -487,7 +492,8 @@ pub fn survey(dir: &Path, shown: &Shown, most_conflicts: usize) -> Result<Survey
             tally.bytes = tally.bytes.saturating_add(object.size);
         }
     }
-    let local = state.local_paths(&options, &mut counts);
+    let spool = dir.join("spool");
+    let local = state.local_paths(&options, &mut counts, |id, _| Spool::length(&spool, id));
     let conflicts = state.told_conflicts(most_conflicts);
     Ok(Survey { counts, local, base: state.tree.base().clone(), conflicts })
 }
@@ -504,6 +510,7 @@ pub(super) fn recorded(dir: &Path, shown: &Shown) -> Result<(State, Options), Jo
     let read = Journal::read_marked(&place.journal, &place.mark, &mut |seen, change| state.believe(seen, &change));
     read.map_err(|error| state.with_owed(error, &place))?;
     state.check_whole().map_err(|what| state.with_owed(Damage::new(&place.journal, 0, what).into(), &place))?;
+    state.keep_ignored();
     Ok((state, options))
 }
 
@@ -532,6 +539,7 @@ impl State {
             kernel: Kernel::default(),
             draft: Draft::default(),
             left_behind: LeftBehind::default(),
+            ignored: Ignored::default(),
             salvaged: SalvagedFiles::default(),
             unreadable: Unreadable::default(),
             waiting: Default::default(),
@@ -598,7 +606,9 @@ impl State {
         match object {
             Some(object) => self.show_file(path, object, None, options),
             None => {
-                if let Some((at, last)) = self.dir_for(path, options) {
+                if let Some((at, last)) = self.dir_for(path, options)
+                    && !self.tree.is_ignored(at, &last)
+                {
                     self.apply(Change::Unlink { parent: at, name: last, hide });
                 }
             }
@@ -614,6 +624,10 @@ impl State {
         options: &Options,
     ) {
         let Some((at, last)) = self.dir_for(path, options) else { return };
+        // What is here alone is not replaced.
+        if self.tree.is_ignored(at, &last) {
+            return;
+        }
         let content = Content::Remote { hash: object.hash, origin };
         let ino = self.add(base_attrs(options, false, now()), Body::File { content, size: object.size });
         self.apply(Change::Link { parent: at, name: last, ino });

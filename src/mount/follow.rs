@@ -66,9 +66,12 @@ pub(super) async fn follow(daemon: &Daemon, waiting: &Waiting, listener: &mut Li
     }
 }
 
-/// Before a barrier: what programs stored through mappings comes here first. The failure where it does not.
+/// Before a barrier: what programs stored through mappings comes here first, and what is ignored goes by the patterns that
+/// are there now. The failure where it does not.
 pub(super) async fn flush_mapped(daemon: &Daemon, chosen: impl Fn(&RepoPath) -> bool + Send) -> Option<Failure> {
-    let error = daemon.fs.flush_mapped(chosen, WRITE_BACK_PATIENCE).await.err()?;
+    let flushed = daemon.fs.flush_mapped(chosen, WRITE_BACK_PATIENCE).await;
+    daemon.fs.heed_patterns().await;
+    let error = flushed.err()?;
     let status = format!("oxenfs status {}", log::quoted(&daemon.mountpoint));
     let (hint, owed) = match &error {
         // What is lost is not owed.

@@ -183,6 +183,10 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
             let done = resolve::refresh(daemon).await;
             listener.tell(&done).await
         }
+        Request::CheckIgnore { paths } => {
+            let done = check_ignore(daemon, &paths).await;
+            listener.tell(&done).await
+        }
         Request::Resolve { paths, choice } => {
             let done = resolve::resolve(daemon, &paths, choice).await;
             listener.tell(&done).await
@@ -203,6 +207,10 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
                         tracing::info!(%id, branch = request.branch, %base, "committed");
                         daemon.activity.committed(id, &request.branch);
                     }
+                    let ignored = daemon.fs.ignored();
+                    if ignored.files > 0 {
+                        listener.tell(&Event::Ignores(ignored)).await?;
+                    }
                     Event::Committed { id: id.map(|id| id.to_string()) }
                 }
                 Err(failure) => {
@@ -214,6 +222,26 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
             listener.tell(&done).await
         }
     }
+}
+
+/// Which pattern keeps each of the paths here. A name that no server can have is here for another reason.
+async fn check_ignore(daemon: &Daemon, paths: &[String]) -> Event {
+    let mut by = Vec::with_capacity(paths.len());
+    for path in paths {
+        let Ok(below) = RepoPath::parse(path) else {
+            by.push(None);
+            continue;
+        };
+        let whole = daemon.fs.root_path().concat(&below);
+        match daemon.fs.why_ignored(&whole, path.ends_with('/')).await {
+            Ok(why) => by.push(why),
+            Err(error) => {
+                let message = format!("{path}: {error}");
+                return Event::Failed(Failure { message, hint: None, owed: false });
+            }
+        }
+    }
+    Event::Ignored { by }
 }
 
 /// What others staged in a workspace that is shared, as far as the server tells soon enough.
