@@ -232,3 +232,28 @@ fn a_restore_leaves_what_is_ignored() {
     assert_eq!(fs::read_to_string(test.at("e/kept.tmp")).unwrap(), "kept\n");
     test.unmount();
 }
+
+#[test]
+fn what_is_sent_without_the_mount_leaves_out_what_it_ignored() {
+    let test = TestMount::with(server::url(), &["--ignore", "*.bin", "--settle", "600"]);
+    shell(&test.dir, "echo a > a.bin; echo b > b");
+    test.signal(Signal::KILL);
+    test.oxenfs(["send"]).ok();
+    assert_eq!(test.staged_paths(), ["b"]);
+    test.mount(&[]).ok();
+    test.unmount_commit();
+    assert_same(&test.committed(), &tree(&[("a.bin", "a\n"), ("b", "b\n")]));
+}
+
+#[test]
+fn of_a_subdirectory_the_branchs_patterns_hold() {
+    let test = TestMount::new();
+    shell(&test.dir, "mkdir sub; echo 'sub/*.tmp' > .oxenignore; echo a > sub/a");
+    test.unmount_commit();
+    test.forget();
+    test.mount(&["--subdir", "sub"]).ok();
+    shell(&test.dir, "echo b > b.tmp; echo c > c");
+    test.unmount_commit();
+    let expected = [(".oxenignore", "sub/*.tmp\n"), ("sub/a", "a\n"), ("sub/c", "c\n")];
+    assert_same(&test.committed(), &tree(&expected));
+}
