@@ -400,20 +400,13 @@ impl State {
     /// Makes a change in memory: of one that goes on record, or is there.
     fn replay(&mut self, change: &Change) {
         match change {
-            Change::Account { path, account } => {
-                self.writeback.set_account(path.clone(), *account);
-                self.heed_base(path);
-            }
+            Change::Account { path, account } => self.writeback.set_account(path.clone(), *account),
             Change::Conflict { path, conflict } => self.writeback.set_conflict(path, conflict.as_ref()),
             Change::Upload { path, upload } => self.writeback.set_upload(path, upload.as_ref()),
             Change::Base { commit } if self.tree.base() == commit => {}
             Change::Base { commit } => self.tree.move_base(commit),
             Change::Rebase { commit, alone } => self.rebase(commit, *alone),
             Change::Intent { intent } => self.writeback.set_intent(intent.as_ref()),
-            Change::Link { parent, name, ino } => {
-                self.tree.apply(change);
-                self.judge_link(*parent, name, *ino);
-            }
             change => self.tree.apply(change),
         }
     }

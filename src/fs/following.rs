@@ -371,6 +371,7 @@ impl Fs {
                 }
             }
             state.queue_owed();
+            state.judge_vanished();
             for path in &doubled {
                 if state.writeback.is_pending(path) && state.writeback.conflict(path).is_none() {
                     let error = "was also changed in this workspace by somebody else; `oxenfs sync` on it by name \

@@ -2,18 +2,19 @@
 //! that anything is owed for ([`Namespace::path_in`](crate::namespace::Namespace::path_in)), as a name that no server can
 //! have, so nothing else has to know.
 //!
-//! A name is judged when it is made, and all names are when `.oxenignore` has become another. Nothing of that is on record:
-//! a file whose bytes are here, and of whose path there is no account, was ignored, and stays so until it is judged again.
+//! A name is judged when it is made, and all names are when `.oxenignore` has become another. What comes of it is on record,
+//! in the frame of what it follows from: after a crash nothing is concluded from what else is there, and what was ignored
+//! stays so until it is judged again.
 //!
 //! What the base has is never ignored, nor what is in conflict, or staged by somebody else in the same workspace.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::ignored::{FILE, LONGEST_BYTES};
 use super::rebase::Moved;
-use super::recovery::Listings;
 use super::staging::into_plain;
 use super::tree::Token;
 use super::{Fs, FsError, State, Version};
@@ -22,8 +23,8 @@ use crate::namespace::{Body, Content, Ino, ROOT};
 use crate::path::{Name, RepoPath};
 use crate::report::{BadPattern, Counts, IgnoredBy, Tally};
 use crate::store::journal::Change;
-use crate::workspace::Object;
-use crate::writeback::index::Account;
+use crate::workspace::{Revision, Source};
+use crate::writeback::index::{Account, Staged};
 
 /// How often, and how soon, it is looked again whether the file was closed.
 const CLOSE_LOOKS: u32 = 4;
@@ -93,64 +94,91 @@ impl State {
         }
     }
 
-    /// Whether a file's name is to be ignored.
-    fn is_to_be_ignored(&self, (parent, name): (Ino, &Name), child: Ino, path: &RepoPath) -> bool {
-        let may = match self.writeback.account(path) {
-            Some(Account { base, theirs, .. }) => base.is_none() && !theirs && self.writeback.conflict(path).is_none(),
-            None => self.tree.is_ignored(parent, name) || self.has_own_bytes(child),
+    /// Whether a file's name is to be ignored that is not as the base has it.
+    fn is_to_be_ignored(&self, path: &RepoPath) -> bool {
+        let is_new = self.writeback.account(path).is_none_or(|account| account.base.is_none() && !account.theirs);
+        is_new && self.writeback.conflict(path).is_none() && self.ignored.verdict(path).is_some()
+    }
+
+    /// What a change that was made, and is going on record, means for what is ignored.
+    pub(super) fn judge_change(&mut self, change: &Change) -> Vec<Change> {
+        match change {
+            Change::Link { parent, name, ino } => self.judge_link(*parent, name, *ino),
+            _ if !self.tree.ignores_any() => Vec::new(),
+            Change::Account { path, .. } => self.heed_base(path).into_iter().collect(),
+            Change::Rebase { .. } => {
+                let ignored: Vec<RepoPath> = self.ignored_paths().map(|(path, _)| path).collect();
+                ignored.iter().filter_map(|path| self.heed_base(path)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// A name was made, or moved with all below it: judges it by its path. Where it came from says nothing about where it is.
+    fn judge_link(&self, parent: Ino, name: &Name, ino: Ino) -> Vec<Change> {
+        // What no pattern is known for stays what it was.
+        if !self.ignored.is_known() || (self.ignored.has_no_patterns() && !self.tree.ignores_any()) {
+            return Vec::new();
+        }
+        let names = match self.tree.dir(ino) {
+            Some(_) => self.tree.walk(ino),
+            None => vec![(parent, name.clone(), ino)],
         };
-        may && self.ignored.verdict(path).is_some()
-    }
-
-    /// Whether a file is another than the base has at the path of its only name, as far as that shows without an account.
-    fn has_own_bytes(&self, ino: Ino) -> bool {
-        match self.content(ino) {
-            Some((Content::Local { .. }, _)) => true,
-            Some((Content::Remote { origin, .. }, _)) => {
-                origin.is_some() || self.tree.get(ino).is_some_and(|inode| inode.links.len() > 1)
+        let files = names.into_iter().filter(|(.., child)| self.content(*child).is_some());
+        let judged = files.filter_map(|(parent, name, _)| {
+            let should = self.tree.path_at(parent, &name).is_ok_and(|path| self.is_to_be_ignored(&path));
+            match (self.tree.is_ignored(parent, &name), should) {
+                (false, true) => Some(Change::Ignore { parent, name }),
+                (true, false) => Some(Change::Unignore { parent, name }),
+                _ => None,
             }
-            None => false,
-        }
-    }
-
-    /// A name was made, or moved with all below it: judges it by its path.
-    pub(super) fn judge_link(&mut self, parent: Ino, name: &Name, ino: Ino) {
-        if self.ignored.has_no_patterns() && !self.tree.ignores_any() {
-            return;
-        }
-        let mut names = vec![(parent, name.clone(), ino)];
-        if self.tree.dir(ino).is_some() {
-            names = self.tree.walk(ino);
-        }
-        for (parent, name, child) in names {
-            if self.content(child).is_none() {
-                continue;
-            }
-            // Where it came from says nothing about where it is.
-            self.tree.set_ignored(parent, &name, false);
-            let path = self.tree.path_at(parent, &name);
-            if path.is_ok_and(|path| self.is_to_be_ignored((parent, &name), child, &path)) {
-                self.tree.set_ignored(parent, &name, true);
-            }
-        }
+        });
+        judged.collect()
     }
 
     /// What is known of a path's base has changed: what the base has is not ignored.
-    pub(super) fn heed_base(&mut self, path: &RepoPath) {
-        if !self.tree.ignores_any() || self.writeback.account(path).is_none_or(|account| account.base.is_none()) {
-            return;
-        }
-        if let Some((parent, name)) = self.place_of(path)
-            && self.tree.set_ignored(parent, &name, false)
-        {
+    fn heed_base(&mut self, path: &RepoPath) -> Option<Change> {
+        self.writeback.account(path).filter(|account| account.base.is_some())?;
+        let (parent, name) = self.place_of(path)?;
+        self.tree.is_ignored(parent, &name).then(|| {
             self.writeback.owe(path, Duration::ZERO);
-        }
+            Change::Unignore { parent, name }
+        })
     }
 
-    /// The same of all.
-    pub(super) fn heed_new_base(&mut self) {
-        let ignored: Vec<RepoPath> = self.ignored_paths().map(|(path, _)| path).collect();
-        ignored.iter().for_each(|path| self.heed_base(path));
+    /// What was found staged here, and is ignored, is read where it is staged until its bytes are here, and then unstaged.
+    pub(super) fn unstage_ignored(&mut self, path: &RepoPath) {
+        let Some((parent, name)) = self.place_of(path).filter(|(parent, name)| self.tree.is_ignored(*parent, name))
+        else {
+            return;
+        };
+        let Some(ino) = self.tree.child(parent, &name) else { return };
+        if let Some((Content::Remote { hash, origin: None }, size)) = self.content(ino) {
+            let origin = Some(Arc::new(Source { revision: Revision::Workspace, path: path.clone() }));
+            let content = Content::Remote { hash: *hash, origin };
+            self.set_content(ino, content, size);
+        }
+        self.touch([path], Duration::ZERO);
+    }
+
+    /// The base has moved, and what it has no more may have been written anew: as a new file it stays here if a pattern says so.
+    pub(super) fn judge_vanished(&mut self) {
+        if self.ignored.has_no_patterns() || !self.ignored.is_known() {
+            return;
+        }
+        let is_new = |account: &Account| account.base.is_none() && account.staged == Staged::Nothing;
+        let new =
+            self.writeback.ledger().iter().filter(|(path, account)| is_new(account) && self.is_to_be_ignored(path));
+        let found: Vec<(RepoPath, Entry)> = new
+            .filter_map(|(path, _)| {
+                let (parent, name) = self.place_of(path)?;
+                let is_file = self.tree.child(parent, &name).is_some_and(|ino| self.content(ino).is_some());
+                (is_file && !self.tree.is_ignored(parent, &name)).then(|| (path.clone(), (parent, name)))
+            })
+            .collect();
+        for (path, entry) in found {
+            self.ignore(&path, &entry, Duration::ZERO);
+        }
     }
 
     /// All that is ignored.
@@ -169,7 +197,8 @@ impl State {
 
     /// A name travels from now on.
     fn free(&mut self, path: &RepoPath, (parent, name): &Entry, settle: Duration) {
-        if self.tree.set_ignored(*parent, name, false) {
+        if self.tree.is_ignored(*parent, name) {
+            self.apply(Change::Unignore { parent: *parent, name: name.clone() });
             self.open_account(path, None);
             self.writeback.owe(path, settle);
         }
@@ -180,47 +209,27 @@ impl State {
         if let Some(ino) = self.tree.child(*parent, name) {
             self.pin_source(ino);
         }
-        if self.tree.set_ignored(*parent, name, true) && self.writeback.account(path).is_some() {
+        self.apply(Change::Ignore { parent: *parent, name: name.clone() });
+        if self.writeback.account(path).is_some() {
             self.touch([path], settle);
         }
     }
 
-    /// At the end of a replay: what has bytes here and no account was ignored.
-    pub(super) fn keep_ignored(&mut self) {
-        let is_kept = |content: &Content, path: &RepoPath| match content {
-            Content::Local { .. } => true,
-            // What a commit has at its own path is the base's.
-            Content::Remote { origin, .. } => origin.as_ref().is_some_and(|origin| origin.path != *path),
-        };
-        let kept: Vec<Entry> = self
-            .recorded_names()
-            .filter(|(path, _, ino)| {
-                self.writeback.account(path).is_none()
-                    && self.content(*ino).is_some_and(|(content, _)| is_kept(content, path))
-            })
-            .map(|(_, entry, _)| entry)
-            .collect();
-        for (parent, name) in kept {
-            self.tree.set_ignored(parent, &name, true);
-        }
-    }
-
     /// Every name of a file that is on record, and that a server can have.
-    fn recorded_names(&self) -> impl Iterator<Item = (RepoPath, Entry, Ino)> {
+    fn recorded_names(&self) -> impl Iterator<Item = (RepoPath, Entry)> {
         let files = self.tree.iter().filter(|(_, inode)| inode.recorded && matches!(inode.body, Body::File { .. }));
-        files.flat_map(|(ino, inode)| inode.links.iter().map(move |entry| (ino, entry))).filter_map(|(ino, entry)| {
-            let path = self.tree.path_at(entry.0, &entry.1).ok()?;
-            Some((path, entry.clone(), ino))
-        })
+        let names = files.flat_map(|(_, inode)| inode.links.iter());
+        names.filter_map(|entry| Some((self.tree.path_at(entry.0, &entry.1).ok()?, entry.clone())))
     }
 
     /// Judges every name again.
     fn judge_all(&mut self, settle: Duration) {
         let wrong: Vec<(RepoPath, Entry, bool)> = self
             .recorded_names()
-            .filter_map(|(path, entry, ino)| {
+            .filter_map(|(path, entry)| {
                 let is = self.tree.is_ignored(entry.0, &entry.1);
-                let should = self.is_to_be_ignored((entry.0, &entry.1), ino, &path);
+                // What has no account is as the base has it.
+                let should = (is || self.writeback.account(&path).is_some()) && self.is_to_be_ignored(&path);
                 (is != should).then_some((path, entry, should))
             })
             .filter(|(.., should)| *should || !self.ignored.keeps())
@@ -277,7 +286,6 @@ impl Fs {
     /// The server's, when it does not answer. What cannot be had for another reason is told by [`bad_patterns`](Self::bad_patterns),
     /// and none of its patterns holds.
     pub async fn judge(&self) -> Result<(), FsError> {
-        self.ask_for_base_of_ignored().await?;
         loop {
             let patterns = self.lock().patterns();
             let (token, read) = match patterns {
@@ -351,7 +359,12 @@ impl Fs {
             }
             tokio::time::sleep(CLOSE_LOOK).await;
         }
-        self.judge_now();
+        // Where they are on the server alone, this waits for them.
+        if !self.judge_now()
+            && let Err(error) = self.judge().await
+        {
+            tracing::warn!(%error, "nothing is staged before .oxenignore is read");
+        }
     }
 
     fn judge_beside(&self) {
@@ -462,53 +475,6 @@ impl Fs {
         }))?;
         self.wake.notify_one();
         Ok(taken)
-    }
-
-    /// Of files that the server has, and that the record does not tell apart from what the base has there, the base tells.
-    async fn ask_for_base_of_ignored(&self) -> Result<(), FsError> {
-        let (unsure, base) = {
-            let state = self.lock();
-            if state.ignored.is_known() {
-                return Ok(());
-            }
-            let unsure: Vec<RepoPath> = state
-                .recorded_names()
-                .filter(|(path, _, ino)| {
-                    state.writeback.account(path).is_none()
-                        && matches!(state.content(*ino), Some((Content::Remote { .. }, _)))
-                        && state.has_own_bytes(*ino)
-                })
-                .map(|(path, ..)| path)
-                .collect();
-            (unsure, state.tree.base().clone())
-        };
-        let mut listings = Listings::new(self, base.clone());
-        let mut found: Vec<(RepoPath, Option<Object>)> = Vec::with_capacity(unsure.len());
-        for path in unsure {
-            let object = listings.object(&path).await?;
-            found.push((path, object));
-        }
-        into_plain(self.change(|state| {
-            for (path, object) in found {
-                if state.writeback.account(&path).is_some() || *state.tree.base() != base {
-                    continue;
-                }
-                let Some((parent, name)) = state.place_of(&path) else { continue };
-                match object {
-                    // As the base has it, or another.
-                    Some(object) => {
-                        state.tree.set_ignored(parent, &name, false);
-                        if !state.agrees(&path, Some(object)) {
-                            let account = Account { base: Some(object), ..Account::default() };
-                            state.apply(Change::Account { path: path.clone(), account: Some(account) });
-                            state.writeback.owe(&path, Duration::ZERO);
-                        }
-                    }
-                    None => _ = state.tree.set_ignored(parent, &name, true),
-                }
-            }
-            Ok(())
-        }))
     }
 
     /// How much is ignored.
@@ -672,7 +638,7 @@ mod tests {
     fn what_is_ignored_though_the_base_has_it_is_told() {
         let world = world(&["a.tmp"]);
         write(&world, ROOT, "a.tmp", "changed");
-        world.fs.begin().tree.set_ignored(ROOT, &name_of("a.tmp"), true);
+        world.fs.begin().apply(Change::Ignore { parent: ROOT, name: name_of("a.tmp") });
         let broken = world.fs.check();
         assert!(broken.iter().any(|what| what.starts_with("owed.ignored: a.tmp")), "{broken:?}");
     }

@@ -198,7 +198,6 @@ impl State {
     /// changed elsewhere too.
     pub(super) fn rebase(&mut self, commit: &CommitId, alone: bool) {
         self.writeback.rebase();
-        self.heed_new_base();
         let accounts: Vec<(RepoPath, Account)> =
             self.writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
         // As long as what is hidden tells: of a directory that is not listed nothing else does.

@@ -110,10 +110,6 @@ impl Fs {
         let cache_dir = dir.join("cache");
         let cache = Cache::open_on(disk, &cache_dir, limits.cache).map_err(io(&cache_dir))?;
         let keep = state.recover(&spool);
-        // Of one that was repaired, the server is asked about every path.
-        if !journal.is_unverified() {
-            state.keep_ignored();
-        }
         // What was dropped is, once and for all.
         journal.append(&state.take_frame());
         let mut strays = spool.strays(&keep).map_err(io(&spool_dir))?;
@@ -280,8 +276,12 @@ impl Fs {
                         let hidden = dir.hidden.iter().cloned();
                         changes.extend(hidden.map(|name| Change::Hide { parent: *ino, name }));
                     }
-                    let links = inode.links.iter().cloned();
-                    changes.extend(links.map(|(parent, name)| Change::Link { parent, name, ino: *ino }));
+                    for (parent, name) in inode.links.iter().cloned() {
+                        let ignored = state.tree.is_ignored(parent, &name);
+                        let ignored = ignored.then(|| Change::Ignore { parent, name: name.clone() });
+                        changes.push(Change::Link { parent, name, ino: *ino });
+                        changes.extend(ignored);
+                    }
                 }
                 changes
             })?;
@@ -510,7 +510,6 @@ pub(super) fn recorded(dir: &Path, shown: &Shown) -> Result<(State, Options), Jo
     let read = Journal::read_marked(&place.journal, &place.mark, &mut |seen, change| state.believe(seen, &change));
     read.map_err(|error| state.with_owed(error, &place))?;
     state.check_whole().map_err(|what| state.with_owed(Damage::new(&place.journal, 0, what).into(), &place))?;
-    state.keep_ignored();
     Ok((state, options))
 }
 
@@ -599,6 +598,9 @@ impl State {
         let account = Account { base: change.base, staged, theirs, ..Account::default() };
         self.apply(Change::Account { path: change.path.clone(), account: Some(account) });
         self.show(&change.path, change.staged, true, options);
+        if !theirs {
+            self.unstage_ignored(&change.path);
+        }
     }
 
     /// Shows what the server has at a path, or that it has nothing there; then the base's entry is hidden if told to `hide`.

@@ -1041,6 +1041,7 @@ impl Fs {
                     }
                     state.carry_out(&plan, moved, &self.options);
                 }
+                state.judge_vanished();
                 state.record_hidden();
                 state.record_pending_accounts();
                 Ok(Some(owed))

@@ -174,6 +174,8 @@ impl Tree {
                     dir.hidden.remove(name);
                 }
             }
+            Change::Ignore { parent, name } => _ = self.names.set_ignored(*parent, name, true),
+            Change::Unignore { parent, name } => _ = self.names.set_ignored(*parent, name, false),
             Change::Drop { ino } => self.names.drop_inode(*ino),
             _ => {}
         }
@@ -303,11 +305,6 @@ impl Tree {
 
 /// What this mount alone has to know.
 impl Tree {
-    /// A file's name is ignored from now on, or is not any more. Says whether that is new.
-    pub fn set_ignored(&mut self, parent: Ino, name: &Name, ignored: bool) -> bool {
-        self.names.set_ignored(parent, name, ignored)
-    }
-
     /// The kernel has got an inode's number once more.
     pub fn looked_up(&mut self, ino: Ino) {
         if let Some(inode) = self.names.get_mut(ino) {

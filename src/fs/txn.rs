@@ -180,7 +180,12 @@ impl State {
     /// Makes a change, in memory and in the frame. The same code replays the journal.
     pub(super) fn apply(&mut self, change: Change) {
         self.replay(&change);
+        let judged = match &change {
+            Change::Link { .. } | Change::Rebase { .. } | Change::Account { .. } => self.judge_change(&change),
+            _ => Vec::new(),
+        };
         self.draft.changes.push(change);
+        judged.into_iter().for_each(|change| self.apply(change));
     }
 
     /// Puts on record what memory has already.
