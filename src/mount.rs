@@ -688,7 +688,9 @@ async fn drained(fs: &Arc<Fs>) {
         if let Err(error) = fs.flush_mapped(|_| true, follow::WRITE_BACK_PATIENCE).await {
             tracing::error!(%error, "staging what is left without it");
         }
-        fs.heed_patterns().await;
+        if let Err(error) = fs.heed_patterns(|_| true).await {
+            tracing::error!(%error, "what is ignored cannot be flushed");
+        }
         let Some(waiting) = fs.barrier() else { return };
         let failed = waiting.reached().await.files_failed;
         match fs.audit().await {

@@ -11,6 +11,7 @@ use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use super::tree::Token;
 use crate::hash::ContentHash;
+use crate::namespace::Ino;
 use crate::path::RepoPath;
 use crate::report::{BadPattern, IgnoredBy};
 use crate::workspace::CommitId;
@@ -113,6 +114,8 @@ pub(super) struct Ignored {
     asking: bool,
     /// What was ignored stays so: not all of the patterns are known.
     keeps: bool,
+    /// Files that are ignored and whose bytes are on stable storage.
+    flushed: HashMap<Ino, Token>,
 }
 
 impl Ignored {
@@ -209,6 +212,17 @@ impl Ignored {
         self.file.bad.retain(|bad| !bad.pattern.is_empty());
         self.file.bad.push(bad);
         (self.known, self.given_up) = (true, now);
+    }
+
+    /// These are on stable storage; of others only what they have `still` matters.
+    pub fn are_flushed(&mut self, files: &[Token], still: impl Fn(Token) -> bool) {
+        self.flushed.extend(files.iter().map(|token| (token.ino(), *token)));
+        self.flushed.retain(|_, token| still(*token));
+    }
+
+    /// Whether this is.
+    pub fn is_flushed(&self, file: Token) -> bool {
+        self.flushed.get(&file.ino()) == Some(&file)
     }
 
     /// The patterns that do not hold.

@@ -30,6 +30,10 @@ use crate::writeback::index::{Account, Staged};
 const CLOSE_LOOKS: u32 = 4;
 const CLOSE_LOOK: Duration = Duration::from_millis(50);
 
+/// From how many files on the whole filesystem is flushed: a file by itself is about a millisecond, and of all that a
+/// program leaves in a directory that is ignored there may be very many.
+const FLUSHED_ONE_BY_ONE: usize = 64;
+
 /// A directory's entry.
 type Entry = (Ino, Name);
 
@@ -258,6 +262,17 @@ impl State {
         })
     }
 
+    /// Which of the files of the spool that are ignored, below the `chosen` paths, are not known to be on stable storage.
+    fn unflushed_ignored(&self, chosen: impl Fn(&RepoPath) -> bool) -> Vec<Token> {
+        let names = self.ignored_paths().filter(|(path, _)| chosen(path));
+        let tokens = names.filter_map(|(_, (parent, name))| {
+            let ino = self.tree.child(parent, &name)?;
+            let token = self.tree.token(ino).filter(|token| token.on_server().is_none())?;
+            (self.is_being_written(ino) || !self.ignored.is_flushed(token)).then_some(token)
+        });
+        tokens.collect()
+    }
+
     /// Tells `broken` of what is ignored and may not be.
     pub(super) fn check_ignored(&self, broken: &mut impl FnMut(&'static str, String)) {
         for (path, _) in self.ignored_paths() {
@@ -351,8 +366,12 @@ impl Fs {
     }
 
     /// Before somebody waits for what is new: the patterns that a program has written count. That it has closed the file is
-    /// told a moment after the close has returned.
-    pub async fn heed_patterns(&self) {
+    /// told a moment after the close has returned. What of the `chosen` paths is ignored by then is on stable storage when this
+    /// returns: no server will have it.
+    ///
+    /// # Errors
+    /// The local filesystem's.
+    pub async fn heed_patterns(&self, chosen: impl Fn(&RepoPath) -> bool) -> Result<(), FsError> {
         for _ in 0..CLOSE_LOOKS {
             if !matches!(self.lock().patterns(), Patterns::InWriting) {
                 break;
@@ -365,6 +384,47 @@ impl Fs {
         {
             tracing::warn!(%error, "nothing is staged before .oxenignore is read");
         }
+        let (any, unflushed) = {
+            let state = self.lock();
+            (state.tree.ignores_any(), state.unflushed_ignored(chosen))
+        };
+        match any {
+            true => self.blocking(move |fs| fs.flush_ignored(&unflushed)).await,
+            false => Ok(()),
+        }
+    }
+
+    fn flush_ignored(&self, unflushed: &[Token]) -> Result<(), FsError> {
+        if unflushed.len() > FLUSHED_ONE_BY_ONE {
+            self.spool.sync_all()?;
+        } else {
+            unflushed.iter().try_for_each(|token| self.flush_bytes(*token))?;
+        }
+        {
+            let mut state = self.begin();
+            let state = &mut *state;
+            state.ignored.are_flushed(unflushed, |token| state.tree.still(token));
+        }
+        Ok(self.journal.sync(self.journal.append(&[]))?)
+    }
+
+    /// Has a file's bytes survive a power loss, if it has them still.
+    pub(super) fn flush_bytes(&self, token: Token) -> Result<(), FsError> {
+        let found = {
+            let state = self.lock();
+            let spooled = state.spooled(token.ino());
+            spooled.filter(|_| state.tree.still(token))
+        };
+        let Some((spool, open)) = found else { return Ok(()) };
+        let file = match open {
+            Some(file) => file,
+            None => match self.spool.file(spool) {
+                Ok(file) => Arc::new(file),
+                Err(_) if !self.lock().tree.still(token) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            },
+        };
+        Ok(self.spool.sync(spool, &file)?)
     }
 
     fn judge_beside(&self) {

@@ -805,6 +805,11 @@ impl Fs {
     /// When they cannot be downloaded or stored.
     pub async fn rescue(&self, ino: Ino) -> Result<(), FsError> {
         self.satisfy(super::Need::Own(ino)).await?;
+        // What the server has no longer, it cannot give back after a power loss.
+        let token = self.lock().tree.token(ino).filter(|token| token.on_server().is_none());
+        if let Some(token) = token {
+            self.blocking(move |fs| fs.flush_bytes(token)).await?;
+        }
         into_plain(self.change(|state| {
             for path in state.tree.file_paths(ino) {
                 state.open_account(&path, Some(ino));
