@@ -32,10 +32,14 @@ pub struct Mounted {
 }
 
 /// `oxenfs sync --json`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct Synced {
     /// Files that were staged for it.
     pub staged_files: u64,
+    /// Those at and below the paths that patterns keep here.
+    pub ignored_files: u64,
+    /// Their length.
+    pub ignored_bytes: u64,
 }
 
 /// `oxenfs run --json`.

@@ -54,8 +54,8 @@ fn await_end(client: &mut Client, deadline: Deadline) {
 /// How waiting ended.
 #[derive(Debug)]
 pub enum End {
-    /// It was carried out, and so many files were staged for it.
-    Done(u64),
+    /// It was carried out, so many files were staged for it, and so much was ignored of what it was asked for.
+    Done(u64, Tally),
     /// The commit was made, so many files were staged for it, it holds these of others, and so much was ignored; `None`:
     /// there was nothing to commit.
     Committed(Option<String>, u64, TakenAlong, Tally),
@@ -196,7 +196,7 @@ pub fn follow_while_it_goes_on(
                 if matches!(request, Request::Unmount | Request::Detach) {
                     await_end(&mut client, deadline);
                 }
-                return Ok(End::Done(staged));
+                return Ok(End::Done(staged, ignored));
             }
             Event::Committed { id } => {
                 let staged = meter.last().files_done;

@@ -28,17 +28,25 @@ pub fn sync(args: SyncArgs, finder: &Finder) -> Result<u8, Failure> {
         let below = inside(&real, root).doing(failed)?;
         mounts.entry(root.clone()).or_default().push(below);
     }
-    let mut staged_files = 0;
+    let mut synced = done::Synced::default();
     for (root, mut paths) in mounts {
         let failed = || format!("cannot sync {}", quoted(&root));
         if paths.iter().any(String::is_empty) {
             paths.clear(); // the root itself: everything
         }
         let (known, stream) = finder.running_by(&root, deadline).doing(failed)?;
-        staged_files += wait(known, stream, paths, deadline).doing(failed)?;
+        let named = !paths.is_empty();
+        let (staged, ignored) = wait(known, stream, paths, deadline).doing(failed)?;
+        // Who waits for all of a mount is told by the commit.
+        if named && ignored.files > 0 {
+            note(format_args!("{}: oxenfs check-ignore -v tells of a path by which pattern", are_ignored(&ignored)));
+        }
+        synced.staged_files += staged;
+        synced.ignored_files += ignored.files;
+        synced.ignored_bytes = synced.ignored_bytes.saturating_add(ignored.bytes);
     }
     if args.json {
-        json(&done::Synced { staged_files }, false)?;
+        json(&synced, false)?;
     }
     Ok(0)
 }
@@ -55,10 +63,10 @@ pub fn inside(path: &Path, root: &Path) -> Result<String, Failure> {
     }
 }
 
-/// How many files were staged for it.
-fn wait(known: &Known, stream: UnixStream, paths: Vec<String>, deadline: Deadline) -> Result<u64, Failure> {
+/// How many files were staged for it, and what of those paths is ignored.
+fn wait(known: &Known, stream: UnixStream, paths: Vec<String>, deadline: Deadline) -> Result<(u64, Tally), Failure> {
     match follow(known, stream, &Request::Sync { paths, before_commit: false }, deadline)? {
-        End::Done(staged) | End::Committed(_, staged, ..) => Ok(staged),
+        End::Done(staged, ignored) | End::Committed(_, staged, _, ignored) => Ok((staged, ignored)),
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(Failure::owed(format_args!(
             "{why}; the rest is safe on this disk, and staging goes on in the background"
@@ -112,8 +120,7 @@ pub fn commit_at(
             let staged_files = staged + more;
             Ok(done::Committed { commit: Some(id), staged_files, ignored_files, ignored_bytes, others })
         }
-        End::Done(more) => nothing(&dir, staged + more, Tally::default()),
-        End::Committed(None, more, _, ignored) => nothing(&dir, staged + more, ignored),
+        End::Done(more, ignored) | End::Committed(None, more, _, ignored) => nothing(&dir, staged + more, ignored),
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(Failure::owed(format_args!(
             "{why}; nothing was lost, staging goes on in the background, and the commit may or may not have been made"

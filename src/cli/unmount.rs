@@ -73,7 +73,7 @@ fn one(
             &Request::Sync { paths: Vec::new(), before_commit: true },
             deadline,
         )? {
-            End::Done(staged) | End::Committed(_, staged, ..) => staged,
+            End::Done(staged, _) | End::Committed(_, staged, ..) => staged,
             End::Refused(refusal) => return Err(refusal.into()),
             End::GaveUp(why) => return Err(gave_up(format_args!("{why}; nothing was committed"), &args.dir)),
         };
@@ -88,12 +88,12 @@ fn one(
         return detach(args, known, status, committed);
     }
     match follow(known, connected(known)?, &Request::Unmount, deadline)? {
-        End::Done(_) | End::Committed(..) if known.meta.identity.revision.is_some() => {
+        End::Done(..) | End::Committed(..) if known.meta.identity.revision.is_some() => {
             tell(args, known, committed, &Counts::default())?;
             note(format_args!("unmounted {}", quoted(&args.dir)));
             Ok(0)
         }
-        End::Done(_) | End::Committed(..) => {
+        End::Done(..) | End::Committed(..) => {
             // The record of the daemon that just ended.
             let left = seams::offline_status(&known.path).unwrap_or_default().counts;
             let staged = match left.staged.files {

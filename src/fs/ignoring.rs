@@ -544,6 +544,18 @@ impl Fs {
         counts.ignored
     }
 
+    /// The same at and below the `chosen` paths.
+    pub fn ignored_among(&self, chosen: impl Fn(&RepoPath) -> bool) -> Tally {
+        let state = self.lock();
+        let mut tally = Tally::default();
+        for (_, (parent, name)) in state.ignored_paths().filter(|(path, _)| chosen(path)) {
+            let Some(ino) = state.tree.child(parent, &name) else { continue };
+            tally.files += 1;
+            tally.bytes = tally.bytes.saturating_add(state.local_bytes(ino, &|_, size| size));
+        }
+        tally
+    }
+
     /// The patterns that do not hold.
     pub fn bad_patterns(&self) -> Vec<BadPattern> {
         self.lock().ignored.bad().cloned().collect()

@@ -1367,7 +1367,7 @@ impl State {
         }
     }
 
-    fn local_bytes(&self, ino: Ino, length: &impl Fn(SpoolId, u64) -> u64) -> u64 {
+    pub(super) fn local_bytes(&self, ino: Ino, length: &impl Fn(SpoolId, u64) -> u64) -> u64 {
         match self.content(ino) {
             Some((Content::Local { spool, .. }, size)) => length(*spool, size),
             Some((Content::Remote { .. }, size)) => size,

@@ -372,15 +372,20 @@ async fn sync(paths: &[String], before_commit: bool, daemon: &Daemon, listener: 
     }
     loop {
         let remade = daemon.fs.times_remade();
-        let Some(waiting) = daemon.fs.barrier_below(wanted.clone()) else { return Ok(Event::Done) };
+        let Some(waiting) = daemon.fs.barrier_below(wanted.clone()) else { break };
         let progress = follow(daemon, &waiting, listener).await?;
         match unstaged(daemon, &progress) {
             Some(failure) if !(before_commit && goes_with_commit(daemon)) => return Ok(Event::Failed(failure)),
             // What went with the workspace is waited for too.
             _ if daemon.fs.times_remade() != remade => {}
-            _ => return Ok(Event::Done),
+            _ => break,
         }
     }
+    let ignored = daemon.fs.ignored_among(|path| path.is_in_any(&wanted));
+    if ignored.files > 0 && !before_commit {
+        listener.tell(&Event::Ignores(ignored)).await?;
+    }
+    Ok(Event::Done)
 }
 
 /// Whether all that is owed and has failed goes with the next commit.

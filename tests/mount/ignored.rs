@@ -257,3 +257,19 @@ fn of_a_subdirectory_the_branchs_patterns_hold() {
     let expected = [(".oxenignore", "sub/*.tmp\n"), ("sub/a", "a\n"), ("sub/c", "c\n")];
     assert_same(&test.committed(), &tree(&expected));
 }
+
+#[test]
+fn who_waits_for_what_is_ignored_is_told_that_it_stays() {
+    let test = TestMount::with(server::url(), &["--fsync", "staged", "--write-through", "--ignore", "*.bin"]);
+    shell(&test.dir, "mkdir d; echo '*.tmp' > .oxenignore; echo a > d/a.tmp; echo b > d/b; echo c > d/c.bin");
+    fs::File::open(test.at("d/a.tmp")).unwrap().sync_all().unwrap();
+    let said = test.oxenfs(["sync", test.at("d/a.tmp").to_str().unwrap()]).ok();
+    assert!(said.err.contains("1 file (2 B) is ignored, and on this disk alone"), "{}", said.err);
+    let said = test.oxenfs(["sync", "--json", test.at("d").to_str().unwrap()]).ok();
+    let synced: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!((&synced["ignored_files"], &synced["ignored_bytes"]), (&json!(2), &json!(4)));
+    let said = test.oxenfs(["sync", test.at("d/b").to_str().unwrap()]).ok();
+    assert!(!said.err.contains("ignored"), "{}", said.err);
+    assert_eq!(sorted(test.staged_paths()), [".oxenignore", "d/b"]);
+    test.unmount();
+}

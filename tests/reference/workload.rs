@@ -100,7 +100,7 @@ pub fn fixed(by_hash: ByHash, past: bool) -> Workload {
     ops.extend(make("early", text(17, 600)));
     ops.push(Op::Mkdir(path("scratch")));
     ops.extend(make(PATTERNS, "early\nscratch/\nbase\n".to_owned()));
-    ops.extend(make("scratch/one", text(18, 120_000)));
+    ops.extend(make("scratch/one", text(18, 2_000)));
     ops.push(link("made/one", "scratch/also"));
     ops.push(Op::Fsync(path("scratch/one")));
     // Files of the base: over, appended to, cut, emptied, moved, removed.
