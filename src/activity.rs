@@ -40,6 +40,8 @@ pub enum Happening {
         owed_files: u64,
         /// Why nothing goes on at this moment, if nothing does.
         stalled: Option<String>,
+        /// Whether that is because the server was away when it was mounted, and was not found since.
+        offline: bool,
     },
     /// The server confirmed content.
     Staged {

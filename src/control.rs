@@ -380,6 +380,8 @@ pub struct Status {
     pub server_version: String,
     /// Protocol dialect.
     pub dialect: String,
+    /// The server was away when it was mounted, and was not found since: what is told of it is from an earlier mount.
+    pub offline: bool,
     /// The commit under the workspace.
     pub base: String,
     /// Others may use the workspace, which moves by its commit alone.

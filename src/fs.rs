@@ -34,6 +34,7 @@ mod lost;
 mod mapped;
 mod merge;
 mod neighbours;
+mod offline;
 mod ops;
 mod passthrough;
 mod presence;
@@ -338,6 +339,10 @@ pub struct Fs {
     remade: AtomicU64,
     /// Others may stage in it.
     shared: AtomicBool,
+    /// The server was not met yet.
+    offline: AtomicBool,
+    /// The base was listed, and has nothing at the root.
+    is_root_empty: AtomicBool,
     /// The branch that the workspace is made on, where it has to be made again.
     branch: OnceLock<String>,
     /// The kernel, where it can go past the daemon; set before anything is served.

@@ -30,7 +30,8 @@ pub fn readiness(measures: &Measures) -> Result<(), String> {
         return Err(format!("it is {}", status.phase));
     }
     if let Some(why) = &status.stalled {
-        return Err(format!("stalled: {why}"));
+        let how = if status.offline { "offline" } else { "stalled" };
+        return Err(format!("{how}: {why}"));
     }
     match &status.disk {
         Some(trouble) => Err(format!("the local disk: {trouble}")),

@@ -15,6 +15,7 @@ mod follow;
 pub mod gather;
 mod import;
 mod notify;
+mod offline;
 mod resolve;
 mod restore;
 pub mod send;
@@ -28,6 +29,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::activity::{self, Activity};
 use crate::config::{Address, FsyncPolicy, MountSettings};
@@ -50,7 +52,7 @@ use crate::stager::{Delays, Meter, Stager};
 use crate::store::journal::JournalError;
 use crate::sync::Mutex;
 use crate::workspace::which::KnownRepository;
-use crate::workspace::{CommitId, ServerInfo, WorkspaceError};
+use crate::workspace::{CommitId, Workspace, WorkspaceError};
 use commit::finish::Finished;
 use daemon::{Notifier, Ready};
 use notify::Manager;
@@ -73,6 +75,8 @@ const LAST_LOOK: Duration = Duration::from_secs(60);
 const OTHERS_LOOK: Duration = Duration::from_secs(5);
 /// Conflicts that a status shows.
 const SHOWN_CONFLICTS: usize = 100;
+/// How long a mount that ends goes on listing what it committed.
+const KEEP_PATIENCE: Duration = Duration::from_secs(1);
 /// How often the journal's length is looked at.
 const COMPACTION_CHECK: Duration = Duration::from_secs(60);
 
@@ -153,7 +157,6 @@ struct Daemon {
     fs: Arc<Fs>,
     meter: Arc<Meter>,
     activity: Arc<Activity>,
-    info: ServerInfo,
     server: String,
     repo: String,
     branch: String,
@@ -178,6 +181,7 @@ impl Daemon {
         let waiting = waiting.saturating_sub(self.fs.uploaded_bytes());
         let phase = *self.phase.borrow();
         let stalled = self.meter.stalled();
+        let info = self.fs.workspace().info();
         Status {
             mountpoint: matches!(phase, Phase::Mounted | Phase::Unmounting)
                 .then(|| self.mountpoint.display().to_string()),
@@ -188,8 +192,9 @@ impl Daemon {
             revision: self.revision.clone(),
             phase: if phase == Phase::Mounted { "mounted" } else { "draining" }.to_owned(),
             pid: std::process::id(),
-            server_version: self.info.version.clone(),
-            dialect: self.info.dialect.to_owned(),
+            server_version: info.version.clone(),
+            dialect: info.dialect.to_string(),
+            offline: self.fs.is_offline(),
             base: self.fs.base().to_string(),
             shared: self.fs.is_shared(),
             ahead: self.ahead(),
@@ -234,12 +239,7 @@ impl Daemon {
 ///
 /// # Errors
 /// Why there is no mount; nothing is mounted then.
-pub fn run(
-    settings: &MountSettings,
-    place: Place,
-    mut state: StateDir,
-    notifier: &Notifier,
-) -> Result<Ended, MountError> {
+pub fn run(settings: &MountSettings, place: Place, state: StateDir, notifier: &Notifier) -> Result<Ended, MountError> {
     raise_open_files();
     tune_allocator();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -248,7 +248,8 @@ pub fn run(
         .enable_all()
         .build()
         .map_err(MountError::Setup)?;
-    let ended = runtime.block_on(serve_mount(settings, place, &mut state, notifier));
+    let state = Arc::new(tokio::sync::Mutex::new(state));
+    let ended = runtime.block_on(serve_mount(settings, place, &state, notifier));
     // Whatever still runs is abandoned: all that matters is on record.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
@@ -291,9 +292,10 @@ fn raise_open_files() {
 async fn serve_mount(
     settings: &MountSettings,
     place: Place,
-    state: &mut StateDir,
+    held: &Arc<tokio::sync::Mutex<StateDir>>,
     notifier: &Notifier,
 ) -> Result<Ended, MountError> {
+    let mut state = held.lock().await;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         process = std::process::id(),
@@ -311,7 +313,7 @@ async fn serve_mount(
         None => None,
     };
     let activity = Arc::<Activity>::default();
-    let Recovered { fs, info, created } = recover(settings, state, activity.clone()).await?;
+    let Recovered { fs, created, absent } = recover_as_it_is(settings, &mut state, activity.clone()).await?;
     let meter = Arc::new(Meter::new(activity.clone()));
     let (phase, mut phases) = watch::channel(Phase::Mounted);
     let mut draining = phases.clone();
@@ -319,7 +321,6 @@ async fn serve_mount(
         fs: fs.clone(),
         meter: meter.clone(),
         activity,
-        info: info.clone(),
         server: settings.server.to_string(),
         repo: settings.repo.to_string(),
         branch: settings.branch.clone(),
@@ -331,29 +332,26 @@ async fn serve_mount(
         imports: AtomicUsize::new(0),
         outlook: Mutex::default(),
     });
-    let resumed = fs.owed() as u64;
+    let (resumed, began_on) = (fs.owed() as u64, fs.base());
     let mut signals = Signals::new().map_err(MountError::Setup)?;
     let listener = state.bind_control()?;
+    drop(state);
+    if let Some(absent) = &absent {
+        absent.tell(&daemon);
+    }
     let control = serve::listen(listener, daemon.clone()).map_err(MountError::Setup)?;
     let watched = metrics.map(|listener| tokio::spawn(let_watch(listener, daemon.clone())));
     let served = start_serving(settings, &place, &fs, daemon.clone())?;
     drop(place);
-    let staging = (!settings.is_read_only()).then(|| {
-        let stager = tokio::spawn(Stager::new(fs.clone(), meter, Delays::default()).run());
-        let branch = tokio::spawn(branch::watch(daemon.clone(), settings.refresh));
-        (stager, tokio::spawn(look_out(fs.clone())), tokio::spawn(look_at_others(fs.clone())), branch)
-    });
+    let info = fs.workspace().info().clone();
+    let warnings: Vec<String> = absent.iter().map(offline::Absent::warning).collect();
+    let offline = absent.is_some();
+    let work = tokio::spawn(work_with_server(settings.clone(), daemon.clone(), absent, held.clone()));
     let housekeeping = tokio::spawn(keep_house(fs.clone()));
-    let listing = tokio::spawn(list_ahead(fs.clone()));
     let left = fs.clone();
     let loading = tokio::spawn(async move { left.load().await });
-    let ready = Ready {
-        server_version: info.version,
-        dialect: info.dialect.to_owned(),
-        created,
-        resumed,
-        warnings: Vec::new(),
-    };
+    let ready =
+        Ready { server_version: info.version, dialect: info.dialect.into_owned(), created, offline, resumed, warnings };
     if let Err(error) = notifier.ready(ready) {
         tracing::warn!(%error, "nobody waits for the mount any more");
     }
@@ -403,14 +401,12 @@ async fn serve_mount(
         tracing::info!("unmounted");
     }
     telling.abort();
-    if let Some((stager, lookout, others, branch)) = staging {
-        stager.abort();
-        lookout.abort();
-        others.abort();
-        branch.abort();
+    if fs.base() != began_on && !fs.is_offline() && daemon.meter.stalled().is_none() {
+        // For a mount that does not reach the server. What took longer is listed when that is there.
+        let _ = tokio::time::timeout(KEEP_PATIENCE, fs.keep_listings()).await;
     }
+    work.abort();
     housekeeping.abort();
-    listing.abort();
     loading.abort();
     let tidied = fs.clone();
     let _ = tokio::task::spawn_blocking(move || tidy(&tidied)).await;
@@ -424,12 +420,58 @@ async fn serve_mount(
     Ok(Ended { owed })
 }
 
+/// All that a mount asks the server for by itself, until aborted: once the server was found, where it is `absent`.
+async fn work_with_server(
+    settings: MountSettings,
+    daemon: Arc<Daemon>,
+    absent: Option<offline::Absent>,
+    state: Arc<tokio::sync::Mutex<StateDir>>,
+) {
+    if let Some(absent) = absent {
+        absent.find(&daemon, &state).await;
+    }
+    let fs = &daemon.fs;
+    // Those that are left end with it.
+    let mut work = JoinSet::new();
+    work.spawn(list_ahead(fs.clone()));
+    if !settings.is_read_only() {
+        work.spawn(Stager::new(fs.clone(), daemon.meter.clone(), Delays::default()).run());
+        work.spawn(branch::watch(daemon.clone(), settings.refresh));
+        work.spawn(look_out(fs.clone()));
+        work.spawn(look_at_others(fs.clone()));
+    }
+    while let Some(ended) = work.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a part of the daemon broke");
+        }
+    }
+}
+
 /// What a state directory holds, compared with the server.
 struct Recovered {
     fs: Arc<Fs>,
-    info: ServerInfo,
     /// The repository was made.
     created: bool,
+    /// The server is away, and nothing was compared yet.
+    absent: Option<offline::Absent>,
+}
+
+/// Connects, replays the record and compares it with the server: before anything is served or staged. Where the server is
+/// away and a mount before met it, this is left for later.
+async fn recover_as_it_is(
+    settings: &MountSettings,
+    state: &mut StateDir,
+    activity: Arc<Activity>,
+) -> Result<Recovered, MountError> {
+    let known = known_repository(state);
+    match connect(settings, state.identity(), known.clone(), activity).await {
+        Ok(connected) => compare(settings, state, connected).await,
+        Err(MountError::Server(why)) if offline::is_away(&why) => {
+            let recovered = offline::recover(settings, state, known, &why).await?;
+            recovered.ok_or(MountError::Server(why))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Connects, replays the record and compares it with the server: before anything is served or staged.
@@ -438,10 +480,12 @@ async fn recover(
     state: &mut StateDir,
     activity: Arc<Activity>,
 ) -> Result<Recovered, MountError> {
-    let known = known_repository(state);
-    let oxen::Connected { workspace, created, repository } =
-        connect(settings, state.identity(), known, activity).await?;
-    let info = workspace.info().clone();
+    let connected = connect(settings, state.identity(), known_repository(state), activity).await?;
+    compare(settings, state, connected).await
+}
+
+/// Replays the record.
+fn open(settings: &MountSettings, state: &mut StateDir, workspace: Arc<dyn Workspace>) -> Result<Arc<Fs>, MountError> {
     let options = Options {
         read_only: settings.is_read_only(),
         settle: settings.settle,
@@ -453,9 +497,7 @@ async fn recover(
         spool: (settings.spool_limit_bytes > 0).then_some(settings.spool_limit_bytes),
         cache: settings.cache_limit_bytes,
     };
-    let access = BaseAccess { uid: options.uid, gid: options.gid, umask: options.umask };
-    state.note_access(access)?;
-    state.note_repository(repository)?;
+    state.note_access(BaseAccess { uid: options.uid, gid: options.gid, umask: options.umask })?;
     let fs = Fs::recover(state.path(), settings.subdir.clone(), options, limits, workspace)?;
     fs.set_branch(&settings.branch);
     if !settings.own_workspace && !settings.is_read_only() {
@@ -463,8 +505,35 @@ async fn recover(
     }
     fs.set_neighbours(neighbours(settings, state.path().to_owned()));
     fs.wait_for_server(settings.read_timeout);
-    // What a daemon of before asked for and did not see the end of.
-    match commit::finish::resume(&fs).await {
+    Ok(fs)
+}
+
+async fn compare(
+    settings: &MountSettings,
+    state: &mut StateDir,
+    connected: oxen::Connected,
+) -> Result<Recovered, MountError> {
+    let oxen::Connected { workspace, created, repository } = connected;
+    state.note_repository(repository)?;
+    state.note_server(workspace.info())?;
+    let fs = open(settings, state, workspace)?;
+    end_commit(&fs).await?;
+    // What a commit moved without this record's knowing, the comparison finds out path by path.
+    fs.reconcile().await?;
+    fs.drop_intent()?;
+    // So that new files can be made at the root even if the server goes away at once.
+    fs.list_root().await?;
+    state.note_empty_base(fs.is_base_empty().then(|| fs.base()))?;
+    if fs.spool().limit().is_some() {
+        // One that does not count what is there already is none.
+        fs.load().await;
+    }
+    Ok(Recovered { fs, created, absent: None })
+}
+
+/// Ends what a daemon of before asked for and did not see the end of.
+async fn end_commit(fs: &Fs) -> Result<(), MountError> {
+    match commit::finish::resume(fs).await {
         Ok(Some((_, Finished::Broken { what, .. }))) => tracing::error!(what, "a commit of before is not whole"),
         Ok(Some((_, Finished::Whole(id)))) => tracing::info!(%id, "a commit of before was made, and is whole"),
         Ok(None) => {}
@@ -472,16 +541,7 @@ async fn recover(
         Err(FsError::Remote(error)) if error.is_transient() => return Err(MountError::Server(error)),
         Err(error) => tracing::warn!(%error, "it could not be looked at what became of a commit of before"),
     }
-    // What a commit moved without this record's knowing, the comparison finds out path by path.
-    fs.reconcile().await?;
-    fs.drop_intent()?;
-    // So that new files can be made at the root even if the server goes away at once.
-    fs.list_root().await?;
-    if fs.spool().limit().is_some() {
-        // One that does not count what is there already is none.
-        fs.load().await;
-    }
-    Ok(Recovered { fs, info, created })
+    Ok(())
 }
 
 fn listen_for_watchers(address: &Address) -> Result<metrics::serve::Listener, MountError> {
@@ -540,7 +600,16 @@ async fn connect(
     known: KnownRepository,
     activity: Arc<Activity>,
 ) -> Result<oxen::Connected, MountError> {
-    match oxen::connect(settings, known, activity).await? {
+    connected_to(settings, identity, oxen::connect(settings, known, activity).await?)
+}
+
+/// The workspace that was opened, or why there is none.
+fn connected_to(
+    settings: &MountSettings,
+    identity: &Identity,
+    opened: oxen::Opened,
+) -> Result<oxen::Connected, MountError> {
+    match opened {
         oxen::Opened::Connected(connected) => Ok(connected),
         oxen::Opened::NoBranch(branches) => {
             let main = branches.iter().find(|branch| *branch == "main").or(branches.first());

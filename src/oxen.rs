@@ -55,7 +55,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 
-pub use self::connect::{Connected, Opened, connect, create, repository};
+pub use self::connect::{Connected, Opened, connect, create, reconnect, repository};
 pub use self::http::Credentials;
 pub use self::log::History;
 pub use self::repository::{

@@ -85,7 +85,7 @@ impl Delays {
 
     /// The pause after this many failures, from 0: a ceiling that doubles up to the last delay, less a random half; or
     /// what the server asked for, where that is longer.
-    fn after(&self, failures: u32, asked: Option<Duration>) -> Duration {
+    pub fn after(&self, failures: u32, asked: Option<Duration>) -> Duration {
         let ceiling = self.first.saturating_mul(1 << failures.min(16)).min(self.last);
         let jittered = ceiling.mul_f64(0.5 + fastrand::f64() / 2.0);
         asked.map_or(jittered, |asked| asked.min(LONGEST_ASKED).max(jittered))
@@ -146,6 +146,16 @@ impl Meter {
     pub fn stalled(&self) -> Option<String> {
         let stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
         stalled.as_ref().map(|stall| stall.shown.clone())
+    }
+
+    /// Nothing goes on before the server was found.
+    pub fn wait_for_server(&self, why: &WorkspaceError, delay: Duration) {
+        self.stall(why.into(), delay);
+    }
+
+    /// It was found.
+    pub fn found_server(&self) {
+        self.goes_on();
     }
 
     /// Nothing goes on for a while. What was shown stays as long as the reason is the same.
@@ -755,10 +765,18 @@ impl Stager {
             Done::Followed(followed) => {
                 self.following = false;
                 match followed {
-                    Ok(()) => self.failures = 0,
+                    Ok(()) => {
+                        self.failures = 0;
+                        self.meter.goes_on();
+                    }
                     // The commit does it.
                     Err(FsError::Exists) => {}
                     Err(error) => {
+                        let why = match &error {
+                            FsError::Remote(error) => error.into(),
+                            error => Stall { shown: error.to_string(), reason: error.reason(), kind: "local_disk" },
+                        };
+                        self.meter.stall(why, self.delays.after(self.failures, None));
                         self.failures += 1;
                         tracing::warn!(%error, "the workspace stands on another commit, which is not taken in yet");
                     }

@@ -3,11 +3,13 @@
 //! Implementations: `oxen::OxenWorkspace` over HTTP; in tests, a double in memory. No method keeps state that
 //! the caller would need after a crash: what must survive is returned, and the caller writes it down.
 
+pub mod deferred;
 pub mod memory;
 pub mod progress;
 pub mod verify;
 pub mod which;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::future::Future;
@@ -197,7 +199,8 @@ pub trait UploadProgress: Send + Sync {
 }
 
 /// What staging by hash costs and takes on this server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ByHash {
     /// It cannot; bytes always travel.
     Never,
@@ -208,12 +211,12 @@ pub enum ByHash {
 }
 
 /// What is known of the server after connecting.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerInfo {
     /// What the server says of itself, for example `0.65.2`.
     pub version: String,
     /// The protocol spoken with it, for example `0.65` or `documented`.
-    pub dialect: &'static str,
+    pub dialect: Cow<'static, str>,
     /// The function that names content.
     pub hash_kind: HashKind,
     /// How content can be staged without its bytes.

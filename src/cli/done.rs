@@ -27,6 +27,8 @@ pub struct Mounted {
     pub dialect: String,
     /// The repository was made.
     pub created: bool,
+    /// The server is away: what it was is from an earlier mount.
+    pub offline: bool,
     /// Changes of an earlier mount that are being sent now.
     pub resumed: u64,
 }

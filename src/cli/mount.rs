@@ -204,6 +204,7 @@ fn mounted(settings: &MountSettings, ready: Ready) -> done::Mounted {
         server_version: ready.server_version,
         dialect: ready.dialect,
         created: ready.created,
+        offline: ready.offline,
         resumed: ready.resumed,
     }
 }
@@ -233,8 +234,15 @@ fn welcome(ready: &Ready, said: &str) {
         warn(warning);
     }
     let made = if ready.created { ", a new repository" } else { "" };
-    note(format_args!("{said} (server {}{made})", ready.server_version));
-    if ready.resumed > 0 {
+    match ready.offline {
+        true => note(format_args!("{said} (offline)")),
+        false => note(format_args!("{said} (server {}{made})", ready.server_version)),
+    }
+    if ready.offline && ready.resumed > 0 {
+        let changes = count(ready.resumed, "change");
+        let wait = if ready.resumed == 1 { "waits" } else { "wait" };
+        note(format_args!("{changes} of an earlier mount {wait} for the server"));
+    } else if ready.resumed > 0 {
         let changes = count(ready.resumed, "change");
         let are = if ready.resumed == 1 { "is" } else { "are" };
         note(format_args!("{changes} of an earlier mount {are} being sent"));

@@ -154,7 +154,7 @@ fn table(known: &Known, status: &Status) -> String {
         row("server", format!("{}, protocol {}", printable(&status.server_version), printable(&status.dialect)));
     }
     if let Some(why) = &status.stalled {
-        row("stalled", printable(why).into_owned());
+        row(if status.offline { "offline" } else { "stalled" }, printable(why).into_owned());
     }
     // Nobody knows what is to send.
     if status.phase == UNREADABLE {

@@ -71,6 +71,11 @@ impl State {
         self.writeback.owe(path, Duration::ZERO);
     }
 
+    /// Whether a file has no name any more, and nobody has it open: what is written to it would go with it.
+    pub(super) fn is_gone(&self, ino: Ino) -> bool {
+        self.tree.get(ino).is_some_and(|inode| inode.links.is_empty()) && !self.handles.is_open(ino)
+    }
+
     /// A path is in conflict no longer, and due if anything is owed for it.
     pub(super) fn end_conflict(&mut self, path: &RepoPath) {
         if self.writeback.conflict(path).is_some() {

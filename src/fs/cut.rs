@@ -60,6 +60,8 @@ pub(super) struct Made {
     barrier: Option<NonZeroU32>,
     /// No commit: staging rests for a moment.
     is_pause: bool,
+    /// Nobody waits for what is left of it: another is made.
+    given_up: bool,
 }
 
 impl Made {
@@ -68,9 +70,15 @@ impl Made {
         self.wanted.get(path)
     }
 
-    /// Who waits for all of it to be staged.
-    pub fn barrier(&self) -> Option<NonZeroU32> {
+    /// Nobody waits for what is left of it any more. Who waited until now.
+    pub fn give_up(&mut self) -> Option<NonZeroU32> {
+        self.given_up = true;
         self.barrier
+    }
+
+    /// Whether nobody waits for what is left of it.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up
     }
 
     /// The paths that are not staged yet.

@@ -10,6 +10,7 @@ use std::future::Future;
 use std::hash::Hash;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use super::layers::shown;
 use super::{Fs, FsError, LISTINGS_AT_ONCE, STAGED_AGAIN_WITHIN};
 use crate::hash::ContentHash;
-use crate::namespace::{Content, Ino};
+use crate::namespace::{Content, Ino, ROOT};
 use crate::path::RepoPath;
 use crate::store::spool::{self, Found};
 use crate::sync::Mutex;
@@ -102,7 +103,7 @@ impl Fs {
             let error = tokio::select! {
                 biased;
                 asked = progress.attempt(already, asked) => match asked {
-                    Err(FsError::Remote(error)) if error.is_outage() => error,
+                    Err(FsError::Remote(error)) if error.is_outage() && !self.is_offline() => error,
                     asked => return asked,
                 },
                 () = stalled() => WorkspaceError::TimedOut { after: limit.unwrap_or_default(), request: None },
@@ -170,6 +171,10 @@ impl Fs {
                 self.patiently(who, progress, &path, ask).await?
             }
         };
+        if dir == ROOT {
+            let is_empty = listing.entries.is_empty() && listing.flawed.is_empty();
+            self.is_root_empty.store(is_empty, Ordering::Release);
+        }
         self.absorb(dir, &base, &path, listing);
         Ok(())
     }
@@ -198,7 +203,7 @@ impl Fs {
     }
 
     /// Asks the server for a listing, and keeps what it tells.
-    async fn ask_listing(&self, commit: &CommitId, dir: &RepoPath) -> Result<Listing, WorkspaceError> {
+    pub(super) async fn ask_listing(&self, commit: &CommitId, dir: &RepoPath) -> Result<Listing, WorkspaceError> {
         let listing = self.workspace.list(commit, dir).await?;
         // What the server may mend is asked for again.
         if listing.entries.iter().all(|entry| shown(&entry.name).is_some()) {

@@ -508,16 +508,21 @@ impl State {
         let accounts: Vec<(RepoPath, Account)> =
             self.writeback.ledger().iter().map(|(path, account)| (path.clone(), account)).collect();
         for (path, account) in accounts {
-            if self.owes(&path, &account) {
-                if !self.writeback.is_pending(&path) && !self.is_held_back(&path) {
-                    self.writeback.owe(&path, Duration::ZERO);
-                    if account.held {
-                        self.writeback.park(&path, super::restore::HELD.to_owned(), Parked::Held);
-                    }
-                }
-            } else {
+            if !self.queue_if_owed(&path, &account) {
                 self.close_settled(&path);
             }
         }
+    }
+
+    /// Queues a path whose wanted state the workspace does not have; whether it is one.
+    pub(super) fn queue_if_owed(&mut self, path: &RepoPath, account: &Account) -> bool {
+        let owes = self.owes(path, account);
+        if owes && !self.writeback.is_pending(path) && !self.is_held_back(path) {
+            self.writeback.owe(path, Duration::ZERO);
+            if account.held {
+                self.writeback.park(path, super::restore::HELD.to_owned(), Parked::Held);
+            }
+        }
+        owes
     }
 }

@@ -11,6 +11,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use super::cut::Made;
 use super::recovery::Listings;
 use super::staging::into_plain;
 use super::{Fs, FsError, State, now_secs};
@@ -87,8 +88,9 @@ impl Fs {
         if self.find_workspace().await? {
             return Ok(None);
         }
-        // It came back to where the tree stands: what the cut has was not sent.
-        if self.is_elsewhere() && self.stands_on_base().await? {
+        // Where the tree need not follow first: what the cut has may not have been sent.
+        let given_up = self.is_elsewhere() || self.lock().made_cut().is_some_and(Made::is_given_up);
+        if given_up && self.stands_on_base().await? {
             self.begin().elsewhere = false;
             return Ok(None);
         }

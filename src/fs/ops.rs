@@ -835,7 +835,8 @@ impl Fs {
     /// Opens a regular file.
     ///
     /// # Errors
-    /// [`FsError::IsDir`]; [`FsError::TextBusy`]; the server's when its bytes must be fetched.
+    /// [`FsError::IsDir`]; [`FsError::TextBusy`]; [`FsError::Stale`] where others have removed it since it was looked up: the
+    /// kernel looks its name up again; the server's when its bytes must be fetched.
     pub fn open(&self, ino: Ino, flags: OpenFlags) -> Op<u64> {
         if flags.write || flags.truncate {
             self.writable_mount()?;
@@ -878,6 +879,9 @@ impl Fs {
                     None => return Err(FsError::Stale.into()),
                 };
                 if flags.write || flags.truncate {
+                    if state.is_gone(ino) {
+                        return Err(FsError::Stale.into());
+                    }
                     state.keep_closed_for_cut(self, ino);
                 }
                 // O_TRUNC counts with O_RDONLY too: the kernel has checked that the file may be written. Room that was
@@ -944,7 +948,7 @@ impl Fs {
                 },
             };
             let mut state = self.begin();
-            let same = state.tree.still(token);
+            let same = state.tree.still(token) && !(flags.write && state.is_gone(ino));
             // Somebody may have been faster, and decided; then it is done again after them.
             let decides = same && state.handles.way(ino).is_none();
             if decides && (loan.is_none() || state.opening(ino, flags.write, true, self) == way) {

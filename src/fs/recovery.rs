@@ -154,6 +154,8 @@ impl Fs {
             presence: tokio::sync::Mutex::default(),
             remade: AtomicU64::new(0),
             shared: AtomicBool::new(false),
+            offline: AtomicBool::new(false),
+            is_root_empty: AtomicBool::new(false),
             branch: OnceLock::new(),
             lender: OnceLock::new(),
             passthrough: OnceLock::new(),

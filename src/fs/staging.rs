@@ -744,9 +744,15 @@ impl Fs {
         if self.has_changed_since(capture, &error) {
             return;
         }
-        tracing::debug!(path = %capture.path, error, "not staged");
         let mut state = self.begin();
-        state.writeback.keep_out(&capture.path, error);
+        let undecided = state.writeback.conflict(other).is_some();
+        if undecided || state.writeback.pending(other).is_some_and(Pending::waits_for_somebody) {
+            tracing::debug!(path = %capture.path, error, "not staged");
+            state.writeback.keep_out(&capture.path, error);
+        } else {
+            // Somebody has acted meanwhile, and nobody lets in what is kept out from now on.
+            state.writeback.retry(&capture.path, Duration::ZERO, None);
+        }
         drop(state);
         self.progress.notify_waiters();
     }

@@ -313,7 +313,7 @@ impl Writeback {
     /// What the cut lacks is owed by now, and what it holds may not be staged before that: nobody waits for the rest of it.
     /// A commit sees so when it [looks at what is staged](crate::fs::Fs::audit_for_commit), and makes another cut.
     pub fn give_up_cut(&mut self) {
-        if let Some(barrier) = self.made().and_then(Made::barrier) {
+        if let Some(barrier) = self.made_mut().and_then(Made::give_up) {
             self.queue.give_up(barrier);
         }
     }

@@ -23,6 +23,8 @@ pub struct Ready {
     pub dialect: String,
     /// The repository was made.
     pub created: bool,
+    /// The server is away.
+    pub offline: bool,
     /// Changes of an earlier mount that are being sent now.
     pub resumed: u64,
     /// What the user should know.

@@ -73,7 +73,10 @@ fn summary(daemon: &Daemon) -> String {
     let owed = daemon.fs.owed() as u64;
     let owed = if owed == 0 { "all is on the server".to_owned() } else { format!("{} to send", count(owed, "change")) };
     match daemon.meter.stalled() {
-        Some(why) => format!("{owed}; stalled: {}", crate::log::printable(&why)),
+        Some(why) => {
+            let how = if daemon.fs.is_offline() { "offline" } else { "stalled" };
+            format!("{owed}; {how}: {}", crate::log::printable(&why))
+        }
         None => owed,
     }
 }

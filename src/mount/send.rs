@@ -53,7 +53,7 @@ async fn send(settings: &MountSettings, state: &mut StateDir, bound: Option<Dura
         () = signals.terminate() => None,
         () = bounded() => None,
     };
-    let Some(Recovered { fs, info, .. }) = recovered else {
+    let Some(Recovered { fs, .. }) = recovered else {
         return super::offline_status(state.path());
     };
     tracing::info!(owed = fs.owed(), state = %state.path().display(), "sending what an earlier mount left");
@@ -63,7 +63,6 @@ async fn send(settings: &MountSettings, state: &mut StateDir, bound: Option<Dura
         fs: fs.clone(),
         meter: meter.clone(),
         activity,
-        info,
         server: settings.server.to_string(),
         repo: settings.repo.to_string(),
         branch: settings.branch.clone(),

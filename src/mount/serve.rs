@@ -123,6 +123,9 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
             _ => {}
         }
     }
+    if daemon.fs.is_offline() && is_of_server(&request) {
+        return listener.tell(&Event::Failed(offline(daemon))).await;
+    }
     match request {
         Request::Ping => {
             // What a daemon that hangs would wait for.
@@ -216,6 +219,22 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
     }
 }
 
+/// Whether a request is about what the server has now, and cannot wait for it.
+fn is_of_server(request: &Request) -> bool {
+    matches!(request, Request::Refresh | Request::Commit { .. } | Request::Sync { before_commit: true, .. })
+}
+
+/// Why such a request is not carried out.
+fn offline(daemon: &Daemon) -> Failure {
+    let why = daemon.meter.stalled().map(|why| format!(": {why}")).unwrap_or_default();
+    let status = format!("oxenfs status {}", log::quoted(&daemon.mountpoint));
+    Failure {
+        message: format!("it is offline{why}"),
+        hint: Some(format!("what was written is kept; repeat the command once this says that it is not: {status}")),
+        owed: !daemon.fs.is_drained(),
+    }
+}
+
 /// What others staged in a workspace that is shared, as far as the server tells soon enough.
 async fn others(daemon: &Daemon) -> Vec<Difference> {
     if !daemon.fs.is_shared() {
@@ -239,6 +258,7 @@ async fn events(daemon: &Daemon, listener: &mut Listener) -> io::Result<()> {
         mountpoint: daemon.mountpoint.display().to_string(),
         owed_files: daemon.fs.owed() as u64,
         stalled: daemon.meter.stalled(),
+        offline: daemon.fs.is_offline(),
     };
     listener.tell(&Event::Happened { what: begin.now() }).await?;
     while let Some(event) = following.next().await {

@@ -36,6 +36,7 @@ use crate::hash::{ContentHash, HashKind};
 use crate::path::{PathError, RepoPath};
 use crate::store::disk::Disk;
 use crate::workspace::which::KnownRepository;
+use crate::workspace::{CommitId, ServerInfo};
 
 const META: &str = "meta.json";
 const LOCK: &str = "lock";
@@ -99,6 +100,12 @@ pub struct Meta {
     /// What tells the repository from another of the same name; not in what early versions wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repository: Option<KnownRepository>,
+    /// What the server was when a mount last met it; not in what early versions wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_info: Option<ServerInfo>,
+    /// The commit that was seen to have nothing where the mount's root is, if the last mount began on such a one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub empty_base: Option<CommitId>,
     /// The formats of what the directory holds; not in what early versions wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub formats: Option<Formats>,
@@ -423,11 +430,23 @@ impl StateDir {
             Err(error) => return Err(error),
         };
         write_readme(&path)?;
-        let (access, own, repository, rest) =
-            before.map(|meta| (meta.access, meta.own, meta.repository, meta.rest)).unwrap_or_default();
         let formats = Some(Formats::default());
         let (identity, version) = (identity.clone(), String::new());
-        let meta = Meta { identity, pid: 0, version, access, own, repository, formats, rest };
+        let meta = match before {
+            Some(before) => Meta { identity, pid: 0, version, formats, ..before },
+            None => Meta {
+                identity,
+                pid: 0,
+                version,
+                access: None,
+                own: None,
+                repository: None,
+                server_info: None,
+                empty_base: None,
+                formats,
+                rest: serde_json::Map::new(),
+            },
+        };
         let mut state = Self { path, dir, lock, meta, is_new };
         state.claim()?;
         Ok(state)
@@ -472,6 +491,40 @@ impl StateDir {
             return Ok(());
         }
         self.meta.repository = Some(known);
+        self.write_meta()
+    }
+
+    /// What the server was when a mount of this last met it; `None` where none did.
+    pub fn server_info(&self) -> Option<&ServerInfo> {
+        self.meta.server_info.as_ref()
+    }
+
+    /// Whether this commit was seen to have nothing where the mount's root is.
+    pub fn is_empty_base(&self, commit: &CommitId) -> bool {
+        self.meta.empty_base.as_ref() == Some(commit)
+    }
+
+    /// Writes down the commit that the mount begins on, if that has nothing where its root is.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_empty_base(&mut self, empty: Option<CommitId>) -> Result<(), StateError> {
+        if self.meta.empty_base == empty {
+            return Ok(());
+        }
+        self.meta.empty_base = empty;
+        self.write_meta()
+    }
+
+    /// Writes down what the server is, for a mount that does not reach it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_server(&mut self, info: &ServerInfo) -> Result<(), StateError> {
+        if self.meta.server_info.as_ref() == Some(info) {
+            return Ok(());
+        }
+        self.meta.server_info = Some(info.clone());
         self.write_meta()
     }
 

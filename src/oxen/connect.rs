@@ -7,7 +7,7 @@ use super::{Claim, Endpoint, NewRepository, Repository, RepositoryInfo, S3Storag
 use crate::activity::Activity;
 use crate::config::{self, CredentialSource, MountSettings, RepoId, ServerUrl};
 use crate::workspace::which::KnownRepository;
-use crate::workspace::{Workspace, WorkspaceError};
+use crate::workspace::{CommitId, Workspace, WorkspaceError};
 
 /// The longest silence before another connection is tried, and the share of what programs wait in all.
 const LONGEST_STALL: Duration = Duration::from_secs(30);
@@ -54,6 +54,14 @@ pub struct Connected {
     pub repository: KnownRepository,
 }
 
+/// A mount's way to its repository.
+fn way(settings: &MountSettings, activity: Arc<Activity>) -> Result<Repository, WorkspaceError> {
+    let stall = settings.read_timeout.map(|limit| (limit / STALLS).min(LONGEST_STALL));
+    let endpoint = endpoint(&settings.server, &settings.repo, settings.credentials.clone());
+    let read_only = settings.is_read_only();
+    Repository::connect(&Endpoint { stall, read_only, activity, ..endpoint })
+}
+
 /// Connects a mount: the repository, made if `settings` say so and it is absent, and its workspace, or the revision that
 /// is shown in place of one. Where a repository is `known`, nothing is asked of another, now or later.
 ///
@@ -64,17 +72,10 @@ pub async fn connect(
     known: KnownRepository,
     activity: Arc<Activity>,
 ) -> Result<Opened, WorkspaceError> {
-    let stall = settings.read_timeout.map(|limit| (limit / STALLS).min(LONGEST_STALL));
-    let endpoint = endpoint(&settings.server, &settings.repo, settings.credentials.clone());
-    let read_only = settings.is_read_only();
-    let repository = Repository::connect(&Endpoint { stall, read_only, activity, ..endpoint })?;
+    let repository = way(settings, activity)?;
     repository.server_version().await?;
     if let Some(revision) = &settings.revision {
-        if repository.get().await?.is_none() {
-            return Ok(Opened::NoRepository);
-        }
-        let workspace = Arc::new(repository.open_revision(revision).await?);
-        return Ok(Opened::Connected(Connected { workspace, created: false, repository: known }));
+        return show(&repository, revision, known).await;
     }
     let rest = known.rest.clone();
     repository.expect(known.clone());
@@ -108,6 +109,36 @@ pub async fn connect(
     let known = KnownRepository { uuid: found.repo_uuid, rest, ..KnownRepository::with_commit(commit) };
     repository.know(known.clone());
     Ok(Opened::Connected(Connected { workspace: Arc::new(workspace), created, repository: known }))
+}
+
+async fn show(repository: &Repository, revision: &str, known: KnownRepository) -> Result<Opened, WorkspaceError> {
+    if repository.get().await?.is_none() {
+        return Ok(Opened::NoRepository);
+    }
+    let workspace = Arc::new(repository.open_revision(revision).await?);
+    Ok(Opened::Connected(Connected { workspace, created: false, repository: known }))
+}
+
+/// Connects a mount that has begun without its server, and shows `base`. A repository is not made: one that is gone took
+/// what it had along. What shows a revision goes on showing that commit, whatever the branch has become.
+///
+/// # Errors
+/// [`WorkspaceError::Another`]; the server's.
+pub async fn reconnect(
+    settings: &MountSettings,
+    known: KnownRepository,
+    base: CommitId,
+    activity: Arc<Activity>,
+) -> Result<Opened, WorkspaceError> {
+    if !settings.is_read_only() {
+        let settings = MountSettings { create: None, ..settings.clone() };
+        return connect(&settings, known, activity).await;
+    }
+    let repository = way(settings, activity)?;
+    repository.server_version().await?;
+    let meant = if known.is_nothing() { KnownRepository::with_commit(base.clone()) } else { known.clone() };
+    repository.expect(meant);
+    show(&repository, &base.0, known).await
 }
 
 /// Makes a repository, and sees that its content is kept where it should be.

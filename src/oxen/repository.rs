@@ -530,8 +530,9 @@ impl Repository {
 
     /// A workspace of no name on `base`.
     fn on(&self, base: CommitId, dialect: Dialect, version: String, hash_kind: HashKind) -> OxenWorkspace {
-        let info = ServerInfo { version, dialect: dialect.name, hash_kind, by_hash: dialect.hash_route.by_hash() };
-        tracing::info!(server = self.http.server(), version = info.version, dialect = info.dialect, "connected");
+        let info =
+            ServerInfo { version, dialect: dialect.name.into(), hash_kind, by_hash: dialect.hash_route.by_hash() };
+        tracing::info!(server = self.http.server(), version = info.version, dialect = %info.dialect, "connected");
         OxenWorkspace {
             repo: self.clone(),
             commit: None,

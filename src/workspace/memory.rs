@@ -137,7 +137,8 @@ impl Stage {
 impl Memory {
     /// An empty repository.
     pub fn new(by_hash: ByHash) -> Self {
-        let info = ServerInfo { version: "memory".into(), dialect: "memory", hash_kind: HashKind::Xxh3, by_hash };
+        let info =
+            ServerInfo { version: "memory".into(), dialect: "memory".into(), hash_kind: HashKind::Xxh3, by_hash };
         let state = State {
             commits: HashMap::from([("c0".to_owned(), Tree::new())]),
             infos: HashMap::from([("c0".to_owned(), commit_info("c0", &[], "Initial commit"))]),

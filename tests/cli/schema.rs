@@ -130,7 +130,8 @@ fn answers(request: &Request) -> (Vec<Event>, Then) {
         Request::Commit { .. } => vec![Event::Committed { id: Some("c0ffee".into()) }],
         Request::Events => {
             let staged = Happening::Staged { path: "a".into(), bytes: 1, hash: "h".into() };
-            let following = Happening::Following { mountpoint: "/mnt".into(), owed_files: 1, stalled: None };
+            let following =
+                Happening::Following { mountpoint: "/mnt".into(), owed_files: 1, stalled: None, offline: false };
             let ahead = Happening::BranchAhead { branch: "main".into(), head: "h".into(), commits: None };
             let refreshed = Happening::Refreshed { base: "b".into(), conflicts: 1 };
             [following, staged, ahead, refreshed].into_iter().map(|what| Event::Happened { what: what.now() }).collect()

@@ -34,6 +34,7 @@ mod matrix;
 mod memory;
 mod metadata;
 mod mounted;
+mod offline;
 mod passthrough;
 mod posix;
 mod programs;

@@ -9,6 +9,7 @@ mod disks;
 mod listings;
 mod loading;
 mod model;
+mod offline;
 mod power;
 mod records;
 mod regressions;

@@ -154,6 +154,17 @@ impl Mount {
     }
 
     async fn open(&self, path: &str, truncate: bool) -> Result<u64, FsError> {
+        for _ in 0..9 {
+            match self.open_at_once(path, truncate).await {
+                // Replaced since it was looked up: as a kernel does.
+                Err(FsError::Stale) => {}
+                opened => return opened,
+            }
+        }
+        self.open_at_once(path, truncate).await
+    }
+
+    async fn open_at_once(&self, path: &str, truncate: bool) -> Result<u64, FsError> {
         let flags = OpenFlags { read: true, write: true, truncate, execute: false };
         self.make_above(path).await?;
         let (dir, name) = self.place(path).await?;
@@ -1038,6 +1049,26 @@ fn what_others_have_where_something_was_removed_before_shows_though_a_request_ab
     });
 }
 
+#[test]
+fn nothing_is_written_to_a_file_that_others_removed_since_it_was_looked_up() {
+    runtime(1).block_on(async {
+        for truncate in [false, true] {
+            let mount = Mount::new(&[("a", "old"), ("x", "x")]).await;
+            let name = name_of("a");
+            let found = mount.go(|fs| fs.lookup(ROOT, &name)).await.unwrap();
+            mount.they(&[("a", None)]);
+            mount.refresh().await;
+            let flags = OpenFlags { read: true, write: true, truncate, execute: false };
+            let opened = mount.go(|fs| fs.open(found.ino, flags)).await;
+            assert!(matches!(opened, Err(FsError::Stale)), "{opened:?}");
+            mount.fs.forget(found.ino, 1);
+            mount.write("a", "ours").await;
+            mount.commit().await.unwrap();
+            assert_eq!(mount.head(), tree(&[("a", "ours"), ("x", "x")]));
+        }
+    });
+}
+
 /// Without anybody else's doing in the workspace itself.
 #[test]
 fn what_was_staged_here_and_removed_is_in_conflict_with_the_same_of_another_client() {
@@ -1123,6 +1154,39 @@ fn a_commit_whose_workspace_went_is_cut_again_where_the_first_cut_lacks_what_is_
             assert_eq!(mount.head(), tree(&[("d", "in the cut"), ("x", "x")]));
             mount.assert_sound();
         }
+    });
+}
+
+/// While the workspace is made again nothing is sent, and it is not known on which commit it will stand.
+#[test]
+fn a_cut_that_was_made_while_the_workspace_was_made_again_passes_for_no_commit_of_nothing() {
+    runtime(2).block_on(async {
+        let mount = Mount::new(&[("x", "old")]).await;
+        let (arrived, mut reopening) = tokio::sync::mpsc::unbounded_channel();
+        let (go_on, waits) = std::sync::mpsc::channel::<()>();
+        let first = std::sync::Mutex::new(Some(waits));
+        mount.memory.set_witness(Arc::new(move |request| {
+            if request == "reopen"
+                && let Some(waits) = first.lock().unwrap().take()
+            {
+                arrived.send(()).unwrap();
+                waits.recv().unwrap();
+            }
+        }));
+        mount.memory.delete_workspace();
+        let fs = mount.fs.clone();
+        let look = tokio::spawn(async move { fs.find_workspace().await });
+        in_time("the workspace to be missed", reopening.recv()).await.unwrap();
+        mount.write("x", "new").await;
+        let cut = in_time("a cut", mount.fs.cut()).await.unwrap();
+        in_time("it to be given up", cut.waiting.reached()).await;
+        go_on.send(()).unwrap();
+        assert!(look.await.unwrap().unwrap());
+        assert!(mount.fs.audit_for_commit().await.unwrap().is_none());
+        drop(cut);
+        mount.commit().await.unwrap();
+        assert_eq!(mount.head(), tree(&[("x", "new")]));
+        mount.assert_sound();
     });
 }
 
