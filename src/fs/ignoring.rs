@@ -19,7 +19,7 @@ use super::staging::into_plain;
 use super::tree::Token;
 use super::{Fs, FsError, State, Version};
 use crate::hash::ContentHash;
-use crate::namespace::{Body, Content, Ino, ROOT};
+use crate::namespace::{Body, Content, Ino, ROOT, SpoolId};
 use crate::path::{Name, RepoPath};
 use crate::report::{BadPattern, Counts, IgnoredBy, Tally};
 use crate::store::journal::Change;
@@ -396,7 +396,11 @@ impl Fs {
 
     fn flush_ignored(&self, unflushed: &[Token]) -> Result<(), FsError> {
         if unflushed.len() > FLUSHED_ONE_BY_ONE {
-            self.spool.sync_all()?;
+            let spools: Vec<SpoolId> = {
+                let state = self.lock();
+                unflushed.iter().filter_map(|token| Some(state.spooled(token.ino())?.0)).collect()
+            };
+            self.spool.sync_all(spools)?;
         } else {
             unflushed.iter().try_for_each(|token| self.flush_bytes(*token))?;
         }

@@ -228,16 +228,18 @@ impl Spool {
         (0..=SHARDS).try_for_each(|shard| self.flush_shard(shard))
     }
 
-    /// Makes all files and their names survive a power loss, with all else on their filesystem.
+    /// Makes these files and their names survive a power loss, with all else on their filesystem.
     ///
     /// # Errors
-    /// The filesystem's; and after one that nobody knows the files of, for as long as there is one.
-    pub fn sync_all(&self) -> io::Result<()> {
-        rustix::fs::syncfs(File::open(&self.dir)?)?;
-        match self.unsure().is_empty() {
-            true => Ok(()),
-            false => Err(io::Error::from_raw_os_error(libc::EIO)),
+    /// As [`sync`](Self::sync).
+    pub fn sync_all(&self, files: impl IntoIterator<Item = SpoolId>) -> io::Result<()> {
+        {
+            let unsure = self.unsure();
+            if files.into_iter().any(|id| unsure.contains(&id)) {
+                return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
         }
+        Ok(rustix::fs::syncfs(File::open(&self.dir)?)?)
     }
 
     fn flush_shard(&self, shard: u64) -> io::Result<()> {
