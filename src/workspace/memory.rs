@@ -874,16 +874,23 @@ impl Workspace for Memory {
     }
 
     fn fetch_small<'a>(&'a self, wanted: &'a [Object], take: &'a Take) -> Fut<'a, Option<Vec<ContentHash>>> {
-        self.request("fetch_small", move |state| {
+        async move {
+            let found: Vec<Option<Bytes>> = self
+                .request("fetch_small", |state| {
+                    Ok(wanted.iter().map(|object| state.store.get(&object.hash).cloned()).collect())
+                })
+                .await?;
+            // The caller keeps what it takes on its disk, whose witness may copy this server: not while it is locked.
             let mut missing = Vec::new();
-            for object in wanted {
-                match state.store.get(&object.hash) {
+            for (object, content) in wanted.iter().zip(found) {
+                match content {
                     Some(content) => take(*object, content.to_vec()),
                     None => missing.push(object.hash),
                 }
             }
             Ok(Some(missing))
-        })
+        }
+        .boxed()
     }
 
     fn stage_by_hash<'a>(&'a self, puts: &'a [Put]) -> Fut<'a, Vec<Outcome>> {
