@@ -297,10 +297,14 @@ impl Fs {
         self.change(|state| Ok(state.correct_size(ino, now))).unwrap_or(false)
     }
 
-    /// What was staged may have gone with the workspace. Then it is staged again, which this waits for; whether it was. What
-    /// waits for somebody is not: to read it is not to act.
+    /// What was staged may have gone with the workspace, or a request that came late may have put something else in its place.
+    /// Then it is staged again, which this waits for; whether it was. What waits for somebody is not: to read it is not to act.
     async fn is_staged_again(&self, ino: Ino) -> bool {
-        if let Err(error) = self.find_workspace().await {
+        let looked = async {
+            self.find_workspace().await?;
+            self.audit_between_commits().await
+        };
+        if let Err(error) = looked.await {
             tracing::debug!(%error, "it is not known whether the workspace is still there");
             return false;
         }
