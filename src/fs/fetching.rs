@@ -25,7 +25,7 @@ use crate::path::RepoPath;
 use crate::store::spool::{self, Found};
 use crate::sync::Mutex;
 use crate::workspace::progress::Progress;
-use crate::workspace::{CommitId, EntryKind, Listing, Object, Source, Take, WorkspaceError};
+use crate::workspace::{CommitId, EntryKind, Listing, Object, Revision, Source, Take, WorkspaceError};
 
 /// The longest pause before a server that did not answer is asked again; the first is a tenth of it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -308,13 +308,15 @@ impl Fs {
             tracing::debug!(%error, "it is not known whether the workspace is still there");
             return false;
         }
-        let owed: Vec<RepoPath> = {
+        let (owed, is_staged): (Vec<RepoPath>, bool) = {
             let state = self.lock();
             let on_its_way = |path: &RepoPath| state.writeback.pending(path).is_some_and(|entry| !entry.is_parked());
-            state.tree.paths_of(ino).filter(on_its_way).collect()
+            let is_staged = state.source(ino).is_some_and(|source| source.revision == Revision::Workspace);
+            (state.tree.paths_of(ino).filter(on_its_way).collect(), is_staged)
         };
         if owed.is_empty() {
-            return false;
+            // Or was, since it was read.
+            return is_staged;
         }
         let Some(waiting) = self.barrier_on(owed) else { return false };
         tokio::time::timeout(STAGED_AGAIN_WITHIN, waiting.reached()).await.is_ok()

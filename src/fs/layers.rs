@@ -211,9 +211,26 @@ impl State {
         self.tree.rebase(commit, alone);
         changed.iter().for_each(|path| self.tree.hide(path));
         for (path, account) in accounts {
-            if account.is_settled() && !self.writeback.is_pending(&path) && self.agrees(&path, account.base) {
-                self.writeback.set_account(path, None);
+            if account.is_settled() && self.agrees(&path, account.base) {
+                self.is_of_base(&path);
+                if !self.writeback.is_pending(&path) {
+                    self.writeback.set_account(path, None);
+                }
             }
+        }
+    }
+
+    /// The base has a file's content at its path, so it need not be known where else it is read.
+    fn is_of_base(&mut self, path: &RepoPath) {
+        if let Resolved::Inode(ino) = self.tree.resolve(path)
+            && let Some(inode) = self.tree.get(ino)
+            // Another name of it may have something else in the base.
+            && inode.links.len() == 1
+            && matches!(&inode.body, Body::File { content: Content::Remote { origin: Some(_), .. }, .. })
+            && let Some(inode) = self.tree.amend(ino)
+            && let Body::File { content: Content::Remote { origin, .. }, .. } = &mut inode.body
+        {
+            *origin = None;
         }
     }
 

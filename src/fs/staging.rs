@@ -1248,10 +1248,12 @@ impl State {
         moved.then(|| Arc::new(Source { revision: Revision::Workspace, path: path.clone() }))
     }
 
-    /// A file's bytes were just staged at `path`: if they are read somewhere else, they are read there from now on.
+    /// A file's bytes were just staged at `path`: if they are read somewhere else in the workspace, they are read there from
+    /// now on. Those that a commit has are best read there: nobody takes them away.
     fn found_at(&mut self, ino: Ino, staged: ContentHash, path: &RepoPath) {
-        if let Some((Content::Remote { hash, origin: Some(_) }, size)) = self.content(ino)
+        if let Some((Content::Remote { hash, origin: Some(origin) }, size)) = self.content(ino)
             && *hash == staged
+            && origin.revision == Revision::Workspace
         {
             let origin = self.staged_origin(ino, path);
             self.set_content(ino, Content::Remote { hash: staged, origin }, size);

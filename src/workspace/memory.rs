@@ -106,6 +106,8 @@ struct State {
     arrivals: u64,
     /// Late requests that have had their effect.
     come: u64,
+    /// Those to come are held back.
+    held: bool,
     /// The way there and back takes a while, each time another.
     unsteady: bool,
     /// The workspace that a request is about, and its number.
@@ -157,6 +159,7 @@ impl Memory {
             sent_bytes: 0,
             arrivals: 0,
             come: 0,
+            held: false,
             unsteady: false,
             own: Stage::on("c0".to_owned(), 1),
             own_number: 0,
@@ -194,7 +197,8 @@ impl Memory {
     /// from the cache alone then, which tests keep small.
     fn give_up(&self, state: &mut State, effect: Effect) {
         if self.info.by_hash != ByHash::Never {
-            state.own.late.push((fastrand::u32(0..LATEST), effect));
+            let left = if state.held { u32::MAX } else { fastrand::u32(0..LATEST) };
+            state.own.late.push((left, effect));
         }
     }
 
@@ -230,9 +234,9 @@ impl Memory {
         }
     }
 
-    /// Has the late requests come when [`end_late`](Self::end_late) says so, and not before.
+    /// From now on late requests come when [`end_late`](Self::end_late) says so, and not before.
     pub fn hold_late(&self) {
-        self.lock().own.late.iter_mut().for_each(|(left, _)| *left = u32::MAX);
+        self.lock().held = true;
     }
 
     /// Carries out all late requests; returns how many have come since the start.
@@ -509,14 +513,15 @@ fn commit_info(id: &str, parents: &[&str], message: &str) -> CommitInfo {
     }
 }
 
-/// What is staged at a path comes into a tree. A file that something is staged below makes way for it, as with released
-/// servers.
+/// What is staged at a path comes into a tree. A file that something is staged below makes way for it, and so does a directory
+/// for a file: released servers keep one of the two.
 fn bring(tree: &mut Tree, path: &RepoPath, content: Option<&Bytes>) {
     let Some(content) = content else {
         tree.remove(path);
         return;
     };
     std::iter::successors(path.parent(), RepoPath::parent).for_each(|above| _ = tree.remove(&above));
+    tree.retain(|other, _| other == path || !other.is_in(path));
     tree.insert(path.clone(), content.clone());
 }
 
