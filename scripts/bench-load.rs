@@ -29,8 +29,8 @@ fn main() {
         "readdir" => (0..number(2)).for_each(|_| assert!(fs::read_dir(&path).unwrap().count() > 0)),
         "close" => return close(&path, number(2), number(3), &block),
         // Datasets that no compression makes small.
-        "dataset" => dataset(&path, number(2), |_| number(3)),
-        "mixed" => dataset(&path, number(2), mixed),
+        "dataset" => dataset(&path, number(2), args.get(4).map_or(500, |_| number(4)), |_| number(3)),
+        "mixed" => dataset(&path, number(2), 500, mixed),
         what => panic!("unknown load {what}"),
     }
     println!("{:.6}", began.elapsed().as_secs_f64());
@@ -131,11 +131,11 @@ fn mixed(at: u64) -> u64 {
     }
 }
 
-fn dataset(path: &Path, count: u64, bytes: impl Fn(u64) -> u64) {
+fn dataset(path: &Path, count: u64, in_one: u64, bytes: impl Fn(u64) -> u64) {
     let mut content = Vec::new();
     for at in 0..count {
         content.resize(bytes(at) as usize, 0);
-        let dir = path.join(format!("dir{:03}", at / 500));
+        let dir = path.join(format!("dir{:03}", at / in_one));
         fs::create_dir_all(&dir).unwrap();
         fill(&mut content, at + 1);
         fs::write(dir.join(format!("file{at:06}.bin")), &content).unwrap();

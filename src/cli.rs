@@ -6,6 +6,7 @@
 
 mod args;
 mod asking;
+mod check_ignore;
 mod config;
 mod dev_server;
 mod diff;
@@ -131,6 +132,7 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<u8, Failure> {
         Command::Sync(args) => sync::sync(args, &find()?),
         Command::Commit(args) => sync::commit(args, &find()?, environment),
         Command::Refresh(args) => resolve::refresh(args, &find()?),
+        Command::CheckIgnore(args) => check_ignore::check_ignore(args, &find()?),
         Command::Resolve(args) => resolve::resolve(args, &find()?),
         Command::Show(args) => resolve::show(args, &find()?),
         Command::Repair(args) => repair::repair(args),

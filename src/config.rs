@@ -207,6 +207,8 @@ pub struct MountInput {
     pub metrics: Option<String>,
     /// `--refresh`.
     pub refresh: Option<String>,
+    /// `--ignore`: patterns, one a line; those of the command line together.
+    pub ignore: Option<String>,
 }
 
 /// A mount, checked.
@@ -263,6 +265,8 @@ pub struct MountSettings {
     pub metrics: Option<Address>,
     /// What the mount does about commits of others to its branch.
     pub refresh: Refresh,
+    /// Patterns of files that stay here, beside those of `.oxenignore`.
+    pub ignore: Vec<String>,
     /// Where the token comes from; asked for every request.
     pub credentials: CredentialSource,
 }
@@ -543,6 +547,7 @@ impl MountSettings {
                 None => Refresh::default(),
             },
             metrics: input.metrics.as_deref().map(|text| values::address("--metrics", text)).transpose()?,
+            ignore: input.ignore.as_deref().map_or(Ok(Vec::new()), |text| values::patterns("--ignore", text))?,
         })
     }
 }

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::activity;
 use crate::path::Name;
 use crate::report::{
-    Cached, Conflict, Counts, Difference, FileError, LocalPath, Progress, SparseFile, TakenAlong, Unreadable,
+    BadPattern, Cached, Conflict, Counts, Difference, FileError, IgnoredBy, LocalPath, Progress, SparseFile,
+    TakenAlong, Tally, Unreadable,
 };
 
 /// What a command asks of a running daemon.
@@ -93,6 +94,11 @@ pub enum Request {
     },
     /// Take in what the branch has become. [`Event::Refreshed`].
     Refresh,
+    /// Whether paths are ignored: [`Event::Ignored`].
+    CheckIgnore {
+        /// Paths from the mount's root, which need not be there; one that ends with `/` is a directory.
+        paths: Vec<String>,
+    },
     /// Decide conflicts: [`Event::Resolved`].
     Resolve {
         /// Repository paths, relative to the mount's root; a directory means all below it, the empty path all.
@@ -193,6 +199,8 @@ pub enum Event {
     Warmed(Warmed),
     /// The commit that is about to be made holds what others staged, too.
     TakesAlong(TakenAlong),
+    /// Files that patterns keep here, and that no commit holds.
+    Ignores(Tally),
     /// The request was carried out.
     Done,
     /// The commit was made.
@@ -202,6 +210,11 @@ pub enum Event {
     },
     /// What the branch has become was taken in, as far as it could be.
     Refreshed(Refreshed),
+    /// Which pattern keeps each of the paths here, in their order.
+    Ignored {
+        /// `None`: none does.
+        by: Vec<Option<IgnoredBy>>,
+    },
     /// Conflicts were decided.
     Resolved {
         /// Which.
@@ -425,6 +438,8 @@ pub struct Status {
     pub sparse: Vec<SparseFile>,
     /// What the server has and programs could not read when they last tried, at most 100.
     pub unreadable: Vec<Unreadable>,
+    /// Patterns of `.oxenignore` that do not hold.
+    pub bad_patterns: Vec<BadPattern>,
 }
 
 /// A branch that has gone on without the mount.

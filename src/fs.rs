@@ -22,6 +22,8 @@ mod eviction;
 mod fetching;
 mod following;
 mod handles;
+mod ignored;
+mod ignoring;
 mod import;
 mod kept;
 mod kernel;
@@ -79,6 +81,7 @@ use crate::writeback::index::Account;
 use backing::Backing;
 use fetching::{Flights, Who};
 use handles::Handles;
+use ignored::Ignored;
 use kernel::{Kernel, Told};
 use passthrough::Way;
 use standing::Event;
@@ -365,6 +368,8 @@ struct State {
     draft: Draft,
     /// Known while the record is replayed.
     left_behind: belief::LeftBehind,
+    /// What stays here because a pattern says so.
+    ignored: Ignored,
     /// What a repair salvaged, and shows.
     salvaged: lost::SalvagedFiles,
     /// What the server has and programs cannot read.

@@ -240,7 +240,8 @@ fn name(name: &OsStr) -> Op<Name> {
             | PathError::NotUtf8
             | PathError::Backslash
             | PathError::Reserved
-            | PathError::Salvaged => FsError::Invalid,
+            | PathError::Salvaged
+            | PathError::Ignored => FsError::Invalid,
         })
     })
 }

@@ -22,6 +22,8 @@
 //!   (`sync`, `commit`, `unmount`) asks for all of them.
 //! - **Mark**: a small file beside the record that tells how far it was flushed. **Stray**: a spool file that no record
 //!   names; it is set aside in `lost+found`. **Salvaged**: one that a repair shows there.
+//! - **Ignored**: a file's name that a pattern of `.oxenignore` or `--ignore` matches: it is here, and has no path on the
+//!   server.
 //! - **Late**: a request that went without an answer and may be carried out yet, after newer ones.
 //! - **Barrier**: somebody waits for what is pending; it follows a file that is renamed meanwhile.
 //! - **Cut**: what a commit is to hold: a map of names to pinned content, made at one instant.

@@ -216,6 +216,7 @@ impl Daemon {
             local,
             sparse: self.fs.sparse_files(),
             unreadable: self.fs.unreadable(),
+            bad_patterns: self.fs.bad_patterns(),
         }
     }
 }
@@ -314,6 +315,16 @@ async fn serve_mount(
     };
     let activity = Arc::<Activity>::default();
     let Recovered { fs, created, absent } = recover_as_it_is(settings, &mut state, activity.clone()).await?;
+    if !settings.is_read_only() {
+        // Before anything is staged.
+        fs.ignore_also(&settings.ignore);
+        match fs.judge().await {
+            Err(FsError::Remote(error)) if absent.is_some() && offline::is_away(&error) => {
+                tracing::warn!(%error, "what is ignored is not known before the server is back");
+            }
+            judged => judged?,
+        }
+    }
     let meter = Arc::new(Meter::new(activity.clone()));
     let (phase, mut phases) = watch::channel(Phase::Mounted);
     let mut draining = phases.clone();
@@ -750,6 +761,9 @@ async fn drained(fs: &Arc<Fs>) {
         tokio::time::sleep(pause).await;
         if let Err(error) = fs.flush_mapped(|_| true, follow::WRITE_BACK_PATIENCE).await {
             tracing::error!(%error, "staging what is left without it");
+        }
+        if let Err(error) = fs.heed_patterns(|_| true).await {
+            tracing::error!(%error, "what is ignored cannot be flushed");
         }
         let Some(waiting) = fs.barrier() else { return };
         let failed = waiting.reached().await.files_failed;

@@ -138,8 +138,10 @@ pub struct Dir {
     pub children: Dense<Name, Ino>,
     /// How many of them are directories.
     pub subdirs: u32,
-    /// How many are regular files with names that the server can hold.
+    /// How many are regular files that travel: with names that the server can hold, and not ignored.
     pub files: u32,
+    /// Those of the files that are ignored: they are here, and for the server they are not.
+    pub ignored: BTreeSet<Name>,
     /// Base names that do not show. An entry of `children` wins over it.
     pub hidden: BTreeSet<Name>,
     /// Whether the base may have a directory at this path.
@@ -387,6 +389,8 @@ pub struct Namespace {
     root_path: RepoPath,
     /// The directory of what a repair salvaged, of which nothing travels.
     lost: Option<Ino>,
+    /// How many names are ignored.
+    ignored: usize,
 }
 
 impl Namespace {
@@ -403,7 +407,7 @@ impl Namespace {
         };
         let mut inodes = Table::default();
         inodes.insert(ROOT.0, root);
-        Self { inodes, next: ROOT.0 + 1, root_path, lost: None }
+        Self { inodes, next: ROOT.0 + 1, root_path, lost: None, ignored: 0 }
     }
 
     /// What the mount's root is in the repository.
@@ -607,11 +611,54 @@ impl Namespace {
         let inode = self.inodes.get_mut(ino.0)?;
         inode.links.remove(parent, name);
         let kind = inode.counted(name);
+        // It is not counted among those that travel.
+        let ignored = self.set_ignored(parent, name, false);
         if let Some(dir) = self.dir_mut(parent) {
             count::take(&mut dir.subdirs, kind.0, "tree.counts");
-            count::take(&mut dir.files, kind.1, "tree.counts");
+            count::take(&mut dir.files, if ignored { 0 } else { kind.1 }, "tree.counts");
         }
         Some(ino)
+    }
+
+    /// A file's name does not travel from now on, or does again. Says whether that is new.
+    pub fn set_ignored(&mut self, parent: Ino, name: &Name, ignored: bool) -> bool {
+        let child = self.child(parent, name).and_then(|child| self.get(child));
+        // None where the name is just being taken away.
+        let files = child.map_or(0, |inode| inode.counted(name).1);
+        let Some(dir) = self.dir_mut(parent) else { return false };
+        match ignored {
+            true if files > 0 && dir.ignored.insert(name.clone()) => {
+                count::take(&mut dir.files, files, "tree.counts");
+                self.ignored += 1;
+                true
+            }
+            false if dir.ignored.remove(name) => {
+                dir.files += files;
+                count::take(&mut self.ignored, 1, "tree.counts");
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a name is [ignored](Dir::ignored).
+    pub fn is_ignored(&self, parent: Ino, name: &Name) -> bool {
+        self.ignored > 0 && self.dir(parent).is_some_and(|dir| dir.ignored.contains(name))
+    }
+
+    /// All names that are ignored.
+    pub fn all_ignored(&self) -> impl Iterator<Item = (Ino, &Name)> {
+        let dirs = self.iter().take(if self.ignored > 0 { usize::MAX } else { 0 });
+        dirs.filter_map(|(ino, inode)| match &inode.body {
+            Body::Dir(dir) => Some((ino, dir)),
+            _ => None,
+        })
+        .flat_map(|(ino, dir)| dir.ignored.iter().map(move |name| (ino, name)))
+    }
+
+    /// Whether any name is ignored.
+    pub fn ignores_any(&self) -> bool {
+        self.ignored > 0
     }
 
     /// Forgets an inode without names.
@@ -627,11 +674,22 @@ impl Namespace {
             && self.get(ino).is_some_and(|inode| inode.links.is_empty() && inode.opens == 0 && inode.lookups == 0)
     }
 
-    /// The repository path of a directory's entry.
+    /// The repository path of a directory's entry that may travel.
+    ///
+    /// # Errors
+    /// When a name on the way is none that the server can hold, and [`PathError::Ignored`].
+    pub fn path_in(&self, parent: Ino, name: &Name) -> Result<RepoPath, PathError> {
+        if self.is_ignored(parent, name) {
+            return Err(PathError::Ignored);
+        }
+        self.path_below(vec![name], parent)
+    }
+
+    /// The same, also of one that is ignored.
     ///
     /// # Errors
     /// When a name on the way is none that the server can hold.
-    pub fn path_in(&self, parent: Ino, name: &Name) -> Result<RepoPath, PathError> {
+    pub fn path_at(&self, parent: Ino, name: &Name) -> Result<RepoPath, PathError> {
         self.path_below(vec![name], parent)
     }
 
@@ -657,7 +715,7 @@ impl Namespace {
         self.root_path.descend(&names)
     }
 
-    /// Every repository path of a file; names that the server cannot hold are left out.
+    /// Every repository path of a file; names that the server cannot hold, or that are ignored, are left out.
     pub fn file_paths(&self, ino: Ino) -> Vec<RepoPath> {
         self.paths_of(ino).collect()
     }
@@ -680,7 +738,7 @@ impl Namespace {
         names.join("/")
     }
 
-    /// What stands at a repository path.
+    /// What stands at a repository path, as far as it travels: nothing where what is there is ignored.
     pub fn resolve(&self, path: &RepoPath) -> Resolved {
         if !path.is_in(&self.root_path) {
             return Resolved::AsBase;
@@ -691,6 +749,7 @@ impl Namespace {
                 return Resolved::Absent;
             };
             match dir.children.get(part) {
+                Some(_) if self.ignored > 0 && dir.ignored.contains(part) => return Resolved::Absent,
                 Some(child) => at = *child,
                 None if dir.listed || dir.hidden.contains(part) => return Resolved::Absent,
                 None => return Resolved::AsBase,
@@ -713,7 +772,7 @@ impl Namespace {
     }
 
     /// Whether `ino` is a directory of which nothing travels: no regular file is below it, but for names that the server
-    /// cannot hold. `known` remembers what was found, for further questions about the same tree.
+    /// cannot hold or that are ignored. `known` remembers what was found, for further questions about the same tree.
     pub fn is_vacant(&self, ino: Ino, known: &mut HashMap<Ino, bool>) -> bool {
         // The directories on the way down, each with those of its entries that are still to be looked at: mostly the first
         // one tells.

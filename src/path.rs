@@ -52,6 +52,9 @@ pub enum PathError {
     /// In the directory where a repair shows what it salvaged.
     #[error("salvaged by a repair: move or copy it out to have it sent")]
     Salvaged,
+    /// A pattern of `.oxenignore` or `--ignore` matches it.
+    #[error("ignored")]
+    Ignored,
 }
 
 impl Name {

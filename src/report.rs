@@ -49,6 +49,8 @@ pub struct Counts {
     pub local: Tally,
     /// Of these, the ones whose content Oxen stores: their permissions, say, stay here.
     pub partly: Tally,
+    /// Of the local ones, the names of files that patterns keep here.
+    pub ignored: Tally,
 }
 
 impl Counts {
@@ -113,6 +115,41 @@ pub struct FileError {
     pub attempts: u32,
     /// Whether it waits for somebody (parked) or will be tried again by itself.
     pub parked: bool,
+}
+
+/// The pattern that keeps a file here.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IgnoredBy {
+    /// `.oxenignore`, or `--ignore`.
+    pub source: String,
+    /// Its line there, counted from 1; `None`: there are no lines.
+    pub line: Option<u64>,
+    /// As it is written.
+    pub pattern: String,
+}
+
+impl std::fmt::Display for IgnoredBy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}, line {line}: {}", self.source, self.pattern),
+            None => write!(f, "{}: {}", self.source, self.pattern),
+        }
+    }
+}
+
+/// A pattern that does not hold, or a file of them that cannot be read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BadPattern {
+    /// `.oxenignore`, or `--ignore`.
+    pub source: String,
+    /// Its line there, counted from 1.
+    pub line: Option<u64>,
+    /// As it is written; empty where the file cannot be read.
+    pub pattern: String,
+    /// What is wrong, in words.
+    pub error: String,
 }
 
 /// A path that was changed here and by others.

@@ -65,6 +65,8 @@ pub enum Command {
     Commit(CommitArgs),
     /// Take in what others committed to the branch
     Refresh(RefreshArgs),
+    /// Say which paths are ignored, and by which pattern
+    CheckIgnore(CheckIgnoreArgs),
     /// Decide what becomes of files that were changed here and by others
     Resolve(ResolveArgs),
     /// Print a version of a file that was changed here and by others
@@ -209,6 +211,11 @@ pub struct MountArgs {
     #[arg(long, value_name = "TIME")]
     pub refresh: Option<String>,
 
+    /// Keep new files that match this pattern on this disk, beside those that .oxenignore matches, of which it has the
+    /// syntax; may be given several times
+    #[arg(long, value_name = "GLOB")]
+    pub ignore: Vec<String>,
+
     /// Whether reads and writes may go straight to the local disk, past the daemon: auto (as root, where the kernel can)
     /// or never [default: auto]
     #[arg(long, value_name = "WHEN")]
@@ -308,6 +315,7 @@ impl MountArgs {
             token_file: self.token_file,
             metrics: self.metrics,
             refresh: self.refresh,
+            ignore: (!self.ignore.is_empty()).then(|| self.ignore.join("\n")),
         }
     }
 }
@@ -804,6 +812,34 @@ pub struct RefreshArgs {
     pub dir: PathBuf,
 
     /// Say what was done as a JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+const CHECK_IGNORE_AFTER: &str = "\
+New files that a pattern of .oxenignore at the repository's root matches, or one of mount --ignore, stay on this disk. What
+the branch has is never ignored, nor is .oxenignore itself. Paths need not be there; one that ends with / is taken for a
+directory.
+
+Exit codes: 0 some of the paths are ignored; 1 none is, or it is not known; 2 wrong usage.
+
+Examples:
+  oxenfs check-ignore -v /mnt/cats/scratch/a.tmp
+  find /mnt/cats -type f | xargs -d '\\n' oxenfs check-ignore";
+
+/// `oxenfs check-ignore`.
+#[derive(Debug, Args)]
+#[command(after_help = CHECK_IGNORE_AFTER)]
+pub struct CheckIgnoreArgs {
+    /// Files and directories on a mount
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+
+    /// Before each path print where the pattern is from, its line and the pattern
+    #[arg(long, short)]
+    pub verbose: bool,
+
+    /// As a JSON list, of all paths
     #[arg(long)]
     pub json: bool,
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::report::{Difference, TakenAlong};
+use crate::report::{Difference, IgnoredBy, TakenAlong};
 
 /// `oxenfs mount --json`.
 #[derive(Debug, Serialize)]
@@ -34,10 +34,14 @@ pub struct Mounted {
 }
 
 /// `oxenfs sync --json`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct Synced {
     /// Files that were staged for it.
     pub staged_files: u64,
+    /// Those at and below the paths that patterns keep here.
+    pub ignored_files: u64,
+    /// Their length.
+    pub ignored_bytes: u64,
 }
 
 /// `oxenfs run --json`.
@@ -86,6 +90,15 @@ pub struct Sent {
     pub staged_files: u64,
 }
 
+/// `oxenfs check-ignore --json`, for each path.
+#[derive(Debug, Serialize)]
+pub struct Checked {
+    /// As it was given.
+    pub path: String,
+    /// The pattern that keeps it here; `null`: none does.
+    pub by: Option<IgnoredBy>,
+}
+
 /// `oxenfs commit --json`.
 #[derive(Debug, Default, Serialize)]
 pub struct Committed {
@@ -93,6 +106,10 @@ pub struct Committed {
     pub commit: Option<String>,
     /// Files that were staged for it.
     pub staged_files: u64,
+    /// Files that patterns keep here: they are on this disk alone.
+    pub ignored_files: u64,
+    /// Their content.
+    pub ignored_bytes: u64,
     /// What it holds that others staged.
     #[serde(skip_serializing_if = "TakenAlong::is_none")]
     pub others: TakenAlong,
@@ -113,8 +130,12 @@ pub struct Unmounted {
     pub staged_files: u64,
     /// Of these, what is on the server alone.
     pub remote_files: u64,
-    /// Paths of which Oxen cannot store all, or anything.
+    /// Paths of which Oxen cannot store all, or anything, or that are ignored.
     pub local_files: u64,
+    /// Of these, files that patterns keep here: they are on this disk alone.
+    pub ignored_files: u64,
+    /// Their content.
+    pub ignored_bytes: u64,
 }
 
 /// `oxenfs import --json`.

@@ -11,7 +11,7 @@ use super::vigil::{self, Vigil};
 use crate::control::client::{Client, ClientError, Next};
 use crate::control::{Event, Failure as Refusal, Request};
 use crate::mount::state_dir::Known;
-use crate::report::{Progress, TakenAlong};
+use crate::report::{Progress, TakenAlong, Tally};
 
 /// When waiting ends: once for all that a command waits for.
 #[derive(Debug, Clone, Copy)]
@@ -54,11 +54,11 @@ fn await_end(client: &mut Client, deadline: Deadline) {
 /// How waiting ended.
 #[derive(Debug)]
 pub enum End {
-    /// It was carried out, and so many files were staged for it.
-    Done(u64),
-    /// The commit was made, so many files were staged for it, and it holds these of others; `None`: there was nothing to
-    /// commit.
-    Committed(Option<String>, u64, TakenAlong),
+    /// It was carried out, so many files were staged for it, and so much was ignored of what it was asked for.
+    Done(u64, Tally),
+    /// The commit was made, so many files were staged for it, it holds these of others, and so much was ignored; `None`:
+    /// there was nothing to commit.
+    Committed(Option<String>, u64, TakenAlong, Tally),
     /// It was not carried out.
     Refused(Refusal),
     /// Ctrl-C, or the deadline passed; the request is withdrawn, the daemon goes on.
@@ -134,7 +134,7 @@ pub fn follow_while_it_goes_on(
 ) -> Result<End, Failure> {
     let mut stalled: Option<(Instant, String)> = None;
     let mut moved = (Instant::now(), Progress::default());
-    let mut taken = TakenAlong::default();
+    let (mut taken, mut ignored) = (TakenAlong::default(), Tally::default());
     interrupt::catch();
     let mut vigil = Vigil::over(known, &stream);
     let mut client = vigil::asked(&vigil, stream, request)?;
@@ -196,17 +196,18 @@ pub fn follow_while_it_goes_on(
                 if matches!(request, Request::Unmount | Request::Detach) {
                     await_end(&mut client, deadline);
                 }
-                return Ok(End::Done(staged));
+                return Ok(End::Done(staged, ignored));
             }
             Event::Committed { id } => {
                 let staged = meter.last().files_done;
                 meter.finish();
-                return Ok(End::Committed(id, staged, taken));
+                return Ok(End::Committed(id, staged, taken, ignored));
             }
             Event::TakesAlong(others) => {
                 meter.aside(|| note(takes_along(&others)));
                 taken = others;
             }
+            Event::Ignores(tally) => ignored = tally,
             Event::Failed(refusal) => {
                 meter.clear();
                 return Ok(End::Refused(refusal));
@@ -222,6 +223,7 @@ pub fn follow_while_it_goes_on(
             | Event::Imported { .. }
             | Event::Refreshed(_)
             | Event::Resolved { .. }
+            | Event::Ignored { .. }
             | Event::Chunk { .. } => {
                 meter.clear();
                 return Err(ClientError::NotUnderstood.into());

@@ -137,7 +137,7 @@ fn wait(known: &Known, stream: std::os::unix::net::UnixStream, deadline: Deadlin
         Ok(End::Refused(refusal)) => return Err(refusal.into()),
         Ok(End::GaveUp(why)) => return Err(Failure::owed(why)),
         // One that only drains ends when it is done, also amid this.
-        Ok(End::Done(_) | End::Committed(..)) | Err(_) => {}
+        Ok(End::Done(..) | End::Committed(..)) | Err(_) => {}
     }
     let status = match find::running_by(known, deadline)? {
         Some(status) => status,

@@ -187,7 +187,10 @@ fn table(known: &Known, status: &Status) -> String {
     if counts.remote.files > 0 {
         row("", on_the_server_alone(&counts.remote));
     }
-    if counts.local.files > 0 {
+    if counts.ignored.files > 0 {
+        row("ignored", are_ignored(&counts.ignored));
+    }
+    if counts.local.files > counts.ignored.files {
         row("local", stays_here(counts));
     }
     if status.phase != "stopped" {
@@ -230,6 +233,14 @@ fn table(known: &Known, status: &Status) -> String {
         }
     }
     unreadable(&mut text, status);
+    if !status.bad_patterns.is_empty() {
+        let _ = writeln!(text, "  patterns that do not hold; the others do");
+        for bad in &status.bad_patterns {
+            let line = bad.line.map(|line| format!(", line {line}")).unwrap_or_default();
+            let pattern = if bad.pattern.is_empty() { String::new() } else { format!(" {}", printable(&bad.pattern)) };
+            let _ = writeln!(text, "    {}{line}:{pattern}: {}", printable(&bad.source), printable(&bad.error));
+        }
+    }
     if !status.local.is_empty() {
         let _ = writeln!(text, "  stays on this disk");
         for local in &status.local {
@@ -305,11 +316,17 @@ pub(super) fn on_the_server_alone(remote: &Tally) -> String {
 
 /// What Oxen cannot store, in words that keep apart what is only here and what is there but for its permissions, say.
 pub(super) fn stays_here(counts: &Counts) -> String {
-    let whole = counts.local.files.saturating_sub(counts.partly.files);
+    let whole = counts.local.files.saturating_sub(counts.partly.files + counts.ignored.files);
     let whole = (whole > 0).then(|| format!("{} on this disk alone, which Oxen cannot store", are(whole, "path")));
     let partly = (counts.partly.files > 0)
         .then(|| format!("of {} Oxen stores the content alone", count(counts.partly.files, "path")));
     [whole, partly].into_iter().flatten().collect::<Vec<_>>().join("; ")
+}
+
+/// What patterns keep here.
+pub(super) fn are_ignored(ignored: &Tally) -> String {
+    let those = if ignored.files == 1 { "is" } else { "are" };
+    format!("{} ({}) {those} ignored, and on this disk alone", count(ignored.files, "file"), bytes(ignored.bytes))
 }
 
 fn to_send(status: &Status) -> String {

@@ -9,11 +9,12 @@ use super::done;
 use super::failure::{Doing, Failure, quoted};
 use super::find::{self, Finder};
 use super::follow::{Deadline, End, follow};
-use super::output::{data, json, note, printable};
+use super::output::{data, json, note, printable, warn};
+use super::status::are_ignored;
 use crate::config::{Author, Environment, OxenConfig, checked_branch};
 use crate::control::{Choice, Request};
 use crate::mount::state_dir::Known;
-use crate::report::TakenAlong;
+use crate::report::Tally;
 
 /// `oxenfs sync`: one request a mount, with all its paths.
 pub fn sync(args: SyncArgs, finder: &Finder) -> Result<u8, Failure> {
@@ -27,17 +28,25 @@ pub fn sync(args: SyncArgs, finder: &Finder) -> Result<u8, Failure> {
         let below = inside(&real, root).doing(failed)?;
         mounts.entry(root.clone()).or_default().push(below);
     }
-    let mut staged_files = 0;
+    let mut synced = done::Synced::default();
     for (root, mut paths) in mounts {
         let failed = || format!("cannot sync {}", quoted(&root));
         if paths.iter().any(String::is_empty) {
             paths.clear(); // the root itself: everything
         }
         let (known, stream) = finder.running_by(&root, deadline).doing(failed)?;
-        staged_files += wait(known, stream, paths, deadline).doing(failed)?;
+        let named = !paths.is_empty();
+        let (staged, ignored) = wait(known, stream, paths, deadline).doing(failed)?;
+        // Who waits for all of a mount is told by the commit.
+        if named && ignored.files > 0 {
+            note(format_args!("{}: oxenfs check-ignore -v tells of a path by which pattern", are_ignored(&ignored)));
+        }
+        synced.staged_files += staged;
+        synced.ignored_files += ignored.files;
+        synced.ignored_bytes = synced.ignored_bytes.saturating_add(ignored.bytes);
     }
     if args.json {
-        json(&done::Synced { staged_files }, false)?;
+        json(&synced, false)?;
     }
     Ok(0)
 }
@@ -54,10 +63,10 @@ pub fn inside(path: &Path, root: &Path) -> Result<String, Failure> {
     }
 }
 
-/// How many files were staged for it.
-fn wait(known: &Known, stream: UnixStream, paths: Vec<String>, deadline: Deadline) -> Result<u64, Failure> {
+/// How many files were staged for it, and what of those paths is ignored.
+fn wait(known: &Known, stream: UnixStream, paths: Vec<String>, deadline: Deadline) -> Result<(u64, Tally), Failure> {
     match follow(known, stream, &Request::Sync { paths, before_commit: false }, deadline)? {
-        End::Done(staged) | End::Committed(_, staged, _) => Ok(staged),
+        End::Done(staged, ignored) | End::Committed(_, staged, _, ignored) => Ok((staged, ignored)),
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(Failure::owed(format_args!(
             "{why}; the rest is safe on this disk, and staging goes on in the background"
@@ -103,15 +112,15 @@ pub fn commit_at(
 ) -> Result<done::Committed, Failure> {
     let dir = quoted(&known.meta.identity.mountpoint);
     match follow(known, stream, request, deadline)? {
-        End::Committed(Some(id), more, others) => {
-            Ok(done::Committed { commit: Some(id), staged_files: staged + more, others })
+        End::Committed(Some(id), more, others, ignored) => {
+            if ignored.files > 0 {
+                note(format_args!("{}: oxenfs status {dir} lists what stays", are_ignored(&ignored)));
+            }
+            let (ignored_files, ignored_bytes) = (ignored.files, ignored.bytes);
+            let staged_files = staged + more;
+            Ok(done::Committed { commit: Some(id), staged_files, ignored_files, ignored_bytes, others })
         }
-        End::Committed(None, more, _) | End::Done(more) => {
-            // After a line that says how many were staged.
-            let why = if staged + more > 0 { ": what was staged is what the last commit holds" } else { "" };
-            note(format_args!("nothing to commit in {dir}{why}"));
-            Ok(done::Committed { commit: None, staged_files: staged + more, others: TakenAlong::default() })
-        }
+        End::Done(more, ignored) | End::Committed(None, more, _, ignored) => nothing(&dir, staged + more, ignored),
         End::Refused(refusal) => Err(refusal.into()),
         End::GaveUp(why) => Err(Failure::owed(format_args!(
             "{why}; nothing was lost, staging goes on in the background, and the commit may or may not have been made"
@@ -120,6 +129,18 @@ pub fn commit_at(
             "oxenfs status {dir} shows whether anything is left to commit; the next commit looks for this one"
         ))),
     }
+}
+
+/// There was nothing to commit, after so many files were staged for it.
+fn nothing(dir: &str, staged_files: u64, ignored: Tally) -> Result<done::Committed, Failure> {
+    // After a line that says how many were staged.
+    let why = if staged_files > 0 { ": what was staged is what the last commit holds" } else { "" };
+    note(format_args!("nothing to commit in {dir}{why}"));
+    if ignored.files > 0 {
+        warn(format_args!("all that is new is ignored: {}", are_ignored(&ignored)));
+    }
+    let (ignored_files, ignored_bytes) = (ignored.files, ignored.bytes);
+    Ok(done::Committed { staged_files, ignored_files, ignored_bytes, ..done::Committed::default() })
 }
 
 /// Name and address of who commits: the command's, else the Oxen configuration's.

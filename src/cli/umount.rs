@@ -141,7 +141,7 @@ fn drain(known: &Known, environment: &Environment) -> Drained {
         follow_while_it_goes_on(known, stream, &Request::Unmount, deadline, Some(&patience))
     });
     match followed {
-        Ok(End::Done(_) | End::Committed(..)) => Drained::Unmounted,
+        Ok(End::Done(..) | End::Committed(..)) => Drained::Unmounted,
         Ok(End::GaveUp(why)) if why.is_interrupted() => Drained::Interrupted,
         Ok(End::GaveUp(why)) => Drained::Not(Failure::new(why)),
         Ok(End::Refused(refusal)) => Drained::Not(refusal.into()),

@@ -140,6 +140,9 @@ fn options(args: &MountArgs, state_dir: Option<&Path>) -> Result<Vec<String>, Fa
     for (name, on) in [("create", args.create), ("public", args.public)] {
         words.extend(on.then(|| format!("--{name}")));
     }
+    for pattern in &args.ignore {
+        words.extend(["--ignore".to_owned(), pattern.clone()]);
+    }
     for list in &args.options {
         words.extend(["-o".to_owned(), list.clone()]);
     }

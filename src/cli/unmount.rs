@@ -8,7 +8,7 @@ use super::done;
 use super::failure::{Doing, Failure, OWED, mount_command, quoted};
 use super::find::{self, Finder, owed};
 use super::follow::{Deadline, End, follow};
-use super::output::{all_but, changes_are, count, data, json, note, printable};
+use super::output::{all_but, changes_are, count, data, json, note, printable, warn};
 use super::seams;
 use super::sync;
 use crate::config::Environment;
@@ -73,7 +73,7 @@ fn one(
             &Request::Sync { paths: Vec::new(), before_commit: true },
             deadline,
         )? {
-            End::Done(staged) | End::Committed(_, staged, _) => staged,
+            End::Done(staged, _) | End::Committed(_, staged, ..) => staged,
             End::Refused(refusal) => return Err(refusal.into()),
             End::GaveUp(why) => return Err(gave_up(format_args!("{why}; nothing was committed"), &args.dir)),
         };
@@ -88,12 +88,12 @@ fn one(
         return detach(args, known, status, committed);
     }
     match follow(known, connected(known)?, &Request::Unmount, deadline)? {
-        End::Done(_) | End::Committed(..) if known.meta.identity.revision.is_some() => {
+        End::Done(..) | End::Committed(..) if known.meta.identity.revision.is_some() => {
             tell(args, known, committed, &Counts::default())?;
             note(format_args!("unmounted {}", quoted(&args.dir)));
             Ok(0)
         }
-        End::Done(_) | End::Committed(..) => {
+        End::Done(..) | End::Committed(..) => {
             // The record of the daemon that just ended.
             let left = seams::offline_status(&known.path).unwrap_or_default().counts;
             let staged = match left.staged.files {
@@ -110,7 +110,15 @@ fn one(
             if left.remote.files > 0 {
                 note(format_args!("{}: commit to keep them", super::status::on_the_server_alone(&left.remote)));
             }
-            if left.local.files > 0 {
+            // A commit has told it.
+            if left.ignored.files > 0 && !args.commit {
+                let ignored = super::status::are_ignored(&left.ignored);
+                match left.staged.files == 0 {
+                    true => warn(format_args!("all that is new is ignored: {ignored}")),
+                    false => note(format_args!("{ignored}: oxenfs status {} lists what stays", quoted(&args.dir))),
+                }
+            }
+            if left.local.files > left.ignored.files {
                 let stays = super::status::stays_here(&left);
                 note(format_args!("{stays}: oxenfs status {} lists what stays", quoted(&args.dir)));
             }
@@ -136,16 +144,20 @@ fn tell(args: &UnmountArgs, known: &Known, commit: Option<String>, left: &Counts
         staged_files: left.staged.files,
         remote_files: left.remote.files,
         local_files: left.local.files,
+        ignored_files: left.ignored.files,
+        ignored_bytes: left.ignored.bytes,
     };
     json(&unmounted, false)
 }
 
 /// What is true of a mount that owes nothing.
 fn is_there(counts: &Counts) -> &'static str {
-    if counts.local.files > counts.partly.files {
-        "all that Oxen can store is on the server"
-    } else {
-        "everything is on the server"
+    let unstored = counts.local.files > counts.partly.files + counts.ignored.files;
+    match (unstored, counts.ignored.files > 0) {
+        (true, true) => "all that Oxen can store and that is not ignored is on the server",
+        (true, false) => "all that Oxen can store is on the server",
+        (false, true) => "all that is not ignored is on the server",
+        (false, false) => "everything is on the server",
     }
 }
 
@@ -212,7 +224,7 @@ fn without_daemon(args: &UnmountArgs, dir: &Path, stopped: &[&Known], finder: &F
     for known in stopped {
         let status = seams::offline_status(&known.path)?;
         let (files, content) = owed(&status);
-        if status.counts.local.files > status.counts.partly.files {
+        if status.counts.local.files > status.counts.partly.files || status.counts.ignored.files > 0 {
             counts = status.counts;
         }
         if files > 0 {

@@ -282,6 +282,7 @@ fn section(
                 Form::Text => "a string, in quotes",
                 Form::Number => "a number, or a string in quotes",
                 Form::Switch => "true or false, without quotes",
+                Form::Lines => "a list of strings, such as [\"*.tmp\", \"scratch/\"]",
             };
             wrong(value.span().start, format!("{} is to be {form}", key.name))
         })?;
@@ -296,7 +297,11 @@ fn section(
 /// The value as it would stand on the command line.
 fn written(key: &Key, value: &DeValue<'_>) -> Option<String> {
     match (key.form, value) {
-        (Form::Text | Form::Number, DeValue::String(text)) => Some(text.trim().to_owned()),
+        (Form::Text | Form::Number | Form::Lines, DeValue::String(text)) => Some(text.trim().to_owned()),
+        (Form::Lines, DeValue::Array(lines)) => {
+            let lines: Option<Vec<&str>> = lines.iter().map(|line| line.get_ref().as_str()).collect();
+            lines.filter(|lines| lines.iter().all(|line| !line.contains('\n'))).map(|lines| lines.join("\n"))
+        }
         (Form::Number, DeValue::Integer(number)) if number.radix() == 10 => Some(number.as_str().to_owned()),
         (Form::Number, DeValue::Float(number)) => Some(number.as_str().to_owned()),
         (Form::Switch, DeValue::Boolean(on)) => Some(on.to_string()),

@@ -26,6 +26,8 @@ pub enum Form {
     Number,
     /// `true` or `false`.
     Switch,
+    /// A string, or a list of them, each on a line of its own.
+    Lines,
 }
 
 /// A setting.
@@ -57,7 +59,7 @@ const fn key(
 }
 
 /// All of them, in the order in which they are shown.
-pub static KEYS: [Key; 22] = [
+pub static KEYS: [Key; 23] = [
     key("server", "OXEN_SERVER", Form::Text, Scope::NotServer, None, |what, text| {
         super::ServerUrl::parse(what, text).map(drop)
     }),
@@ -85,6 +87,9 @@ pub static KEYS: [Key; 22] = [
     key("read-timeout", "OXENFS_READ_TIMEOUT", Form::Number, Scope::Anywhere, Some("120s"), time),
     key("refresh", "OXENFS_REFRESH", Form::Number, Scope::Anywhere, Some("look:60s"), |what, text| {
         values::refresh(what, text).map(drop)
+    }),
+    key("ignore", "OXENFS_IGNORE", Form::Lines, Scope::Anywhere, None, |what, text| {
+        values::patterns(what, text).map(drop)
     }),
     key("passthrough", "OXENFS_PASSTHROUGH", Form::Text, Scope::Anywhere, Some("auto"), |what, text| {
         values::passthrough(what, text).map(drop)

@@ -55,6 +55,13 @@ impl MountInput {
     /// One option; `false` when it is unknown.
     fn apply_option(&mut self, key: &str, value: Option<&str>) -> Result<bool, ConfigError> {
         let key = key.replace('_', "-");
+        if key == "ignore" {
+            // Each says one more.
+            let pattern = required(&key, value)?;
+            let before = self.ignore.take().map(|before| before + "\n").unwrap_or_default();
+            self.ignore = Some(before + pattern);
+            return Ok(true);
+        }
         let act = match key.as_str() {
             // What mount(8) says where nobody said anything.
             "rw" => None,
@@ -139,6 +146,7 @@ impl MountInput {
             "umask" => &mut self.umask,
             "log" => &mut self.log,
             "metrics" => &mut self.metrics,
+            "ignore" => &mut self.ignore,
             _ => return None,
         })
     }

@@ -504,6 +504,7 @@ fn every_setting_of_a_file_is_one_of_the_command_and_its_default_will_do() {
             "read-only" | "write-through" | "allow-other" | "noexec" => "true",
             "workspace" | "subdir" => "w",
             "metrics" => "127.0.0.1:9184",
+            "ignore" => "*.tmp",
             _ => key.default.unwrap(),
         };
         let mut input = MountInput::default();

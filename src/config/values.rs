@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use ignore::gitignore::GitignoreBuilder;
+
 use super::{Address, ConfigError, FsyncPolicy, Refresh, units};
 
 /// The error of a value; `what` names the setting as the user wrote it.
@@ -77,6 +79,15 @@ pub(super) fn umask(what: &'static str, text: &str) -> Result<u32, ConfigError> 
 /// Where what is measured is served.
 pub(super) fn address(what: &'static str, text: &str) -> Result<Address, ConfigError> {
     text.parse().map_err(|()| invalid(what, text, Address::EXPECTED))
+}
+
+/// Patterns of a file such as `.gitignore`, one a line.
+pub(super) fn patterns(what: &'static str, text: &str) -> Result<Vec<String>, ConfigError> {
+    let checked = |line: &str| match GitignoreBuilder::new("").add_line(None, line) {
+        Ok(_) => Ok(line.to_owned()),
+        Err(_) => Err(invalid(what, line, "a pattern as of .gitignore")),
+    };
+    text.lines().filter(|line| !line.trim().is_empty()).map(checked).collect()
 }
 
 /// Yes or no.

@@ -85,6 +85,12 @@ impl State {
         match change {
             Change::Inode { ino, record } => self.check_inode(*ino, &record.attrs, &record.body),
             Change::Link { parent, ino, .. } => self.check_link(seen, *parent, *ino),
+            Change::Ignore { parent, name } if seen.ordered => {
+                match self.tree.child(*parent, name).and_then(|ino| self.content(ino)) {
+                    Some(_) => Ok(()),
+                    None => Err(format!("a name in directory {} is ignored, and stands for no file", parent.0)),
+                }
+            }
             Change::Xattr { name, value, .. }
                 if name.is_empty() || name.len() > LONGEST_ATTRIBUTE.0 || value.len() > LONGEST_ATTRIBUTE.1 =>
             {

@@ -40,6 +40,7 @@ impl State {
         self.backing.check(&self.tree, &mut broken);
         self.check_standing(&mut broken);
         self.check_owed(&mut broken);
+        self.check_ignored(&mut broken);
         found
     }
 

@@ -537,7 +537,7 @@ impl State {
     pub(super) fn clear_for_import(&mut self, path: &RepoPath) -> bool {
         let Some((dir, name)) = self.place_of(path) else { return true };
         let Some(here) = self.tree.child(dir, &name) else { return true };
-        if self.has_own_below(here) {
+        if self.has_own_below(here) || self.tree.is_ignored(dir, &name) {
             return false;
         }
         let base = self.tree.base().clone();

@@ -399,6 +399,7 @@ impl Fs {
     /// [`FsError::Exists`] when a commit is under way already; the local filesystem's when the content of an open file
     /// cannot be copied.
     pub async fn cut(&self) -> Result<CommitCut, FsError> {
+        self.judge_now();
         let Some(fs) = self.this.upgrade() else {
             return Err(FsError::Stale);
         };

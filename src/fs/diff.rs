@@ -109,7 +109,7 @@ impl State {
             found.push(Difference { path, kind, from: None, bytes, staged, reason: None, conflict, others });
         }
         pair_renames(&mut found, gone, new);
-        let local = self.local_paths(options, &mut Counts::default()).into_iter();
+        let local = self.local_paths(options, &mut Counts::default(), &length).into_iter();
         found.extend(local.map(|local| Difference {
             path: local.path,
             kind: Kind::Local,

@@ -25,7 +25,7 @@ use crate::path::RepoPath;
 use crate::store::spool::{self, Found};
 use crate::sync::Mutex;
 use crate::workspace::progress::Progress;
-use crate::workspace::{CommitId, EntryKind, Listing, Object, Source, Take, WorkspaceError};
+use crate::workspace::{CommitId, EntryKind, Listing, Object, Revision, Source, Take, WorkspaceError};
 
 /// The longest pause before a server that did not answer is asked again; the first is a tenth of it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -297,20 +297,26 @@ impl Fs {
         self.change(|state| Ok(state.correct_size(ino, now))).unwrap_or(false)
     }
 
-    /// What was staged may have gone with the workspace. Then it is staged again, which this waits for; whether it was. What
-    /// waits for somebody is not: to read it is not to act.
+    /// What was staged may have gone with the workspace, or a request that came late may have put something else in its place.
+    /// Then it is staged again, which this waits for; whether it was. What waits for somebody is not: to read it is not to act.
     async fn is_staged_again(&self, ino: Ino) -> bool {
-        if let Err(error) = self.find_workspace().await {
+        let looked = async {
+            self.find_workspace().await?;
+            self.audit_between_commits().await
+        };
+        if let Err(error) = looked.await {
             tracing::debug!(%error, "it is not known whether the workspace is still there");
             return false;
         }
-        let owed: Vec<RepoPath> = {
+        let (owed, is_staged): (Vec<RepoPath>, bool) = {
             let state = self.lock();
             let on_its_way = |path: &RepoPath| state.writeback.pending(path).is_some_and(|entry| !entry.is_parked());
-            state.tree.paths_of(ino).filter(on_its_way).collect()
+            let is_staged = state.source(ino).is_some_and(|source| source.revision == Revision::Workspace);
+            (state.tree.paths_of(ino).filter(on_its_way).collect(), is_staged)
         };
         if owed.is_empty() {
-            return false;
+            // Or was, since it was read.
+            return is_staged;
         }
         let Some(waiting) = self.barrier_on(owed) else { return false };
         tokio::time::timeout(STAGED_AGAIN_WITHIN, waiting.reached()).await.is_ok()

@@ -355,6 +355,10 @@ impl Fs {
                 },
                 None => account,
             };
+            // Once more, with what they have compared.
+            if state.free_taken(&moved) {
+                return Ok(None);
+            }
             let plan = state.plan(&moved, now);
             if plan.is_outdated() {
                 return Ok(None);
@@ -385,6 +389,7 @@ impl Fs {
                 }
             }
             state.queue_owed();
+            state.judge_vanished();
             for path in &doubled {
                 if state.writeback.is_pending(path) && state.writeback.conflict(path).is_none() {
                     let error = "was also changed in this workspace by somebody else; `oxenfs sync` on it by name \

@@ -71,6 +71,12 @@ impl Fs {
         self.lock().writeback.ledger().expects_latecomers()
     }
 
+    /// Whether what is staged at a path, and nobody here wants, is to be taken for a request of ours that came late. Where
+    /// others stage in the same workspace it is taken for theirs.
+    pub fn may_have_come_late(&self, path: &RepoPath) -> bool {
+        !self.is_shared() && self.lock().writeback.account(path).is_some_and(|account| account.late.is_some())
+    }
+
     /// Compares all that the server has staged with the record. Queues what differs, as where others emptied the workspace
     /// or made it anew; says whether there was any.
     ///

@@ -7,7 +7,7 @@ use crate::namespace::{Body, Content, Ino, Resolved, Timestamp};
 use crate::path::{Name, RepoPath};
 use crate::store::journal::Change;
 use crate::workspace::{CommitId, Entry, EntryKind, Flawed, Listing, Object};
-use crate::writeback::index::{Account, Staged};
+use crate::writeback::index::{Account, Conflict, Staged, Theirs};
 
 impl Fs {
     /// Takes in the base's entries of a directory, unless the base or the directory moved meanwhile.
@@ -60,13 +60,23 @@ pub(super) fn shown(name: &str) -> Option<Name> {
 
 impl State {
     fn absorb_entry(&mut self, dir: Ino, name: Name, entry: &Entry, options: &super::Options) {
-        let Ok(path) = self.tree.path_in(dir, &name) else {
+        let Ok(path) = self.tree.path_at(dir, &name) else {
             return;
         };
         let object = match entry.kind {
             EntryKind::File(object) => Some(object),
             EntryKind::Dir => None,
         };
+        if self.tree.is_ignored(dir, &name) {
+            // What the base has is not ignored: it was added on both sides.
+            if let Some(object) = object {
+                let account = Account { base: Some(object), ..self.writeback.account(&path).unwrap_or_default() };
+                self.apply(Change::Account { path: path.clone(), account: Some(account) });
+                let (commit, theirs) = (self.tree.base().clone(), Theirs::File(object));
+                self.hold_conflict(&path, Conflict { base: None, commit, theirs });
+            }
+            return;
+        }
         let child = self.tree.child(dir, &name);
         let hidden = self.tree.dir(dir).is_some_and(|dir| dir.hidden.contains(&name));
         if let Some(account) = self.writeback.account(&path) {
@@ -201,9 +211,26 @@ impl State {
         self.tree.rebase(commit, alone);
         changed.iter().for_each(|path| self.tree.hide(path));
         for (path, account) in accounts {
-            if account.is_settled() && !self.writeback.is_pending(&path) && self.agrees(&path, account.base) {
-                self.writeback.set_account(path, None);
+            if account.is_settled() && self.agrees(&path, account.base) {
+                self.is_of_base(&path);
+                if !self.writeback.is_pending(&path) {
+                    self.writeback.set_account(path, None);
+                }
             }
+        }
+    }
+
+    /// The base has a file's content at its path, so it need not be known where else it is read.
+    fn is_of_base(&mut self, path: &RepoPath) {
+        if let Resolved::Inode(ino) = self.tree.resolve(path)
+            && let Some(inode) = self.tree.get(ino)
+            // Another name of it may have something else in the base.
+            && inode.links.len() == 1
+            && matches!(&inode.body, Body::File { content: Content::Remote { origin: Some(_), .. }, .. })
+            && let Some(inode) = self.tree.amend(ino)
+            && let Body::File { content: Content::Remote { origin, .. }, .. } = &mut inode.body
+        {
+            *origin = None;
         }
     }
 

@@ -84,6 +84,9 @@ impl Fs {
     /// The server's, or the journal's; it may be called again then.
     pub async fn meet_server(&self) -> Result<(), FsError> {
         self.reconcile().await?;
+        if !self.options.read_only {
+            self.judge().await?;
+        }
         self.drop_intent()?;
         self.flush().await?;
         self.offline.store(false, Ordering::Release);

@@ -305,7 +305,7 @@ impl State {
     }
 
     /// Fixes where the bytes of a remote file can be read, before its paths change.
-    fn pin_source(&mut self, ino: Ino) {
+    pub(super) fn pin_source(&mut self, ino: Ino) {
         if let Some((Content::Remote { hash, origin: None }, size)) = self.content(ino) {
             let hash = *hash;
             if let Some(source) = self.source(ino) {

@@ -78,6 +78,11 @@ impl Moved {
         }))
     }
 
+    /// Whether the commit has anything at a path, as far as that is looked at.
+    pub fn has(&self, path: &RepoPath) -> bool {
+        matches!(self.at(path), Some(Theirs::File(_) | Theirs::Dir))
+    }
+
     /// Whether the commit has files below a directory that nothing removed here: `removed` are those that something did.
     fn has_more_than(&self, dir: &RepoPath, removed: &BTreeSet<RepoPath>) -> bool {
         let Some(there) = self.dirs.get(dir) else { return !self.known.contains(dir) };
@@ -639,7 +644,8 @@ impl State {
             };
         }
         let Some(here) = self.tree.dir(dir) else { return };
-        let gone = here.children.iter().filter(|(name, _)| !there.entries.contains_key(*name));
+        let gone = here.children.iter();
+        let gone = gone.filter(|(name, _)| !there.entries.contains_key(*name) && !here.ignored.contains(*name));
         let gone: Vec<(Name, Ino)> = gone.map(|(name, ino)| (name.clone(), *ino)).collect();
         let shown = here.hidden.iter().filter(|name| !there.entries.contains_key(*name));
         let shown: Vec<Name> = shown.cloned().collect();

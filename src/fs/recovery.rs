@@ -14,6 +14,7 @@ use super::backing::Backing;
 use super::belief::LeftBehind;
 use super::fetching::Flights;
 use super::handles::Handles;
+use super::ignored::Ignored;
 use super::kept::Kept;
 use super::kernel::Kernel;
 use super::lost::{LostFound, SalvagedFiles};
@@ -282,8 +283,12 @@ impl Fs {
                         let hidden = dir.hidden.iter().cloned();
                         changes.extend(hidden.map(|name| Change::Hide { parent: *ino, name }));
                     }
-                    let links = inode.links.iter().cloned();
-                    changes.extend(links.map(|(parent, name)| Change::Link { parent, name, ino: *ino }));
+                    for (parent, name) in inode.links.iter().cloned() {
+                        let ignored = state.tree.is_ignored(parent, &name);
+                        let ignored = ignored.then(|| Change::Ignore { parent, name: name.clone() });
+                        changes.push(Change::Link { parent, name, ino: *ino });
+                        changes.extend(ignored);
+                    }
                 }
                 changes
             })?;
@@ -494,7 +499,8 @@ pub fn survey(dir: &Path, shown: &Shown, most_conflicts: usize) -> Result<Survey
             tally.bytes = tally.bytes.saturating_add(object.size);
         }
     }
-    let local = state.local_paths(&options, &mut counts);
+    let spool = dir.join("spool");
+    let local = state.local_paths(&options, &mut counts, |id, _| Spool::length(&spool, id));
     let conflicts = state.told_conflicts(most_conflicts);
     Ok(Survey { counts, local, base: state.tree.base().clone(), conflicts })
 }
@@ -539,6 +545,7 @@ impl State {
             kernel: Kernel::default(),
             draft: Draft::default(),
             left_behind: LeftBehind::default(),
+            ignored: Ignored::default(),
             salvaged: SalvagedFiles::default(),
             unreadable: Unreadable::default(),
             waiting: Default::default(),
@@ -599,6 +606,9 @@ impl State {
         let account = Account { base: change.base, staged, theirs, ..Account::default() };
         self.apply(Change::Account { path: change.path.clone(), account: Some(account) });
         self.show(&change.path, change.staged, true, options);
+        if !theirs {
+            self.unstage_ignored(&change.path);
+        }
     }
 
     /// Shows what the server has at a path, or that it has nothing there; then the base's entry is hidden if told to `hide`.
@@ -606,7 +616,9 @@ impl State {
         match object {
             Some(object) => self.show_file(path, object, None, options),
             None => {
-                if let Some((at, last)) = self.dir_for(path, options) {
+                if let Some((at, last)) = self.dir_for(path, options)
+                    && !self.tree.is_ignored(at, &last)
+                {
                     self.apply(Change::Unlink { parent: at, name: last, hide });
                 }
             }
@@ -622,6 +634,10 @@ impl State {
         options: &Options,
     ) {
         let Some((at, last)) = self.dir_for(path, options) else { return };
+        // What is here alone is not replaced.
+        if self.tree.is_ignored(at, &last) {
+            return;
+        }
         let content = Content::Remote { hash: object.hash, origin };
         let ino = self.add(base_attrs(options, false, now()), Body::File { content, size: object.size });
         self.apply(Change::Link { parent: at, name: last, ino });

@@ -356,6 +356,9 @@ impl State {
             }
             for (parent, name) in inode.links.iter().filter(|(parent, _)| self.is_reached(*parent)) {
                 put(Change::Link { parent: *parent, name: name.clone(), ino: *ino }, into, false)?;
+                if self.tree.is_ignored(*parent, name) {
+                    put(Change::Ignore { parent: *parent, name: name.clone() }, into, false)?;
+                }
             }
         }
         for (path, account) in self.writeback.ledger().iter() {

@@ -527,7 +527,7 @@ impl Fs {
     }
 
     /// What is at a path, as far as that can be told by listing directories.
-    async fn find_at(&self, path: &RepoPath) -> Result<Option<Ino>, FsError> {
+    pub(super) async fn find_at(&self, path: &RepoPath) -> Result<Option<Ino>, FsError> {
         let Some(below) = path.below(&self.root_path()) else { return Ok(None) };
         let names: Result<Vec<Name>, _> = below.components().map(|part| Name::new(part.as_bytes())).collect();
         let Ok(names) = names else { return Ok(None) };
@@ -836,6 +836,9 @@ impl State {
                     }
                     _ => {}
                 }
+            }
+            if self.place_of(path).is_some_and(|(dir, name)| self.tree.is_ignored(dir, &name)) {
+                return Some((path.clone(), "what is ignored there and stays on this disk".to_owned()));
             }
             let Resolved::Inode(ino) = self.tree.resolve(path) else { continue };
             if self.content(ino).is_some() {

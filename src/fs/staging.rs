@@ -25,6 +25,8 @@ use crate::writeback::queue::{Parked, Pending, Phase, Scope, Tick};
 
 /// How soon a path that cannot be captured just now is looked at again: a write is between two locks.
 pub(super) const RECHECK: Duration = Duration::from_millis(20);
+/// How soon it is looked again whether it is known what is ignored.
+const JUDGED_AGAIN: Duration = Duration::from_secs(1);
 /// Errors and local paths that a status shows.
 const SHOWN_ERRORS: usize = 20;
 const SHOWN_LOCAL: usize = 100;
@@ -328,6 +330,9 @@ impl Fs {
     /// Up to `limit` due paths, each with what it should be, and when the next one will be due.
     pub fn due(&self, limit: usize) -> (Vec<Capture>, Option<Instant>) {
         self.ask_after_closed();
+        if !self.judge_now() {
+            return (Vec::new(), Some(Instant::now() + JUDGED_AGAIN));
+        }
         let paths = {
             let mut state = self.begin();
             state.writeback.take_due(Instant::now(), limit)
@@ -805,6 +810,11 @@ impl Fs {
     /// When they cannot be downloaded or stored.
     pub async fn rescue(&self, ino: Ino) -> Result<(), FsError> {
         self.satisfy(super::Need::Own(ino)).await?;
+        // What the server has no longer, it cannot give back after a power loss.
+        let token = self.lock().tree.token(ino).filter(|token| token.on_server().is_none());
+        if let Some(token) = token {
+            self.blocking(move |fs| fs.flush_bytes(token)).await?;
+        }
         into_plain(self.change(|state| {
             for path in state.tree.file_paths(ino) {
                 state.open_account(&path, Some(ino));
@@ -920,6 +930,7 @@ impl Fs {
 
     fn barrier_among(&self, paths: impl FnOnce(&mut State) -> (Vec<RepoPath>, Scope)) -> Option<Waiting> {
         let fs = self.this.upgrade()?;
+        self.judge_now();
         let waiting = {
             let mut state = self.begin();
             let (paths, scope) = paths(&mut state);
@@ -1024,6 +1035,9 @@ impl Fs {
             // What others committed is merged as anywhere else.
             let moved = if alone { None } else { Some(self.look_at_commit(&commit).await?) };
             owed = into_plain(self.change(|state| {
+                if moved.as_ref().is_some_and(|moved| state.free_taken(moved)) {
+                    return Ok(None);
+                }
                 let merging = moved.as_ref().map(|moved| (moved, state.plan(moved, |_, account| account.rebased())));
                 if merging.as_ref().is_some_and(|(_, plan)| plan.is_outdated()) {
                     return Ok(None);
@@ -1039,6 +1053,7 @@ impl Fs {
                     }
                     state.carry_out(&plan, moved, &self.options);
                 }
+                state.judge_vanished();
                 state.record_hidden();
                 state.record_pending_accounts();
                 Ok(Some(owed))
@@ -1159,7 +1174,7 @@ impl Fs {
         }
         errors.sort_by_key(|(since, _)| std::cmp::Reverse(*since));
         let errors = errors.into_iter().map(|(_, error)| error).take(SHOWN_ERRORS).collect();
-        let local = state.local_paths(&self.options, &mut counts);
+        let local = state.local_paths(&self.options, &mut counts, |_, size| size);
         let oldest = oldest.map(|oldest| state.writeback.queue().instant(oldest).elapsed().as_secs());
         drop(state);
         // What is empty is never lost.
@@ -1233,10 +1248,12 @@ impl State {
         moved.then(|| Arc::new(Source { revision: Revision::Workspace, path: path.clone() }))
     }
 
-    /// A file's bytes were just staged at `path`: if they are read somewhere else, they are read there from now on.
+    /// A file's bytes were just staged at `path`: if they are read somewhere else in the workspace, they are read there from
+    /// now on. Those that a commit has are best read there: nobody takes them away.
     fn found_at(&mut self, ino: Ino, staged: ContentHash, path: &RepoPath) {
-        if let Some((Content::Remote { hash, origin: Some(_) }, size)) = self.content(ino)
+        if let Some((Content::Remote { hash, origin: Some(origin) }, size)) = self.content(ino)
             && *hash == staged
+            && origin.revision == Revision::Workspace
         {
             let origin = self.staged_origin(ino, path);
             self.set_content(ino, Content::Remote { hash: staged, origin }, size);
@@ -1281,12 +1298,18 @@ impl State {
 
     /// What never travels, and why: files as such, and what Oxen does not store of those that do. Times are left out: no
     /// file's travel. What is counted are paths, and the bytes of regular files that stay.
-    pub(super) fn local_paths(&self, options: &Options, counts: &mut Counts) -> Vec<LocalPath> {
+    /// `length` tells a spool file's, which may be longer than the tree knows.
+    pub(super) fn local_paths(
+        &self,
+        options: &Options,
+        counts: &mut Counts,
+        length: impl Fn(SpoolId, u64) -> u64,
+    ) -> Vec<LocalPath> {
         let mut shown = Vec::new();
         for (ino, inode) in
             self.tree.iter().filter(|(ino, inode)| *ino != ROOT && (inode.recorded || self.tree.is_lost(*ino)))
         {
-            let Some((parent, name)) = inode.links.first() else {
+            let Some((parent, name)) = inode.links.iter().find(|(dir, name)| !self.tree.is_ignored(*dir, name)) else {
                 continue;
             };
             let mut reasons = Vec::new();
@@ -1301,9 +1324,10 @@ impl State {
                     stored = reasons.is_empty();
                     reasons.extend(inode.unstored(options));
                 }
-                Body::File { size, .. } => match self.tree.path_in(*parent, name) {
+                Body::File { .. } => match self.tree.path_in(*parent, name) {
                     Err(error) => {
-                        counts.local.bytes = counts.local.bytes.saturating_add(*size);
+                        let bytes = self.local_bytes(ino, &length);
+                        counts.local.bytes = counts.local.bytes.saturating_add(bytes);
                         reasons.push(error.to_string());
                     }
                     Ok(_) => {
@@ -1323,8 +1347,41 @@ impl State {
                 }
             }
         }
+        self.tell_ignored(counts, &length, &mut shown);
         shown.sort_by(|a, b| a.path.cmp(&b.path));
         shown
+    }
+
+    /// What is ignored, and why, as far as there is room for it among what is `shown`.
+    pub(super) fn tell_ignored(
+        &self,
+        counts: &mut Counts,
+        length: &impl Fn(SpoolId, u64) -> u64,
+        shown: &mut Vec<LocalPath>,
+    ) {
+        for (parent, name) in self.tree.all_ignored() {
+            let Some(ino) = self.tree.child(parent, name) else { continue };
+            let bytes = self.local_bytes(ino, length);
+            for tally in [&mut counts.ignored, &mut counts.local] {
+                tally.files += 1;
+                tally.bytes = tally.bytes.saturating_add(bytes);
+            }
+            if shown.len() < SHOWN_LOCAL
+                && let Some(reason) = self.why_ignored(parent, name)
+            {
+                let dir = self.tree.display_path(parent);
+                let path = if dir.is_empty() { name.to_string() } else { format!("{dir}/{name}") };
+                shown.push(LocalPath { path, reason });
+            }
+        }
+    }
+
+    pub(super) fn local_bytes(&self, ino: Ino, length: &impl Fn(SpoolId, u64) -> u64) -> u64 {
+        match self.content(ino) {
+            Some((Content::Local { spool, .. }, size)) => length(*spool, size),
+            Some((Content::Remote { .. }, size)) => size,
+            None => 0,
+        }
     }
 }
 

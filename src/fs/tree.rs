@@ -174,6 +174,8 @@ impl Tree {
                     dir.hidden.remove(name);
                 }
             }
+            Change::Ignore { parent, name } => _ = self.names.set_ignored(*parent, name, true),
+            Change::Unignore { parent, name } => _ = self.names.set_ignored(*parent, name, false),
             Change::Drop { ino } => self.names.drop_inode(*ino),
             _ => {}
         }

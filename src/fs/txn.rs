@@ -80,6 +80,7 @@ impl<'a> Txn<'a> {
     /// Appends what was changed to the record.
     fn seal(&mut self) -> After<'a> {
         let frame = self.state.take_frame();
+        let judge = !frame.is_empty() && self.state.patterns_changed();
         let after = After {
             fs: self.fs,
             ticket: self.fs.journal.append(&frame),
@@ -87,7 +88,7 @@ impl<'a> Txn<'a> {
             stale: self.state.kernel.take_stale(),
             left: std::mem::take(&mut self.state.draft.left),
             // Not for every change: waking a sleeping thread costs more than the change.
-            news: self.state.writeback.has_news(),
+            news: self.state.writeback.has_news() || judge,
             withdrawn: self.state.writeback.has_withdrawn(),
         };
         #[cfg(debug_assertions)]
@@ -112,7 +113,7 @@ struct After<'a> {
     recorded: bool,
     stale: Vec<Stale>,
     left: Vec<(u64, Option<SpoolId>)>,
-    /// Something is due before all that the stager knows of.
+    /// Something is due before all that the stager knows of, or what is ignored is to be judged again.
     news: bool,
     /// What somebody waited for is owed no more.
     withdrawn: bool,
@@ -179,7 +180,12 @@ impl State {
     /// Makes a change, in memory and in the frame. The same code replays the journal.
     pub(super) fn apply(&mut self, change: Change) {
         self.replay(&change);
+        let judged = match &change {
+            Change::Link { .. } | Change::Rebase { .. } | Change::Account { .. } => self.judge_change(&change),
+            _ => Vec::new(),
+        };
         self.draft.changes.push(change);
+        judged.into_iter().for_each(|change| self.apply(change));
     }
 
     /// Puts on record what memory has already.
@@ -261,7 +267,7 @@ mod tests {
 
     use crate::fs::costs::{World, attrs, name_of, path_of};
     use crate::fs::{FsError, SetAttr, State, Stop};
-    use crate::namespace::{Content, ROOT, Resolved};
+    use crate::namespace::{Content, ROOT};
     use crate::store::journal::Change;
 
     fn file(world: &World, name: &str) -> crate::namespace::Ino {
@@ -271,7 +277,8 @@ mod tests {
     /// What the record has of a path by now, if it is there: a mode and how many names.
     fn recorded(world: &World, path: &str) -> Option<(u16, usize)> {
         let state = world.recorded();
-        let Resolved::Inode(ino) = state.tree.resolve(&path_of(path)) else { return None };
+        let (dir, name) = state.place_of(&path_of(path))?;
+        let ino = state.tree.child(dir, &name)?;
         state.tree.get(ino).map(|inode| (inode.attrs.mode, inode.links.len()))
     }
 

@@ -210,6 +210,11 @@ impl State {
                 Content::Remote { hash, .. } => Some(hash.to_string().into_bytes()),
                 Content::Local { hash, .. } => hash.map(|hash| hash.to_string().into_bytes()),
             },
+            b"error" if paths.is_empty() => {
+                let links = self.tree.get(ino)?.links.iter();
+                let why = links.map(|(dir, name)| self.why_ignored(*dir, name)).next().flatten()?;
+                Some(printable(&why).as_bytes().to_vec())
+            }
             b"error" => entries().find_map(|entry| entry.error()).map(|error| printable(error).as_bytes().to_vec()),
             // Where the server has it, that was told already.
             b"cached" => Some(b"yes".to_vec()),

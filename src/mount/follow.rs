@@ -66,10 +66,20 @@ pub(super) async fn follow(daemon: &Daemon, waiting: &Waiting, listener: &mut Li
     }
 }
 
-/// Before a barrier: what programs stored through mappings comes here first. The failure where it does not.
-pub(super) async fn flush_mapped(daemon: &Daemon, chosen: impl Fn(&RepoPath) -> bool + Send) -> Option<Failure> {
-    let error = daemon.fs.flush_mapped(chosen, WRITE_BACK_PATIENCE).await.err()?;
+/// Before a barrier: what programs stored through mappings comes here first, and what is ignored goes by the patterns that
+/// are there now. The failure where it does not.
+pub(super) async fn flush_mapped(daemon: &Daemon, chosen: impl Fn(&RepoPath) -> bool + Send + Sync) -> Option<Failure> {
+    let flushed = daemon.fs.flush_mapped(&chosen, WRITE_BACK_PATIENCE).await;
+    let heeded = daemon.fs.heed_patterns(&chosen).await;
     let status = format!("oxenfs status {}", log::quoted(&daemon.mountpoint));
+    let error = match (flushed, heeded) {
+        (Err(error), _) => error,
+        (Ok(_), Err(error)) => {
+            let message = format!("what is ignored, and stays here, cannot be flushed to this disk: {error}");
+            return Some(Failure { message, hint: Some(status), owed: !daemon.fs.is_drained() });
+        }
+        (Ok(_), Ok(())) => return None,
+    };
     let (hint, owed) = match &error {
         // What is lost is not owed.
         Unflushed::Lost { .. } => {

@@ -56,6 +56,9 @@ async fn send(settings: &MountSettings, state: &mut StateDir, bound: Option<Dura
     let Some(Recovered { fs, .. }) = recovered else {
         return super::offline_status(state.path());
     };
+    // What the mount was told to ignore is not known here: of what it kept, nothing is sent.
+    fs.free_nothing();
+    fs.judge().await?;
     tracing::info!(owed = fs.owed(), state = %state.path().display(), "sending what an earlier mount left");
     let meter = Arc::new(Meter::new(activity.clone()));
     let (phase, mut phases) = watch::channel(Phase::Draining);

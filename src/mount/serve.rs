@@ -186,6 +186,10 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
             let done = resolve::refresh(daemon).await;
             listener.tell(&done).await
         }
+        Request::CheckIgnore { paths } => {
+            let done = check_ignore(daemon, &paths).await;
+            listener.tell(&done).await
+        }
         Request::Resolve { paths, choice } => {
             let done = resolve::resolve(daemon, &paths, choice).await;
             listener.tell(&done).await
@@ -205,6 +209,10 @@ async fn carry_out(request: Request, daemon: &Arc<Daemon>, listener: &mut Listen
                         daemon.fs.forget_kept(last_kept).await;
                         tracing::info!(%id, branch = request.branch, %base, "committed");
                         daemon.activity.committed(id, &request.branch);
+                    }
+                    let ignored = daemon.fs.ignored();
+                    if ignored.files > 0 {
+                        listener.tell(&Event::Ignores(ignored)).await?;
                     }
                     Event::Committed { id: id.map(|id| id.to_string()) }
                 }
@@ -233,6 +241,26 @@ fn offline(daemon: &Daemon) -> Failure {
         hint: Some(format!("what was written is kept; repeat the command once this says that it is not: {status}")),
         owed: !daemon.fs.is_drained(),
     }
+}
+
+/// Which pattern keeps each of the paths here. A name that no server can have is here for another reason.
+async fn check_ignore(daemon: &Daemon, paths: &[String]) -> Event {
+    let mut by = Vec::with_capacity(paths.len());
+    for path in paths {
+        let Ok(below) = RepoPath::parse(path) else {
+            by.push(None);
+            continue;
+        };
+        let whole = daemon.fs.root_path().concat(&below);
+        match daemon.fs.why_ignored(&whole, path.ends_with('/')).await {
+            Ok(why) => by.push(why),
+            Err(error) => {
+                let message = format!("{path}: {error}");
+                return Event::Failed(Failure { message, hint: None, owed: false });
+            }
+        }
+    }
+    Event::Ignored { by }
 }
 
 /// What others staged in a workspace that is shared, as far as the server tells soon enough.
@@ -364,15 +392,20 @@ async fn sync(paths: &[String], before_commit: bool, daemon: &Daemon, listener: 
     }
     loop {
         let remade = daemon.fs.times_remade();
-        let Some(waiting) = daemon.fs.barrier_below(wanted.clone()) else { return Ok(Event::Done) };
+        let Some(waiting) = daemon.fs.barrier_below(wanted.clone()) else { break };
         let progress = follow(daemon, &waiting, listener).await?;
         match unstaged(daemon, &progress) {
             Some(failure) if !(before_commit && goes_with_commit(daemon)) => return Ok(Event::Failed(failure)),
             // What went with the workspace is waited for too.
             _ if daemon.fs.times_remade() != remade => {}
-            _ => return Ok(Event::Done),
+            _ => break,
         }
     }
+    let ignored = daemon.fs.ignored_among(|path| path.is_in_any(&wanted));
+    if ignored.files > 0 && !before_commit {
+        listener.tell(&Event::Ignores(ignored)).await?;
+    }
+    Ok(Event::Done)
 }
 
 /// Whether all that is owed and has failed goes with the next commit.

@@ -12,6 +12,7 @@ impl Namespace {
         // A file may have very many, and they are not looked through for each of its names.
         let links = self.iter().flat_map(|(ino, inode)| inode.links.iter().map(move |(dir, name)| (ino, *dir, name)));
         let links: HashSet<_> = links.collect();
+        let mut ignored = 0;
         for (ino, inode) in self.iter() {
             for (parent, name) in inode.links.iter() {
                 if self.child(*parent, name) != Some(ino) {
@@ -46,7 +47,15 @@ impl Namespace {
                             broken("tree.links", format!("{name} in {ino:?} names {child:?}, which has no such link"));
                         }
                         let counted = found.counted(name);
-                        (subdirs, files) = (subdirs + counted.0, files + counted.1);
+                        let travels = if dir.ignored.contains(name) { 0 } else { counted.1 };
+                        (subdirs, files) = (subdirs + counted.0, files + travels);
+                    }
+                    ignored += dir.ignored.len();
+                    for name in &dir.ignored {
+                        let is_file = |child: &super::Ino| self.content(*child).is_some();
+                        if !dir.children.get(name).is_some_and(is_file) {
+                            broken("tree.ignored", format!("{name} in {ino:?} is ignored, and is no file"));
+                        }
                     }
                     if (subdirs, files) != (dir.subdirs, dir.files) {
                         let counts = (dir.subdirs, dir.files);
@@ -63,6 +72,9 @@ impl Namespace {
                 }
                 Body::File { .. } | Body::Symlink(_) | Body::Special { .. } => {}
             }
+        }
+        if ignored != self.ignored {
+            broken("tree.ignored", format!("{ignored} names are ignored, and {} are counted", self.ignored));
         }
         self.check_reach(broken);
     }
@@ -131,8 +143,11 @@ mod tests {
             Body::File { content, size: 0 }
         };
         type Break = fn(&mut Namespace, Ino, Ino);
-        let ways: [(&str, Break); 8] = [
+        let ways: [(&str, Break); 9] = [
             ("tree.counts", |tree, dir, _| tree.dir_mut(dir).unwrap().files += 1),
+            ("tree.ignored", |tree, dir, _| {
+                tree.dir_mut(dir).unwrap().ignored.insert(Name::new(b"gone").unwrap());
+            }),
             ("tree.xattrs", |tree, _, file| {
                 tree.set_xattr(file, b"user.a", Some(b"1"));
                 tree.get_mut(file).unwrap().xattrs.as_mut().unwrap().names_bytes += 1;

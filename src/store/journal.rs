@@ -136,6 +136,27 @@ pub enum Change {
         #[serde(rename = "n")]
         name: Name,
     },
+    /// A file's name is ignored: it is here alone, and nothing is owed for it. So it is until the name is gone or stands for
+    /// something else.
+    #[serde(rename = "ignore")]
+    Ignore {
+        /// Directory.
+        #[serde(rename = "p")]
+        parent: Ino,
+        /// Entry.
+        #[serde(rename = "n")]
+        name: Name,
+    },
+    /// A file's name is ignored no more.
+    #[serde(rename = "unignore")]
+    Unignore {
+        /// Directory.
+        #[serde(rename = "p")]
+        parent: Ino,
+        /// Entry.
+        #[serde(rename = "n")]
+        name: Name,
+    },
     /// An inode is gone.
     #[serde(rename = "drop")]
     Drop {

@@ -228,6 +228,20 @@ impl Spool {
         (0..=SHARDS).try_for_each(|shard| self.flush_shard(shard))
     }
 
+    /// Makes these files and their names survive a power loss, with all else on their filesystem.
+    ///
+    /// # Errors
+    /// As [`sync`](Self::sync).
+    pub fn sync_all(&self, files: impl IntoIterator<Item = SpoolId>) -> io::Result<()> {
+        {
+            let unsure = self.unsure();
+            if files.into_iter().any(|id| unsure.contains(&id)) {
+                return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
+        }
+        Ok(rustix::fs::syncfs(File::open(&self.dir)?)?)
+    }
+
     fn flush_shard(&self, shard: u64) -> io::Result<()> {
         let mut unflushed = self.unflushed(shard);
         if *unflushed {

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -53,6 +54,9 @@ enum Effect {
 
 /// After how many more requests a late one has its effect, at most.
 const LATEST: u32 = 60;
+
+/// How long an unsteady way takes at most.
+const LONGEST_WAY: Duration = Duration::from_millis(5);
 
 /// A tree: path to content.
 pub type Tree = BTreeMap<RepoPath, Bytes>;
@@ -102,6 +106,10 @@ struct State {
     arrivals: u64,
     /// Late requests that have had their effect.
     come: u64,
+    /// Those to come are held back.
+    held: bool,
+    /// The way there and back takes a while, each time another.
+    unsteady: bool,
     /// The workspace that a request is about, and its number.
     own: Stage,
     own_number: usize,
@@ -151,6 +159,8 @@ impl Memory {
             sent_bytes: 0,
             arrivals: 0,
             come: 0,
+            held: false,
+            unsteady: false,
             own: Stage::on("c0".to_owned(), 1),
             own_number: 0,
             others: HashMap::new(),
@@ -187,7 +197,8 @@ impl Memory {
     /// from the cache alone then, which tests keep small.
     fn give_up(&self, state: &mut State, effect: Effect) {
         if self.info.by_hash != ByHash::Never {
-            state.own.late.push((fastrand::u32(0..LATEST), effect));
+            let left = if state.held { u32::MAX } else { fastrand::u32(0..LATEST) };
+            state.own.late.push((left, effect));
         }
     }
 
@@ -199,6 +210,33 @@ impl Memory {
         let (soon, later): (Vec<_>, Vec<_>) = late.into_iter().partition(|(left, _)| *left < LATEST / 2);
         soon.into_iter().for_each(|(_, effect)| state.come_late(effect));
         state.own.late = later.into_iter().map(|(left, effect)| (left + LATEST, effect)).collect();
+    }
+
+    /// From now on the way there and back takes up to some milliseconds, at random, for all workspaces: what overtakes what
+    /// differs from run to run.
+    pub fn set_unsteady(&self) {
+        self.lock().unsteady = true;
+    }
+
+    async fn travel(&self) {
+        tokio::task::yield_now().await;
+        if !self.lock().unsteady {
+            return;
+        }
+        match fastrand::u8(..4) {
+            0 => tokio::time::sleep(LONGEST_WAY.mul_f64(fastrand::f64())).await,
+            1 => {
+                for _ in 0..fastrand::u8(..20) {
+                    tokio::task::yield_now().await;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// From now on late requests come when [`end_late`](Self::end_late) says so, and not before.
+    pub fn hold_late(&self) {
+        self.lock().held = true;
     }
 
     /// Carries out all late requests; returns how many have come since the start.
@@ -381,7 +419,7 @@ impl Memory {
     /// A request that changes the workspace.
     fn effect(&self, name: &'static str, effect: Effect) -> Fut<'_, Vec<Outcome>> {
         async move {
-            tokio::task::yield_now().await;
+            self.travel().await;
             let underway = {
                 let mut state = self.lock();
                 state.arrivals += 1;
@@ -390,7 +428,7 @@ impl Memory {
                 Underway { memory: self, number }
             };
             self.tell(name);
-            tokio::task::yield_now().await;
+            self.travel().await;
             let fault = (*self.fault.lock().unwrap_or_else(PoisonError::into_inner))(name);
             let answer = {
                 let mut state = self.lock();
@@ -415,6 +453,7 @@ impl Memory {
                 self.unanswered.fetch_add(1, Ordering::Relaxed);
             }
             self.tell(name);
+            self.travel().await;
             answer
         }
         .boxed()
@@ -427,7 +466,7 @@ impl Memory {
     ) -> Fut<'a, T> {
         async move {
             // As over a network: others run meanwhile.
-            tokio::task::yield_now().await;
+            self.travel().await;
             self.tell(name);
             let fault = (*self.fault.lock().unwrap_or_else(PoisonError::into_inner))(name);
             self.lock().serve_late();
@@ -438,6 +477,7 @@ impl Memory {
                 Fault::AnswerLost => serve(&mut self.lock()).and_then(|_| Err(lost())),
             };
             self.tell(name);
+            self.travel().await;
             answer
         }
         .boxed()
@@ -473,14 +513,15 @@ fn commit_info(id: &str, parents: &[&str], message: &str) -> CommitInfo {
     }
 }
 
-/// What is staged at a path comes into a tree. A file that something is staged below makes way for it, as with released
-/// servers.
+/// What is staged at a path comes into a tree. A file that something is staged below makes way for it, and so does a directory
+/// for a file: released servers keep one of the two.
 fn bring(tree: &mut Tree, path: &RepoPath, content: Option<&Bytes>) {
     let Some(content) = content else {
         tree.remove(path);
         return;
     };
     std::iter::successors(path.parent(), RepoPath::parent).for_each(|above| _ = tree.remove(&above));
+    tree.retain(|other, _| other == path || !other.is_in(path));
     tree.insert(path.clone(), content.clone());
 }
 

@@ -65,9 +65,9 @@ pub struct Deviation {
 pub struct Verdict {
     /// What is missing or wrong, in the order of paths; empty: the commit is whole.
     pub deviations: Vec<Deviation>,
-    /// Files that the commit changed and nobody here staged: another client did, in the same workspace, after the staged
-    /// set was listed.
-    pub extra: Vec<RepoPath>,
+    /// Files that the commit changed and nobody here staged, and what the parent has there: another client did, in the same
+    /// workspace, after the staged set was listed, or a request of ours that came late.
+    pub extra: Vec<Deviation>,
 }
 
 impl Verdict {
@@ -179,8 +179,12 @@ fn judge(staged: &StagedSet, known: &Known) -> Judgement {
                 let expected = Expected::Dir;
                 judgement.verdict.deviations.push(Deviation { path: path.clone(), expected, found });
             }
-            (Some(EntryKind::File(_)) | None, Some(EntryKind::File(_))) => {
-                judgement.verdict.extra.push(path.clone());
+            (Some(EntryKind::File(_)) | None, found @ Some(EntryKind::File(_))) => {
+                let expected = match sides.old {
+                    Some(EntryKind::File(old)) => Expected::File(old),
+                    _ => Expected::Gone,
+                };
+                judgement.verdict.extra.push(Deviation { path: path.clone(), expected, found });
             }
             (Some(EntryKind::Dir) | None, _) => {}
         }

@@ -9,6 +9,7 @@ use oxenfs::activity::Happening;
 use oxenfs::control::Measures;
 use oxenfs::control::{Ahead, Event, Refreshed, Request, Resolved, Status};
 use oxenfs::report::Unreadable;
+use oxenfs::report::{BadPattern, IgnoredBy};
 use oxenfs::report::{Conflict, Counts, Difference, FileError, Kind, LocalPath, SparseFile, Tally};
 
 use crate::daemon::{Daemon, Then, stopped};
@@ -102,6 +103,7 @@ fn full_status() -> Status {
         local: vec![LocalPath { path: path(), reason: "r".into() }],
         sparse: vec![SparseFile { path: path(), bytes: 1, allocated_bytes: 0 }],
         unreadable: vec![Unreadable { path: path(), reason: "r".into() }],
+        bad_patterns: vec![BadPattern { source: path(), line: Some(1), pattern: "[".into(), error: "e".into() }],
         ..Status::default()
     }
 }
@@ -127,7 +129,14 @@ fn answers(request: &Request) -> (Vec<Event>, Then) {
         }
         Request::Restore { .. } => vec![Event::Differences { changes: vec![difference(Kind::Added)] }, Event::Done],
         Request::LogLevel { .. } => vec![Event::LogLevel { level: "info".into() }],
-        Request::Commit { .. } => vec![Event::Committed { id: Some("c0ffee".into()) }],
+        Request::Commit { .. } => {
+            let ignored = Tally { files: 1, bytes: 2 };
+            vec![Event::Ignores(ignored), Event::Committed { id: Some("c0ffee".into()) }]
+        }
+        Request::CheckIgnore { paths } => {
+            let by = IgnoredBy { source: ".oxenignore".into(), line: Some(1), pattern: "*".into() };
+            vec![Event::Ignored { by: paths.iter().map(|path| (path == "a").then(|| by.clone())).collect() }]
+        }
         Request::Events => {
             let staged = Happening::Staged { path: "a".into(), bytes: 1, hash: "h".into() };
             let following =
@@ -147,12 +156,14 @@ fn what_commands_print_as_json_has_the_form_that_is_documented() {
     let dir = user.dir("mnt");
     let _daemon = Daemon::start(&user.state(), &dir, answers);
     let who = ["--author", "Ann", "--email", "ann@example.com"];
+    let [a, b] = ["a", "b"].map(|name| dir.join(name).to_str().unwrap().to_owned());
     for (name, arguments) in [
         ("status", vec!["status", text(&dir), "--json"]),
         ("diff", vec!["diff", text(&dir), "--json"]),
         ("doctor", vec!["doctor", "--json"]),
         ("config show", vec!["config", "show", "ox/cats", "--json"]),
         ("log-level", vec!["log-level", text(&dir), "--json"]),
+        ("check-ignore", vec!["check-ignore", "--json", &a, &b]),
         ("sync", vec!["sync", text(&dir), "--json"]),
         ("refresh", vec!["refresh", text(&dir), "--json"]),
         ("resolve", vec!["resolve", text(&dir), "--ours", "--json"]),
@@ -173,7 +184,7 @@ fn what_commands_print_as_json_has_the_form_that_is_documented() {
         assert_has_form("events", event);
     }
     let committed = user.run([&["commit", text(&dir), "-m", "x", "--json"], &who[..]].concat());
-    assert_eq!(committed.out, "{\"commit\":\"c0ffee\",\"staged_files\":0}\n");
+    assert_eq!(committed.out, "{\"commit\":\"c0ffee\",\"staged_files\":0,\"ignored_files\":1,\"ignored_bytes\":2}\n");
 }
 
 /// An embedded server with a repository that has one commit.

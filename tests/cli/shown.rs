@@ -3,7 +3,7 @@
 use oxenfs::control::{Ahead, Event, Failure, Request, Status};
 
 use oxenfs::mount::state_dir::{Identity, StateDir, prepare_root};
-use oxenfs::report::{Counts, Difference, FileError, Kind, LocalPath, Tally};
+use oxenfs::report::{BadPattern, Counts, Difference, FileError, IgnoredBy, Kind, LocalPath, Tally};
 
 use crate::daemon::{Daemon, Then, identity};
 use crate::{User, text};
@@ -57,6 +57,7 @@ fn willing(request: &Request) -> (Vec<Event>, Then) {
         stalled: Some(hostile()),
         errors: vec![FileError { path: hostile(), error: hostile(), attempts: 2, parked: true }],
         local: vec![LocalPath { path: hostile(), reason: hostile() }],
+        bad_patterns: vec![BadPattern { source: hostile(), line: Some(1), pattern: hostile(), error: hostile() }],
         ..Status::default()
     };
     let change = |kind, from, reason| Difference {
@@ -72,6 +73,9 @@ fn willing(request: &Request) -> (Vec<Event>, Then) {
     let events = match request {
         Request::Status => vec![Event::Status(Box::new(status))],
         Request::LogLevel { .. } => vec![Event::LogLevel { level: hostile() }],
+        Request::CheckIgnore { .. } => {
+            vec![Event::Ignored { by: vec![Some(IgnoredBy { source: hostile(), line: None, pattern: hostile() })] }]
+        }
         Request::Diff => {
             let changes = vec![
                 change(Kind::Added, None, None),
@@ -104,7 +108,7 @@ fn what_a_daemon_says_is_shown_as_text_by_every_command() {
         let dir = user.dir(HOSTILE);
         let _daemon = Daemon::start(&user.state(), &dir, script);
         let dir = text(&dir);
-        let plain: [&[&str]; 13] = [
+        let plain: [&[&str]; 15] = [
             &["status"],
             &["status", "--json"],
             &["status", dir],
@@ -115,6 +119,8 @@ fn what_a_daemon_says_is_shown_as_text_by_every_command() {
             &["doctor", dir, "--json"],
             &["log-level", dir],
             &["log-level", dir, "debug"],
+            &["check-ignore", "-v", dir],
+            &["check-ignore", "--json", dir],
             &["sync", dir],
             &["import", "/etc/hostname", dir],
             &["unmount", dir],

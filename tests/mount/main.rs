@@ -26,6 +26,7 @@ mod gateway;
 mod gather;
 mod history;
 mod http;
+mod ignored;
 mod import;
 mod listings;
 mod logs;

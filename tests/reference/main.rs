@@ -34,7 +34,23 @@ fn name() -> impl Strategy<Value = String> {
 }
 
 fn path() -> impl Strategy<Value = Vec<String>> {
-    proptest::collection::vec(name(), 1..4)
+    prop_oneof![30 => proptest::collection::vec(name(), 1..4), 1 => Just(patterns_path())]
+}
+
+fn patterns_path() -> Vec<String> {
+    vec![model::PATTERNS.to_owned()]
+}
+
+/// What keeps files here: its lines match some of the names above.
+fn patterns() -> impl Strategy<Value = Op> {
+    let line = prop_oneof!["[abc]", "!?dir/?", "/?base", Just("*".to_owned()), "![ab]", "dir/[ab]", "/dir/"];
+    let lines = proptest::collection::vec(line.prop_map(|line| line + "\n"), 0..4);
+    let text = lines.prop_map(|lines| Op::Replace { path: patterns_path(), text: lines.concat() });
+    prop_oneof![
+        4 => text,
+        1 => Just(Op::Unlink(patterns_path())),
+        1 => path().prop_map(|from| Op::Rename { from, to: patterns_path(), mode: 0 }),
+    ]
 }
 
 /// Set-id and sticky bits among them.
@@ -62,6 +78,7 @@ fn change() -> impl Strategy<Value = Op> {
         6 => (path(), path(), 0u8..4).prop_map(|(from, to, mode)| Op::Rename { from, to, mode }),
         3 => (path(), path()).prop_map(|(from, to)| Op::Link { from, to }),
         1 => (path(), path()).prop_map(|(from, to)| Op::Copy { from, to }),
+        2 => patterns(),
     ]
 }
 
@@ -85,6 +102,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (path(), path()).prop_map(|(from, to)| Op::Link { from, to }),
         1 => path().prop_map(Op::Symlink),
         3 => (path(), path()).prop_map(|(from, to)| Op::Copy { from, to }),
+        3 => patterns(),
         2 => (path(), 0u64..30, 1u64..30).prop_map(|(path, at, length)| Op::Punch { path, at, length }),
         2 => (path(), mode()).prop_map(|(path, mode)| Op::Chmod { path, mode }),
         2 => (path(), owner(), owner()).prop_map(|(path, uid, gid)| Op::Chown { path, uid, gid }),

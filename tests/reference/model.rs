@@ -1,6 +1,6 @@
 //! The model: a map from path to node, with POSIX's rules and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A path from the root.
 pub type Path = Vec<String>;
@@ -90,6 +90,35 @@ pub struct Model {
     files: BTreeMap<u64, Meta>,
     dirs: BTreeMap<Path, Meta>,
     next: u64,
+}
+
+/// Whose lines keep files here.
+pub const PATTERNS: &str = ".oxenignore";
+
+/// What is ignored by these lines, if it is new: as gitignore has it, of names and paths without wildcards, and `*`.
+pub fn is_ignored(patterns: &str, path: &str) -> bool {
+    let parts: Vec<&str> = path.split('/').collect();
+    let decides = |length: usize| {
+        let at = &parts[..length];
+        patterns.lines().rev().find_map(|line| {
+            let (ignores, line) = line.strip_prefix('!').map_or((true, line), |line| (false, line));
+            let (dir, line) = line.strip_suffix('/').map_or((false, line), |line| (true, line));
+            let matches = match line.trim_start_matches('/') {
+                "" => false,
+                "*" => true,
+                rooted if line.contains('/') => at.join("/") == rooted,
+                name => at.last() == Some(&name),
+            };
+            (matches && (!dir || length < parts.len())).then_some(ignores)
+        })
+    };
+    path != PATTERNS && (1..=parts.len()).any(|length| decides(length) == Some(true))
+}
+
+/// The paths of `files` that the server is to have, where it has those of `base` already.
+pub fn travels(files: &BTreeMap<String, Vec<u8>>, base: &BTreeSet<String>) -> BTreeSet<String> {
+    let patterns = files.get(PATTERNS).map(|text| String::from_utf8_lossy(text).into_owned()).unwrap_or_default();
+    files.keys().filter(|path| base.contains(*path) || !is_ignored(&patterns, path)).cloned().collect()
 }
 
 type Done = Result<(), Refusal>;

@@ -154,13 +154,16 @@ fn what_cannot_have_been_is_not_believed_though_its_checksum_is_right() {
     let spool = |ino, id| inode(ino, BodyRecord::Spool(SpoolId(id)));
     let hash = oxenfs::hash::ContentHash::of(oxenfs::hash::HashKind::Xxh3, b"");
     let remote = |size| BodyRecord::Remote { object: Object { hash, size }, origin: None };
-    let forged: [(&str, Vec<Change>); 12] = [
+    let ignore = |name: &str| Change::Ignore { parent: ROOT, name: Name::new(name.as_bytes()).unwrap() };
+    let forged: [(&str, Vec<Change>); 14] = [
         ("lies within itself", vec![dir(2), link(2, "self", 2)]),
         ("lies within itself", vec![dir(2), dir(3), link(2, "a", 3), link(3, "b", 2)]),
         ("has two names", vec![dir(2), dir(3), link(root, "a", 2), link(root, "b", 3), link(3, "c", 2)]),
         ("the root has a name", vec![dir(2), link(root, "a", 2), link(2, "up", root)]),
         ("leads nowhere", vec![link(root, "a", 77)]),
         ("leads nowhere", vec![spool(2, 1), link(77, "a", 2)]),
+        ("stands for no file", vec![ignore("a")]),
+        ("stands for no file", vec![dir(2), link(root, "a", 2), ignore("a")]),
         ("is no directory", vec![spool(2, 1), spool(3, 2), link(root, "a", 2), link(2, "b", 3)]),
         ("is longer than any can be", vec![inode(2, remote(u64::MAX))]),
         ("no inode can have the number", vec![dir(u64::MAX)]),
@@ -190,6 +193,42 @@ fn what_cannot_have_been_is_not_believed_though_its_checksum_is_right() {
         repair(&Disk::default(), temp.path(), &shown, true).unwrap();
         survey(temp.path(), &shown, 1).unwrap_or_else(|error| panic!("{changes:?}: {error}"));
     }
+}
+
+/// Nothing else of the record tells: neither what a compaction writes anew, nor what a repair puts together.
+#[test]
+fn what_is_ignored_stays_so_through_compactions_and_repairs() {
+    let temp = temporary_dir();
+    let write = OpenFlags { read: true, write: true, truncate: false, execute: false };
+    let runtime = crate::world::runtime(1);
+    let begin = || {
+        let fs = start(temp.path()).unwrap();
+        runtime.block_on(fs.reconcile()).unwrap();
+        runtime.block_on(fs.satisfy(Need::List(ROOT))).unwrap();
+        fs
+    };
+    let fs = begin();
+    fs.ignore_also(&["kept".to_owned()]);
+    runtime.block_on(fs.judge()).unwrap();
+    for name in ["kept", "free"] {
+        let (_, handle) = fs.create(ROOT, &Name::new(name.as_bytes()).unwrap(), attrs(), write).unwrap();
+        fs.write(handle, 0, b"12").unwrap();
+        fs.release(handle);
+    }
+    let tally = |fs: &Fs| (fs.ignored().files, fs.owed());
+    assert_eq!(tally(&fs), (1, 1));
+    fs.compact(true).unwrap();
+    drop(fs);
+    // Without the patterns, and nobody judges.
+    assert_eq!(tally(&begin()), (1, 1));
+    let (journal, mark) = (temp.path().join("journal"), temp.path().join("journal.mark"));
+    let log = Journal::open_marked(&Disk::default(), &journal, &mark, &mut |_, _| Ok(())).unwrap();
+    log.commit(log.append(&[link(ROOT.0, "gone", 77)])).unwrap();
+    drop(log);
+    let shown = Mounted { root_path: RepoPath::root(), access: None };
+    assert!(matches!(start(temp.path()).err(), Some(JournalError::Damaged(_))));
+    repair(&Disk::default(), temp.path(), &shown, true).unwrap();
+    assert_eq!(tally(&begin()), (1, 1));
 }
 
 /// A daemon that is killed while programs have removed files open, again and again: none of them is in the way of a later

@@ -1255,3 +1255,9 @@ fn what_the_kernel_has_forgotten_is_dropped_and_listed_again() {
         }
     });
 }
+
+#[test]
+fn a_file_of_the_base_whose_other_name_was_renamed_is_not_taken_for_ignored() {
+    let link = Op::Link { from: path("one"), to: path("two") };
+    check(&[write("one", "1"), link, Op::Commit, rename("one", "three"), Op::Crash], &[Op::Crash, Op::Commit]);
+}

@@ -197,7 +197,7 @@ async fn recover_and_go_on(
     let shown = world.shown().await;
     let failed = world.stage_all().await;
     assert_eq!(failed, 0, "seed {seed}, {point}: {:?}", world.report());
-    let (view, files) = (world.view(), world.model.files());
+    let (view, files) = (world.view(), world.travelling());
     assert!(view == files, "seed {seed}, {point}: the workspace has {:?}, the tree {:?}", view.keys(), files.keys());
     let drained = world.shown().await;
     assert!(drained == shown, "seed {seed}, {point}: draining changed {}", difference(&drained, &shown));

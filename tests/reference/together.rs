@@ -16,6 +16,7 @@ use oxenfs::workspace::memory::{Fault, Memory};
 use oxenfs::workspace::{ByHash, Workspace};
 use tokio_util::task::AbortOnDropHandle;
 
+mod late;
 mod team;
 
 use crate::tell;
@@ -289,6 +290,7 @@ impl Mount {
 
     /// As `oxenfs commit` does it. The paths that are in conflict, where it fails.
     async fn commit(&self) -> Result<(), Vec<String>> {
+        let mut why = Vec::new();
         for _ in 0..9 {
             if !self.conflicts().is_empty() {
                 return Err(self.conflicts());
@@ -300,10 +302,13 @@ impl Mount {
             if failed > 0 {
                 return Err(self.conflicts());
             }
-            let Some(staged) = self.fs.audit_for_commit().await.unwrap() else { continue };
+            let Some(staged) = self.fs.audit_for_commit().await.unwrap() else {
+                why.push("staged otherwise".to_owned());
+                continue;
+            };
             if !self.fs.stands_on_base().await.unwrap() {
                 drop(cut);
-                self.refresh().await;
+                why.push(format!("elsewhere: {:?}", self.refresh().await));
                 continue;
             }
             if staged.is_empty() {
@@ -314,15 +319,19 @@ impl Mount {
             let head = self.memory.head("main").await.unwrap();
             if !self.fs.conflicts_with(&head, &[]).await.unwrap().is_empty() {
                 drop(cut);
-                self.refresh().await;
+                why.push(format!("conflicts: {:?}", self.refresh().await));
                 continue;
             }
             let published = in_time("the commit", finish::publish(&self.fs, &commit_request(), &staged)).await;
-            assert!(matches!(published, Ok(Finished::Whole(_))), "not whole: {published:?}");
             drop(cut);
-            return Ok(());
+            match published {
+                Ok(Finished::Whole(_)) => return Ok(()),
+                // A request of a daemon that was killed came between the last look and the commit, and answers are lost.
+                Ok(Finished::Broken { owed: true, what }) => why.push(what),
+                published => panic!("not whole: {published:?}"),
+            }
         }
-        panic!("never committed: {:?}", self.fs.report());
+        panic!("never committed: {why:?}, {:?}", self.fs.report());
     }
 
     /// The same in a workspace that others use too: what is in conflict is decided elsewhere. Says whether it was made.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use oxenfs::workspace::ByHash;
 
-use crate::model::{Model, Node, Path};
+use crate::model::{Model, Node, PATTERNS, Path};
 use crate::world::{Amiss, Manner, Op, Vanish, World, base_model, in_time};
 
 pub struct Workload {
@@ -96,6 +96,13 @@ pub fn fixed(by_hash: ByHash, past: bool) -> Workload {
     ops.push(Op::Symlink(path("made/link")));
     ops.push(link("made/one", "also"));
     ops.push(Op::Fsync(path("made/one")));
+    // What stays here, before it is said and after, and a name of it for a file that travels.
+    ops.extend(make("early", text(17, 600)));
+    ops.push(Op::Mkdir(path("scratch")));
+    ops.extend(make(PATTERNS, "early\nscratch/\nbase\n".to_owned()));
+    ops.extend(make("scratch/one", text(18, 2_000)));
+    ops.push(link("made/one", "scratch/also"));
+    ops.push(Op::Fsync(path("scratch/one")));
     // Files of the base: over, appended to, cut, emptied, moved, removed.
     ops.push(write("base", 3, text(5, 20)));
     ops.push(write("dir/a", 1, text(6, 50)));
@@ -111,6 +118,12 @@ pub fn fixed(by_hash: ByHash, past: bool) -> Workload {
     ops.push(rename("large", "made/large", 0));
     ops.push(Op::Compact);
     ops.push(rename("made/two", "new", 0));
+    // Stays no more, though staged under the other name; staged, and stays; and what is committed, whatever it is called.
+    ops.push(rename("early", "late", 0));
+    ops.push(rename("b", "scratch/b", 0));
+    ops.push(empty(PATTERNS));
+    ops.push(write(PATTERNS, 0, "late\nscratch/\nnew\n".to_owned()));
+    ops.push(rename("scratch/b", "b", 0));
     ops.push(rename("made", "moved", 0));
     ops.push(Op::Unlink(path("moved/large")));
     ops.push(Op::Fsync(path("")));
@@ -127,6 +140,9 @@ pub fn fixed(by_hash: ByHash, past: bool) -> Workload {
     ops.push(rename("new", "b", 2));
     ops.push(Op::Unlink(path("base")));
     ops.push(Op::Mkdir(path("base")));
+    ops.push(Op::Unlink(path(PATTERNS)));
+    ops.push(write("late", 10, text(19, 700)));
+    ops.extend(make(PATTERNS, "hard\nmoved\nagain/\n".to_owned()));
     ops.extend(make("base/inside", text(12, 200_000)));
     ops.push(Op::Compact);
     ops.push(truncate("base/inside", 100_000));
@@ -241,7 +257,14 @@ fn any(random: &mut fastrand::Rng, model: &Model) -> Op {
     let fresh = [dir.clone(), vec![random.choice(["x", "y", "z", "w"]).unwrap().to_owned()]].concat();
     let target = if random.bool() { fresh.clone() } else { other };
     let length = random.choice([1, 40, 3000, 100_000]).unwrap();
-    match random.u8(0..32) {
+    match random.u8(0..35) {
+        32 if random.u8(0..4) == 0 && model.get(&path(PATTERNS)).is_some() => empty(PATTERNS),
+        32 | 33 if model.get(&path(PATTERNS)).is_none() => {
+            Op::Write { path: path(PATTERNS), at: 0, text: String::new() }
+        }
+        32 | 33 => write(PATTERNS, 0, patterns(random)),
+        34 if random.bool() => Op::Rename { from: file, to: path(PATTERNS), mode: 0 },
+        34 => Op::Unlink(path(PATTERNS)),
         0..=4 => Op::Write { path: fresh, at: 0, text: String::new() },
         5..=11 => {
             let at = random.u64(0..200);
@@ -265,6 +288,13 @@ fn any(random: &mut fastrand::Rng, model: &Model) -> Op {
         30 => Op::Commit,
         _ => Op::Compact,
     }
+}
+
+/// Lines of which some match what is made here.
+fn patterns(random: &mut fastrand::Rng) -> String {
+    const LINES: [&str; 10] = ["x", "y", "/z", "w", "!x", "*", "dir/", "dir/x", "!y", "base"];
+    let many = random.usize(0..4);
+    (0..many).map(|_| format!("{}\n", random.choice(LINES).unwrap())).collect()
 }
 
 fn apply(model: &mut Model, op: &Op) -> Result<(), crate::model::Refusal> {

@@ -1,6 +1,6 @@
 //! The filesystem under test beside its model, and how each operation is done on both.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -26,7 +26,7 @@ use oxenfs::workspace::verify::StagedSet;
 use oxenfs::workspace::{ByHash, CommitId, CommitRequest, Workspace};
 
 use crate::course::Course;
-use crate::model::{MADE_MODE, Meta, Model, Node, Path, Refusal, Shown};
+use crate::model::{MADE_MODE, Meta, Model, Node, PATTERNS, Path, Refusal, Shown, is_ignored, travels};
 
 #[derive(Debug, Clone)]
 pub enum Op {
@@ -200,6 +200,8 @@ pub struct World {
     manner: Manner,
     patience: Duration,
     course: Course,
+    /// What others staged: it is not ignored as long as it is theirs.
+    foreign: BTreeSet<String>,
 }
 
 /// How a world is.
@@ -400,6 +402,12 @@ async fn start(
         }
     }
     fs.drop_intent().unwrap();
+    for attempt in 0.. {
+        match fs.judge().await {
+            Ok(()) => break,
+            Err(error) => assert!(attempt < 10, "{error}"),
+        }
+    }
     let delays = Delays { first: Duration::from_millis(1), last: Duration::from_millis(4) };
     let stager = tokio::spawn(Stager::new(fs.clone(), Arc::new(Meter::default()), delays).run());
     let housekeeping = fs.clone();
@@ -495,6 +503,7 @@ impl World {
             manner,
             patience: PATIENCE,
             course: Course::default(),
+            foreign: BTreeSet::new(),
         })
     }
 
@@ -975,6 +984,7 @@ impl World {
     async fn stage_until_nothing_differs(&self) -> u64 {
         loop {
             let remade = self.fs.times_remade();
+            let _ = self.fs.heed_patterns(|_| true).await;
             let progress = self.fs.barrier().unwrap().settled().await.unwrap();
             let come = self.memory.come_late();
             match self.fs.audit().await {
@@ -992,8 +1002,33 @@ impl World {
 
     pub async fn drain(&self) {
         assert_eq!(self.stage_all().await, 0, "{:?}", self.fs.report());
-        let (staged, expected) = (self.view(), self.model.files());
+        let (staged, expected) = (self.undisputed(self.view()), self.undisputed(self.travelling()));
         assert!(staged == expected, "the workspace differs from the tree: {}", unequal(&staged, &expected));
+    }
+
+    /// What of the tree the server is to have.
+    pub fn travelling(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut files = self.model.files();
+        let travels = travels(&files, &self.based());
+        files.retain(|path, _| travels.contains(path));
+        files
+    }
+
+    /// The paths that the base has.
+    pub fn based(&self) -> BTreeSet<String> {
+        self.memory.base_tree().keys().map(|path| path.as_str().to_owned()).collect()
+    }
+
+    fn patterns(&self) -> String {
+        let text = self.model.file(&[PATTERNS.to_owned()]).cloned().unwrap_or_default();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// Without what others staged, and what is ignored if it is ours by now.
+    fn undisputed(&self, mut files: BTreeMap<String, Vec<u8>>) -> BTreeMap<String, Vec<u8>> {
+        let patterns = self.patterns();
+        files.retain(|path, _| !(self.foreign.contains(path) && is_ignored(&patterns, path)));
+        files
     }
 
     /// What the workspace shows.
@@ -1073,7 +1108,7 @@ impl World {
                 }
             }
             if self.fs.staged_paths().is_empty() {
-                self.assert_committed(&self.model.files());
+                self.assert_committed(&self.travelling());
                 return;
             }
             let finished = finish::publish(&self.fs, &commit_request(), &staged).await;
@@ -1081,7 +1116,7 @@ impl World {
             match finished {
                 Ok(Finished::Whole(id)) => {
                     assert_eq!(self.memory.head("main").await.ok(), Some(id));
-                    self.assert_committed(&self.model.files());
+                    self.assert_committed(&self.travelling());
                     self.assert_stored().await;
                     return;
                 }
@@ -1095,6 +1130,7 @@ impl World {
 
     async fn careful_cut(&self) -> (CommitCut, StagedSet) {
         loop {
+            let _ = self.fs.heed_patterns(|_| true).await;
             let cut = self.fs.cut().await.unwrap();
             assert_eq!(cut.waiting.reached().await.files_failed, 0, "{:?}", self.report());
             self.memory.part_late();
@@ -1137,8 +1173,9 @@ impl World {
     }
 
     async fn begin_commit(&mut self) {
+        let _ = self.fs.heed_patterns(|_| true).await;
         let cut = self.fs.cut().await.unwrap();
-        self.commit = Some(Underway { cut, held: self.model.files(), made: None });
+        self.commit = Some(Underway { cut, held: self.travelling(), made: None });
     }
 
     async fn answer_commit(&mut self) {
@@ -1190,10 +1227,11 @@ impl World {
     /// A cut of what the tree holds now, all of it staged.
     async fn staged_cut(&self) -> (CommitCut, BTreeMap<String, Vec<u8>>) {
         loop {
+            let _ = self.fs.heed_patterns(|_| true).await;
             let cut = self.fs.cut().await.unwrap();
             assert_eq!(cut.waiting.reached().await.files_failed, 0, "{:?}", self.report());
             if self.is_as_confirmed().await {
-                return (cut, self.model.files());
+                return (cut, self.travelling());
             }
         }
     }
@@ -1221,7 +1259,8 @@ impl World {
             .into_iter()
             .map(|(path, content)| (path.as_str().to_owned(), content.to_vec()))
             .collect();
-        assert!(tree == *expected, "the commit differs from the tree: {}", unequal(&tree, expected));
+        let (tree, expected) = (self.undisputed(tree), self.undisputed(expected.clone()));
+        assert!(tree == expected, "the commit differs from the tree: {}", unequal(&tree, &expected));
     }
 
     /// Renames, replacements and removals while a barrier waits: what it waited for is staged under the names that it has
@@ -1238,6 +1277,8 @@ impl World {
             }
         }
         let before: HashSet<Ino> = self.inodes().await.into_values().collect();
+        let free = self.patterns().is_empty();
+        let _ = self.fs.heed_patterns(|_| true).await;
         let mut remade = self.fs.times_remade();
         let waiting = self.fs.barrier().unwrap();
         for op in meanwhile {
@@ -1248,6 +1289,10 @@ impl World {
             remade = self.fs.times_remade();
             let again = self.fs.barrier().unwrap();
             assert_eq!(again.reached().await.files_failed, 0, "{:?}", self.report());
+        }
+        // What was ignored for a moment is not followed.
+        if !free || !self.patterns().is_empty() {
+            return;
         }
         let staged = self.view();
         let after = self.inodes().await;
@@ -1328,6 +1373,7 @@ impl World {
                 if self.memory.base_tree().contains_key(&parsed) {
                     return;
                 }
+                self.foreign.insert(parsed.as_str().to_owned());
                 self.memory.stage_foreign(parsed, Some(Bytes::from(text.to_owned())));
                 self.model.insert_file(path.clone(), text.into());
             }

@@ -138,6 +138,12 @@ async fn finish(
     let base = fs.base();
     let parent = verify::parent_of(commit, head).unwrap_or(&base).clone();
     let mut verdict = verify::examine(workspace, staged, &parent, &commit.id, Costs::default()).await?;
+    // Carried out after all that is staged was looked at for the last time: nobody wants it.
+    let late = verdict.extra.extract_if(.., |extra| fs.may_have_come_late(&extra.path)).collect::<Vec<_>>();
+    if !late.is_empty() {
+        verdict.deviations.extend(late);
+        verdict.deviations.sort_by(|one, other| one.path.cmp(&other.path));
+    }
     // Others' commits may have been merged in: then the new base is more than the old one with our changes.
     // And another client may have staged in this workspace, before or after all that is staged was listed.
     let others: HashSet<RepoPath> = fs.staged_by_others(staged).into_iter().collect();
@@ -146,7 +152,7 @@ async fn finish(
     for deviation in verdict.deviations.extract_if(.., |deviation| others.contains(&deviation.path)) {
         tracing::warn!(path = %deviation.path, commit = %commit.id, "others staged this when the commit was asked for, and it is not in it");
     }
-    for path in &verdict.extra {
+    for Deviation { path, .. } in &verdict.extra {
         tracing::warn!(%path, commit = %commit.id, "another client staged this in the same workspace just before the commit");
     }
     let mut last = commit.id.clone();

@@ -102,7 +102,9 @@ fn what_others_staged_at_the_same_time_is_no_loss() {
     let differences = [("a", None, file("1")), ("b", None, file("2")), ("c", file("0"), file("3"))];
     let judgement = judged(&[("a", put)], &differences);
     assert!(judgement.verdict.is_whole());
-    assert_eq!(judgement.verdict.extra, [path("b"), path("c")]);
+    let there = |name: &str, expected, found| Deviation { path: path(name), expected, found };
+    let before = Expected::File(object("0"));
+    assert_eq!(judgement.verdict.extra, [there("b", Expected::Gone, file("2")), there("c", before, file("3"))]);
 }
 
 #[test]

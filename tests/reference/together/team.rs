@@ -75,6 +75,9 @@ impl Team {
         let by_hash = [ByHash::Never, ByHash::Batch, ByHash::Single][rng.usize(..3)];
         let repository = Arc::new(Memory::new(by_hash));
         let base = [("a", "base a"), ("d/a", "base d/a"), ("d/s/a", "base d/s/a"), ("e/a", "base e/a")];
+        if number_of("OXENFS_TEAM_UNSTEADY").is_some() {
+            repository.set_unsteady();
+        }
         repository.set_base(tree(&base).into_iter().map(|(path, text)| (repo_path(&path), text.into())).collect());
         let mut members = Vec::new();
         for at in 0..rng.usize(1..=2) {
@@ -348,7 +351,8 @@ impl Team {
     }
 }
 
-/// `OXENFS_TEAM` is how many operations, `OXENFS_TEAM_SEED` where the seeds begin.
+/// `OXENFS_TEAM` is how many operations, `OXENFS_TEAM_SEED` where the seeds begin; with `OXENFS_TEAM_UNSTEADY=1` the way to
+/// the server takes longer now and then, which finds what of two things that meet is right one way round alone.
 fn work(some_share: bool) {
     let operations = number_of("OXENFS_TEAM").unwrap_or(12_000);
     let first = number_of("OXENFS_TEAM_SEED").unwrap_or(1);
