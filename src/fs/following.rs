@@ -364,8 +364,10 @@ impl Fs {
                 return Ok(None);
             }
             for path in updates.keys() {
-                let account = now(path, state.writeback.account(path).unwrap_or_default());
-                if state.writeback.account(path) != Some(account) {
+                // Settled since it was asked for, by a decision: what it differs from is not to be told any more.
+                let Some(before) = state.writeback.account(path) else { continue };
+                let account = now(path, before);
+                if before != account {
                     state.apply(Change::Account { path: path.clone(), account: Some(account) });
                 }
             }

@@ -239,6 +239,7 @@ impl State {
             let before = Arc::new(Source { revision: Revision::Commit(parent.clone()), path: path.clone() });
             match (self.tree.resolve(path), expected) {
                 (Resolved::AsBase, Expected::File(object)) => self.show_file(path, *object, Some(before), options),
+                (Resolved::AsBase, Expected::Gone) => self.show(path, None, true, options),
                 (Resolved::Inode(ino), _) => {
                     // Shown by a listing of before, and on record only from now on.
                     self.materialize(ino);

@@ -1062,6 +1062,8 @@ impl Fs {
         let owed = owed.unwrap_or_default();
         self.note_uncommitted();
         self.flush().await?;
+        // What others committed and came along shows as soon as the commit is said to be made.
+        self.kernel_knows().await;
         self.wake.notify_one();
         Ok(owed)
     }

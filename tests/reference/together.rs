@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use oxenfs::fs::{Choice, Fs, FsError, OpenFlags, RenameMode, Stays, Stop, Version};
+use oxenfs::fs::{Choice, Fs, FsError, OpenFlags, RenameMode, Stale, Stays, Stop, Version};
 use oxenfs::mount::commit::finish::{self, Finished};
 use oxenfs::namespace::{Ino, ROOT};
 use oxenfs::path::{Name, RepoPath};
@@ -1618,4 +1618,25 @@ fn neither_of_two_clients_that_commit_in_turn_loses_anything() {
         }
     });
     tell(&format!("{operations} operations"));
+}
+
+/// Else a program would read what the kernel keeps of before.
+#[test]
+fn a_commit_is_made_when_the_kernel_knows_what_of_others_came_along() {
+    runtime(1).block_on(async {
+        let mount = Mount::new(&[("theirs", "old"), ("kept", "kept")]).await;
+        let ino = mount.find("theirs").await.unwrap();
+        let told = Arc::<std::sync::Mutex<Vec<Stale>>>::default();
+        let telling = told.clone();
+        mount.fs.watch_staleness(move |stale| {
+            // A kernel that is busy.
+            std::thread::sleep(Duration::from_millis(50));
+            telling.lock().unwrap().push(stale);
+        });
+        mount.write("ours", "new").await;
+        mount.they(&[("theirs", Some("newer"))]);
+        mount.commit().await.unwrap();
+        assert!(told.lock().unwrap().contains(&Stale::Content(ino)), "{told:?}");
+        assert_eq!(mount.view().await, mount.head());
+    });
 }
