@@ -371,7 +371,11 @@ impl Fs {
     }
 
     /// Every file of a commit below a directory.
-    async fn files_below(&self, commit: &CommitId, dir: &RepoPath) -> Result<Vec<(RepoPath, Object)>, FsError> {
+    pub(crate) async fn files_below(
+        &self,
+        commit: &CommitId,
+        dir: &RepoPath,
+    ) -> Result<Vec<(RepoPath, Object)>, FsError> {
         let (mut found, mut left) = (Vec::new(), vec![dir.clone()]);
         while let Some(dir) = left.pop() {
             for entry in self.listing_of(commit, &dir).await? {

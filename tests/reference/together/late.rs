@@ -81,6 +81,24 @@ fn what_comes_late_into_a_commit_is_taken_out_again() {
     }
 }
 
+/// It makes a directory of what is a file by now.
+#[test]
+fn what_comes_late_below_a_file_makes_way_for_it() {
+    runtime(1).block_on(async {
+        let mount = Mount::new(&[("kept", "old")]).await;
+        mount.gives_up("send_small", async || mount.write("path/below", "not wanted any more").await).await;
+        mount.remove_all("path").await.unwrap();
+        mount.write("path", "a file").await;
+        assert_eq!(mount.drain().await, 0);
+        mount.meets_a_commit(false);
+        mount.commit().await.unwrap();
+        assert!(mount.memory.come_late() > 0, "nothing came late");
+        let expected = tree(&[("kept", "old"), ("path", "a file")]);
+        assert_eq!((mount.head(), mount.view().await), (expected.clone(), expected));
+        mount.assert_sound();
+    });
+}
+
 /// In a workspace that others use too it may be theirs.
 #[test]
 fn what_comes_into_the_commit_of_a_shared_workspace_is_left_in_it() {
