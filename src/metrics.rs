@@ -1,6 +1,8 @@
 //! What is measured of mounts, as text that Prometheus reads. Names, labels and meanings are a promise
 //! (docs/METRICS.md), which a test compares with this table.
 
+mod page;
+mod past;
 pub mod serve;
 
 use std::fmt;

@@ -1,20 +1,22 @@
-//! What is measured, over HTTP: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever starts and stops it.
-//! Only to be read, and only by those who can reach the address.
+//! What is measured, over HTTP: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever starts and stops it, and at
+//! `/` a page for people, which asks for `/page.json`. Only to be read, and only by those who can reach the address.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::sync::Semaphore;
 
+use super::page::{self, Page};
+use super::past::{EVERY, Hour};
 use super::{CONTENT_TYPE, readiness, text};
 use crate::config::Address;
 use crate::control::Measures;
@@ -33,11 +35,25 @@ struct Shared {
     looking: Arc<Semaphore>,
     /// How long one may take, with waiting for its turn.
     patience: Duration,
+    /// How it went, for the page.
+    hour: Arc<Mutex<Hour>>,
+    /// Only the owner of the mounts asks: names of files may be told.
+    to_owner: bool,
 }
 
 impl Shared {
-    fn new(look: Look, patience: Duration) -> Self {
-        Self { look, looking: Arc::new(Semaphore::new(1)), patience }
+    fn new(look: Look, patience: Duration, to_owner: bool) -> Self {
+        Self { look, looking: Arc::new(Semaphore::new(1)), patience, hour: Arc::default(), to_owner }
+    }
+
+    /// Notes for the page how it goes, until dropped.
+    async fn remember(&self) {
+        loop {
+            if let Some(mounts) = look_now(self).await {
+                self.hour.lock().unwrap_or_else(PoisonError::into_inner).note(Instant::now(), &mounts);
+            }
+            tokio::time::sleep(EVERY).await;
+        }
     }
 }
 
@@ -103,14 +119,25 @@ impl Listener {
     /// # Errors
     /// When it cannot listen any more.
     pub async fn serve(self, look: Look) -> io::Result<()> {
+        let shared = Shared::new(look, PATIENCE, matches!(self.inner, Inner::Unix(..)));
         let router = Router::new()
+            .route("/", get(people))
+            .route("/page.json", get(page_data))
             .route("/metrics", get(metrics))
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))
-            .with_state(Shared::new(look, PATIENCE));
-        match self.inner {
-            Inner::Tcp(listener) => axum::serve(tokio::net::TcpListener::from_std(listener)?, router).await,
-            Inner::Unix(listener, _named) => axum::serve(tokio::net::UnixListener::from_std(listener)?, router).await,
+            .with_state(shared.clone());
+        let served = async {
+            match self.inner {
+                Inner::Tcp(listener) => axum::serve(tokio::net::TcpListener::from_std(listener)?, router).await,
+                Inner::Unix(listener, _named) => {
+                    axum::serve(tokio::net::UnixListener::from_std(listener)?, router).await
+                }
+            }
+        };
+        tokio::select! {
+            served = served => served,
+            () = shared.remember() => Ok(()),
         }
     }
 }
@@ -149,6 +176,44 @@ fn plain(status: StatusCode, text: &str) -> Response {
     // What a server said may be in it.
     let text = format!("{}\n", crate::log::hide(text));
     (status, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
+}
+
+/// The page, which is the same for all mounts.
+async fn people() -> Response {
+    // Nothing of what it shows is ever taken for a program, and no other page may show it as its own.
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
+                  frame-ancestors 'none'";
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    (headers, page::HTML).into_response()
+}
+
+/// What the page shows.
+async fn page_data(State(shared): State<Shared>, headers: HeaderMap) -> Response {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if !page::is_of_this_machine(host) {
+        return plain(StatusCode::FORBIDDEN, "ask for it by the machine's own name, or by its address");
+    }
+    let Some(mounts) = look_now(&shared).await else {
+        return plain(StatusCode::SERVICE_UNAVAILABLE, "the mount does not answer");
+    };
+    let now = Instant::now();
+    let page = {
+        let mut hour = shared.hour.lock().unwrap_or_else(PoisonError::into_inner);
+        hour.note_now(now, &mounts);
+        Page::of(mounts, &hour, now, shared.to_owner)
+    };
+    match serde_json::to_string(&page) {
+        // What a server said may be in it.
+        Ok(text) => {
+            let headers = [(header::CACHE_CONTROL, "no-store"), (header::CONTENT_TYPE, "application/json")];
+            (headers, crate::log::hide(&text).into_owned()).into_response()
+        }
+        Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
@@ -195,7 +260,7 @@ mod tests {
             let _ = hangs.lock().unwrap().recv();
             Vec::new()
         });
-        let shared = Shared::new(look, Duration::from_millis(100));
+        let shared = Shared::new(look, Duration::from_millis(100), false);
         let (one, other) = tokio::join!(healthz(State(shared.clone())), readyz(State(shared.clone())));
         assert_eq!((one.status(), other.status()), (StatusCode::SERVICE_UNAVAILABLE, StatusCode::SERVICE_UNAVAILABLE));
         assert_eq!(looks.load(std::sync::atomic::Ordering::SeqCst), 1);

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::http;
 use crate::mounted::{TestMount, wait_until};
@@ -23,6 +23,14 @@ fn value(text: &str, name: &str, with: &str) -> Option<f64> {
 fn get(address: &str, path: &str) -> (u16, String) {
     let (status, body) = http::get(address, path).unwrap();
     (status, String::from_utf8(body).unwrap())
+}
+
+/// What the page shows of the one mount.
+fn shown(address: &str) -> Value {
+    let (status, text) = get(address, "/page.json");
+    assert_eq!(status, 200, "{text}");
+    let page: Value = serde_json::from_str(&text).unwrap();
+    page["mounts"][0].clone()
 }
 
 #[test]
@@ -51,6 +59,17 @@ fn a_scrape_during_an_outage_shows_what_is_owed_and_readyz_turns() {
     assert_eq!((of(&text, "oxenfs_owed_files"), of(&text, "oxenfs_owed_bytes")), (Some(1.0), Some(12.0)), "{text}");
     assert_eq!(value(&text, "oxenfs_stalled", "reason=\"unreachable\""), Some(1.0), "{text}");
     assert_eq!(value(&text, "oxenfs_stalled", "reason=\"busy\""), Some(0.0), "{text}");
+    let (status, page) = get(&address, "/");
+    assert!(status == 200 && page.starts_with("<!doctype html>"), "{page}");
+    // Nothing is fetched from elsewhere.
+    assert!(!page.contains("src=") && !page.contains("href=") && page.matches("http").count() == 1, "{page}");
+    let shown = shown(&address);
+    assert_eq!(shown["owed"], json!({"files": 1, "bytes": 12}), "{shown:#}");
+    assert!(shown["trouble"].as_str().unwrap().starts_with("stalled: cannot reach"), "{shown:#}");
+    assert!(shown["advice"].as_str().unwrap().contains("is sent when the server answers"), "{shown:#}");
+    assert_eq!(shown["past"][0]["owed_files"], 0, "{shown:#}");
+    // Any user of the machine may ask there.
+    assert!(!shown.to_string().contains("b.txt"), "{shown:#}");
     let age = of(&text, "oxenfs_oldest_owed_age_seconds").unwrap();
     wait_until("the age to grow", || of(&get(&address, "/metrics").1, "oxenfs_oldest_owed_age_seconds") > Some(age));
     assert!(value(&text, "oxenfs_requests_total", "outcome=\"unreachable\"").is_some(), "{text}");
