@@ -417,20 +417,27 @@ impl Fs {
             return Ok(file);
         }
         self.make_room(size);
-        if !self.cache.has_room(size) {
-            return Err(FsError::NoSpace);
-        }
-        let fetched = self.cache.begin()?;
-        let length = self.patiently(who, progress, &source.path, || {
-            let already = fetched.file.metadata().map_or(0, |file| file.len());
-            let fetch = async { Ok(self.workspace.fetch(&source, size, &fetched.file).await?) };
-            (already, fetch)
-        });
-        let length = match length.await {
-            Err(FsError::Remote(error @ WorkspaceError::NotFound { .. })) => {
-                return self.fetch_by_hash(Object { hash, size }).await.ok_or(error.into());
+        let mut aside = false;
+        let (fetched, length) = loop {
+            let fetched = match self.cache.begin_somewhere(size, aside) {
+                Err(error) if spool::is_full(&error) => return Err(FsError::NoSpace),
+                begun => begun?,
+            };
+            let length = self.patiently(who, progress, &source.path, || {
+                let already = fetched.file.metadata().map_or(0, |file| file.len());
+                let fetch = async { Ok(self.workspace.fetch(&source, size, &fetched.file).await?) };
+                (already, fetch)
+            });
+            match length.await {
+                // Others took the room meanwhile.
+                Err(FsError::Remote(WorkspaceError::Io(error))) if spool::is_full(&error) && !fetched.is_aside() => {
+                    aside = true;
+                }
+                Err(FsError::Remote(error @ WorkspaceError::NotFound { .. })) => {
+                    return self.fetch_by_hash(Object { hash, size }).await.ok_or(error.into());
+                }
+                length => break (fetched, length?),
             }
-            length => length?,
         };
         let kept = self.blocking(move |fs| Ok(fs.keep_fetched(fetched, hash, (length, size))?)).await?;
         match kept {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::{Fs, FsError, State};
 use crate::namespace::Ino;
 use crate::store::disk::Act;
+use crate::store::spool::is_full;
 
 /// Freed at a time, beyond what is wanted, for a writer that met a full disk: not once for every write.
 const ROOM_BYTES: u64 = 32 << 20;
@@ -109,9 +110,4 @@ impl State {
 pub fn quarter_of_descriptors() -> usize {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     files.map_or(usize::MAX, |files| usize::try_from(files / 4).unwrap_or(usize::MAX))
-}
-
-/// Whether an error says that there is no room.
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -309,6 +309,8 @@ impl Fs {
                 return Ok(());
             };
             match self.download(cold.hash, cold.size, Some(source.clone()), Who::Program).await {
+                // It is not to be read now, but kept.
+                Ok(_) if self.cache.is_aside(cold.hash) => return Err(FsError::NoSpace),
                 Ok(_) => warming.has_changed(&cold),
                 Err(FsError::Remote(error)) if error.is_outage() || matches!(error, WorkspaceError::Io(_)) => {
                     return Err(error.into());

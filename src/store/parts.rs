@@ -23,6 +23,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 
 use super::disk::{Act, Disk};
+use super::spool::is_full;
 use crate::count;
 use crate::hash::{ContentHash, HashKind, checksum};
 
@@ -183,7 +184,7 @@ impl Parts {
                 tracing::info!("files are fetched whole: the cache's filesystem has no holes");
                 false
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            Err(error) if is_full(&error) => {
                 return true;
             }
             Err(error) => {

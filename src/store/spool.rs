@@ -28,9 +28,11 @@ use crate::store::disk::{Act, Disk};
 use crate::store::listings::Listings;
 use crate::store::parts::Parts;
 
+mod aside;
 pub mod holes;
 mod spares;
 
+use aside::Aside;
 use holes::{counted_of, may_have, next_data};
 pub use holes::{room, room_of};
 
@@ -423,6 +425,8 @@ pub struct Cache {
     parts: Parts,
     /// What commits have in their directories.
     listings: Listings,
+    /// What the disk had no room for.
+    aside: Aside,
     temporary: AtomicU64,
     /// How often content was wanted that is here, and how often such that is not.
     hits: AtomicU64,
@@ -472,6 +476,7 @@ impl Cache {
             naming: Mutex::default(),
             parts: Parts::new(disk, dir),
             listings: Listings::new(disk, dir, &fetching, limit),
+            aside: Aside::default(),
             temporary: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -616,14 +621,14 @@ impl Cache {
         }
     }
 
-    /// Whether the content is here, but for what must be [checked](Self::check). Counts as a use.
+    /// Whether the content is here to stay, but for what must be [checked](Self::check). Counts as a use.
     pub fn holds(&self, hash: ContentHash) -> bool {
-        !matches!(self.find(hash), Found::Nowhere)
+        !matches!(self.find_on_disk(hash), Found::Nowhere)
     }
 
     /// Whether the content is here and has its hash. Reads all of it; what was altered is had no use of any more.
     pub fn verify(&self, hash: ContentHash) -> bool {
-        let file = match self.find(hash) {
+        let file = match self.find_on_disk(hash) {
             Found::Nowhere => return self.check(hash).is_some(),
             Found::Lent(_, file) => file,
             Found::Here(file) => Arc::new(file),
@@ -665,6 +670,13 @@ impl Cache {
 
     /// Where the content is, but for what must be [checked](Self::check).
     pub fn find(&self, hash: ContentHash) -> Found {
+        match self.find_on_disk(hash) {
+            Found::Nowhere => self.aside.find(hash).map_or(Found::Nowhere, Found::Here),
+            found => found,
+        }
+    }
+
+    fn find_on_disk(&self, hash: ContentHash) -> Found {
         let arriving = self.arriving().get(&hash).map(|place| place.path.clone());
         // It may be renamed just now, and is found under its name then; and be lent the next instant.
         if let Some(file) = arriving.and_then(|path| File::open(path).ok())
@@ -683,6 +695,11 @@ impl Cache {
             }
             _ => lent().unwrap_or(Found::Nowhere),
         }
+    }
+
+    /// Whether the content is here only for as long as somebody reads it, as the disk has no room.
+    pub fn is_aside(&self, hash: ContentHash) -> bool {
+        self.aside.has(hash) && !self.holds(hash)
     }
 
     /// Whether an open file is the one that is lent. Asked after it was opened: who lends it finds that out if it was
@@ -806,6 +823,7 @@ impl Cache {
         }
         tracing::warn!(%hash, "a cached file is not what it was; it is fetched again");
         self.unknow(hash);
+        self.aside.drop(hash);
         if let Some(place) = self.arriving().remove(&hash) {
             let _ = self.disk.remove(&place.path);
         }
@@ -889,7 +907,24 @@ impl Cache {
         let mut open = OpenOptions::new();
         open.read(true).write(true).create_new(true).mode(0o600);
         let file = self.disk.act(Act::Create(&path), || open.open(&path))?;
-        Ok(Fetching { disk: self.disk.clone(), path: Some(path), file: Arc::new(file) })
+        Ok(Fetching { disk: self.disk.clone(), path: Some(path), file: Arc::new(file), aside: false })
+    }
+
+    /// The same for content of so many bytes; one in memory where the disk has no room for it, or `aside` says so.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::StorageFull`] for content that is too long for that; the filesystem's.
+    pub fn begin_somewhere(&self, size: u64, aside: bool) -> io::Result<Fetching> {
+        if !aside && self.has_room(size) {
+            match self.begin() {
+                Err(error) if is_full(&error) => {}
+                begun => return begun,
+            }
+        }
+        if size > aside::MOST_BYTES {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(Fetching { disk: self.disk.clone(), path: None, file: Arc::new(Aside::make()?), aside: true })
     }
 
     /// A file that is somewhere else already, and to which nobody writes, as one that was fetched.
@@ -901,13 +936,22 @@ impl Cache {
         let path = self.dir.join(format!("{FETCHING}/{number}"));
         let from = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         self.disk.link_open(&from, &path)?;
-        Ok(Fetching { disk: self.disk.clone(), path: Some(path.clone()), file: Arc::new(File::open(path)?) })
+        Ok(Fetching {
+            disk: self.disk.clone(),
+            path: Some(path.clone()),
+            file: Arc::new(File::open(path)?),
+            aside: false,
+        })
     }
 
     /// Takes in a fetched file whose hash has been checked. It gets its name when it is [settled](Self::settle), or
     /// `at_once`.
     pub fn keep(&self, mut fetched: Fetching, hash: ContentHash, at_once: bool) {
         let size = fetched.file.metadata().map_or(0, |file| file.len());
+        if fetched.aside {
+            self.aside.keep(hash, fetched.file.clone(), size);
+            return;
+        }
         let place = |path: &PathBuf| Place { path: path.clone(), spool: None, size };
         if fetched.path.as_ref().is_some_and(|path| self.announce(hash, place(path)))
             && let Some(path) = fetched.path.take()
@@ -1329,6 +1373,20 @@ pub struct Fetching {
     path: Option<PathBuf>,
     /// Where the bytes go.
     pub file: Arc<File>,
+    /// It is in memory.
+    aside: bool,
+}
+
+impl Fetching {
+    /// Whether the disk has no room for it.
+    pub fn is_aside(&self) -> bool {
+        self.aside
+    }
+}
+
+/// Whether a disk or a quota is full.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl Drop for Fetching {

@@ -2,6 +2,7 @@
 //! `status` says, and that all goes on when the disk does.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
@@ -155,6 +156,34 @@ fn a_full_disk_stops_writers_alone_and_nothing_has_to_be_mounted_again() {
     disk.free();
     test.wait_status("the disk to be well", |status| status["disk"].is_null());
     assert_ends_well(&test, &server, &expected);
+}
+
+/// What makes way for writers is read all the same: from memory, and nothing of it is kept.
+#[test]
+#[ignore = "needs root, to mount a small disk: scripts/test has it"]
+fn what_is_on_the_server_alone_is_read_on_a_full_disk() {
+    let disk = SmallDisk::new(40);
+    let server = Scripted::new();
+    let test = on(&disk, &server);
+    test.mount(&["--create"]).ok();
+    let content = |at: u64| noise(at, 100_000 + 300_000 * at as usize);
+    (0..4).for_each(|at| fs::write(test.at(format!("file {at}")), content(at)).unwrap());
+    test.commit();
+    test.unmount();
+    test.mount(&[]).ok();
+    test.oxenfs([OsStr::new("warm"), OsStr::new("--evict"), test.dir.as_os_str()]).ok();
+    disk.fill();
+    for _ in 0..2 {
+        for at in 0..4 {
+            assert!(fs::read(test.at(format!("file {at}"))).unwrap() == content(at), "file {at}");
+        }
+    }
+    // To be kept, there is no room for it.
+    let refused = test.oxenfs([OsStr::new("warm"), test.dir.as_os_str()]);
+    assert!(refused.exit == 1 && refused.err.contains("the disk of the cache is full"), "{refused:?}");
+    disk.free();
+    test.oxenfs([OsStr::new("warm"), test.dir.as_os_str()]).ok();
+    test.unmount();
 }
 
 #[test]

@@ -347,3 +347,30 @@ fn what_was_committed_or_only_staged_by_the_mount_before_is_there_without_the_se
     test.unmount_commit();
     assert_same(&server.committed(&test.repo), &files(&[("b", "two"), ("d/e/c", "three")]));
 }
+
+/// Also where its patterns are on the server alone: they are read before anything is sent.
+#[test]
+fn what_is_ignored_stays_here_while_the_server_is_away_and_when_it_is_back() {
+    for patterns_are_here in [true, false] {
+        let mut server = Scripted::new();
+        let mut all = files(&[(".oxenignore", "*.tmp\n"), ("a", "one")]);
+        let test = seen_before(&server, &all, &[".oxenignore"], &[]);
+        if !patterns_are_here {
+            let cache = crate::damage::state_of(&test).join("cache");
+            let content = fs::read_dir(cache).unwrap().map(|entry| entry.unwrap());
+            let content = content.filter(|entry| entry.file_name().to_str().unwrap().starts_with("boot-"));
+            content.for_each(|entry| fs::remove_dir_all(entry.path()).unwrap());
+        }
+        server.stop();
+        mount_offline(&test, &[]);
+        fs::write(test.at("new.tmp"), "stays").unwrap();
+        fs::write(test.at("new"), "travels").unwrap();
+        server.start(None);
+        let status = wait_online(&test);
+        assert_eq!(status["counts"]["ignored"], json!({"files": 1, "bytes": 5}), "{status:#}");
+        all.insert("new".into(), b"travels".to_vec());
+        test.commit();
+        assert_same(&server.committed(&test.repo), &all);
+        assert_eq!(fs::read(test.at("new.tmp")).unwrap(), b"stays");
+    }
+}
