@@ -22,6 +22,7 @@ use super::{Fs, FsError, LISTINGS_AT_ONCE, STAGED_AGAIN_WITHIN};
 use crate::hash::ContentHash;
 use crate::namespace::{Content, Ino, ROOT};
 use crate::path::RepoPath;
+use crate::store::disk::is_full;
 use crate::store::spool::{self, Found};
 use crate::sync::Mutex;
 use crate::workspace::progress::Progress;
@@ -420,7 +421,7 @@ impl Fs {
         let mut aside = false;
         let (fetched, length) = loop {
             let fetched = match self.cache.begin_somewhere(size, aside) {
-                Err(error) if spool::is_full(&error) => return Err(FsError::NoSpace),
+                Err(error) if is_full(&error) => return Err(FsError::NoSpace),
                 begun => begun?,
             };
             let length = self.patiently(who, progress, &source.path, || {
@@ -430,7 +431,7 @@ impl Fs {
             });
             match length.await {
                 // Others took the room meanwhile.
-                Err(FsError::Remote(WorkspaceError::Io(error))) if spool::is_full(&error) && !fetched.is_aside() => {
+                Err(FsError::Remote(WorkspaceError::Io(error))) if is_full(&error) && !fetched.is_aside() => {
                     aside = true;
                 }
                 Err(FsError::Remote(error @ WorkspaceError::NotFound { .. })) => {

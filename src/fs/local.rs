@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use super::{Fs, FsError, State};
 use crate::namespace::Ino;
-use crate::store::disk::Act;
-use crate::store::spool::is_full;
+use crate::store::disk::{Act, is_full};
 
 /// Freed at a time, beyond what is wanted, for a writer that met a full disk: not once for every write.
 const ROOM_BYTES: u64 = 32 << 20;

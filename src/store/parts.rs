@@ -22,8 +22,7 @@ use lru::LruCache;
 use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 
-use super::disk::{Act, Disk};
-use super::spool::is_full;
+use super::disk::{Act, Disk, is_full};
 use crate::count;
 use crate::hash::{ContentHash, HashKind, checksum};
 

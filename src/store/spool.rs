@@ -24,7 +24,7 @@ use rustix::fs::StatVfs;
 use crate::count;
 use crate::hash::ContentHash;
 use crate::id::{Ino, SpoolId};
-use crate::store::disk::{Act, Disk};
+use crate::store::disk::{Act, Disk, is_full};
 use crate::store::listings::Listings;
 use crate::store::parts::Parts;
 
@@ -1382,11 +1382,6 @@ impl Fetching {
     pub fn is_aside(&self) -> bool {
         self.aside
     }
-}
-
-/// Whether a disk or a quota is full.
-pub fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl Drop for Fetching {
