@@ -7,6 +7,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use bytes::Bytes;
+use oxenfs::fs::{Fs, FsError, OpenFlags, Stop};
+use oxenfs::namespace::ROOT;
+use oxenfs::path::{Name, RepoPath};
 use oxenfs::store::disk::{Act, Disk, Witness};
 use oxenfs::workspace::ByHash;
 use oxenfs::workspace::memory::Memory;
@@ -118,4 +122,34 @@ fn a_disk_that_fails_and_recovers_takes_nothing_that_was_acknowledged() {
         .sum();
     crate::tell(&format!("{refused} operations refused by the disk"));
     assert!(refused > 100, "only {refused} operations met a failure");
+}
+
+/// From memory, as often as it is wanted.
+#[test]
+fn what_is_not_here_is_read_on_a_full_disk() {
+    crate::world::runtime(1).block_on(async {
+        let (dir, failing) = (temporary_dir(), Arc::new(Failing::default()));
+        let memory = Arc::new(Memory::new(ByHash::Single));
+        let path = RepoPath::parse("file").unwrap();
+        memory.set_base([(path.clone(), Bytes::from_static(b"of the server"))].into());
+        let fs = crate::regressions::listed(&Disk::witnessed(failing.clone()), dir.path(), &memory).await;
+        failing.set(FULL);
+        let read = OpenFlags { read: true, write: false, truncate: false, execute: false };
+        for _ in 0..3 {
+            let ino = fs.lookup(ROOT, &Name::new(b"file").unwrap()).unwrap().ino;
+            let handle = carry_through(&fs, |fs| fs.open(ino, read)).await.unwrap();
+            let bytes = carry_through(&fs, |fs| fs.read(handle, 0, 99)).await.unwrap();
+            assert_eq!(bytes, b"of the server");
+            fs.release(handle);
+        }
+        assert_eq!(fs.check(), [""; 0]);
+    });
+}
+
+async fn carry_through<T>(fs: &Fs, op: impl Fn(&Fs) -> oxenfs::fs::Op<T>) -> Result<T, FsError> {
+    match op(fs) {
+        Ok(done) => Ok(done),
+        Err(Stop::Need(need)) => fs.run(need, op).await,
+        Err(Stop::Error(error)) => Err(error),
+    }
 }
