@@ -166,6 +166,8 @@ impl Fs {
     /// # Errors
     /// [`FsError::Exists`] while a commit is under way, which does so itself; the server's, or the journal's.
     pub async fn follow_workspace(&self) -> Result<(), FsError> {
+        // It may have gone once more since: as nothing is sent, nobody else would notice.
+        self.find_workspace().await?;
         self.take_in_others().await
     }
 

@@ -1148,6 +1148,33 @@ fn nothing_is_sent_to_a_workspace_that_was_made_anew_elsewhere_before_the_mount_
     });
 }
 
+/// Nothing is sent then, so no request meets that it is gone.
+#[test]
+fn a_workspace_that_goes_again_before_the_mount_has_followed_is_made_once_more() {
+    runtime(1).block_on(async {
+        let mount = Mount::new(&[("a", "a")]).await;
+        mount.they(&[("b", Some("theirs"))]);
+        mount.memory.remake_on_head();
+        let (memory, told) = (Arc::downgrade(&mount.memory), std::sync::atomic::AtomicU8::new(0));
+        mount.memory.set_witness(Arc::new(move |request| {
+            // The first answer leaves.
+            if request == "reopen"
+                && told.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 1
+                && let Some(memory) = memory.upgrade()
+            {
+                memory.delete_workspace();
+            }
+        }));
+        mount.memory.delete_workspace();
+        mount.write("a", "ours").await;
+        assert_eq!(mount.drain().await, 0);
+        mount.commit().await.unwrap();
+        assert_eq!(mount.head(), tree(&[("a", "ours"), ("b", "theirs")]));
+        assert_eq!(mount.view().await, mount.head());
+        mount.assert_sound();
+    });
+}
+
 /// The workspace shows the base again, where a file of the cut is to be: its directory's files were removed before the cut.
 #[test]
 fn a_commit_whose_workspace_went_is_cut_again_where_the_first_cut_lacks_what_is_in_its_way() {
