@@ -447,7 +447,10 @@ impl Fs {
                 let what = format!("{} has content {found} of {length} bytes, not {hash} of {size}", source.path);
                 let error = self.why_not(&source, hash, what).await;
                 let is_elsewhere = matches!(error, WorkspaceError::NotFound { .. } | WorkspaceError::Conflict { .. });
-                let by_hash = if is_elsewhere { self.fetch_by_hash(Object { hash, size }).await } else { None };
+                // Nor is it staged there again, where its file has another name by now.
+                let is_replaced = source.revision == Revision::Workspace && self.may_have_come_late(&source.path);
+                let by_hash =
+                    if is_elsewhere || is_replaced { self.fetch_by_hash(Object { hash, size }).await } else { None };
                 by_hash.ok_or(error.into())
             }
         }

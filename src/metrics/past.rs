@@ -53,16 +53,6 @@ impl Hour {
         });
     }
 
-    /// The same, if the last moment is as old as one gets.
-    pub fn note_now(&mut self, now: Instant, mounts: &[Measures]) {
-        let is_due = |moments: &VecDeque<Moment>| {
-            moments.back().is_none_or(|last| now.saturating_duration_since(last.at) >= EVERY)
-        };
-        let due = |measures: &&Measures| self.0.get(&measures.mountpoint).is_none_or(is_due);
-        let due: Vec<Measures> = mounts.iter().filter(due).cloned().collect();
-        self.note(now, &due);
-    }
-
     /// What is remembered of a mount, oldest first.
     pub fn of(&self, now: Instant, mountpoint: &str) -> Vec<Past> {
         let Some(moments) = self.0.get(mountpoint) else { return Vec::new() };

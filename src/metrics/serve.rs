@@ -201,11 +201,7 @@ async fn page_data(State(shared): State<Shared>, headers: HeaderMap) -> Response
         return plain(StatusCode::SERVICE_UNAVAILABLE, "the mount does not answer");
     };
     let now = Instant::now();
-    let page = {
-        let mut hour = shared.hour.lock().unwrap_or_else(PoisonError::into_inner);
-        hour.note_now(now, &mounts);
-        Page::of(mounts, &hour, now, shared.to_owner)
-    };
+    let page = Page::of(mounts, &shared.hour.lock().unwrap_or_else(PoisonError::into_inner), now, shared.to_owner);
     match serde_json::to_string(&page) {
         // What a server said may be in it.
         Ok(text) => {

@@ -907,7 +907,7 @@ impl Cache {
         let mut open = OpenOptions::new();
         open.read(true).write(true).create_new(true).mode(0o600);
         let file = self.disk.act(Act::Create(&path), || open.open(&path))?;
-        Ok(Fetching { disk: self.disk.clone(), path: Some(path), file: Arc::new(file), aside: false })
+        Ok(Fetching { disk: self.disk.clone(), path: Some(path), file: Arc::new(file) })
     }
 
     /// The same for content of so many bytes; one in memory where the disk has no room for it, or `aside` says so.
@@ -924,7 +924,7 @@ impl Cache {
         if size > aside::MOST_BYTES {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        Ok(Fetching { disk: self.disk.clone(), path: None, file: Arc::new(Aside::make()?), aside: true })
+        Ok(Fetching { disk: self.disk.clone(), path: None, file: Arc::new(Aside::make()?) })
     }
 
     /// A file that is somewhere else already, and to which nobody writes, as one that was fetched.
@@ -936,19 +936,14 @@ impl Cache {
         let path = self.dir.join(format!("{FETCHING}/{number}"));
         let from = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         self.disk.link_open(&from, &path)?;
-        Ok(Fetching {
-            disk: self.disk.clone(),
-            path: Some(path.clone()),
-            file: Arc::new(File::open(path)?),
-            aside: false,
-        })
+        Ok(Fetching { disk: self.disk.clone(), path: Some(path.clone()), file: Arc::new(File::open(path)?) })
     }
 
     /// Takes in a fetched file whose hash has been checked. It gets its name when it is [settled](Self::settle), or
     /// `at_once`.
     pub fn keep(&self, mut fetched: Fetching, hash: ContentHash, at_once: bool) {
         let size = fetched.file.metadata().map_or(0, |file| file.len());
-        if fetched.aside {
+        if fetched.is_aside() {
             self.aside.keep(hash, fetched.file.clone(), size);
             return;
         }
@@ -1370,17 +1365,16 @@ impl Arrived {
 /// A file being fetched.
 pub struct Fetching {
     disk: Disk,
+    /// `None`: it is in memory.
     path: Option<PathBuf>,
     /// Where the bytes go.
     pub file: Arc<File>,
-    /// It is in memory.
-    aside: bool,
 }
 
 impl Fetching {
-    /// Whether the disk has no room for it.
+    /// Whether it is in memory, as the disk has no room for it.
     pub fn is_aside(&self) -> bool {
-        self.aside
+        self.path.is_none()
     }
 }
 

@@ -10,12 +10,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use oxenfs::fs::{Fs, FsError, Lender, Limits, Need, OpenFlags, Options, Passthrough, RenameMode, Stop, Want};
+use oxenfs::fs::{Fs, FsError, Lender, Limits, Need, OpenFlags, Options, Passthrough, RenameMode, Want};
 use oxenfs::namespace::{Attrs, Ino, ROOT};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::store::disk::{Act, Disk, Witness};
 use oxenfs::workspace::memory::Memory;
 use oxenfs::workspace::{ByHash, Workspace};
+
+use crate::world::go;
 
 const READ: OpenFlags = OpenFlags { read: true, write: false, truncate: false, execute: false };
 const WRITE: OpenFlags = OpenFlags { read: true, write: true, truncate: false, execute: false };
@@ -90,11 +92,7 @@ impl Mounted {
     }
 
     async fn run<T>(&self, op: impl Fn(&Fs) -> oxenfs::fs::Op<T>) -> Result<T, FsError> {
-        match op(&self.fs) {
-            Ok(done) => Ok(done),
-            Err(Stop::Error(error)) => Err(error),
-            Err(Stop::Need(need)) => self.fs.run(need, op).await,
-        }
+        go(&self.fs, op).await
     }
 
     async fn find(&self, name: &str) -> Ino {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use oxenfs::fs::{CommitCut, Fs, Need, OpenFlags, RenameMode, Stop};
+use oxenfs::fs::{CommitCut, Fs, Need, OpenFlags, RenameMode};
 use oxenfs::hash::ContentHash;
 use oxenfs::namespace::{Ino, ROOT};
 use oxenfs::path::{Name, RepoPath};
@@ -16,7 +16,7 @@ use oxenfs::workspace::memory::{Fault, Memory};
 use oxenfs::workspace::{ByHash, Object, Workspace};
 use oxenfs::writeback::index::Step;
 
-use crate::world::{Manner, Op, Vanish, World, attrs, commit_request, in_time, runtime, temporary_dir};
+use crate::world::{Manner, Op, Vanish, World, attrs, commit_request, go, in_time, runtime, temporary_dir};
 
 /// A filesystem on a server in memory. Nothing is staged before [`run`](Self::run).
 struct Bench {
@@ -96,11 +96,7 @@ impl Bench {
     }
 
     async fn go<T>(&self, op: impl Fn(&Fs) -> oxenfs::fs::Op<T>) -> T {
-        match op(&self.fs) {
-            Ok(out) => out,
-            Err(Stop::Need(need)) => in_time("an operation", self.fs.run(need, op)).await.unwrap(),
-            Err(Stop::Error(error)) => panic!("{error}"),
-        }
+        in_time("an operation", go(&self.fs, op)).await.unwrap()
     }
 
     async fn rename(&self, from: &str, to: &str) {

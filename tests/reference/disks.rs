@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
-use oxenfs::fs::{Fs, FsError, OpenFlags, Stop};
+use oxenfs::fs::OpenFlags;
 use oxenfs::namespace::ROOT;
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::store::disk::{Act, Disk, Witness};
@@ -16,7 +16,7 @@ use oxenfs::workspace::ByHash;
 use oxenfs::workspace::memory::Memory;
 
 use crate::model::{Path, Refusal};
-use crate::world::{Manner, Op, World, temporary_dir};
+use crate::world::{Manner, Op, World, go, temporary_dir};
 
 const WELL: u8 = 0;
 const FULL: u8 = 1;
@@ -137,19 +137,11 @@ fn what_is_not_here_is_read_on_a_full_disk() {
         let read = OpenFlags { read: true, write: false, truncate: false, execute: false };
         for _ in 0..3 {
             let ino = fs.lookup(ROOT, &Name::new(b"file").unwrap()).unwrap().ino;
-            let handle = carry_through(&fs, |fs| fs.open(ino, read)).await.unwrap();
-            let bytes = carry_through(&fs, |fs| fs.read(handle, 0, 99)).await.unwrap();
+            let handle = go(&fs, |fs| fs.open(ino, read)).await.unwrap();
+            let bytes = go(&fs, |fs| fs.read(handle, 0, 99)).await.unwrap();
             assert_eq!(bytes, b"of the server");
             fs.release(handle);
         }
         assert_eq!(fs.check(), [""; 0]);
     });
-}
-
-async fn carry_through<T>(fs: &Fs, op: impl Fn(&Fs) -> oxenfs::fs::Op<T>) -> Result<T, FsError> {
-    match op(fs) {
-        Ok(done) => Ok(done),
-        Err(Stop::Need(need)) => fs.run(need, op).await,
-        Err(Stop::Error(error)) => Err(error),
-    }
 }

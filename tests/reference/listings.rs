@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use oxenfs::fs::{Fs, Limits, Op, Options, Stop};
+use oxenfs::fs::{Fs, Limits, Op, Options};
 use oxenfs::namespace::{Ino, ROOT};
 use oxenfs::path::RepoPath;
 use oxenfs::workspace::ByHash;
@@ -71,11 +71,7 @@ async fn kill(fs: Arc<Fs>) {
 }
 
 async fn go<T>(fs: &Fs, op: impl Fn(&Fs) -> Op<T>) -> T {
-    match op(fs) {
-        Ok(out) => out,
-        Err(Stop::Need(need)) => fs.run(need, op).await.unwrap(),
-        Err(Stop::Error(error)) => panic!("{error}"),
-    }
+    crate::world::go(fs, op).await.unwrap()
 }
 
 async fn entries(fs: &Fs, dir: Ino) -> Vec<(String, Ino)> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use oxenfs::fs::{Fs, FsError, Limits, Op, OpenFlags, Options, Stop};
+use oxenfs::fs::{Fs, FsError, Limits, OpenFlags, Options};
 use oxenfs::namespace::{Ino, ROOT};
 use oxenfs::path::{Name, RepoPath};
 use oxenfs::stager::{Delays, Meter, Stager};
@@ -15,7 +15,7 @@ use oxenfs::workspace::deferred::Deferred;
 use oxenfs::workspace::memory::{Fault, Memory, Tree};
 use oxenfs::workspace::{ByHash, CommitId, Workspace, WorkspaceError};
 
-use crate::world::{attrs, entries_of, in_time, runtime, temporary_dir};
+use crate::world::{attrs, entries_of, go, in_time, runtime, temporary_dir};
 
 /// Directories, and files in each; others commit those with even numbers, and programs here write the odd ones.
 const DIRS: u8 = 3;
@@ -37,14 +37,6 @@ fn open(dir: &Path, workspace: Arc<dyn Workspace>) -> Arc<Fs> {
     let options = Options { read_only: false, settle: Duration::ZERO, uid: 0, gid: 0, umask: 0o022 };
     let limits = Limits { spool: None, cache: 1 << 30 };
     Fs::recover(dir, RepoPath::root(), options, limits, workspace).unwrap()
-}
-
-async fn go<T>(fs: &Fs, op: impl Fn(&Fs) -> Op<T>) -> Result<T, FsError> {
-    match op(fs) {
-        Ok(out) => Ok(out),
-        Err(Stop::Need(need)) => fs.run(need, op).await,
-        Err(Stop::Error(error)) => Err(error),
-    }
 }
 
 async fn find(fs: &Fs, parent: Ino, name: &str) -> Result<Ino, FsError> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use oxenfs::fs::{Choice, Fs, FsError, OpenFlags, RenameMode, Stale, Stays, Stop, Version};
+use oxenfs::fs::{Choice, Fs, FsError, OpenFlags, RenameMode, Stale, Stays, Version};
 use oxenfs::mount::commit::finish::{self, Finished};
 use oxenfs::namespace::{Ino, ROOT};
 use oxenfs::path::{Name, RepoPath};
@@ -20,7 +20,7 @@ mod late;
 mod team;
 
 use crate::tell;
-use crate::world::{STUCK, attrs, commit_request, entries_of, in_time, runtime, temporary_dir};
+use crate::world::{STUCK, attrs, commit_request, entries_of, go, in_time, runtime, temporary_dir};
 
 type Files = BTreeMap<String, String>;
 
@@ -116,11 +116,7 @@ impl Mount {
     }
 
     async fn go<T>(&self, op: impl Fn(&Fs) -> oxenfs::fs::Op<T>) -> Result<T, FsError> {
-        match op(&self.fs) {
-            Ok(out) => Ok(out),
-            Err(Stop::Need(need)) => in_time("an operation", self.fs.run(need, op)).await,
-            Err(Stop::Error(error)) => Err(error),
-        }
+        in_time("an operation", go(&self.fs, op)).await
     }
 
     async fn find(&self, path: &str) -> Result<Ino, FsError> {

@@ -301,6 +301,15 @@ pub fn runtime(workers: usize) -> tokio::runtime::Runtime {
     builder.worker_threads(workers).thread_name(THREAD).enable_all().build().unwrap()
 }
 
+/// Carries an operation through, with all that it needs.
+pub async fn go<T>(fs: &Fs, op: impl Fn(&Fs) -> oxenfs::fs::Op<T>) -> Result<T, FsError> {
+    match op(fs) {
+        Ok(out) => Ok(out),
+        Err(Stop::Need(need)) => fs.run(need, op).await,
+        Err(Stop::Error(error)) => Err(error),
+    }
+}
+
 /// Waits for what has to end.
 pub async fn in_time<T>(what: &str, ending: impl Future<Output = T>) -> T {
     tokio::time::timeout(STUCK, ending).await.unwrap_or_else(|_| panic!("{what} has not ended in {STUCK:?}"))
@@ -567,11 +576,7 @@ impl World {
             done
         };
         loop {
-            let done = match op(&self.fs) {
-                Err(Stop::Need(need)) => self.fs.run(need, &op).await,
-                Err(Stop::Error(error)) => Err(error),
-                Ok(done) => Ok(done),
-            };
+            let done = go(&self.fs, &op).await;
             match done {
                 Err(FsError::Remote(_)) if Instant::now() > deadline => return done,
                 // What came late may have taken the place of what is to be read, until the daemon looks.

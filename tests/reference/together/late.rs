@@ -135,6 +135,26 @@ fn what_was_staged_and_a_late_request_replaced_is_read_as_it_was_staged() {
     });
 }
 
+/// It is to be ignored under its new name, so that its bytes are brought here before they are staged no more.
+#[test]
+fn what_a_late_request_replaced_is_brought_here_though_its_file_has_another_name() {
+    runtime(1).block_on(async {
+        let mount = Mount::new(&[(".oxenignore", "*.tmp")]).await;
+        mount.gives_up("send_small", async || mount.write("file", "the first").await).await;
+        mount.write("file", "the second").await;
+        assert_eq!(mount.drain().await, 0);
+        let mount = mount.without_copies().await;
+        mount.fs.judge().await.unwrap();
+        mount.memory.end_late();
+        mount.try_rename("file", "file.tmp").await.unwrap();
+        assert_eq!(in_time("what is owed", mount.drain()).await, 0);
+        assert_eq!(mount.text("file.tmp").await.as_deref(), Some("the second"));
+        mount.commit().await.unwrap();
+        assert_eq!(mount.head(), tree(&[(".oxenignore", "*.tmp")]));
+        mount.assert_sound();
+    });
+}
+
 /// A file of the base was staged under another name, and then renamed over one that is in conflict, which waits for a person;
 /// its workspace was deleted.
 #[test]
